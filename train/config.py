@@ -1,0 +1,119 @@
+"""Every setting of a training run: name, type, default and meaning, once.
+
+`configs/default.py` makes the ConfigDict that recipes and the command line change; `loop.run` turns it
+back into these frozen dataclasses, which check it.
+"""
+
+import dataclasses
+
+from transformer_jax.config import TransformerConfig, UserError, from_dict, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where the text comes from and how it is split."""
+
+    source: str = setting("python_docs", "python_docs | python_source | text")
+    path: str = setting("", "for source=text: a file, a folder or a glob, .gz too")
+    val_fraction: float = setting(0.1, "share of the characters, at the end of the text, kept for validation")
+
+    def __post_init__(self):
+        if not 0 < self.val_fraction < 1:
+            raise UserError(f"data.val_fraction={self.val_fraction}: must lie between 0 and 1. Take 0.1.")
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerConfig:
+    """How text becomes token ids."""
+
+    kind: str = setting("char", "char | byte | bpe")
+    vocab_size: int = setting(4096, "for bpe: ids in all, special ones included")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """How gradients become updates."""
+
+    name: str = setting("adamw", "adamw | muon (matrices by Muon, the rest by AdamW)")
+    peak_lr: float = setting(1e-3, "largest learning rate (AdamW's, also beside Muon)")
+    muon_lr: float = setting(0.02, "largest learning rate of Muon, for the matrices")
+    schedule: str = setting("warmup_cosine", "warmup_cosine | warmup_linear | constant")
+    warmup_steps: int = setting(100, "steps over which the learning rate rises from 0 to its peak")
+    final_lr_fraction: float = setting(0.1, "learning rate at the last step, as a share of the peak")
+    b1: float = setting(0.9, "AdamW: decay of the mean of the gradients")
+    b2: float = setting(0.95, "AdamW: decay of the mean of their squares")
+    weight_decay: float = setting(0.1, "on kernels and embeddings, never on biases or norms")
+    clip_norm: float = setting(1.0, "largest global norm of the gradient; 0: never clip")
+
+    def __post_init__(self):
+        for name in ("peak_lr", "muon_lr"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"optimizer.{name}={getattr(self, name)}: must be above 0.")
+        for name in ("weight_decay", "clip_norm", "warmup_steps"):
+            if getattr(self, name) < 0:
+                raise UserError(f"optimizer.{name}={getattr(self, name)}: must not be negative.")
+        for name in ("b1", "b2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"optimizer.{name}={getattr(self, name)}: must be at least 0 and below 1.")
+        if not 0 <= self.final_lr_fraction <= 1:
+            raise UserError(f"optimizer.final_lr_fraction={self.final_lr_fraction}: must lie between 0 and 1.")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The training run itself."""
+
+    seed: int = setting(0, "of initial values, data order and dropout")
+    num_steps: int = setting(2000, "optimizer steps in all")
+    batch_size: int = setting(16, "sequences in one optimizer step, over all devices and micro-batches")
+    accumulation: int = setting(1, "micro-batches that one step's batch is computed in, one after the other")
+    parallel: str = setting("jit", "jit | pmap: how a step is spread over the devices")
+    steps_per_call: int = setting(0, "steps in one call of the compiled program; 0: up to 10 when steps are short")
+    log_every: int = setting(50, "steps between lines of training loss (their mean)")
+    eval_every: int = setting(250, "steps between passes over the whole validation split")
+    max_bad_steps: int = setting(10, "steps in a row with NaN or infinity (each is skipped) after which to stop")
+    tensorboard: bool = setting(True, "write TensorBoard files beside metrics.jsonl")
+
+    def __post_init__(self):
+        names = ("num_steps", "batch_size", "accumulation", "log_every", "eval_every", "max_bad_steps")
+        for name in names:
+            if getattr(self, name) < 1:
+                raise UserError(f"train.{name}={getattr(self, name)}: must be at least 1.")
+        if self.steps_per_call < 0:
+            raise UserError(f"train.steps_per_call={self.steps_per_call}: must be 0 (choose) or more.")
+        if self.seed < 0:
+            raise UserError(f"train.seed={self.seed}: must not be negative.")
+        if self.batch_size % self.accumulation:
+            raise UserError(
+                f"train.accumulation={self.accumulation}: must divide train.batch_size={self.batch_size}."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """What is kept of a run."""
+
+    save_every: int = setting(250, "steps between checkpoints; the last step is always saved")
+    keep: int = setting(3, "newest checkpoints kept; the best by validation loss is kept besides")
+
+    def __post_init__(self):
+        for name in ("save_every", "keep"):
+            if getattr(self, name) < 1:
+                raise UserError(f"checkpoint.{name}={getattr(self, name)}: must be at least 1.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole training run."""
+
+    model: TransformerConfig = dataclasses.field(default_factory=TransformerConfig)
+    tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+
+    @classmethod
+    def from_dict(cls, values) -> "Config":
+        """From a ConfigDict or a plain nested dict. Raises UserError for whatever does not fit."""
+        return from_dict(cls, values)

@@ -1,0 +1,159 @@
+"""What a model is made of, and the letters that its arrays are described with.
+
+Dimension letters, the same in every file (they are jax.nn's own):
+
+    B  batch                 N  query heads            D  model width (`d_model`)
+    T  new / query length    K  key-value heads        F  feed-forward width (`d_ff`)
+    S  key length (cache)    G  N // K, queries that   V  vocabulary
+                                share one key head     L  layers
+                             H  head width (`head_dim`)
+
+T and S differ on purpose: a cached decode step has T = 1 and S = the cache's capacity.
+Letters are for arrays; configuration fields are words.
+"""
+
+import dataclasses
+import difflib
+import math
+from typing import Any
+
+
+class UserError(ValueError):
+    """Something its reader can mend: one line with the field, its value, the rule and the way out.
+
+    Commands print it without a traceback and exit with code 2.
+    """
+
+
+def setting(default: Any, meaning: str) -> Any:
+    """A dataclass field that knows its own meaning, so that `--help` and the reader see the same words."""
+    return dataclasses.field(default=default, metadata={"meaning": meaning})
+
+
+def choose(table: dict, name: str, field: str) -> Any:
+    """`table[name]`, or a UserError that lists what there is."""
+    if name not in table:
+        raise UserError(f"{field}={name!r}: unknown. Choose one of: {', '.join(table)}.")
+    return table[name]
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """The shape of a Transformer. Zero means "derive it": after construction no such field is zero.
+
+    Variants are names; each is looked up in the dict of the file that owns the idea
+    (`layers.NORMS`, `layers.FEED_FORWARDS`, `positions.POSITIONS`), which also says what is allowed.
+    """
+
+    vocab_size: int = setting(0, "token ids the model knows, V; 0: as many as the tokenizer has")
+    max_len: int = setting(128, "longest sequence, in tokens: the context")
+    num_layers: int = setting(4, "blocks, L")
+    d_model: int = setting(128, "width of the residual stream, D")
+    num_heads: int = setting(4, "query heads, N")
+    num_kv_heads: int = setting(0, "key-value heads, K; 0: num_heads; fewer is grouped-query attention")
+    head_dim: int = setting(0, "width of a head, H; 0: d_model / num_heads")
+    d_ff: int = setting(0, "feed-forward width, F; 0: 4 d_model (8/3 d_model in multiples of 8 for swiglu)")
+    norm: str = setting("layernorm", "layernorm | rmsnorm")
+    norm_epsilon: float = setting(1e-5, "added to the variance before the square root")
+    feed_forward: str = setting("gelu", "gelu | gelu_tanh | swiglu")
+    positions: str = setting("learned", "learned | sinusoidal | rotary")
+    rope_theta: float = setting(10000.0, "base of the rotary wavelengths")
+    use_bias: bool = setting(True, "biases in the linear layers")
+    tie_embeddings: bool = setting(True, "the output projection is the embedding, transposed")
+    dropout_rate: float = setting(0.0, "probability of dropping an activation while training")
+    init_std: float = setting(0.02, "standard deviation of the initial kernels and embeddings")
+    dtype: str = setting("float32", "float32 | bfloat16: type of the computation; parameters stay float32")
+
+    def __post_init__(self):
+        for name in ("max_len", "num_layers", "d_model", "num_heads"):
+            if getattr(self, name) < 1:
+                raise UserError(f"model.{name}={getattr(self, name)}: must be at least 1.")
+        for name in ("vocab_size", "num_kv_heads", "head_dim", "d_ff"):
+            if getattr(self, name) < 0:
+                raise UserError(f"model.{name}={getattr(self, name)}: must be 0 (derive it) or more.")
+        if not self.head_dim and self.d_model % self.num_heads:
+            below, above = _multiples_around(self.d_model, self.num_heads)
+            raise UserError(
+                f"model.d_model={self.d_model}: must be divisible by model.num_heads={self.num_heads}. "
+                f"Take d_model {below or above} or {above}, or set model.head_dim."
+            )
+        derived_d_ff = 4 * self.d_model
+        if self.feed_forward == "swiglu":  # a third kernel: 8/3 keeps the parameter count (Shazeer 2020, section 2)
+            derived_d_ff = math.ceil(8 * self.d_model / 3 / 8) * 8
+        derived = {
+            "num_kv_heads": self.num_kv_heads or self.num_heads,
+            "head_dim": self.head_dim or self.d_model // self.num_heads,
+            "d_ff": self.d_ff or derived_d_ff,
+        }
+        for name, value in derived.items():
+            object.__setattr__(self, name, value)
+        if self.num_heads % self.num_kv_heads:
+            raise UserError(
+                f"model.num_kv_heads={self.num_kv_heads}: must divide model.num_heads={self.num_heads}. "
+                f"Take one of {[k for k in range(1, self.num_heads + 1) if self.num_heads % k == 0]}."
+            )
+        if self.positions == "rotary" and self.head_dim % 2:
+            raise UserError(
+                f"model.head_dim={self.head_dim}: rotary positions turn pairs of numbers, so it must be even. "
+                f"Take {self.head_dim + 1}, or other positions."
+            )
+        if not 0 <= self.dropout_rate < 1:
+            raise UserError(f"model.dropout_rate={self.dropout_rate}: must be at least 0 and below 1.")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise UserError(f"model.dtype={self.dtype!r}: unknown. Choose one of: float32, bfloat16.")
+
+
+def _multiples_around(value: int, step: int) -> tuple[int, int]:
+    return value // step * step, (value // step + 1) * step
+
+
+def from_dict(cls: type, values: Any, path: str = "") -> Any:
+    """Build the (nested) dataclass `cls` from a mapping, checking every name, type and number on the way.
+
+    Args:
+      cls: a dataclass whose fields are bool, int, float, str or dataclasses of the same kind.
+      values: anything with `items()`: a dict read from JSON or an ml_collections ConfigDict.
+      path: where `cls` sits in the whole configuration, for messages: "model.".
+
+    Raises:
+      UserError: an unknown field (with the nearest known one), a value of another type, NaN or infinity.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    kwargs = {}
+    for name, value in values.items():
+        if name not in fields:
+            raise unknown_field(path + name, [path + known for known in fields])
+        expected = fields[name].type
+        if dataclasses.is_dataclass(expected):
+            if not hasattr(value, "items"):
+                raise UserError(f"{path}{name}={value!r}: must be a section with fields of its own.")
+            kwargs[name] = from_dict(expected, value, f"{path}{name}.")
+            continue
+        if expected is float and type(value) is int:
+            value = float(value)
+        if type(value) is not expected:
+            raise UserError(f"{path}{name}={value!r}: must be of type {expected.__name__}, not {type(value).__name__}.")
+        if expected is float and not math.isfinite(value):
+            raise UserError(f"{path}{name}={value}: must be a finite number.")
+        kwargs[name] = value
+    return cls(**kwargs)
+
+
+def unknown_field(name: str, known: list[str]) -> UserError:
+    """The error for a field that does not exist, with the nearest one that does."""
+    leaf = name.rsplit(".", 1)[-1]
+    near = difflib.get_close_matches(name, known, 1, 0.6)
+    near = near or [field for field in known if field.rsplit(".", 1)[-1] == leaf][:1]
+    fix = f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(known)}."
+    return UserError(f"{name}: no such field. {fix}")
+
+
+def config_fields(cls: type, path: str = "") -> dict[str, dataclasses.Field]:
+    """Every leaf field of a (nested) configuration dataclass by its dotted name, in order."""
+    leaves = {}
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(field.type):
+            leaves |= config_fields(field.type, f"{path}{field.name}.")
+        else:
+            leaves[path + field.name] = field
+    return leaves
