@@ -10,7 +10,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from transformer_jax.config import TransformerConfig
 
 
 def count_tokens(is_token: jax.Array, tokens_before: jax.Array | int = 0) -> jax.Array:

@@ -1,0 +1,107 @@
+"""Decoding, one token at a time, inside one compiled loop. No model here: only its step function.
+
+`step(tokens [B, T], is_token [B, T], cache) -> (logits of each row's last token [B, V], cache)` is all
+that is known of it. Pass a `jax.tree_util.Partial` over the parameters, so that they are arguments of the
+compiled program and not constants in it.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from transformer_jax.config import UserError, choose
+from transformer_jax.sampling import logits as transforms
+
+
+def _greedy(logits, keys, sampler):
+    return jnp.argmax(logits, axis=-1)
+
+
+def _sample(logits, keys, sampler):
+    logits = transforms.temperature(logits, sampler.temperature)
+    if sampler.top_k:
+        logits = transforms.top_k(logits, sampler.top_k)
+    if sampler.top_p < 1.0:
+        logits = transforms.top_p(logits, sampler.top_p)
+    return jax.vmap(jax.random.categorical)(keys, logits)
+
+
+METHODS = {"sample": _sample, "greedy": _greedy}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """How the next token is chosen: temperature first, then top-k, then top-p.
+
+    Raises:
+      UserError: an unknown method, temperature not above 0, top_k below 0, top_p outside (0, 1].
+    """
+
+    method: str = "sample"
+    temperature: float = 1.0
+    top_k: int = 0  # 0: all
+    top_p: float = 1.0
+
+    def __post_init__(self):
+        choose(METHODS, self.method, "method")
+        if not 0 < self.temperature < float("inf"):
+            raise UserError(f"temperature={self.temperature}: must be above 0 and finite. For 0, use method=greedy.")
+        if self.top_k < 0:
+            raise UserError(f"top_k={self.top_k}: must be 0 (all tokens) or more.")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p={self.top_p}: must be above 0 and at most 1 (all tokens).")
+
+    def __call__(self, logits: jax.Array, keys: jax.Array) -> jax.Array:
+        """Choose one token of each row: logits [B, V], keys [B] -> int32 [B]."""
+        return METHODS[self.method](logits, keys, self).astype(jnp.int32)
+
+
+@functools.partial(jax.jit, static_argnames=("max_new_tokens", "sampler", "eos_id", "pad_id"))
+def generate(
+    step: Callable,
+    cache: Any,
+    tokens: jax.Array,
+    is_token: jax.Array,
+    keys: jax.Array,
+    first_index: jax.Array | int = 0,
+    *,
+    max_new_tokens: int,
+    sampler: Sampler,
+    eos_id: int,
+    pad_id: int,
+) -> jax.Array:
+    """Read the prompts, then choose up to `max_new_tokens` tokens for each row.
+
+    Args:
+      step: see the top of this file. The cache must have room for T + max_new_tokens - 1 slots.
+      tokens, is_token: prompts [B, T], padded on either side, at least one token in each row.
+      keys: [B] PRNG keys. Token i of a row is drawn with fold_in(key of the row, first_index + i), so that
+        neither the other rows nor a split into several calls change it.
+      eos_id: ends a row: after it there is only `pad_id`. The loop stops when every row has ended.
+    Returns:
+      int32 [B, max_new_tokens].
+    """
+
+    def choose_token(logits, is_done, i):
+        fold = functools.partial(jax.random.fold_in, data=first_index + i)
+        return jnp.where(is_done, pad_id, sampler(logits, jax.vmap(fold)(keys)))
+
+    def go_on(carry):
+        i, _, is_done, _, _ = carry
+        return (i < max_new_tokens) & ~jnp.all(is_done)
+
+    def one_token(carry):
+        i, token, is_done, out, cache = carry
+        logits, cache = step(token[:, None], ~is_done[:, None], cache)
+        token = choose_token(logits, is_done, i)
+        return i + 1, token, is_done | (token == eos_id), out.at[:, i].set(token), cache
+
+    logits, cache = step(tokens, is_token, cache)
+    token = choose_token(logits, jnp.zeros(len(tokens), bool), 0)
+    out = jnp.full((len(tokens), max_new_tokens), pad_id, jnp.int32).at[:, 0].set(token)
+    carry = (1, token, token == eos_id, out, cache)
+    return jax.lax.while_loop(go_on, one_token, carry)[3]
