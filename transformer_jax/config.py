@@ -25,6 +25,13 @@ class UserError(ValueError):
     """
 
 
+class RunError(RuntimeError):
+    """A run that cannot go on although nothing was asked wrongly: a full disk, a loss that stays NaN.
+
+    Commands print it without a traceback and exit with code 1.
+    """
+
+
 def setting(default: Any, meaning: str) -> Any:
     """A dataclass field that knows its own meaning, so that `--help` and the reader see the same words."""
     return dataclasses.field(default=default, metadata={"meaning": meaning})

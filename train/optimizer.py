@@ -1,0 +1,104 @@
+"""Optimizers and learning-rate schedules, from optax.
+
+What is done to a parameter follows from what it is, told by its name, and not from its number of axes:
+here kernels have two or three, and some biases have two.
+"""
+
+from typing import Any
+
+import jax
+import optax
+
+from train.config import OptimizerConfig
+from transformer_jax.config import UserError, choose
+
+
+def _warmup_cosine(config, num_steps):
+    return optax.warmup_cosine_decay_schedule(
+        0.0, config.peak_lr, config.warmup_steps, num_steps, config.final_lr_fraction * config.peak_lr
+    )
+
+
+def _warmup_linear(config, num_steps):
+    rise = optax.linear_schedule(0.0, config.peak_lr, config.warmup_steps)
+    fall = optax.linear_schedule(
+        config.peak_lr, config.final_lr_fraction * config.peak_lr, num_steps - config.warmup_steps
+    )
+    return optax.join_schedules([rise, fall], [config.warmup_steps])
+
+
+def _constant(config, num_steps):
+    rise = optax.linear_schedule(0.0, config.peak_lr, config.warmup_steps)
+    return optax.join_schedules([rise, optax.constant_schedule(config.peak_lr)], [config.warmup_steps])
+
+
+SCHEDULES = {"warmup_cosine": _warmup_cosine, "warmup_linear": _warmup_linear, "constant": _constant}
+
+
+def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
+    """The learning rate as a function of the step, reaching its last value at `num_steps`.
+
+    A run that is resumed with a larger `num_steps` follows the longer curve from there on, so its learning
+    rate rises at that point.
+    """
+    schedule = choose(SCHEDULES, config.schedule, "optimizer.schedule")
+    if config.warmup_steps >= num_steps:
+        raise UserError(
+            f"optimizer.warmup_steps={config.warmup_steps}: must be below train.num_steps={num_steps}. "
+            f"Take {num_steps // 10}."
+        )
+    return schedule(config, num_steps)
+
+
+def _names(path: tuple) -> list[str]:
+    return [key.key for key in path]
+
+
+def is_decayed(params: Any) -> Any:
+    """True for kernels and embeddings, the parameters that weight decay pulls to zero."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: _names(path)[-1] in ("kernel", "embedding"), params)
+
+
+def muon_dimensions(params: Any) -> Any:
+    """Which axes Muon takes as a matrix's rows and columns; None sends a parameter to AdamW.
+
+    Muon is for the matrices between activations. Embeddings, the output projection, norms and biases are
+    AdamW's (Jordan 2024). By itself optax would send three-dimensional kernels to AdamW and embeddings to Muon.
+    """
+
+    def dimensions(path, leaf):
+        names = _names(path)
+        if names[-1] != "kernel" or "unembed" in names:
+            return None
+        num_in = 2 if names[-2:] == ["out", "kernel"] else 1  # attention's output reads [N, H]
+        axes = tuple(range(leaf.ndim))
+        return optax.contrib.MuonDimensionNumbers(axes[:num_in], axes[num_in:])
+
+    return jax.tree_util.tree_map_with_path(dimensions, params)
+
+
+def _adamw(config, schedule):
+    return optax.adamw(schedule, config.b1, config.b2, weight_decay=config.weight_decay, mask=is_decayed)
+
+
+def _muon(config, schedule):
+    ratio = config.muon_lr / config.peak_lr
+    return optax.contrib.muon(
+        lambda step: ratio * schedule(step),
+        weight_decay=config.weight_decay,
+        adam_b1=config.b1,
+        adam_b2=config.b2,
+        adam_learning_rate=schedule,
+        muon_weight_dimension_numbers=muon_dimensions,
+    )
+
+
+OPTIMIZERS = {"adamw": _adamw, "muon": _muon}
+
+
+def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
+    """Clip the gradient by its global norm, then the optimizer that `config.name` names."""
+    optimizer = choose(OPTIMIZERS, config.name, "optimizer.name")(config, make_schedule(config, num_steps))
+    if config.clip_norm:
+        return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+    return optimizer

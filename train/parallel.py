@@ -1,0 +1,99 @@
+"""How a step is spread over the devices: `jit` over a mesh, or `pmap`. Both run the same `train_step`.
+
+jit is the way JAX goes on: the arrays say where they live, and the compiler adds the communication. pmap
+is kept as its older equivalent, one copy of the state for each device and explicit sums over them.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from train.state import TrainState
+from train.step import Batch, train_steps
+from transformer_jax.config import UserError, choose
+
+AXIS = "data"
+
+
+class Jit:
+    """One program over a mesh of all devices: batch rows are spread over them, the state is on each."""
+
+    def __init__(self, step: Callable, evaluate: Callable):
+        mesh = jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+        self.sharding = NamedSharding(mesh, PartitionSpec())
+        self._rows = NamedSharding(mesh, PartitionSpec(AXIS))
+        self._rows_of_steps = NamedSharding(mesh, PartitionSpec(None, AXIS))
+        steps = functools.partial(train_steps, step=step)
+        self._train = jax.jit(steps, donate_argnums=0, out_shardings=self.sharding)
+        self._evaluate = jax.jit(evaluate, out_shardings=self.sharding)
+
+    def put(self, state: TrainState) -> TrainState:
+        """The state on the devices, as `train` wants it."""
+        return jax.device_put(state, self.sharding)
+
+    def get(self, tree: Any) -> Any:
+        """The state, or a part of it, as one copy for saving and reading."""
+        return tree
+
+    def train(self, state: TrainState, batches: Batch, num_steps: int) -> TrainState:
+        """`num_steps` steps over batches [n, B, ...]; the state that went in is used up."""
+        return self._train(state, jax.device_put(batches, self._rows_of_steps), np.int32(num_steps))
+
+    def evaluate(self, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """Sums of losses and weights over a batch [B, ...]."""
+        return self._evaluate(params, jax.device_put(batch, self._rows))
+
+
+class Pmap:
+    """One program a device, each with its own copy of the state and its share of the rows."""
+
+    def __init__(self, step: Callable, evaluate: Callable):
+        self.sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        steps = functools.partial(train_steps, step=functools.partial(step, axis_name=AXIS))
+        self._train = jax.pmap(steps, AXIS, in_axes=(0, 0, None), donate_argnums=0)
+        self._evaluate = jax.pmap(functools.partial(evaluate, axis_name=AXIS), AXIS)
+
+    def put(self, state: TrainState) -> TrainState:
+        """A copy of the state for each device."""
+        return jax.tree.map(lambda x: np.broadcast_to(x, (jax.local_device_count(), *np.shape(x))), state)
+
+    def get(self, tree: Any) -> Any:
+        """The first device's copy; all are equal."""
+        return jax.tree.map(lambda x: x.addressable_shards[0].data[0] if isinstance(x, jax.Array) else x[0], tree)
+
+    def train(self, state: TrainState, batches: Batch, num_steps: int) -> TrainState:
+        """`num_steps` steps over batches [n, B, ...]; the state that went in is used up."""
+        shares = jax.tree.map(lambda x: _split_rows(x, axis=1), batches)
+        return self._train(state, shares, np.int32(num_steps))
+
+    def evaluate(self, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """Sums of losses and weights over a batch [B, ...]."""
+        return self.get(self._evaluate(params, jax.tree.map(lambda x: _split_rows(x, axis=0), batch)))
+
+
+def _split_rows(x: np.ndarray, axis: int) -> np.ndarray:
+    """[..., B, ...] -> [devices, ..., B / devices, ...]: device d gets the d-th run of rows, as under jit."""
+    return np.stack(np.split(x, jax.local_device_count(), axis))
+
+
+PARALLEL = {"jit": Jit, "pmap": Pmap}
+
+
+def make_parallel(name: str, step: Callable, evaluate: Callable, rows: int) -> Jit | Pmap:
+    """The way `train.parallel` names.
+
+    Args:
+      step, evaluate: `train_step` and `eval_step` with all but state and batch filled in.
+      rows: rows of a micro-batch, which the devices share.
+    """
+    kind = choose(PARALLEL, name, "train.parallel")
+    if rows % jax.device_count():
+        raise UserError(
+            f"train.batch_size / train.accumulation = {rows}: must be divisible by the {jax.device_count()} devices. "
+            f"Take a multiple."
+        )
+    return kind(step, evaluate)

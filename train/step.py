@@ -1,0 +1,96 @@
+"""One training step and one evaluation step, as pure functions. `parallel.py` compiles them."""
+
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from train.state import TrainState, Window
+
+Batch = dict[str, jax.Array]
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    model: nn.Module,
+    objective: Callable,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    accumulation: int,
+    max_bad_steps: int,
+    axis_name: str | None = None,
+) -> TrainState:
+    """Gradient of the mean loss over the batch, and the optimizer's update.
+
+    The batch is cut into `accumulation` micro-batches; sums of losses, weights and gradients are added up,
+    over them and (under pmap) over the devices of `axis_name`, and only then divided. A step whose loss or
+    gradient is not finite changes no parameter and is counted; after `max_bad_steps` of them in a row no
+    later step updates any more, so that the caller may look at the counter when it suits.
+
+    Args:
+      batch: arrays [B, ...]; `accumulation` divides B.
+    """
+    key = jax.random.fold_in(jax.random.key(seed), state.step)  # dropout: a function of seed and step alone
+    if axis_name:
+        key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+
+    def loss_fn(params, micro_batch, key):
+        apply = functools.partial(model.apply, {"params": params}, deterministic=False, rngs={"dropout": key})
+        return objective(apply, micro_batch)
+
+    def add_micro_batch(sums, i_and_micro_batch):
+        i, micro_batch = i_and_micro_batch
+        (loss_sum, weight_sum), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+            state.params, micro_batch, jax.random.fold_in(key, i)
+        )
+        return jax.tree.map(jnp.add, sums, (loss_sum, weight_sum, grads)), None
+
+    sums = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, state.params))
+    if accumulation == 1:
+        sums, _ = add_micro_batch(sums, (0, batch))
+    else:
+        # Micro-batch i takes every accumulation-th row: then each one holds rows of every device.
+        micro_batches = jax.tree.map(lambda x: x.reshape(-1, accumulation, *x.shape[1:]).swapaxes(0, 1), batch)
+        sums, _ = jax.lax.scan(add_micro_batch, sums, (jnp.arange(accumulation), micro_batches))
+    if axis_name:
+        sums = jax.lax.psum(sums, axis_name)
+    loss_sum, weight_sum, grads = sums
+    grads = jax.tree.map(lambda g: g / jnp.maximum(weight_sum, 1.0), grads)  # a batch of padding only: no division by 0
+    grad_norm = optax.global_norm(grads)
+
+    is_bad = ~(jnp.isfinite(loss_sum) & jnp.isfinite(grad_norm)) | (state.bad_in_row >= max_bad_steps)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    keep_if_bad = functools.partial(jax.tree.map, lambda old, new: jnp.where(is_bad, old, new))
+    window = Window(state.window.loss_sum + loss_sum, state.window.weight_sum + weight_sum)
+    return TrainState(
+        step=state.step + 1,
+        params=keep_if_bad(state.params, params),
+        opt_state=keep_if_bad(state.opt_state, opt_state),
+        bad_in_row=jnp.where(is_bad, state.bad_in_row + 1, 0),
+        num_bad=state.num_bad + is_bad,
+        grad_norm=grad_norm,
+        window=keep_if_bad(state.window, window),
+    )
+
+
+def train_steps(state: TrainState, batches: Batch, num_steps: jax.Array, *, step: Callable) -> TrainState:
+    """The first `num_steps` of the stacked `batches` [n, B, ...], one step each.
+
+    One call for several short steps saves the cost of calling; `num_steps` is not part of the compiled
+    program, so one program serves every boundary.
+    """
+    return jax.lax.fori_loop(0, num_steps, lambda i, s: step(s, jax.tree.map(lambda x: x[i], batches)), state)
+
+
+def eval_step(
+    params, batch: Batch, *, model: nn.Module, objective: Callable, axis_name: str | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Sum of the losses and of the weights of one batch, without dropout."""
+    sums = objective(functools.partial(model.apply, {"params": params}), batch)
+    return jax.lax.psum(sums, axis_name) if axis_name else sums
