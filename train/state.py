@@ -16,11 +16,6 @@ class Window:
     weight_sum: jax.Array
 
 
-def empty_window() -> Window:
-    """Nothing summed up yet."""
-    return Window(jnp.float32(0), jnp.float32(0))
-
-
 @flax.struct.dataclass
 class TrainState:
     """Parameters, optimizer state and counters. Random keys are functions of the step and are not stored."""
@@ -37,4 +32,5 @@ class TrainState:
 def create_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step."""
     zero = jnp.int32(0)
-    return TrainState(zero, params, optimizer.init(params), zero, zero, jnp.float32(0), empty_window())
+    window = Window(jnp.float32(0), jnp.float32(0))
+    return TrainState(zero, params, optimizer.init(params), zero, zero, jnp.float32(0), window)

@@ -23,6 +23,7 @@ def train_step(
     seed: int,
     accumulation: int,
     max_bad_steps: int,
+    log_every: int,
     axis_name: str | None = None,
 ) -> TrainState:
     """Gradient of the mean loss over the batch, and the optimizer's update.
@@ -34,6 +35,7 @@ def train_step(
 
     Args:
       batch: arrays [B, ...]; `accumulation` divides B.
+      log_every: the window of summed losses starts anew after every step that this divides.
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)  # dropout: a function of seed and step alone
     if axis_name:
@@ -67,7 +69,8 @@ def train_step(
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     keep_if_bad = functools.partial(jax.tree.map, lambda old, new: jnp.where(is_bad, old, new))
-    window = Window(state.window.loss_sum + loss_sum, state.window.weight_sum + weight_sum)
+    window = jax.tree.map(lambda x: jnp.where(state.step % log_every == 0, 0.0, x), state.window)
+    window = keep_if_bad(window, Window(window.loss_sum + loss_sum, window.weight_sum + weight_sum))
     return TrainState(
         step=state.step + 1,
         params=keep_if_bad(state.params, params),
@@ -75,7 +78,7 @@ def train_step(
         bad_in_row=jnp.where(is_bad, state.bad_in_row + 1, 0),
         num_bad=state.num_bad + is_bad,
         grad_norm=grad_norm,
-        window=keep_if_bad(state.window, window),
+        window=window,
     )
 
 

@@ -1,0 +1,221 @@
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from transformer_jax import tokenizers
+from transformer_jax.config import UserError
+from transformer_jax.tokenizers import TOKENIZERS, BPETokenizer, ByteTokenizer, CharTokenizer
+
+SAMPLE = "The quick brown fox\njumps over the lazy dog;\n\n  the dog's näive 狐 sleeps, 1009 times: <eos> <pad>.\n" * 3
+BPE = BPETokenizer.train(SAMPLE, 307)
+TRAINED = {"char": CharTokenizer.train(SAMPLE), "byte": ByteTokenizer(), "bpe": BPE}
+UNICODE = st.text()  # every character but lone surrogates
+ANY_STR = UNICODE | st.text(st.characters(categories=["Cs"], include_characters="aé狐😀"))
+
+kinds = pytest.mark.parametrize("kind", TOKENIZERS)
+lightly = settings(max_examples=150, deadline=None, database=None)
+
+
+def saved_and_loaded(tokenizer):
+    return tokenizers.tokenizer_from_dict(json.loads(json.dumps(tokenizer.to_dict())))
+
+
+@lightly
+@given(UNICODE)
+def test_bpe_gives_back_every_unicode_text_exactly(text):
+    assert BPE.decode(BPE.encode(text)) == text
+
+
+@lightly
+@given(ANY_STR)
+def test_bytes_give_back_every_string_exactly_even_lone_surrogates(text):
+    assert ByteTokenizer().decode(ByteTokenizer().encode(text)) == text
+
+
+@lightly
+@given(ANY_STR)
+def test_characters_give_back_every_string_of_their_vocabulary_and_survive_being_saved(text):
+    tokenizer = saved_and_loaded(CharTokenizer.train(text))
+    ids = tokenizer.encode(text)
+    assert len(ids) == len(text)
+    assert tokenizer.decode(ids) == text
+
+
+@lightly
+@given(UNICODE)
+def test_a_saved_and_loaded_bpe_tokenizer_gives_equal_ids(text):
+    np.testing.assert_array_equal(saved_and_loaded(BPE).encode(text), BPE.encode(text))
+
+
+@kinds
+def test_a_saved_and_loaded_tokenizer_equals_the_one_saved(kind):
+    tokenizer = TRAINED[kind]
+    loaded = saved_and_loaded(tokenizer)
+    assert loaded == tokenizer and loaded.kind == kind and loaded.vocab_size == tokenizer.vocab_size
+    np.testing.assert_array_equal(loaded.encode(SAMPLE), tokenizer.encode(SAMPLE))
+
+
+@kinds
+def test_ids_are_int32_within_the_vocabulary_and_text_never_becomes_a_special_id(kind):
+    tokenizer = TRAINED[kind]
+    assert (tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id) == (0, 1, 2)
+    for text in (SAMPLE, "<eos>", "<pad>", "<eos><pad>  <eos>"):
+        ids = tokenizer.encode(text)
+        assert ids.dtype == np.int32 and ids.ndim == 1
+        assert ids.min() >= 3 and ids.max() < tokenizer.vocab_size
+        assert tokenizer.decode(ids) == text
+
+
+@kinds
+def test_every_id_of_text_has_a_text_of_its_own(kind):
+    tokenizer = TRAINED[kind]
+    texts = [tokenizer.decode([i]) for i in range(3, tokenizer.vocab_size)]
+    assert all(texts)
+    whole = [text for text in texts if "\N{REPLACEMENT CHARACTER}" not in text]
+    assert len(set(whole)) == len(whole)
+
+
+@kinds
+def test_special_ids_are_left_out_of_the_text(kind):
+    tokenizer = TRAINED[kind]
+    ids = tokenizer.encode("the 狐")
+    mixed = [1, *ids[:2], 0, *ids[2:], 2, 0]
+    assert tokenizer.decode(mixed) == "the 狐"
+    assert tokenizer.decode([0, 1, 2]) == "" == tokenizer.decode([])
+
+
+@kinds
+def test_an_empty_text_has_no_ids_but_the_same_type(kind):
+    ids = TRAINED[kind].encode("")
+    assert ids.shape == (0,) and ids.dtype == np.int32
+
+
+@kinds
+@pytest.mark.parametrize("beyond", [-1, 0])
+def test_an_id_outside_the_vocabulary_is_named(kind, beyond):
+    tokenizer = TRAINED[kind]
+    wrong = beyond if beyond < 0 else tokenizer.vocab_size
+    with pytest.raises(UserError, match=rf"id {wrong} at position 1:.*vocab_size={tokenizer.vocab_size}"):
+        tokenizer.decode([5, wrong, 7])
+    assert tokenizer.decode([tokenizer.vocab_size - 1])
+
+
+@pytest.mark.parametrize("ids", [[[3, 5], [7, 11]], [3.5], 3])
+def test_only_one_sequence_of_integers_can_be_decoded(ids):
+    with pytest.raises(UserError, match="integers \\[T\\]"):
+        BPE.decode(ids)
+
+
+def test_sampled_bytes_that_are_no_utf8_decode_to_replacement_characters():
+    ids = np.array([ord("a"), 0xFF, ord("b"), 0xE7, 0x8B]) + 3
+    assert ByteTokenizer().decode(ids) == "a\ufffdb\ufffd"
+    assert BPE.decode([BPE.encode("狐")[0], *BPE.encode("b")]) == "\ufffdb"
+
+
+def test_an_unknown_character_is_named_with_its_place_and_the_way_out():
+    place = r"'é' \(U\+00E9\) at position 7 \(line 2, column 4\)"
+    with pytest.raises(UserError, match=place + ".*kind=byte or bpe, or remove it"):
+        CharTokenizer.train("abc\n").encode("abc\nabcé\né")
+
+
+def test_a_lone_surrogate_is_named_with_its_place_by_bpe():
+    place = r"'\\udc80' \(U\+DC80\) at position 3 \(line 2, column 2\)"
+    for use in (BPE.encode, lambda text: BPETokenizer.train(text, 307)):
+        with pytest.raises(UserError, match=place):
+            use("a\nb\udc80c")
+
+
+@pytest.mark.parametrize("vocab_size", [-1, 0, 258])
+def test_bpe_refuses_a_vocabulary_without_room_for_all_bytes(vocab_size):
+    with pytest.raises(UserError, match=rf"tokenizer.vocab_size={vocab_size}: .*at least 259"):
+        BPETokenizer.train(SAMPLE, vocab_size)
+
+
+def test_bpe_with_room_for_bytes_alone_counts_the_same_as_bytes():
+    tokenizer = BPETokenizer.train(SAMPLE, 259)
+    assert tokenizer.vocab_size == 259
+    assert len(tokenizer.encode(SAMPLE)) == len(SAMPLE.encode())
+
+
+def test_bpe_has_the_vocabulary_asked_for_or_what_the_text_yields():
+    assert BPE.vocab_size == 307
+    assert BPETokenizer.train("abab", 10**12).vocab_size == 260  # "ab" occurs twice, "abab" once
+    assert BPETokenizer.train("", 307).vocab_size == 259
+
+
+def test_two_merges_into_one_token_share_its_id():
+    tokenizer = tokenizers.tokenizer_from_dict({"kind": "bpe", "learned": ["a b", "b c", "ab c", "a bc"]})
+    assert tokenizer.vocab_size == 259 + 3
+    assert tokenizer.decode(tokenizer.encode("abc bc")) == "abc bc"
+
+
+def test_long_texts_are_learned_and_encoded_as_if_in_one_piece(monkeypatch):
+    rng = np.random.default_rng(7)
+    text = "".join(rng.choice(list("ab '.1_é狐\n\t\u3000\x1c") + ["  ", "\n\n", "'s"], 5003))
+    tokenizer = BPETokenizer.train(text, 5003)
+    ids = tokenizer.encode(text)
+    monkeypatch.setattr(tokenizers, "PIECE_CHARS", 1)
+    assert len(tokenizers._pieces(text)) > 149
+    np.testing.assert_array_equal(tokenizer.encode(text), ids)
+    assert BPETokenizer.train(text, 5003) == tokenizer
+
+
+def test_bpe_learns_the_same_in_another_process():
+    code = (
+        "import json, sys; from transformer_jax.tokenizers import BPETokenizer;"
+        "print(json.dumps(BPETokenizer.train(json.loads(sys.argv[1]), 307).to_dict()))"
+    )
+    output = subprocess.run([sys.executable, "-c", code, json.dumps(SAMPLE)], stdout=subprocess.PIPE, check=True).stdout
+    assert json.loads(output) == BPE.to_dict()
+
+
+def test_a_megabyte_without_a_space_is_encoded():
+    text = "ab狐" * 200_003
+    np.testing.assert_array_equal(BPE.decode(BPE.encode(text)), text)
+
+
+@pytest.mark.parametrize("kind", ["word", ""])
+def test_an_unknown_kind_lists_the_known_ones(kind):
+    message = re.escape(f"tokenizer.kind={kind!r}: unknown. Choose one of: char, byte, bpe.")
+    with pytest.raises(UserError, match=message):
+        tokenizers.train_tokenizer(kind, 307, SAMPLE)
+    with pytest.raises(UserError, match=message):
+        tokenizers.tokenizer_from_dict({"kind": kind, "learned": []})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        None,
+        ["byte"],
+        {},
+        {"kind": "byte"},
+        {"kind": ["char"], "learned": []},
+        {"kind": "char", "learned": "abc"},
+        {"kind": "char", "learned": ["a", 7]},
+        {"kind": "char", "learned": ["b", "a"]},
+        {"kind": "char", "learned": ["a", "a"]},
+        {"kind": "char", "learned": ["a", "bc"]},
+        {"kind": "bpe", "learned": {"a b": 0}},
+        {"kind": "bpe", "learned": [["a", "b"]]},
+        {"kind": "bpe", "learned": ["ab"]},
+        {"kind": "bpe", "learned": ["ab c", "a b"]},
+        {"kind": "bpe", "learned": ["a b c"]},
+        {"kind": "bpe", "learned": BPE.to_dict()["learned"][1:]},
+    ],
+)
+def test_malformed_saved_tokenizers_are_refused_in_one_line(values):
+    with pytest.raises(UserError, match="saved tokenizer: must hold .*Copy it anew") as error:
+        tokenizers.tokenizer_from_dict(values)
+    assert "\n" not in str(error.value)
+
+
+@kinds
+def test_train_tokenizer_makes_the_kind_asked_for(kind):
+    assert tokenizers.train_tokenizer(kind, 307, SAMPLE) == TRAINED[kind]

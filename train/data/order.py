@@ -1,0 +1,65 @@
+"""The one plan of data order: which tokens make the batch of a step, from (seed, step) alone.
+
+Examples are windows of max_len + 1 tokens, because the model predicts tokens[1:] from tokens[:-1]; neighbours share one
+token and no target. Each epoch cuts the text at another offset and visits the windows in another order:
+
+    tokens     0 1 2 3 4 5 6 7 8 9      max_len 3, offset 2
+    windows        2 3 4 5
+                         5 6 7 8        order 1, 0
+"""
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from transformer_jax.config import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOrder:
+    """Where each training example starts. A pure function of these numbers and the global step, safe in any thread.
+
+    A window is visited at most once in an epoch; the last num_windows % batch_size of its order are left out of it.
+    The same for as long as NumPy keeps its generators' streams, which it may change between versions.
+
+    Raises:
+      UserError: fewer windows than one batch.
+    """
+
+    num_tokens: int
+    max_len: int
+    batch_size: int
+    seed: int
+
+    def __post_init__(self):
+        needed = self.batch_size * self.max_len + self.max_len
+        if self.num_tokens < needed:
+            raise UserError(
+                f"train.batch_size={self.batch_size} with model.max_len={self.max_len}: a batch needs {needed} tokens "
+                f"(batch_size * max_len + max_len), and the training text has {self.num_tokens}. "
+                "Take a smaller train.batch_size or model.max_len, or more text."
+            )
+
+    @property
+    def num_windows(self) -> int:
+        return (self.num_tokens - self.max_len) // self.max_len  # as many at the largest offset as at 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.num_windows // self.batch_size
+
+    def starts(self, step: int) -> np.ndarray:
+        """The first token of each example of global step `step`: int64 [B]."""
+        epoch, step_in_epoch = divmod(int(step), self.steps_per_epoch)
+        return _epoch_starts(self, epoch)[step_in_epoch]
+
+
+@functools.lru_cache(maxsize=2)  # two, because prefetching runs ahead across the end of an epoch
+def _epoch_starts(order: TrainOrder, epoch: int) -> np.ndarray:  # [steps_per_epoch, B]
+    rng = np.random.default_rng((order.seed, epoch))
+    offset = rng.integers(order.max_len)
+    windows = rng.permutation(order.num_windows)[: order.steps_per_epoch * order.batch_size]
+    starts = (offset + windows * order.max_len).reshape(order.steps_per_epoch, order.batch_size)
+    starts.flags.writeable = False  # shared by all who ask
+    return starts

@@ -1,0 +1,107 @@
+"""From text to batches: dicts of `tokens` int32 [B, T + 1] and `is_token` bool [B, T + 1], where T = max_len.
+
+Inputs are tokens[:, :-1] and targets tokens[:, 1:]; a target counts where its is_token is True.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+
+import grain
+import numpy as np
+
+from train.config import DataConfig, TokenizerConfig
+from train.data.order import TrainOrder
+from train.data.sources import load_text, split_text
+from transformer_jax.config import UserError
+from transformer_jax.tokenizers import PAD_ID, Tokenizer, train_tokenizer
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainBatches:
+    """The training batches of steps 0 to num_steps - 1, each made when it is asked for."""
+
+    tokens: np.ndarray  # int32 [order.num_tokens]
+    order: TrainOrder
+    num_steps: int
+
+    def __len__(self) -> int:
+        return self.num_steps
+
+    def __getitem__(self, step: int) -> Batch:
+        index = self.order.starts(step)[:, None] + np.arange(self.order.max_len + 1)
+        return {"tokens": self.tokens[index], "is_token": np.ones(index.shape, bool)}
+
+
+def train_batches(tokens: np.ndarray, order: TrainOrder, start_step: int, num_steps: int) -> Iterator[Batch]:
+    """The batches of steps start_step to num_steps - 1, in order, made ahead of time in a thread of their own."""
+    batches = grain.MapDataset.source(TrainBatches(tokens, order, num_steps))[start_step:]
+    return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
+
+
+def eval_batches(tokens: np.ndarray, max_len: int, batch_size: int) -> Iterator[Batch]:
+    """All of `tokens`, int32 [n], in windows that follow each other: every token but the first is a target once.
+
+    The last window is padded, and the last batch filled up with empty rows, so that all shapes are equal.
+    """
+    num_windows = -(-(len(tokens) - 1) // max_len)
+    for first in range(0, num_windows, batch_size):
+        window = np.arange(first, first + batch_size)[:, None]  # [B, 1]
+        index = window * max_len + np.arange(max_len + 1)
+        # The row after the last window is no example, even where the text's last token would be its first.
+        is_token = (index < len(tokens)) & (window < num_windows)
+        yield {"tokens": np.where(is_token, tokens[np.minimum(index, len(tokens) - 1)], PAD_ID), "is_token": is_token}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Corpus:
+    """A text as token ids, in its two parts."""
+
+    train_tokens: np.ndarray  # int32
+    val_tokens: np.ndarray  # int32
+    tokenizer: Tokenizer
+    val_bytes_per_token: float  # UTF-8 bytes; turns a loss per token into bits per byte
+    fingerprint: dict[str, str | int]  # equal when the text, the split and the tokenizer are
+
+
+def load_corpus(
+    data_config: DataConfig, tokenizer_config: TokenizerConfig, tokenizer: Tokenizer | None = None
+) -> Corpus:
+    """Load the text, split it, train a tokenizer unless one is given, and encode both parts.
+
+    A bpe tokenizer learns from the training part only. A char tokenizer takes the characters of the whole text, so
+    that validation meets none without an id; of the validation part it learns nothing else.
+
+    Raises:
+      UserError: what the source, the split or the tokenizer refuses; fewer than 2 validation tokens.
+    """
+    text = load_text(data_config)
+    train_text, val_text = split_text(text, data_config.val_fraction)
+    if tokenizer is None:
+        lesson = text if tokenizer_config.kind == "char" else train_text
+        tokenizer = train_tokenizer(tokenizer_config.kind, tokenizer_config.vocab_size, lesson)
+    train_tokens, val_tokens = tokenizer.encode(train_text), tokenizer.encode(val_text)
+    if len(val_tokens) < 2:
+        raise UserError(
+            f"data.val_fraction={data_config.val_fraction}: the validation part has {len(val_tokens)} token, and needs "
+            "at least 2, one to predict the other from. Take a larger fraction, or more text."
+        )
+    fingerprint = {
+        "text_sha256": _sha256(text),
+        "tokenizer_sha256": _sha256(json.dumps(tokenizer.to_dict(), sort_keys=True)),
+        "train_tokens": len(train_tokens),
+        "val_tokens": len(val_tokens),
+    }
+    bytes_per_token = len(_utf8(val_text)) / len(val_tokens)
+    return Corpus(train_tokens, val_tokens, tokenizer, bytes_per_token, fingerprint)
+
+
+def _utf8(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(_utf8(text)).hexdigest()

@@ -1,0 +1,95 @@
+"""What a run says about itself: metrics.jsonl, TensorBoard files, and lines or a progress bar."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import rich.console
+import rich.progress
+from tensorboardX import SummaryWriter
+
+
+def perplexity(nats_per_token: float) -> float:
+    """exp(loss): the number of equally likely tokens that would be as hard to guess."""
+    return math.exp(min(nats_per_token, 700.0))
+
+
+def bits_per_byte(nats_per_token: float, bytes_per_token: float) -> float:
+    """Loss per byte of UTF-8 text, which compares across tokenizers as perplexity does not."""
+    return nats_per_token / math.log(2) / bytes_per_token
+
+
+class MetricsLog:
+    """Writes every event to `workdir/metrics.jsonl` and TensorBoard, and shows it.
+
+    Args:
+      first_step: the step that the run starts or resumes from. Lines after it, written by a process that
+        went further than its last checkpoint, are dropped: they will be written again.
+      num_steps: the last step.
+    """
+
+    def __init__(self, workdir: Path, first_step: int, num_steps: int, tensorboard: bool):
+        self._num_steps = num_steps
+        path = workdir / "metrics.jsonl"
+        _drop_lines_after(path, first_step)
+        self._file = open(path, "a", encoding="utf-8")
+        self._tensorboard = None
+        if tensorboard:
+            self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
+        self._console = rich.console.Console(highlight=False, soft_wrap=True)
+        self._bar = None
+        if self._console.is_terminal:
+            columns = ("{task.description}", rich.progress.BarColumn(), "{task.completed}/{task.total} {task.fields[text]}")
+            self._bar = rich.progress.Progress(*columns, console=self._console)
+            self._task = self._bar.add_task("training", total=num_steps, completed=first_step, text="")
+            self._bar.start()
+
+    def event(self, step: int, split: str, values: dict[str, Any]) -> None:
+        """Record numbers under a step and a split ("train" or "val"); NaN and infinity become null."""
+        values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        self._file.write(json.dumps({"step": step, "split": split, **values}, allow_nan=False) + "\n")
+        self._file.flush()
+        if self._tensorboard:
+            for name, value in values.items():
+                if value is not None:
+                    self._tensorboard.add_scalar(f"{split}/{name}", value, step)
+
+    def progress(self, step: int, text: str, is_line: bool) -> None:
+        """Move the bar; without a terminal, print a line where `is_line`."""
+        if self._bar:
+            self._bar.update(self._task, completed=step, **({"text": text} if text else {}))
+        elif is_line:
+            self.say(f"step {step:>{len(str(self._num_steps))}}/{self._num_steps}  {text}")
+
+    def say(self, text: str) -> None:
+        """A line that stays, above the bar if there is one."""
+        self._console.print(text, markup=False)
+        self._console.file.flush()
+
+    def close(self) -> None:
+        """Stop the bar and close the files."""
+        if self._bar:
+            self._bar.stop()
+        self._file.close()
+        if self._tensorboard:
+            self._tensorboard.close()
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The events of a metrics.jsonl; a last line that a kill cut off is left out."""
+    events = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            events.append(json.loads(line))
+        except ValueError:
+            continue
+    return events
+
+
+def _drop_lines_after(path: Path, step: int) -> None:
+    kept = [event for event in read_metrics(path) if event["step"] <= step]
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text("".join(json.dumps(event) + "\n" for event in kept), encoding="utf-8")
+    os.replace(scratch, path)

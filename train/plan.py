@@ -1,0 +1,49 @@
+"""What a model costs, before anything is allocated for it."""
+
+import math
+from typing import Any
+
+import jax
+
+from transformer_jax.config import TransformerConfig
+
+
+def count(tree: Any) -> int:
+    """Numbers in a pytree of arrays or shapes."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def num_bytes(tree: Any) -> int:
+    """Bytes of a pytree of arrays or shapes."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def flops_per_token(params: Any, config: TransformerConfig) -> int:
+    """Floating-point operations to train on one token: 6 for each weight of a matrix product, 12 L N H T for attention.
+
+    A product costs 2 for each weight and token forward and twice that backward; attention is counted over the whole
+    context, as in Chowdhery et al. 2022, appendix B. Looking up an embedding costs nothing, multiplying with it does.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    weights = sum(math.prod(leaf.shape) for path, leaf in leaves if path[-1].key == "kernel")
+    if config.tie_embeddings:
+        weights += config.vocab_size * config.d_model
+    return 6 * weights + 12 * config.num_layers * config.num_heads * config.head_dim * config.max_len
+
+
+def describe(params: Any, opt_state: Any, config: TransformerConfig, tokens_per_step: int) -> str:
+    """A line or two for people: parameters, operations, bytes."""
+    flops = flops_per_token(params, config)
+    return (
+        f"model: {count(params):,} parameters, {_si(flops)}FLOP per token, {_si(flops * tokens_per_step)}FLOP per step "
+        f"of {tokens_per_step:,} tokens\n"
+        f"memory: {_si(num_bytes(params))}B for parameters, {_si(num_bytes(opt_state))}B for the optimizer"
+    )
+
+
+def _si(value: float) -> str:
+    for unit in ("", "k", "M", "G", "T", "P"):
+        if value < 1000 or unit == "P":
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    raise AssertionError

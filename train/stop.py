@@ -1,0 +1,41 @@
+"""Stopping without losing work: the first SIGTERM or Ctrl-C asks, the second insists."""
+
+import os
+import signal
+import threading
+
+
+class Stopped(SystemExit):
+    """The run was asked to stop and has saved its state; the exit code is the shell's for that signal.
+
+    128 + 15 = 143 after SIGTERM, 128 + 2 = 130 after Ctrl-C: not 0, which would tell a scheduler that the
+    work is done.
+    """
+
+    def __init__(self, signum: int):
+        super().__init__(128 + signum)
+
+
+class StopSignals:
+    """While it is entered, `signum` holds the first SIGTERM or SIGINT; a second one ends the process at once.
+
+    Outside the main thread Python lets nobody handle signals, and this does nothing.
+    """
+
+    signum: int | None = None
+
+    def __enter__(self) -> "StopSignals":
+        self._previous = {}
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {s: signal.signal(s, self._ask) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *exc_info):
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+
+    def _ask(self, signum, frame):
+        if self.signum is not None:
+            os._exit(128 + signum)
+        self.signum = signum
+        os.write(2, f"\n{signal.Signals(signum).name}: finishing this step and saving. Once more quits at once.\n".encode())
