@@ -11,7 +11,7 @@ from train.config import DataConfig, TokenizerConfig
 from train.data import sources
 from train.data.order import TrainOrder, _epoch_starts
 from train.data.pipeline import TrainBatches, eval_batches, load_corpus, train_batches
-from train.data.sources import SOURCES, load_text, split_text
+from train.data.sources import load_text, split_text
 from transformer_jax.config import UserError
 from transformer_jax.tokenizers import ByteTokenizer, CharTokenizer
 

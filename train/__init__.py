@@ -1,0 +1,1 @@
+"""Training: everything that needs data, an optimizer or a clock."""
