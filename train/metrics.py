@@ -31,6 +31,8 @@ class MetricsLog:
     """
 
     def __init__(self, workdir: Path, first_step: int, num_steps: int, tensorboard: bool):
+        self.steps_timed, self.seconds = 0, 0.0  # in all; those with an underscore since the last line
+        self._tokens, self._seconds, self._seconds_left, self._text = 0, 0.0, 0.0, ""
         self._num_steps = num_steps
         path = workdir / "metrics.jsonl"
         _drop_lines_after(path, first_step)
@@ -41,13 +43,46 @@ class MetricsLog:
         self._console = rich.console.Console(highlight=False, soft_wrap=True)
         self._bar = None
         if self._console.is_terminal:
-            columns = ("{task.description}", rich.progress.BarColumn(), "{task.completed}/{task.total} {task.fields[text]}")
+            columns = ("{task.description}", rich.progress.BarColumn(), "{task.completed}/{task.total}  {task.fields[text]}")
             self._bar = rich.progress.Progress(*columns, console=self._console)
             self._task = self._bar.add_task("training", total=num_steps, completed=first_step, text="")
             self._bar.start()
 
-    def event(self, step: int, split: str, values: dict[str, Any]) -> None:
-        """Record numbers under a step and a split ("train" or "val"); NaN and infinity become null."""
+    def steps(self, n: int, step: int, num_tokens: int, seconds: float) -> None:
+        """`n` more steps, up to `step`, over `num_tokens` tokens took so long."""
+        self.steps_timed += n
+        self.seconds += seconds
+        if self.steps_timed > 1:  # the first one was spent compiling
+            self._tokens += num_tokens
+            self._seconds += seconds
+            self._seconds_left = (self._num_steps - step) * seconds / n
+        if self._bar:
+            self._bar.update(self._task, completed=step, text=self._text + self._time_left())
+
+    def train(self, step: int, numbers: dict[str, Any], learning_rate: float) -> None:
+        """The mean loss since the line before, and what else `numbers` of the training state say."""
+        weight_sum = float(numbers["weight_sum"])
+        loss = float(numbers["loss_sum"]) / weight_sum if weight_sum else math.nan
+        speed = self._tokens / self._seconds if self._seconds else math.nan
+        self._event(step, "train", {
+            "loss": loss, "perplexity": perplexity(loss), "learning_rate": learning_rate,
+            "grad_norm": float(numbers["grad_norm"]), "tokens_per_second": round(speed, 1) if speed == speed else speed,
+            "bad_steps": int(numbers["bad_steps"]),
+        })  # fmt: skip
+        self._tokens = self._seconds = 0
+        self._text = f"loss {loss:.4f}  perplexity {perplexity(loss):.2f}  {speed:,.0f} tokens/s"
+        if self._bar:
+            self._bar.update(self._task, text=self._text + self._time_left())
+        else:
+            self.say(f"{self._step(step)}  {self._text}{self._time_left()}")
+
+    def val(self, step: int, loss: float, bytes_per_token: float) -> None:
+        """The loss over the whole validation split."""
+        bits = bits_per_byte(loss, bytes_per_token)
+        self._event(step, "val", {"loss": loss, "perplexity": perplexity(loss), "bits_per_byte": bits})
+        self.say(f"{self._step(step)}  validation loss {loss:.4f}  perplexity {perplexity(loss):.2f}  {bits:.4f} bits/byte")
+
+    def _event(self, step: int, split: str, values: dict[str, Any]) -> None:
         values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         self._file.write(json.dumps({"step": step, "split": split, **values}, allow_nan=False) + "\n")
         self._file.flush()
@@ -56,12 +91,12 @@ class MetricsLog:
                 if value is not None:
                     self._tensorboard.add_scalar(f"{split}/{name}", value, step)
 
-    def progress(self, step: int, text: str, is_line: bool) -> None:
-        """Move the bar; without a terminal, print a line where `is_line`."""
-        if self._bar:
-            self._bar.update(self._task, completed=step, **({"text": text} if text else {}))
-        elif is_line:
-            self.say(f"step {step:>{len(str(self._num_steps))}}/{self._num_steps}  {text}")
+    def _step(self, step: int) -> str:
+        return f"step {step:>{len(str(self._num_steps))}}/{self._num_steps}"
+
+    def _time_left(self) -> str:
+        minutes, seconds = divmod(round(self._seconds_left), 60)
+        return f"  {minutes}:{seconds:02d} left"
 
     def say(self, text: str) -> None:
         """A line that stays, above the bar if there is one."""

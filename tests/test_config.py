@@ -1,0 +1,146 @@
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from train.config import Config
+from transformer_jax.config import TransformerConfig, UserError, choose, config_fields, from_dict
+from transformer_jax.layers import FEED_FORWARDS, NORMS
+from transformer_jax.positions import POSITIONS
+
+lightly = settings(max_examples=100, deadline=None, database=None)
+
+
+def refused(build, *parts):
+    """`build` raises a UserError of one line that contains every part."""
+    with pytest.raises(UserError) as error:
+        build()
+    message = str(error.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+def test_zeros_are_derived():
+    config = TransformerConfig(d_model=132, num_heads=6)
+    assert (config.num_kv_heads, config.head_dim, config.d_ff) == (6, 22, 528)
+
+
+def test_what_is_set_is_not_derived():
+    config = TransformerConfig(d_model=11, num_heads=6, num_kv_heads=3, head_dim=4, d_ff=13)
+    assert (config.num_kv_heads, config.head_dim, config.d_ff) == (3, 4, 13)
+
+
+@given(st.integers(1, 999))
+@lightly
+def test_swiglu_has_eight_thirds_of_the_width_rounded_up_to_a_multiple_of_eight(d_model):
+    d_ff = TransformerConfig(d_model=d_model, num_heads=1, feed_forward="swiglu", head_dim=2).d_ff
+    assert d_ff % 8 == 0 and 0 <= d_ff - 8 * d_model / 3 < 8
+
+
+def test_a_config_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TransformerConfig().d_model = 7
+
+
+REFUSED = [
+    *[({name: 0}, f"model.{name}=0", "at least 1") for name in ("max_len", "num_layers", "d_model", "num_heads")],
+    *[({name: -1}, f"model.{name}=-1", "0 (") for name in ("vocab_size", "num_kv_heads", "head_dim", "d_ff")],
+    ({"d_model": 131, "num_heads": 6}, "model.d_model=131", "divisible by model.num_heads=6", "126 or 132", "head_dim"),
+    ({"d_model": 3, "num_heads": 5}, "model.d_model=3", "divisible by model.num_heads=5"),
+    ({"num_heads": 6, "head_dim": 4, "num_kv_heads": 4}, "num_kv_heads=4", "divide model.num_heads=6", "[1, 2, 3, 6]"),
+    ({"num_heads": 6, "head_dim": 4, "num_kv_heads": 12}, "num_kv_heads=12", "divide model.num_heads=6"),
+    ({"positions": "rotary", "head_dim": 7}, "model.head_dim=7", "even", "8"),
+    *[({"dropout_rate": x}, f"model.dropout_rate={x}", "at least 0 and below 1") for x in (-0.1, 1.0, math.nan)],
+    ({"dtype": "float16"}, "model.dtype='float16'", "float32, bfloat16"),
+]
+
+
+@pytest.mark.parametrize("case", REFUSED, ids=lambda case: ",".join(case[0]))
+def test_a_refusal_names_field_value_and_rule(case):
+    kwargs, *parts = case
+    refused(lambda: TransformerConfig(**kwargs), *parts)
+
+
+def test_an_unknown_name_is_refused_with_the_list_of_known_ones():
+    refused(lambda: choose({"one": 1, "two": 2}, "three", "model.norm"), "model.norm='three'", "one, two")
+
+
+@pytest.mark.parametrize(
+    ("values", "parts"),
+    [
+        ({"d_modle": 7}, ["d_modle", "Did you mean d_model?"]),
+        ({"zzz": 7}, ["zzz", "Known here", "d_model", "dtype"]),
+        ({"d_model": "128"}, ["d_model='128'", "int", "str"]),
+        ({"d_model": 128.0}, ["d_model=128.0", "int", "float"]),
+        ({"d_model": True}, ["d_model=True", "int", "bool"]),
+        ({"d_model": None}, ["d_model=None", "int", "NoneType"]),
+        ({"use_bias": 1}, ["use_bias=1", "bool", "int"]),
+        ({"init_std": True}, ["init_std=True", "float", "bool"]),
+        ({"init_std": math.nan}, ["init_std=nan", "finite"]),
+        ({"rope_theta": math.inf}, ["rope_theta=inf", "finite"]),
+        ({"rope_theta": -math.inf}, ["rope_theta=-inf", "finite"]),
+    ],
+)
+def test_from_dict_refuses_what_does_not_fit(values, parts):
+    refused(lambda: from_dict(TransformerConfig, values), *parts)
+
+
+@pytest.mark.parametrize(
+    ("values", "parts"),
+    [
+        ({"model": 7}, ["model=7", "section"]),
+        ({"model": {"d_model": True}}, ["model.d_model=True", "int"]),
+        ({"model": {"d_modle": 7}}, ["model.d_modle", "Did you mean model.d_model?"]),
+        ({"optimiser": {}}, ["optimiser", "Did you mean optimizer?"]),
+        ({"train": {"accumulation": 5}}, ["train.accumulation=5", "divide train.batch_size=16"]),
+    ],
+)
+def test_from_dict_names_a_nested_field_in_full(values, parts):
+    refused(lambda: Config.from_dict(values), *parts)
+
+
+def test_an_int_is_accepted_where_a_float_is_expected():
+    theta = from_dict(TransformerConfig, {"rope_theta": 500}).rope_theta
+    assert theta == 500.0 and type(theta) is float
+
+
+@given(
+    num_heads=st.sampled_from([1, 3, 6]), num_kv_heads=st.sampled_from([0, 1, 3]), head_dim=st.sampled_from([0, 2]),
+    norm=st.sampled_from([*NORMS]), feed_forward=st.sampled_from([*FEED_FORWARDS]),
+    positions=st.sampled_from([*POSITIONS]), use_bias=st.booleans(),
+)  # fmt: skip
+@lightly
+def test_a_config_survives_being_saved_and_read(num_heads, num_kv_heads, **kwargs):
+    num_kv_heads = min(num_kv_heads, num_heads)
+    config = TransformerConfig(d_model=132, num_heads=num_heads, num_kv_heads=num_kv_heads, **kwargs)
+    assert from_dict(TransformerConfig, dataclasses.asdict(config)) == config
+    assert Config.from_dict(dataclasses.asdict(Config(model=config))) == Config(model=config)
+
+
+def test_config_fields_lists_every_leaf_by_its_dotted_name_in_order():
+    sections = [(s.name, dataclasses.fields(s.type)) for s in dataclasses.fields(Config)]
+    assert [*config_fields(Config)] == [f"{name}.{field.name}" for name, fields in sections for field in fields]
+    assert config_fields(Config)["model.d_model"].default == 128
+    assert [*config_fields(TransformerConfig)] == [field.name for field in dataclasses.fields(TransformerConfig)]
+
+
+@pytest.mark.parametrize("cls", [TransformerConfig, Config])
+def test_every_field_has_a_meaning_and_a_default_of_its_type(cls):
+    for name, field in config_fields(cls).items():
+        assert field.metadata["meaning"].strip(), name
+        assert type(field.default) is field.type, name
+
+
+@pytest.mark.parametrize(("field", "table"), [("norm", NORMS), ("feed_forward", FEED_FORWARDS), ("positions", POSITIONS)])
+def test_the_meaning_of_a_variant_field_lists_the_variants_and_the_default_is_one(field, table):
+    field = config_fields(TransformerConfig)[field]
+    assert field.metadata["meaning"] == " | ".join(table)
+    assert field.default in table
+
+
+def test_numpy_numbers_are_refused_because_they_cannot_be_saved_as_json():
+    refused(lambda: from_dict(TransformerConfig, {"d_model": np.int64(128)}), "d_model", "int64")

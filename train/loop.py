@@ -1,0 +1,263 @@
+"""A training run, in order: settings, data, model, restore; then step, log, evaluate, save; then the end."""
+
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import json
+import platform
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from train import plan, resume
+from train.config import Config
+from train.data.order import TrainOrder
+from train.data.pipeline import Corpus, eval_batches, load_corpus, train_batches
+from train.evaluate import evaluate
+from train.metrics import MetricsLog
+from train.objectives import causal_lm
+from train.optimizer import make_optimizer, make_schedule
+from train.parallel import Jit, Pmap, make_parallel
+from train.plot import draw_loss
+from train.state import TrainState, create_state
+from train.step import Batch, eval_step, train_step
+from train.stop import Stopped, StopSignals
+from transformer_jax.checkpoint import Checkpoints, abstract
+from transformer_jax.config import RunError, UserError
+from transformer_jax.models import GPT
+from transformer_jax.tokenizers import tokenizer_from_dict
+
+EVAL_TOKENS = 8192  # targets in one evaluation batch, about: enough to be fast, few enough for their logits
+SHORT_STEP_FLOPS = 5e10  # steps of fewer operations share a call; a second or less on a laptop
+
+
+def run(config: Any, workdir: str | Path) -> Path:
+    """Train as `config` says, in `workdir`; go on from its newest sound checkpoint if there is one.
+
+    Args:
+      config: a ConfigDict from a recipe's `get_config()`, a nested dict, or a `train.config.Config`.
+      workdir: the run directory, made if need be.
+    Returns:
+      The run directory: what `transformer_jax.load` and the sampling command want.
+    Raises:
+      UserError: a setting or the data will not do, or does not fit the checkpoint.
+      RunError: the loss stays NaN or infinite, or a checkpoint cannot be written.
+      Stopped: SIGTERM or Ctrl-C came, and the state is saved.
+    """
+    started = time.perf_counter()
+    config = config if isinstance(config, Config) else Config.from_dict(config)
+    workdir = Path(workdir).expanduser()
+    with _lock(workdir), StopSignals() as stop:
+        # Where this run stands.
+        checkpoints = Checkpoints(workdir, config.checkpoint.keep)
+        step, meta = resume.last_checkpoint(checkpoints)
+        changes = resume.changed_fields(meta["config"], config) if meta else []
+        num_steps = config.train.num_steps
+        if step >= num_steps:
+            print(f"Already trained: step {step} of train.num_steps={num_steps}.\n{_how_to_sample(workdir)}")
+            return workdir
+
+        # Data.
+        corpus = load_corpus(config.data, config.tokenizer, tokenizer_from_dict(meta["tokenizer"]) if meta else None)
+        if meta:
+            resume.check_data(meta["fingerprint"], corpus.fingerprint)
+        config = dataclasses.replace(config, model=resume.with_vocabulary(config.model, corpus.tokenizer.vocab_size))
+        order = TrainOrder(len(corpus.train_tokens), config.model.max_len, config.train.batch_size, config.train.seed)
+        batches = train_batches(corpus.train_tokens, order, step, num_steps)
+
+        # Model and state.
+        model = GPT(config.model)
+        optimizer = make_optimizer(config.optimizer, num_steps)
+        schedule = make_schedule(config.optimizer, num_steps)
+        parallel = _make_parallel(config, model, optimizer)
+        state = _first_state(model, optimizer, config.train.seed)
+        steps_per_call = _steps_per_call(config, state.params)
+        (workdir / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n")  # for people
+        log = MetricsLog(workdir, step, num_steps, config.train.tensorboard)
+        log.say(_describe(config, corpus, state))
+        if meta:
+            state = _restore(checkpoints, step, state, parallel)
+            log.say("\n".join([f"resumed at step {step}", *changes]))
+        best_val_loss = meta["best_val_loss"] if meta else None
+        state = parallel.put(state)
+        saved_step = step
+
+        try:
+            while step < num_steps and stop.signum is None:
+                is_first = log.steps_timed == 0  # alone, to tell how long it took: the call's length is not compiled in
+                n = 1 if is_first else min(steps_per_call, _steps_to_next_event(step, config))
+                began = time.perf_counter()
+                state = parallel.train(state, _stack(batches, n, steps_per_call), n)
+                step += n
+                numbers = parallel.get(_numbers(state))
+                _stop_if_stuck(numbers, step, schedule, config, checkpoints)
+                log.steps(n, step, n * config.train.batch_size * config.model.max_len, time.perf_counter() - began)
+                if is_first:
+                    log.say(f"first step after {time.perf_counter() - started:.1f} s, {log.seconds:.1f} s of it compiling")
+
+                is_due = lambda every, step=step: step % every == 0 or step == num_steps  # noqa: E731
+                val_loss = None
+                if is_due(config.train.log_every):
+                    log.train(step, numbers, float(schedule(step - 1 - int(numbers["bad_steps"]))))
+                if is_due(config.train.eval_every):
+                    eval_data = eval_batches(corpus.val_tokens, config.model.max_len, _eval_rows(config))
+                    val_loss = evaluate(parallel.evaluate, state.params, eval_data)
+                    log.val(step, val_loss, corpus.val_bytes_per_token)
+                is_best = val_loss is not None and (best_val_loss is None or val_loss < best_val_loss)
+                best_val_loss = val_loss if is_best else best_val_loss
+                if is_due(config.checkpoint.save_every) or is_best:
+                    _save(checkpoints, parallel.get(state), step, _meta(config, corpus, step, val_loss, best_val_loss))
+                    saved_step = step
+            if stop.signum is not None:
+                if saved_step != step:
+                    _save(checkpoints, parallel.get(state), step, _meta(config, corpus, step, None, best_val_loss))
+                checkpoints.wait()
+                log.say(f"stopped and saved at step {step}; the same command goes on from there")
+                raise Stopped(stop.signum)
+            checkpoints.wait()
+        finally:
+            log.close()
+        draw_loss(workdir)
+        print(f"Trained to step {step}. Loss curve: {workdir / 'loss.png'}\n{_how_to_sample(workdir)}", flush=True)
+    return workdir
+
+
+@contextlib.contextmanager
+def _lock(workdir: Path) -> Iterator[None]:
+    """One process at a time in a run directory. The lock goes with the process, however it ends."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = open(workdir / ".lock", "w")
+    except OSError as error:
+        raise UserError(f"workdir={workdir}: cannot be written to ({error.strerror}). Give another directory.") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"workdir={workdir}: another process is training here. Wait for it, or stop it.") from error
+        yield
+
+
+def _make_parallel(config: Config, model: GPT, optimizer: Any) -> Jit | Pmap:
+    step = functools.partial(
+        train_step, model=model, objective=causal_lm, optimizer=optimizer, seed=config.train.seed,
+        accumulation=config.train.accumulation, max_bad_steps=config.train.max_bad_steps,
+        log_every=config.train.log_every,
+    )  # fmt: skip
+    rows = config.train.batch_size // config.train.accumulation
+    return make_parallel(
+        config.train.parallel, step, functools.partial(eval_step, model=model, objective=causal_lm), rows
+    )
+
+
+def _first_state(model: GPT, optimizer: Any, seed: int) -> TrainState:
+    def create(key):
+        tokens = jnp.zeros((1, 1), jnp.int32)  # no parameter's shape depends on the length
+        return create_state(model.init(key, tokens)["params"], optimizer)
+
+    return jax.jit(create)(jax.random.key(seed))
+
+
+def _steps_per_call(config: Config, params: Any) -> int:
+    tokens = config.train.batch_size * config.model.max_len
+    flops = plan.flops_per_token(params, config.model) * tokens
+    return config.train.steps_per_call or int(np.clip(SHORT_STEP_FLOPS // flops, 1, 10))
+
+
+def _steps_to_next_event(step: int, config: Config) -> int:
+    every = (config.train.log_every, config.train.eval_every, config.checkpoint.save_every)
+    return min(*(e - step % e for e in every), config.train.num_steps - step)
+
+
+def _stack(batches: Iterator[Batch], n: int, room: int) -> Batch:
+    """The next n batches as one, [room, B, ...]; what is beyond n repeats the last and is not looked at."""
+    taken = [next(batches) for _ in range(n)]
+    return jax.tree.map(lambda *x: np.stack([*x, *x[-1:] * (room - n)]), *taken)
+
+
+def _numbers(state: TrainState) -> dict[str, jax.Array]:
+    return {
+        "loss_sum": state.window.loss_sum,
+        "weight_sum": state.window.weight_sum,
+        "grad_norm": state.grad_norm,
+        "bad_in_row": state.bad_in_row,
+        "bad_steps": state.num_bad,
+    }
+
+
+def _stop_if_stuck(numbers: dict, step: int, schedule: Any, config: Config, checkpoints: Checkpoints) -> None:
+    bad = int(numbers["bad_in_row"])
+    if bad < config.train.max_bad_steps:
+        return
+    with contextlib.suppress(RunError):  # what stopped the run comes first
+        checkpoints.wait()
+    saved = checkpoints.steps()
+    raise RunError(
+        f"stopped at step {step}: loss or gradient was NaN or infinite in all steps since {step - bad + 1} (gradient "
+        f"norm {float(numbers['grad_norm'])}, learning rate {float(schedule(step - bad)):.3g}). None of these steps "
+        f"changed a parameter; the newest checkpoint is {saved[-1] if saved else 'none'}. Lower optimizer.peak_lr, or "
+        "set optimizer.clip_norm or more optimizer.warmup_steps."
+    )
+
+
+def _eval_rows(config: Config) -> int:
+    rows = max(1, EVAL_TOKENS // config.model.max_len)
+    return -(-rows // jax.device_count()) * jax.device_count()  # the devices share them
+
+
+@jax.jit
+def _are_finite(params: Any) -> jax.Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(params)]))
+
+
+def _split(state: TrainState) -> tuple[Any, dict]:
+    """Parameters and the rest, two items of a checkpoint."""
+    rest = {f.name: getattr(state, f.name) for f in dataclasses.fields(state) if f.name != "params"}
+    return state.params, rest
+
+
+def _save(checkpoints: Checkpoints, state: TrainState, step: int, meta: dict) -> None:
+    params, rest = _split(state)
+    if not _are_finite(params):
+        raise RunError(f"step {step}: a parameter is NaN or infinite, so this step is not saved. Lower optimizer.peak_lr.")
+    checkpoints.save(step, params, meta, rest)
+
+
+def _restore(checkpoints: Checkpoints, step: int, state: TrainState, parallel: Jit | Pmap) -> TrainState:
+    params, rest = _split(abstract(state, parallel.sharding))
+    restored = checkpoints.restore(step, params=params, state=rest)
+    return TrainState(params=restored["params"], **restored["state"])
+
+
+def _meta(config: Config, corpus: Corpus, step: int, val_loss: float | None, best_val_loss: float | None) -> dict:
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {
+        "step": step,
+        "val_loss": val_loss,
+        "best_val_loss": best_val_loss,
+        "config": dataclasses.asdict(config),
+        "tokenizer": corpus.tokenizer.to_dict(),
+        "fingerprint": corpus.fingerprint,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+    }
+
+
+def _describe(config: Config, corpus: Corpus, state: TrainState) -> str:
+    return (
+        f"data: {config.data.source}, {len(corpus.train_tokens):,} tokens to train on, {len(corpus.val_tokens):,} to "
+        f"validate on; {corpus.tokenizer.kind} tokenizer, {corpus.tokenizer.vocab_size:,} ids\n"
+        + plan.describe(
+            state.params, state.opt_state, config.model, config.train.batch_size * config.model.max_len
+        )
+    )
+
+
+def _how_to_sample(workdir: Path) -> str:
+    return f'Sample from {workdir} with: python -m transformer_jax sample --run_dir={workdir} --prompt="The "'

@@ -1,0 +1,44 @@
+"""What every command does around its own work: parse flags, and answer a mistake with one line."""
+
+import sys
+from collections.abc import Callable
+
+from absl import flags
+
+from transformer_jax.config import RunError, UserError
+
+
+class UsageError(UserError):
+    """A mistake on the command line."""
+
+
+def parse_flags(argv: list[str], example: str) -> None:
+    """Parse absl flags from `argv`, the program's name first.
+
+    Raises:
+      UsageError: an unknown flag, a value of the wrong type, or words that belong to no flag.
+    """
+    try:
+        rest = flags.FLAGS(argv)[1:]
+    except flags.UnrecognizedFlagError as error:
+        hint = f" Did you mean --{error.suggestions[0]}?" if error.suggestions else ""
+        raise UsageError(f"--{error.flagname}: no such flag.{hint} Example: {example}") from error
+    except flags.Error as error:
+        raise UsageError(str(error).splitlines()[0]) from error
+    if rest:
+        raise UsageError(f"{rest[0]!r}: belongs to no flag; text with spaces needs quotes. Example: {example}")
+
+
+def report_errors(main: Callable[[list[str]], None], argv: list[str]) -> int | None:
+    """Run `main(argv)`. Mistakes become one line on stderr and an exit code: 2 asked wrongly, 1 failed."""
+    try:
+        main(argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (RunError, OSError) as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
