@@ -13,7 +13,7 @@ B, T, S, N, H, D = 2, 5, 7, 6, 11, 13
 KV_HEADS = {"multi_head": 6, "grouped": 2, "multi_query": 1}
 jit_attend = jax.jit(attend, static_argnames="dropout_rate")
 kv_heads = pytest.mark.parametrize("K", KV_HEADS.values(), ids=KV_HEADS)
-lightly = settings(max_examples=25, deadline=None, database=None)
+lightly = settings(max_examples=20, deadline=None, database=None)
 masks_BTS = st.lists(st.booleans(), min_size=B * T * S, max_size=B * T * S).map(lambda x: np.array(x).reshape(B, T, S))
 
 
@@ -24,12 +24,15 @@ def close(actual, expected):
 
 def inputs(K, seed=0, H=H):
     shapes = (B, T, N, H), (B, S, K, H), (B, S, K, H)
-    return [jax.random.normal(key, shape) for key, shape in zip(jax.random.split(jax.random.key(seed), 3), shapes, strict=True)]
+    random = np.random.default_rng(seed)
+    return [jnp.array(random.normal(size=shape), jnp.float32) for shape in shapes]
 
 
 def random_mask(seed=0):
     """Random, but every query may attend something."""
-    return jax.random.bernoulli(jax.random.key(seed), 0.6, (B, T, S)).at[:, :, 0].set(True)
+    may_attend = np.random.default_rng(seed).random((B, T, S)) < 0.6
+    may_attend[:, :, 0] = True
+    return jnp.array(may_attend)
 
 
 def attend_in_loops(q, k, v, may_attend):
@@ -139,7 +142,7 @@ def test_permuting_keys_together_with_their_mask_changes_nothing(K):
 @kv_heads
 def test_adding_the_same_to_all_scores_of_a_query_changes_nothing(K):
     q, k, v = inputs(K)
-    moved = k + jax.random.normal(jax.random.key(9), (B, 1, K, H))
+    moved = k + np.random.default_rng(9).normal(size=(B, 1, K, H))
     close(jit_attend(q, moved, v, random_mask()), jit_attend(q, k, v, random_mask()))
 
 
@@ -177,10 +180,10 @@ def test_dropout_is_a_function_of_its_key():
 
 
 def test_dropout_keeps_the_expectation():
-    keys = jax.random.split(jax.random.key(3), 2003)
+    keys = jax.random.split(jax.random.key(3), 499)
     outs = jax.jit(jax.vmap(lambda key: attend(*inputs(2), random_mask(), dropout_rate=0.3, dropout_key=key)))(keys)
     error = jnp.mean(outs, axis=0) - jit_attend(*inputs(2), random_mask())
-    assert jnp.all(jnp.abs(error) < 6 * jnp.std(outs, axis=0) / 2003**0.5 + 1e-5)
+    assert jnp.all(jnp.abs(error) < 6 * jnp.std(outs, axis=0) / 499**0.5 + 1e-5)
 
 
 def test_dropout_of_rate_0_or_without_a_key_changes_nothing():
@@ -195,13 +198,14 @@ def test_permuting_the_heads_of_every_kernel_changes_nothing_outside_the_module(
     config = TransformerConfig(d_model=D, num_heads=3, head_dim=2, positions=positions, init_std=1.0)
     module, x = Attention(config), jax.random.normal(jax.random.key(0), (B, T, D))
     args = x, jnp.broadcast_to(jnp.arange(T), (B, T)), causal(T, T)
-    params = module.init(jax.random.key(1), *args)
+    params = jax.jit(module.init)(jax.random.key(1), *args)
     order = jnp.array([2, 0, 1])
     axis = {"query": 1, "key": 1, "value": 1}
     permuted = {name: leaves | {"kernel": jnp.take(leaves["kernel"], order, axis.get(name, 0))}
                 for name, leaves in params["params"].items()}  # fmt: skip
     assert jnp.any(permuted["query"]["kernel"] != params["params"]["query"]["kernel"])
-    close(module.apply({"params": permuted}, *args)[0], module.apply(params, *args)[0])
+    apply = jax.jit(module.apply)
+    close(apply({"params": permuted}, *args)[0], apply(params, *args)[0])
 
 
 def test_kernels_have_the_shapes_of_the_glossary():

@@ -2,11 +2,11 @@
 
 import sys
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
 from train.config import Config
-from transformer_jax.commands.cli import UsageError, parse_flags, report_errors
+from transformer_jax.commands.cli import HELP_FLAGS, UsageError, parse_flags, report_errors
 from transformer_jax.config import config_fields, unknown_field
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe: a Python file with get_config().")
@@ -48,7 +48,7 @@ def _check_names(argv: list[str]) -> None:
 
 def main(argv: list[str]) -> None:
     """Parse, check, train."""
-    if {"--help", "-h", "-help", "--helpfull", "--helpshort"} & set(argv):
+    if HELP_FLAGS & set(argv):
         print(_help())
         return
     _check_names(argv)

@@ -8,6 +8,9 @@ from absl import flags
 from transformer_jax.config import RunError, UserError
 
 
+HELP_FLAGS = {"--help", "-h", "-help", "--helpfull", "--helpshort"}
+
+
 class UsageError(UserError):
     """A mistake on the command line."""
 
@@ -27,6 +30,14 @@ def parse_flags(argv: list[str], example: str) -> None:
         raise UsageError(str(error).splitlines()[0]) from error
     if rest:
         raise UsageError(f"{rest[0]!r}: belongs to no flag; text with spaces needs quotes. Example: {example}")
+
+
+def show_help(module: str, head: str) -> None:
+    """Print `head` and the flags that a command module defines, with their defaults."""
+    print(head)
+    for flag in flags.FLAGS.flags_by_module_dict()[module]:
+        default = "" if flag.default is None else f"={flag.default}"
+        print(f"  {f'--{flag.name}{default}':<24}{flag.help}")
 
 
 def report_errors(main: Callable[[list[str]], None], argv: list[str]) -> int | None:
