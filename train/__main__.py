@@ -61,7 +61,7 @@ def main(argv: list[str]) -> None:
         config_fields_given = config.to_dict()
     except (FileNotFoundError, IsADirectoryError, AttributeError) as error:
         path = flags.FLAGS["config"].config_filename
-        raise UsageError(f"--config={path}: cannot be read ({error}). Give a recipe, such as configs/gpt_char.py.") from error
+        raise UsageError(f"--config={path}: cannot be read ({error}). Give one such as configs/gpt_char.py.") from error
 
     from train.loop import run  # here, so that a mistake above is answered before JAX is loaded
 

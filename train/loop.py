@@ -87,41 +87,40 @@ def run(config: Any, workdir: str | Path) -> Path:
             log.say("\n".join([f"resumed at step {step}", *changes]))
         best_val_loss = meta["best_val_loss"] if meta else None
         state = parallel.put(state)
-        saved_step = step
 
         try:
-            while step < num_steps and stop.signum is None:
-                is_first = log.steps_timed == 0  # alone, to tell how long it took: the call's length is not compiled in
-                n = 1 if is_first else min(steps_per_call, _steps_to_next_event(step, config))
+            asked_to_stop = None
+            while step < num_steps and not asked_to_stop:
+                # Step. The very first goes alone, to tell how long it took; `n` is not compiled in.
+                n = min(steps_per_call, _steps_to_next_event(step, config)) if log.steps_timed else 1
                 began = time.perf_counter()
                 state = parallel.train(state, _stack(batches, n, steps_per_call), n)
                 step += n
                 numbers = parallel.get(_numbers(state))
                 _stop_if_stuck(numbers, step, schedule, config, checkpoints)
                 log.steps(n, step, n * config.train.batch_size * config.model.max_len, time.perf_counter() - began)
-                if is_first:
-                    log.say(f"first step after {time.perf_counter() - started:.1f} s, {log.seconds:.1f} s of it compiling")
+                if log.steps_timed == 1:
+                    since = time.perf_counter() - started
+                    log.say(f"first step {since:.1f} s after the start, {log.seconds:.1f} s of it to compile")
+                asked_to_stop = stop.signum
 
-                is_due = lambda every, step=step: step % every == 0 or step == num_steps  # noqa: E731
-                val_loss = None
+                # Log, evaluate, save.
+                is_due = functools.partial(_is_due, step, num_steps)
                 if is_due(config.train.log_every):
                     log.train(step, numbers, float(schedule(step - 1 - int(numbers["bad_steps"]))))
+                val_loss, is_best = None, False
                 if is_due(config.train.eval_every):
-                    eval_data = eval_batches(corpus.val_tokens, config.model.max_len, _eval_rows(config))
-                    val_loss = evaluate(parallel.evaluate, state.params, eval_data)
+                    val_batches = eval_batches(corpus.val_tokens, config.model.max_len, _eval_rows(config))
+                    val_loss = evaluate(parallel.evaluate, state.params, val_batches)
+                    is_best = best_val_loss is None or val_loss < best_val_loss
+                    best_val_loss = val_loss if is_best else best_val_loss
                     log.val(step, val_loss, corpus.val_bytes_per_token)
-                is_best = val_loss is not None and (best_val_loss is None or val_loss < best_val_loss)
-                best_val_loss = val_loss if is_best else best_val_loss
-                if is_due(config.checkpoint.save_every) or is_best:
+                if is_due(config.checkpoint.save_every) or is_best or asked_to_stop:
                     _save(checkpoints, parallel.get(state), step, _meta(config, corpus, step, val_loss, best_val_loss))
-                    saved_step = step
-            if stop.signum is not None:
-                if saved_step != step:
-                    _save(checkpoints, parallel.get(state), step, _meta(config, corpus, step, None, best_val_loss))
-                checkpoints.wait()
-                log.say(f"stopped and saved at step {step}; the same command goes on from there")
-                raise Stopped(stop.signum)
             checkpoints.wait()
+            if step < num_steps:
+                log.say(f"stopped and saved at step {step}; the same command goes on from there")
+                raise Stopped(asked_to_stop)
         finally:
             log.close()
         draw_loss(workdir)
@@ -136,7 +135,7 @@ def _lock(workdir: Path) -> Iterator[None]:
         workdir.mkdir(parents=True, exist_ok=True)
         file = open(workdir / ".lock", "w")
     except OSError as error:
-        raise UserError(f"workdir={workdir}: cannot be written to ({error.strerror}). Give another directory.") from error
+        raise UserError(f"workdir={workdir}: cannot be written to ({error.strerror}). Give another.") from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -169,6 +168,10 @@ def _steps_per_call(config: Config, params: Any) -> int:
     tokens = config.train.batch_size * config.model.max_len
     flops = plan.flops_per_token(params, config.model) * tokens
     return config.train.steps_per_call or int(np.clip(SHORT_STEP_FLOPS // flops, 1, 10))
+
+
+def _is_due(step: int, num_steps: int, every: int) -> bool:
+    return step % every == 0 or step == num_steps
 
 
 def _steps_to_next_event(step: int, config: Config) -> int:
@@ -226,7 +229,7 @@ def _split(state: TrainState) -> tuple[Any, dict]:
 def _save(checkpoints: Checkpoints, state: TrainState, step: int, meta: dict) -> None:
     params, rest = _split(state)
     if not _are_finite(params):
-        raise RunError(f"step {step}: a parameter is NaN or infinite, so this step is not saved. Lower optimizer.peak_lr.")
+        raise RunError(f"step {step}: a parameter is NaN or infinite, so it is not saved. Lower optimizer.peak_lr.")
     checkpoints.save(step, params, meta, rest)
 
 

@@ -43,7 +43,7 @@ class MetricsLog:
         self._console = rich.console.Console(highlight=False, soft_wrap=True)
         self._bar = None
         if self._console.is_terminal:
-            columns = ("{task.description}", rich.progress.BarColumn(), "{task.completed}/{task.total}  {task.fields[text]}")
+            columns = ("step {task.completed}/{task.total}", rich.progress.BarColumn(), "{task.fields[text]}")
             self._bar = rich.progress.Progress(*columns, console=self._console)
             self._task = self._bar.add_task("training", total=num_steps, completed=first_step, text="")
             self._bar.start()
@@ -80,7 +80,8 @@ class MetricsLog:
         """The loss over the whole validation split."""
         bits = bits_per_byte(loss, bytes_per_token)
         self._event(step, "val", {"loss": loss, "perplexity": perplexity(loss), "bits_per_byte": bits})
-        self.say(f"{self._step(step)}  validation loss {loss:.4f}  perplexity {perplexity(loss):.2f}  {bits:.4f} bits/byte")
+        words = f"validation loss {loss:.4f}  perplexity {perplexity(loss):.2f}  {bits:.4f} bits/byte"
+        self.say(f"{self._step(step)}  {words}")
 
     def _event(self, step: int, split: str, values: dict[str, Any]) -> None:
         values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}

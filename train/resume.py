@@ -47,8 +47,8 @@ def changed_fields(before: dict, now: Config) -> list[str]:
             continue
         if name not in MAY_CHANGE:
             raise UserError(
-                f"{name}={new!r}: the checkpoint in this workdir was trained with {old!r}, and this cannot change on the "
-                f"way. Use {old!r}, or another workdir. These may change: {', '.join(sorted(MAY_CHANGE))}."
+                f"{name}={new!r}: the checkpoint in this workdir was trained with {old!r}, and this cannot change on "
+                f"the way. Use {old!r}, or another workdir. These may change: {', '.join(sorted(MAY_CHANGE))}."
             )
         changes.append(f"{name}: {old!r} -> {new!r}")
     return changes

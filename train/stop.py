@@ -38,4 +38,5 @@ class StopSignals:
         if self.signum is not None:
             os._exit(128 + signum)
         self.signum = signum
-        os.write(2, f"\n{signal.Signals(signum).name}: finishing this step and saving. Once more quits at once.\n".encode())
+        name = signal.Signals(signum).name
+        os.write(2, f"\n{name}: finishing this step and saving. Once more quits at once.\n".encode())

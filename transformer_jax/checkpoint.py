@@ -184,9 +184,10 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # OSError, or what tensorstore makes of it; whichever, the run cannot go on
+            reason = f"{type(error).__name__}: {_first_line(error)}"
             raise RunError(
-                f"checkpoint {step} in {self.folder} could not be saved ({type(error).__name__}: {_first_line(error)}). "
-                f"Is the disk full? Checkpoints there: {_listed(self.steps()) or 'none'}."
+                f"checkpoint {step} in {self.folder} could not be saved ({reason}). Is the disk full? "
+                f"Checkpoints there: {_listed(self.steps()) or 'none'}."
             ) from error
 
     def _prune(self) -> None:

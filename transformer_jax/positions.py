@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 
 
-
 def count_tokens(is_token: jax.Array, tokens_before: jax.Array | int = 0) -> jax.Array:
     """Position of each token of a row, counting tokens only.
 

@@ -80,9 +80,10 @@ def logits(run: Run, tokens: Any, is_token: Any = None) -> jax.Array:
     if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
         raise UserError(f"tokens: must be integers [B, T], not {tokens.dtype} {list(tokens.shape)}.")
     if is_token is not None and np.shape(is_token) != tokens.shape:
-        raise UserError(f"is_token: must have the shape of tokens, {list(tokens.shape)}, not {list(np.shape(is_token))}.")
+        raise UserError(f"is_token: must be of shape {list(tokens.shape)}, as tokens, not {list(np.shape(is_token))}.")
     if tokens.size and not (0 <= tokens.min() and tokens.max() < run.config.vocab_size):
-        raise UserError(f"tokens: ids must lie between 0 and {run.config.vocab_size - 1}, not {tokens.min()} to {tokens.max()}.")
+        top = run.config.vocab_size - 1
+        raise UserError(f"tokens: ids must lie between 0 and {top}, not between {tokens.min()} and {tokens.max()}.")
     is_token = None if is_token is None else jnp.asarray(is_token, bool)
     return _logits(run.model, run.params, jnp.asarray(tokens, jnp.int32), is_token)
 
@@ -156,7 +157,7 @@ def _continue(run: Run, rows: list[np.ndarray], keys: jax.Array, sampler: Any, n
             max_new_tokens=piece, sampler=sampler, eos_id=eos_id, pad_id=pad_id,
         )  # fmt: skip
         new = np.asarray(new)[:, : num_new - done]
-        rows = [row if stop else np.concatenate([row, more]) for row, more, stop in zip(rows, new, is_done, strict=True)]
+        rows = [row if is_done[i] else np.concatenate([row, new[i]]) for i, row in enumerate(rows)]
         is_done |= (new == eos_id).any(axis=1)
         done += piece
         room, piece = max(context // 2, 1), context - max(context // 2, 1) + 1

@@ -7,7 +7,6 @@ from absl import flags
 
 from transformer_jax.config import RunError, UserError
 
-
 HELP_FLAGS = {"--help", "-h", "-help", "--helpfull", "--helpshort"}
 
 

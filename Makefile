@@ -1,0 +1,35 @@
+# make demo    an environment, a small GPT trained on Python's documentation, its loss curve, a sample
+# make test    the test suite                 make lint    ruff
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STEPS ?= 1200
+DEMO := runs/demo
+
+.PHONY: demo test lint clean
+
+$(VENV)/installed: requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "transformer_jax needs Python 3.11 or later; say which with: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+demo: $(VENV)/installed
+	$(BIN)/python -m train --config=configs/demo.py --workdir=$(DEMO) --config.train.num_steps=$(STEPS)
+	@echo
+	$(BIN)/python -m transformer_jax sample --run_dir=$(DEMO) --prompt="The for statement" --max_new_tokens=150 \
+		--temperature=0.8 --top_k=40 --seed=1 | tee $(DEMO)/sample.txt
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,153 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from transformer_jax.cache import is_overrun, make_cache
+from transformer_jax.config import TransformerConfig, UserError
+from transformer_jax.models import GPT
+from transformer_jax.positions import POSITIONS
+
+B, T, V, CAPACITY, MAX_LEN = 5, 7, 23, 13, 17
+SIZES = dict(vocab_size=V, max_len=MAX_LEN, num_layers=2, d_model=11, num_heads=6, head_dim=4, d_ff=19, init_std=0.3)
+VARIANTS = {name: {"positions": name} for name in POSITIONS}
+VARIANTS |= {"grouped_rotary": {"positions": "rotary", "num_kv_heads": 2}, "multi_query": {"num_kv_heads": 1}}
+variants = pytest.mark.parametrize("variant", VARIANTS)
+lightly = settings(max_examples=20, deadline=None, database=None)
+TOKENS = np.random.default_rng(0).integers(0, V, (B, T))
+RAGGED = np.ones((B, T), bool)  # a full row, two padded on the left, two on the right
+RAGGED[1, :3] = RAGGED[2, :6] = RAGGED[3, 4:] = RAGGED[4, 1:] = False
+any_padding = st.lists(st.booleans(), min_size=B * T, max_size=B * T).map(lambda x: np.array(x).reshape(B, T))
+cuts = st.sets(st.integers(1, T - 1)).map(sorted)
+
+
+def close(actual, expected):
+    expected = np.asarray(expected)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * max(1, np.abs(expected).max()))
+
+
+class Decoder:
+    """A model with its parameters, and `extend` and `__call__` compiled."""
+
+    def __init__(self, **kwargs):
+        self.config = TransformerConfig(**SIZES | kwargs)
+        model = GPT(self.config)
+        self.params = jax.jit(model.init)(jax.random.key(0), TOKENS)
+        self.eager_extend = functools.partial(model.apply, self.params, method="extend")
+        self.extend = jax.jit(self.eager_extend, static_argnames="last_only")
+        self.full = jax.jit(functools.partial(model.apply, self.params))
+
+    def cache(self, capacity=CAPACITY):
+        return make_cache(self.config, B, capacity)
+
+    def in_chunks(self, is_token, cuts, disturb=lambda cache: cache):
+        """Logits [B, T, V] of TOKENS read piece by piece; `disturb` may change the cache between the pieces."""
+        cache, pieces = self.cache(), []
+        for start, end in zip([0, *cuts], [*cuts, T], strict=True):
+            logits, cache = self.extend(TOKENS[:, start:end], is_token[:, start:end], disturb(cache))
+            pieces.append(logits)
+        return np.concatenate(pieces, axis=1), cache
+
+
+@functools.cache
+def decoder(variant):
+    return Decoder(**VARIANTS[variant])
+
+
+@variants
+@given(cuts, any_padding)
+@lightly
+def test_extend_equals_a_full_pass_for_every_split_and_every_padding(variant, cuts, is_token):
+    logits, cache = decoder(variant).in_chunks(is_token, cuts)
+    close(logits[is_token], np.asarray(decoder(variant).full(TOKENS, is_token))[is_token])
+    assert cache.num_written == T
+    np.testing.assert_array_equal(cache.is_token[:, :T], is_token)
+    np.testing.assert_array_equal(cache.num_tokens[:, 0], is_token.sum(1))
+
+
+@variants
+@pytest.mark.parametrize("cuts", [[], [3], [1, 2, 3, 4, 5, 6]], ids=["prefill", "two_chunks", "one_by_one"])
+def test_extend_equals_a_full_pass_on_prompts_of_unequal_length(variant, cuts):
+    logits, _ = decoder(variant).in_chunks(RAGGED, cuts)
+    close(logits[RAGGED], np.asarray(decoder(variant).full(TOKENS, RAGGED))[RAGGED])
+
+
+@variants
+def test_what_padding_and_unwritten_slots_hold_is_never_attended(variant):
+    def disturb(cache):
+        is_seen = np.asarray(cache.is_token)[:, :, None, None]
+        layers = jax.tree.map(lambda x: jnp.where(is_seen, x, 1e3), cache.layers)
+        return cache._replace(layers=layers)
+
+    expected, _ = decoder(variant).in_chunks(RAGGED, [2, 3])
+    disturbed, _ = decoder(variant).in_chunks(RAGGED, [2, 3], disturb)
+    np.testing.assert_array_equal(disturbed[RAGGED], expected[RAGGED])
+
+
+@variants
+def test_reading_does_not_change_what_was_written(variant):
+    _, half = decoder(variant).extend(TOKENS[:, :3], RAGGED[:, :3], decoder(variant).cache())
+    _, whole = decoder(variant).extend(TOKENS[:, 3:], RAGGED[:, 3:], half)
+    for before, after in zip(jax.tree.leaves(half.layers), jax.tree.leaves(whole.layers), strict=True):
+        np.testing.assert_array_equal(after[:, :3], before[:, :3])
+        assert jnp.all(after[:, T:] == 0) and jnp.any(after[:, 3:T] != 0)
+
+
+@variants
+def test_last_only_gives_the_logits_of_the_last_token_of_each_row(variant):
+    logits, _ = decoder(variant).extend(TOKENS, RAGGED, decoder(variant).cache())
+    last, _ = decoder(variant).extend(TOKENS, RAGGED, decoder(variant).cache(), last_only=True)
+    last_token = [6, 6, 6, 3, 0]
+    assert last.shape == (B, V)
+    close(last, np.asarray(logits)[np.arange(B), last_token])
+
+
+def test_the_capacity_of_the_cache_does_not_matter():
+    small, large = (decoder("learned").extend(TOKENS, RAGGED, decoder("learned").cache(n))[0] for n in (T, MAX_LEN))
+    close(np.asarray(small)[RAGGED], np.asarray(large)[RAGGED])
+
+
+def test_an_overfull_cache_is_refused_outside_jit():
+    extend, cache = decoder("learned").eager_extend, decoder("learned").cache(11)
+    with pytest.raises(UserError, match="12 new slots.*capacity=11"):
+        extend(np.ones((B, 12), int), np.ones((B, 12), bool), cache)
+    _, cache = extend(TOKENS, RAGGED, cache)
+    with pytest.raises(UserError, match="5 new slots.*capacity=11, 7 of it written"):
+        extend(TOKENS[:, :5], RAGGED[:, :5], cache)
+    logits, cache = extend(TOKENS[:, :4], ~RAGGED[:, :4], cache)
+    assert jnp.all(jnp.isfinite(logits)) and cache.num_written == 11 and not is_overrun(cache)
+
+
+def test_an_overfull_cache_gives_nan_inside_jit():
+    extend, cache = decoder("learned").extend, decoder("learned").cache()
+    for _ in range(CAPACITY // 5):
+        logits, cache = extend(TOKENS[:, :5], RAGGED[:, :5], cache)
+        assert jnp.all(jnp.isfinite(logits)) and not is_overrun(cache)
+    for _ in range(2):
+        logits, cache = extend(TOKENS[:, :5], RAGGED[:, :5], cache)
+        assert jnp.all(jnp.isnan(logits)) and is_overrun(cache)
+
+
+def test_a_cache_longer_than_the_context_is_refused():
+    with pytest.raises(UserError, match="capacity=18.*model.max_len=17"):
+        decoder("learned").cache(MAX_LEN + 1)
+
+
+def test_a_cache_has_a_layer_for_each_block_with_the_key_value_heads_alone():
+    config = TransformerConfig(**SIZES, num_kv_heads=2, dtype="bfloat16")
+    cache = make_cache(config, B, CAPACITY)
+    assert len(cache.layers) == config.num_layers and cache.capacity == CAPACITY
+    for array in jax.tree.leaves(cache.layers):
+        assert array.shape == (B, CAPACITY, 2, 4) and array.dtype == jnp.bfloat16
+
+
+def test_a_bfloat16_model_decodes_as_it_reads():
+    decode = Decoder(dtype="bfloat16", positions="rotary")
+    logits, _ = decode.in_chunks(RAGGED, [3])
+    full = np.asarray(decode.full(TOKENS, RAGGED))
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits[RAGGED], full[RAGGED], atol=0.05 * np.abs(full).max())

@@ -1,0 +1,259 @@
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from transformer_jax.cache import make_cache
+from transformer_jax.config import TransformerConfig, UserError
+from transformer_jax.models import GPT
+from transformer_jax.sampling import METHODS, Sampler, generate
+from transformer_jax.sampling import logits as transforms
+
+B, V, PAD, EOS, MAX_NEW = 5, 7, 0, 2, 11
+lightly = settings(max_examples=100, deadline=None, database=None)
+rows_of_logits = st.lists(st.integers(-4, 4), min_size=V, max_size=V)  # integers: ties are common
+TABLE = np.random.default_rng(0).normal(size=(V, V)).astype(np.float32) * 2
+TABLE[:, PAD] = -1e9
+ENDLESS = TABLE.copy()
+ENDLESS[:, EOS] = -1e9
+PROMPTS = np.array([[1, 3, 4], [0, 0, 5], [0, 6, 1], [3, 0, 0], [4, 5, 0]])  # padded on either side
+KEYS = jax.random.split(jax.random.key(0), B)
+GREEDY = Sampler(method="greedy")
+
+
+def markov_step(table, tokens, is_token, last):
+    """The logits after a token are its row of the table; the cache is the last token of each row."""
+    T = tokens.shape[1]
+    where = T - 1 - jnp.argmax(is_token[:, ::-1], axis=1)
+    last = jnp.where(jnp.any(is_token, axis=1), tokens[jnp.arange(len(tokens)), where], last)
+    return table[last], last
+
+
+def generated(table, sampler, prompts=PROMPTS, keys=KEYS, first_index=0, max_new_tokens=MAX_NEW):
+    step = jax.tree_util.Partial(markov_step, jnp.array(table))
+    cache = jnp.full(len(prompts), -1)
+    out = generate(step, cache, jnp.array(prompts), jnp.array(prompts != PAD), keys, first_index,
+                   max_new_tokens=max_new_tokens, sampler=sampler, eos_id=EOS, pad_id=PAD)  # fmt: skip
+    assert out.shape == (len(prompts), max_new_tokens) and out.dtype == jnp.int32
+    return np.asarray(out)
+
+
+def greedy_chains(table, prompts=PROMPTS):
+    """By hand: follow the most likely token until the end."""
+    out = np.full((len(prompts), MAX_NEW), PAD)
+    for row, prompt in enumerate(prompts):
+        token = [t for t in prompt if t != PAD][-1]
+        for i in range(MAX_NEW):
+            token = out[row, i] = np.argmax(table[token])
+            if token == EOS:
+                break
+    return out
+
+
+def chain_table():
+    """1 -> 3 -> 4 -> 5 -> end, 6 -> 6: rows end at different times, one never."""
+    table = np.zeros((V, V), np.float32)
+    for token, following in {1: 3, 3: 4, 4: 5, 5: EOS, 6: 6, EOS: 6, PAD: 6}.items():
+        table[token, following] = 9
+    return table
+
+
+@pytest.mark.parametrize("table", [TABLE, ENDLESS, chain_table()], ids=["random", "endless", "chain"])
+@pytest.mark.parametrize(
+    "sampler",
+    [GREEDY, Sampler(top_k=1), Sampler(temperature=1e-5), Sampler(top_p=1e-5), Sampler(temperature=1e-38)],
+    ids=["greedy", "top_k=1", "cold", "top_p~0", "coldest"],
+)
+def test_greedy_top_1_and_cold_sampling_follow_the_most_likely_chain(table, sampler):
+    np.testing.assert_array_equal(generated(table, sampler), greedy_chains(table))
+
+
+@pytest.mark.parametrize("sampler", [GREEDY, Sampler(), Sampler(temperature=2.0)], ids=str)
+def test_after_the_end_of_a_row_there_is_only_padding(sampler):
+    out = generated(TABLE + 2 * np.eye(V)[EOS], sampler)
+    assert np.any(out == EOS)
+    for row in out:
+        ends = np.flatnonzero(row == EOS)
+        assert len(ends) <= 1
+        end = ends[0] if len(ends) else MAX_NEW - 1
+        assert np.all(row[: end + 1] != PAD) and np.all(row[end + 1 :] == PAD)
+
+
+def test_the_loop_stops_when_every_row_has_ended():
+    calls = []
+
+    def counting_step(tokens, is_token, last):
+        jax.debug.callback(lambda: calls.append(1))
+        return markov_step(jnp.array(chain_table()), tokens, is_token, last)
+
+    prompts = jnp.array([[1], [4]])  # 1 3 4 5 end; 4 5 end
+    out = generate(jax.tree_util.Partial(counting_step), jnp.array([-1, -1]), prompts, prompts != PAD, KEYS[:2],
+                   max_new_tokens=MAX_NEW, sampler=GREEDY, eos_id=EOS, pad_id=PAD)  # fmt: skip
+    jax.effects_barrier()
+    np.testing.assert_array_equal(out, [[3, 4, 5, EOS] + 7 * [PAD], [5, EOS] + 9 * [PAD]])
+    assert len(calls) == 4  # the prompt, then three tokens: the last one is chosen and not read
+
+
+def test_one_new_token_is_the_choice_after_the_prompt():
+    np.testing.assert_array_equal(generated(TABLE, GREEDY, max_new_tokens=1), greedy_chains(TABLE)[:, :1])
+
+
+def test_sampling_is_a_function_of_the_keys():
+    first, again = generated(ENDLESS, Sampler()), generated(ENDLESS, Sampler())
+    np.testing.assert_array_equal(first, again)
+    others = generated(ENDLESS, Sampler(), keys=jax.random.split(jax.random.key(1), B))
+    assert np.all(np.any(first != others, axis=1))
+
+
+def test_equal_prompts_with_different_keys_go_different_ways():
+    out = generated(ENDLESS, Sampler(), prompts=np.repeat(PROMPTS[:1], B, axis=0))
+    assert len(np.unique(out, axis=0)) == B
+
+
+def test_a_row_does_not_depend_on_its_batch():
+    together = generated(TABLE, Sampler())
+    for row in range(B):
+        alone = generated(TABLE, Sampler(), prompts=PROMPTS[row : row + 1], keys=KEYS[row : row + 1])
+        np.testing.assert_array_equal(alone[0], together[row])
+
+
+def test_generating_in_two_calls_gives_the_same_tokens():
+    whole = generated(ENDLESS, Sampler())
+    begun = generated(ENDLESS, Sampler(), max_new_tokens=5)
+    prompts = np.concatenate([PROMPTS, begun], axis=1)
+    rest = generated(ENDLESS, Sampler(), prompts=prompts, first_index=5, max_new_tokens=MAX_NEW - 5)
+    np.testing.assert_array_equal(np.concatenate([begun, rest], axis=1), whole)
+
+
+def choices(sampler, logits, num=3001):
+    """How often each token of one row of logits is chosen, over many keys."""
+    keys = jax.random.split(jax.random.key(7), num)
+    tokens = jax.jit(sampler)(jnp.broadcast_to(jnp.array(logits, jnp.float32), (num, V)), keys)
+    assert tokens.dtype == jnp.int32
+    return np.bincount(tokens, minlength=V)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
+def test_frequencies_agree_with_the_softmax_at_the_temperature(temperature):
+    logits = np.array([0.3, -1.0, 1.2, 0.0, 0.8, -0.5, 0.1])
+    expected = np.exp(logits / temperature) / np.exp(logits / temperature).sum()
+    counts = choices(Sampler(temperature=temperature), logits)
+    chi_square = np.sum((counts - 3001 * expected) ** 2 / (3001 * expected))
+    assert chi_square < 27.9  # exceeded once in ten thousand seeds, with 6 degrees of freedom
+
+
+def test_temperature_comes_before_top_k_and_top_k_before_top_p():
+    logits = np.log(np.array([0.4, 0.25, 0.15, 0.1, 0.05, 0.03, 0.02]))
+    assert np.flatnonzero(choices(Sampler(top_p=0.6), logits)).tolist() == [0, 1]
+    assert np.flatnonzero(choices(Sampler(top_p=0.6, temperature=0.25), logits)).tolist() == [0]
+    assert np.flatnonzero(choices(Sampler(top_k=2, top_p=0.6), logits)).tolist() == [0]
+    assert np.flatnonzero(choices(Sampler(top_k=3), logits)).tolist() == [0, 1, 2]
+
+
+def support(logits):
+    return np.asarray(logits) > np.finfo(np.float32).min
+
+
+def most_likely_first(row):
+    return sorted(range(V), key=lambda token: (-row[token], token))
+
+
+@given(st.lists(rows_of_logits, min_size=2, max_size=2), st.floats(1e-3, 1.0))
+@lightly
+def test_the_support_of_top_p_is_exactly_the_minimal_set(rows, p):
+    kept = support(jitted_top_p(jnp.array(rows, jnp.float32), p))
+    for row, is_kept in zip(np.array(rows, np.float64), kept, strict=True):
+        probability, expected, total = np.exp(row) / np.exp(row).sum(), [], 0.0
+        for token in most_likely_first(row):
+            assume(abs(total - p) > 1e-5)  # on the very edge float32 may fall on either side
+            if total >= p:
+                break
+            expected.append(token)
+            total += probability[token]
+        assert np.flatnonzero(is_kept).tolist() == sorted(expected)
+
+
+jitted_top_p = jax.jit(transforms.top_p)
+
+
+@given(st.lists(rows_of_logits, min_size=2, max_size=2), st.integers(1, V + 2))
+@lightly
+def test_top_k_keeps_exactly_k_and_of_equals_the_smaller_ids(rows, k):
+    logits = jnp.array(rows, jnp.float32)
+    filtered = transforms.top_k(logits, k)
+    for row, is_kept in zip(rows, support(filtered), strict=True):
+        assert np.flatnonzero(is_kept).tolist() == sorted(most_likely_first(row)[:k])
+    np.testing.assert_array_equal(filtered[support(filtered)], logits[support(filtered)])
+
+
+def test_top_p_of_1_and_top_k_of_0_keep_everything():
+    logits = np.linspace(-1, 1, V)
+    np.testing.assert_array_equal(choices(Sampler(top_p=1.0, top_k=0), logits), choices(Sampler(), logits))
+    np.testing.assert_array_equal(choices(Sampler(top_k=V), logits), choices(Sampler(), logits))
+    assert np.all(choices(Sampler(), logits) > 0)
+
+
+def test_temperature_divides():
+    np.testing.assert_array_equal(transforms.temperature(jnp.array([[2.0, -3.0]]), 0.5), [[4.0, -6.0]])
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"method": "beam"}, {"temperature": 0.0}, {"temperature": -1.0}, {"temperature": math.nan},
+        {"temperature": math.inf}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}, {"top_p": math.nan},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_sampler_refuses_what_has_no_meaning(kwargs):
+    (field, value), = kwargs.items()
+    with pytest.raises(UserError, match=f"{field}={value!r}"):
+        Sampler(**kwargs)
+
+
+def test_an_unknown_method_is_refused_with_the_list():
+    with pytest.raises(UserError, match=", ".join(METHODS)):
+        Sampler(method="nonsense")
+
+
+@functools.cache
+def gpt(positions):
+    config = TransformerConfig(
+        vocab_size=23, max_len=19, num_layers=2, d_model=13, num_heads=6, num_kv_heads=2, head_dim=4, d_ff=17,
+        positions=positions, init_std=0.3,
+    )  # fmt: skip
+    model = GPT(config)
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((2, 3), int))
+    return config, model, params
+
+
+def naively_continued(positions, prompt, num_new):
+    """One row, one full pass a token, always over max_len places (what follows a token does not matter)."""
+    config, model, params = gpt(positions)
+    apply, tokens = jax.jit(model.apply), [*prompt]
+    for _ in range(num_new):
+        row = np.zeros((1, config.max_len), int)
+        row[0, : len(tokens)] = tokens
+        tokens.append(int(np.argmax(apply(params, row)[0, len(tokens) - 1])))
+    return tokens[len(prompt) :]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("positions", ["learned", "sinusoidal", "rotary"])
+def test_cached_greedy_generation_equals_full_passes_over_each_prompt_alone(positions, side):
+    config, model, params = gpt(positions)
+    prompts, T = [[5], [7, 1, 4], [3, 3, 8, 22, 9], [11, 2], [6, 19, 21]], 5
+    tokens, is_token = np.full((B, T), PAD), np.zeros((B, T), bool)
+    for row, prompt in enumerate(prompts):
+        at = slice(T - len(prompt), T) if side == "left" else slice(0, len(prompt))
+        tokens[row, at], is_token[row, at] = prompt, True
+    step = jax.tree_util.Partial(functools.partial(model.apply, method="extend", last_only=True), params)
+    out = generate(step, make_cache(config, B, T + MAX_NEW - 1), tokens, is_token, KEYS,
+                   max_new_tokens=MAX_NEW, sampler=GREEDY, eos_id=-1, pad_id=PAD)  # fmt: skip
+    for row, prompt in enumerate(prompts):
+        assert out[row].tolist() == naively_continued(positions, prompt, MAX_NEW), prompt
