@@ -7,7 +7,7 @@ def get_config():
     config = default.get_config()
     config.data.source = "python_docs"
     config.tokenizer.kind = "bpe"
-    config.tokenizer.vocab_size = 1024
+    config.tokenizer.vocab_size = 4096
     config.model.max_len = 128
     config.model.num_layers = 4
     config.model.d_model = 128

@@ -13,19 +13,28 @@ from transformer_jax.positions import POSITIONS
 
 B, T, V = 5, 7, 23
 SIZES = dict(vocab_size=V, max_len=19, num_layers=2, d_model=11, num_heads=6, head_dim=4, d_ff=13)
-VARIANTS = {
-    **{name: {"norm": name} for name in NORMS},
-    **{name: {"feed_forward": name} for name in FEED_FORWARDS},
-    **{name: {"positions": name} for name in POSITIONS},
-    "grouped": {"num_kv_heads": 2},
-    "multi_query": {"num_kv_heads": 1},
-    "untied": {"tie_embeddings": False},
-    "no_bias": {"use_bias": False},
-    "llama": dict(norm="rmsnorm", feed_forward="swiglu", positions="rotary", num_kv_heads=2, use_bias=False),
-}
+NUM_VARIANTS = 2 * max(map(len, (NORMS, FEED_FORWARDS, POSITIONS)))
+
+
+def variant(i):
+    """Every variant of every dict occurs, twice or more and in different company."""
+    norms, feed_forwards, positions = [*NORMS], [*FEED_FORWARDS], [*POSITIONS]
+    return dict(
+        norm=norms[i % len(norms)],
+        feed_forward=feed_forwards[i % len(feed_forwards)],
+        positions=positions[(i + i // len(positions)) % len(positions)],
+        num_kv_heads=[6, 2, 1][i % 3],
+        tie_embeddings=i % 4 < 2,
+        use_bias=i % 2 == 0,
+    )
+
+
+VARIANTS = {"-".join(map(str, variant(i).values())): variant(i) for i in range(NUM_VARIANTS)}
+LLAMA = dict(norm="rmsnorm", feed_forward="swiglu", positions="rotary", num_kv_heads=2, use_bias=False)
 variants = pytest.mark.parametrize("variant", VARIANTS)
 TOKENS = np.random.default_rng(0).integers(0, V, (B, T))
 ALL = np.ones((B, T), bool)
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles much faster
 
 
 def close(actual, expected):
@@ -33,12 +42,18 @@ def close(actual, expected):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * max(1, np.abs(expected).max()))
 
 
+def make(**kwargs):
+    """A model and parameters that are large enough for all parts to matter, biases and scales included."""
+    model = GPT(TransformerConfig(**SIZES | kwargs))
+    shapes, random = jax.eval_shape(model.init, jax.random.key(0), TOKENS), np.random.default_rng(2)
+    return model, jax.tree.map(lambda leaf: jnp.array(0.3 * random.normal(size=leaf.shape), leaf.dtype), shapes)
+
+
 @functools.cache
 def logits_of(variant):
-    """(tokens, is_token) -> logits as a numpy array; initial values are large enough for all parts to matter."""
-    model = GPT(TransformerConfig(**SIZES, init_std=0.3, **VARIANTS[variant]))
-    params = jax.jit(model.init)(jax.random.key(0), TOKENS)
-    apply = jax.jit(model.apply)
+    """(tokens, is_token) -> logits as a numpy array."""
+    model, params = make(**VARIANTS[variant])
+    apply = jit(model.apply)
     return lambda tokens, is_token=ALL: np.asarray(apply(params, tokens, is_token))
 
 
@@ -106,8 +121,7 @@ def test_rows_of_a_batch_are_independent(variant):
 @variants
 def test_the_order_of_tokens_matters(variant):
     swapped = TOKENS.copy()
-    swapped[:, [0, 1]] = (TOKENS[:, [0, 1]] + np.array([0, 1])) % V  # make sure that the two differ
-    swapped[:, 1] = np.where(swapped[:, 1] == swapped[:, 0], (swapped[:, 1] + 1) % V, swapped[:, 1])
+    swapped[:, 1] = (swapped[:, 0] + 5) % V  # so that the two differ
     one = logits_of(variant)(swapped)
     swapped[:, [0, 1]] = swapped[:, [1, 0]]
     two = logits_of(variant)(swapped)
@@ -117,16 +131,15 @@ def test_the_order_of_tokens_matters(variant):
 @variants
 def test_the_initial_loss_is_near_log_v(variant):
     model = GPT(TransformerConfig(**SIZES, **VARIANTS[variant]))
-    params = jax.jit(model.init)(jax.random.key(0), TOKENS)
-    log_probabilities = jax.nn.log_softmax(jax.jit(model.apply)(params, TOKENS))
-    loss = -jnp.mean(jnp.take_along_axis(log_probabilities, TOKENS[..., None], -1))
+    params = jit(model.init)(jax.random.key(0, impl="rbg"), TOKENS)
+    log_probabilities = jax.nn.log_softmax(jit(model.apply)(params, TOKENS))
+    loss = -jnp.mean(log_probabilities)  # the mean over all tokens that could come next
     assert loss == pytest.approx(math.log(V), rel=0.03)
 
 
 def test_the_gradient_of_a_logit_with_respect_to_later_positions_is_exactly_0():
-    model = GPT(TransformerConfig(**SIZES, positions="learned", init_std=0.3))
-    params = jax.jit(model.init)(jax.random.key(0), TOKENS)
-    grad = jax.jit(jax.grad(lambda params, t: jnp.sum(jnp.sin(model.apply(params, TOKENS)[:, t]))))
+    model, params = make(positions="learned")
+    grad = jit(jax.grad(lambda params, t: jnp.sum(jnp.sin(model.apply(params, TOKENS)[:, t]))))
     for t in (0, 3, T - 1):
         rows = grad(params, t)["params"]["position_embed"]["embedding"]
         assert jnp.all(rows[t + 1 :] == 0) and jnp.all(jnp.any(rows[: t + 1] != 0, axis=-1))
@@ -134,21 +147,18 @@ def test_the_gradient_of_a_logit_with_respect_to_later_positions_is_exactly_0():
 
 @variants
 def test_every_parameter_takes_part(variant):
-    model = GPT(TransformerConfig(**SIZES, init_std=0.3, **VARIANTS[variant]))
-    params = jax.jit(model.init)(jax.random.key(0), TOKENS)
-    grads = jax.jit(jax.grad(lambda params: jnp.sum(jnp.sin(model.apply(params, TOKENS)))))(params)
+    model, params = make(**VARIANTS[variant])
+    grads = jit(jax.grad(lambda params: jnp.sum(jnp.sin(model.apply(params, TOKENS)))))(params)
     for path, grad in jax.tree_util.tree_leaves_with_path(grads):
         assert jnp.all(jnp.isfinite(grad)) and jnp.any(grad != 0), jax.tree_util.keystr(path)
 
 
 @variants
 def test_logits_are_float32_and_near_in_bfloat16(variant):
-    config = dict(**SIZES, **VARIANTS[variant])
-    params = jax.jit(GPT(TransformerConfig(**config)).init)(jax.random.key(0), TOKENS)
-    exact, rounded = (jax.jit(GPT(TransformerConfig(**config, dtype=dtype)).apply)(params, TOKENS)
-                      for dtype in ("float32", "bfloat16"))  # fmt: skip
+    model, params = make(**VARIANTS[variant], dtype="bfloat16")
+    exact, rounded = logits_of(variant)(TOKENS), jit(model.apply)(params, TOKENS)
     assert exact.dtype == rounded.dtype == jnp.float32
-    np.testing.assert_allclose(rounded, exact, atol=0.03 * jnp.abs(exact).max())
+    np.testing.assert_allclose(rounded, exact, atol=0.06 * np.abs(exact).max())
 
 
 def shapes_of(config):
@@ -176,13 +186,13 @@ def test_the_number_of_parameters_is_that_of_gpt_2():
 
 def test_the_number_of_parameters_of_a_grouped_rotary_swiglu_model_is_counted_by_hand():
     D, N, K, H, F = 11, 6, 2, 4, 13
-    config = TransformerConfig(**SIZES, **VARIANTS["llama"])
+    config = TransformerConfig(**SIZES, **LLAMA)
     block = 2 * D * N * H + 2 * D * K * H + 3 * D * F + 2 * D
     assert shapes_of(config)[1] == V * D + 2 * block + D
 
 
 def build(**kwargs):
-    return GPT(TransformerConfig(**SIZES | kwargs)).init(jax.random.key(0), jnp.zeros((B, T), int))
+    return shapes_of(TransformerConfig(**SIZES | kwargs))
 
 
 def test_more_tokens_than_max_len_are_refused():
@@ -203,18 +213,16 @@ def test_an_unknown_variant_is_refused_with_the_list_of_known_ones(field, table)
 
 
 def test_dropout_is_active_in_training_only_and_a_function_of_its_rng():
-    plain, dropping = (GPT(TransformerConfig(**SIZES, init_std=0.3, dropout_rate=rate)) for rate in (0.0, 0.3))
-    params = jax.jit(plain.init)(jax.random.key(0), TOKENS)
-    expected = jax.jit(plain.apply)(params, TOKENS)
-    np.testing.assert_array_equal(jax.jit(dropping.apply)(params, TOKENS), expected)
-    train = jax.jit(lambda key: dropping.apply(params, TOKENS, deterministic=False, rngs={"dropout": key}))
-    first, again, different = (train(jax.random.key(seed)) for seed in (1, 1, 2))
+    (plain, params), (dropping, _) = make(), make(dropout_rate=0.3)
+    expected = jit(plain.apply)(params, TOKENS)
+    np.testing.assert_array_equal(jit(dropping.apply)(params, TOKENS), expected)
+    train = jit(lambda key: dropping.apply(params, TOKENS, deterministic=False, rngs={"dropout": key}))
+    first, again, different = (train(jax.random.key(seed, impl="rbg")) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert jnp.all(jnp.any(first != different, axis=-1)) and jnp.all(jnp.any(first != expected, axis=-1))
 
 
 def test_training_without_dropout_needs_no_rng_and_equals_evaluation():
-    model = GPT(TransformerConfig(**SIZES))
-    params = jax.jit(model.init)(jax.random.key(0), TOKENS)
-    training = jax.jit(functools.partial(model.apply, deterministic=False))(params, TOKENS)
-    np.testing.assert_array_equal(training, jax.jit(model.apply)(params, TOKENS))
+    model, params = make()
+    training = jit(functools.partial(model.apply, deterministic=False))(params, TOKENS)
+    np.testing.assert_array_equal(training, jit(model.apply)(params, TOKENS))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from transformer_jax.cache import make_cache
 from transformer_jax.config import TransformerConfig, UserError
 from transformer_jax.models import GPT
+from transformer_jax.positions import POSITIONS
 from transformer_jax.sampling import METHODS, Sampler, generate
 from transformer_jax.sampling import logits as transforms
 
@@ -225,26 +226,35 @@ def test_an_unknown_method_is_refused_with_the_list():
 def gpt(positions):
     config = TransformerConfig(
         vocab_size=23, max_len=19, num_layers=2, d_model=13, num_heads=6, num_kv_heads=2, head_dim=4, d_ff=17,
-        positions=positions, init_std=0.3,
+        positions=positions,
     )  # fmt: skip
     model = GPT(config)
-    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((2, 3), int))
+    shapes, random = jax.eval_shape(model.init, KEYS[0], jnp.zeros((2, 3), int)), np.random.default_rng(2)
+    params = jax.tree.map(lambda leaf: jnp.array(0.3 * random.normal(size=leaf.shape), leaf.dtype), shapes)
     return config, model, params
 
 
-def naively_continued(positions, prompt, num_new):
-    """One row, one full pass a token, always over max_len places (what follows a token does not matter)."""
-    config, model, params = gpt(positions)
-    apply, tokens = jax.jit(model.apply), [*prompt]
-    for _ in range(num_new):
-        row = np.zeros((1, config.max_len), int)
-        row[0, : len(tokens)] = tokens
-        tokens.append(int(np.argmax(apply(params, row)[0, len(tokens) - 1])))
-    return tokens[len(prompt) :]
+@functools.cache
+def full_pass(positions):
+    _, model, params = gpt(positions)
+    return jax.jit(functools.partial(model.apply, params))
+
+
+def naively_continued(positions, prompts):
+    """A full pass over the whole text for every token, unpadded but for what follows: that does not matter."""
+    texts = [[*prompt] for prompt in prompts]
+    for _ in range(MAX_NEW):
+        tokens = np.zeros((B, 19), int)
+        for row, text in enumerate(texts):
+            tokens[row, : len(text)] = text
+        logits = full_pass(positions)(tokens)
+        for row, text in enumerate(texts):
+            text.append(int(np.argmax(logits[row, len(text) - 1])))
+    return [text[len(prompt) :] for text, prompt in zip(texts, prompts, strict=True)]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("positions", ["learned", "sinusoidal", "rotary"])
+@pytest.mark.parametrize("positions", POSITIONS)
 def test_cached_greedy_generation_equals_full_passes_over_each_prompt_alone(positions, side):
     config, model, params = gpt(positions)
     prompts, T = [[5], [7, 1, 4], [3, 3, 8, 22, 9], [11, 2], [6, 19, 21]], 5
@@ -255,5 +265,5 @@ def test_cached_greedy_generation_equals_full_passes_over_each_prompt_alone(posi
     step = jax.tree_util.Partial(functools.partial(model.apply, method="extend", last_only=True), params)
     out = generate(step, make_cache(config, B, T + MAX_NEW - 1), tokens, is_token, KEYS,
                    max_new_tokens=MAX_NEW, sampler=GREEDY, eos_id=-1, pad_id=PAD)  # fmt: skip
-    for row, prompt in enumerate(prompts):
-        assert out[row].tolist() == naively_continued(positions, prompt, MAX_NEW), prompt
+    for row, continued in enumerate(naively_continued(positions, prompts)):
+        assert out[row].tolist() == continued, prompts[row]

@@ -1,0 +1,238 @@
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from train.objectives import causal_lm
+from train.state import create_state
+from train.step import eval_step, train_step, train_steps
+from transformer_jax.config import TransformerConfig
+from transformer_jax.models import GPT
+
+B, T, V = 6, 7, 23  # B is a product, so that micro-batches can divide it
+CONFIG = dict(vocab_size=V, max_len=11, num_layers=1, d_model=13, num_heads=2, head_dim=5, d_ff=17)
+LENGTHS = (8, 3, 1, 5, 0, 8)  # tokens in each row; a row of one token, or none, has no target
+FINE, NAN_LOSS, NAN_GRADIENT = range(3)
+
+
+def make_batch(seed, lengths=LENGTHS):
+    tokens = np.random.default_rng(seed).integers(0, V, (len(lengths), T + 1), dtype=np.int32)
+    return {"tokens": tokens, "is_token": np.arange(T + 1) < np.array(lengths)[:, None]}
+
+
+def stack(batches):
+    return jax.tree.map(lambda *x: np.stack(x), *batches)
+
+
+def make(optimizer=None, objective=causal_lm, dropout_rate=0.0, **options):
+    """A step that is not yet compiled, and a state whose parameters are large enough for all parts to matter."""
+    model = GPT(TransformerConfig(**CONFIG, dropout_rate=dropout_rate, init_std=options.pop("init_std", 0.2)))
+    optimizer = optimizer or optax.sgd(1.0)  # then the change of the parameters is the gradient
+    options = dict(seed=0, accumulation=1, max_bad_steps=3, log_every=1000) | options
+    step = functools.partial(train_step, model=model, objective=objective, optimizer=optimizer, **options)
+    state = create_state(jax.jit(model.init)(jax.random.key(1), make_batch(0)["tokens"][:, :T])["params"], optimizer)
+    return step, state
+
+
+def marked_lm(apply, batch):
+    """causal_lm, but a batch may be marked to have a loss, or only a gradient, that is NaN."""
+    loss, weight = causal_lm(apply, {name: batch[name] for name in ("tokens", "is_token")})
+    mark = batch["mark"][0]
+    root = jnp.sqrt(jnp.where(mark == NAN_GRADIENT, 0.0 * loss, loss))  # sqrt has no finite slope at 0
+    return jnp.where(mark == NAN_LOSS, jnp.nan, loss + root), weight
+
+
+def marked(seed, mark):
+    return make_batch(seed) | {"mark": np.full(B, mark)}
+
+
+def assert_close(actual, expected, tolerance=1e-5):
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(1.0, np.abs(b).max(initial=0)))
+
+
+def assert_equal(actual, expected):
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+def differ(a, b):
+    return any(np.any(x != y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+# The objective
+
+
+def test_the_loss_sums_what_a_loop_over_real_targets_sums():
+    batch = make_batch(3)
+    logits = np.random.default_rng(4).normal(size=(B, T, V)).astype(np.float32)
+    expected, num_targets = 0.0, 0
+    for b in range(B):
+        for t in range(T):
+            if batch["is_token"][b, t + 1]:
+                row = logits[b, t].astype(np.float64)
+                expected += math.log(np.exp(row).sum()) - row[batch["tokens"][b, t + 1]]
+                num_targets += 1
+
+    def apply(tokens):
+        np.testing.assert_array_equal(tokens, batch["tokens"][:, :-1])
+        return logits
+
+    loss_sum, weight_sum = causal_lm(apply, batch)
+    assert weight_sum == num_targets == sum(max(0, n - 1) for n in LENGTHS)
+    np.testing.assert_allclose(loss_sum, expected, rtol=1e-6)
+
+
+def test_padding_changes_neither_loss_nor_gradient():
+    step, state = make()
+    batch = make_batch(5)
+    noise = np.random.default_rng(6).integers(0, V, batch["tokens"].shape, dtype=np.int32)
+    other = batch | {"tokens": np.where(batch["is_token"], batch["tokens"], noise)}
+    assert np.any(other["tokens"] != batch["tokens"])
+    one, two = (jax.jit(step)(state, x) for x in (batch, other))
+    assert_close(one.params, two.params, 1e-6)
+    np.testing.assert_allclose(one.window.loss_sum, two.window.loss_sum, rtol=1e-6)
+
+
+# The step
+
+
+@pytest.mark.parametrize("accumulation", [2, 3, 6])
+def test_accumulated_micro_batches_equal_one_big_batch_however_uneven_their_padding(accumulation):
+    whole, state = make()
+    parts, _ = make(accumulation=accumulation)
+    for seed in (7, 8):
+        one, many = jax.jit(whole)(state, make_batch(seed)), jax.jit(parts)(state, make_batch(seed))
+        assert differ(one.params, state.params)
+        assert_close(many.params, one.params)
+        np.testing.assert_allclose(many.grad_norm, one.grad_norm, rtol=1e-5)
+        np.testing.assert_allclose(many.window.loss_sum, one.window.loss_sum, rtol=1e-6)
+        assert many.window.weight_sum == one.window.weight_sum
+
+
+def test_the_gradient_is_of_the_mean_over_all_targets():
+    step, state = make()
+    batch = make_batch(9)
+
+    def mean_loss(params):
+        loss_sum, weight_sum = eval_step(params, batch, model=step.keywords["model"], objective=causal_lm)
+        return loss_sum / weight_sum
+
+    grads = jax.jit(jax.grad(mean_loss))(state.params)
+    after = jax.jit(step)(state, batch)
+    assert_close(after.params, jax.tree.map(lambda p, g: p - g, state.params, grads))
+    np.testing.assert_allclose(after.grad_norm, optax.global_norm(grads), rtol=1e-5)
+
+
+def test_ten_steps_in_one_call_are_bit_equal_to_ten_calls_of_one():
+    step, state = make(optax.adamw(1e-2), dropout_rate=0.2, accumulation=2)
+    batches = [make_batch(seed) for seed in range(10)]
+    steps = jax.jit(functools.partial(train_steps, step=step))
+    at_once = steps(state, stack(batches), 10)
+    one_by_one = state
+    for i in range(10):  # what stands beyond the first is not looked at
+        one_by_one = steps(one_by_one, stack(batches[i:] + batches[:i]), 1)
+    assert at_once.step == 10
+    assert_equal(at_once, one_by_one)
+
+
+def test_a_batch_of_padding_only_is_finite_and_moves_nothing():
+    step, state = make()
+    after = jax.jit(step)(state, make_batch(0, lengths=(0,) * B))
+    assert_equal(after.params, state.params)
+    assert after.window.loss_sum == after.window.weight_sum == after.grad_norm == after.bad_in_row == 0
+    assert after.step == 1
+
+
+@pytest.mark.parametrize("mark", [NAN_LOSS, NAN_GRADIENT])
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(mark):
+    step, state = make(optax.adamw(1e-2), marked_lm)
+    step = jax.jit(step)
+    before = step(state, marked(0, FINE))
+    bad = step(before, marked(1, mark))
+    assert differ(before.params, state.params)
+    assert_equal((bad.params, bad.opt_state, bad.window), (before.params, before.opt_state, before.window))
+    assert (bad.step, bad.bad_in_row, bad.num_bad) == (2, 1, 1)
+    bad = step(bad, marked(2, mark))
+    assert (bad.step, bad.bad_in_row, bad.num_bad) == (3, 2, 2)
+    good = step(bad, marked(3, FINE))
+    assert (good.step, good.bad_in_row, good.num_bad) == (4, 0, 2)
+    assert differ(good.params, bad.params)
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(good))
+
+
+def test_after_too_many_bad_steps_in_a_row_no_later_step_updates():
+    step, state = make(objective=marked_lm, max_bad_steps=3)
+    step = jax.jit(step)
+    for seed in range(3):
+        state = step(state, marked(seed, NAN_LOSS))
+    after = step(step(state, marked(3, FINE)), marked(4, FINE))
+    assert_equal((after.params, after.opt_state), (state.params, state.opt_state))
+    assert (after.bad_in_row, after.num_bad) == (5, 5)
+
+
+def test_the_window_holds_the_sums_since_the_last_line_of_the_log():
+    step, state = make(optax.sgd(0.0), log_every=3)
+    lengths = [(n, *LENGTHS[1:]) for n in (8, 5, 2, 7, 3, 4, 6)]
+    batches = [make_batch(seed, n) for seed, n in enumerate(lengths)]
+    evaluate = jax.jit(functools.partial(eval_step, model=step.keywords["model"], objective=causal_lm))
+    sums = [evaluate(state.params, batch) for batch in batches]
+    step = jax.jit(step)
+    for i, batch in enumerate(batches):
+        state = step(state, batch)
+        since = sums[i // 3 * 3 : i + 1]
+        assert state.window.weight_sum == sum(weight for _, weight in since)
+        np.testing.assert_allclose(state.window.loss_sum, sum(loss for loss, _ in since), rtol=1e-5)
+
+
+# Dropout
+
+
+def test_dropout_is_a_function_of_seed_and_step():
+    step, state = make(dropout_rate=0.5)
+    other_seed, _ = make(dropout_rate=0.5, seed=1)
+    batch, later = make_batch(0), state.replace(step=jnp.int32(5))
+    step = jax.jit(step)
+    assert_equal(step(state, batch), step(state, batch))
+    assert differ(step(state, batch).params, step(later, batch).params)
+    assert differ(step(state, batch).params, jax.jit(other_seed)(state, batch).params)
+
+
+def test_each_micro_batch_drops_anew():
+    row = make_batch(0, lengths=(T + 1,))
+    twice = jax.tree.map(lambda x: np.repeat(x, 2, axis=0), row)
+    for dropout_rate in (0.0, 0.5):
+        one, state = make(dropout_rate=dropout_rate)
+        two, _ = make(dropout_rate=dropout_rate, accumulation=2)
+        a, b = jax.jit(one)(state, row).grad_norm, jax.jit(two)(state, twice).grad_norm
+        assert (abs(a - b) > 1e-3) == (dropout_rate > 0)
+
+
+def test_evaluation_drops_nothing():
+    step, state = make(dropout_rate=0.5)
+    plain, _ = make()
+    one, two = (eval_step(state.params, make_batch(1), model=s.keywords["model"], objective=causal_lm)
+                for s in (step, plain))  # fmt: skip
+    assert_equal(one, two)
+
+
+# Learning
+
+
+def test_the_loss_begins_near_that_of_a_guess():
+    step, state = make(init_std=0.02)
+    after = jax.jit(step)(state, make_batch(0))
+    assert abs(after.window.loss_sum / after.window.weight_sum - math.log(V)) < 0.1
+
+
+def test_one_batch_can_be_learned_by_heart():
+    step, state = make(optax.adamw(2e-2), log_every=1)
+    # Rows begin with different tokens: the first target cannot be guessed from anything else.
+    batch = make_batch(2)
+    batch["tokens"][:, 0] = np.arange(B)
+    steps = jax.jit(functools.partial(train_steps, step=step))
+    after = steps(state, stack([batch] * 101), 101)
+    assert after.window.loss_sum / after.window.weight_sum < 0.1
