@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STEPS ?= 1200
+STEPS ?= 1000
 DEMO := runs/demo
 
 .PHONY: demo test lint clean
@@ -22,7 +22,7 @@ demo: $(VENV)/installed
 	$(BIN)/python -m train --config=configs/demo.py --workdir=$(DEMO) --config.train.num_steps=$(STEPS)
 	@echo
 	$(BIN)/python -m transformer_jax sample --run_dir=$(DEMO) --prompt="The for statement" --max_new_tokens=150 \
-		--temperature=0.8 --top_k=40 --seed=1 | tee $(DEMO)/sample.txt
+		--temperature=0.7 --top_k=40 --seed=1 | tee $(DEMO)/sample.txt
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n 2

@@ -12,6 +12,7 @@ def get_config():
     config.model.num_layers = 4
     config.model.d_model = 128
     config.model.num_heads = 4
+    config.optimizer.peak_lr = 3e-3
     config.train.batch_size = 16
     config.train.num_steps = 2000
     return config

@@ -15,7 +15,7 @@ def get_config():
     config.model.d_model = 128
     config.model.num_heads = 4
     config.model.use_bias = False
-    config.optimizer.peak_lr = 1e-3
+    config.optimizer.peak_lr = 4e-3
     config.optimizer.b2 = 0.99
     config.train.batch_size = 12
     config.train.num_steps = 2000

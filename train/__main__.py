@@ -1,5 +1,7 @@
 """`python -m train --config=configs/RECIPE.py --workdir=runs/NAME [--config.SECTION.FIELD=VALUE ...]`"""
 
+import glob
+import os
 import sys
 
 from absl import flags
@@ -53,19 +55,17 @@ def main(argv: list[str]) -> None:
         return
     _check_names(argv)
     parse_flags(argv, EXAMPLE)
-    for name, flag in (("config", _CONFIG), ("workdir", _WORKDIR)):
-        if not flag.value and not (name == "config" and flag.present):
+    recipe = flags.FLAGS["config"].config_filename
+    for name, value in (("config", recipe), ("workdir", _WORKDIR.value)):
+        if not value:
             raise UsageError(f"--{name}: is missing. Example: {EXAMPLE}")
-    try:
-        config = _CONFIG.value
-        config_fields_given = config.to_dict()
-    except (FileNotFoundError, IsADirectoryError, AttributeError) as error:
-        path = flags.FLAGS["config"].config_filename
-        raise UsageError(f"--config={path}: cannot be read ({error}). Give one such as configs/gpt_char.py.") from error
+    if not os.path.isfile(recipe):
+        recipes = ", ".join(sorted(glob.glob("configs/[!_]*.py")))
+        raise UsageError(f"--config={recipe}: there is no such file. Give a recipe: {recipes}.")
 
     from train.loop import run  # here, so that a mistake above is answered before JAX is loaded
 
-    run(config_fields_given, _WORKDIR.value)
+    run(_CONFIG.value, _WORKDIR.value)
 
 
 if __name__ == "__main__":

@@ -22,11 +22,8 @@ def parse_flags(argv: list[str], example: str) -> None:
     """
     try:
         rest = flags.FLAGS(argv)[1:]
-    except flags.UnrecognizedFlagError as error:
-        hint = f" Did you mean --{error.suggestions[0]}?" if error.suggestions else ""
-        raise UsageError(f"--{error.flagname}: no such flag.{hint} Example: {example}") from error
-    except flags.Error as error:
-        raise UsageError(str(error).splitlines()[0]) from error
+    except flags.Error as error:  # absl names the flag and the value, and suggests the nearest known flag
+        raise UsageError(f"{str(error).splitlines()[0].replace(' ?', '?')} Example: {example}") from error
     if rest:
         raise UsageError(f"{rest[0]!r}: belongs to no flag; text with spaces needs quotes. Example: {example}")
 

@@ -47,10 +47,10 @@ def main(argv: list[str]) -> None:
     from transformer_jax import run as runs  # here, so that a mistake above is answered before JAX is loaded
 
     run = runs.load(_RUN_DIR.value, _CHECKPOINT.value)
-    print(f"{_RUN_DIR.value}, step {run.step}", file=sys.stderr)
     texts = runs.generate(
         run, [prompt], max_new_tokens=_MAX_NEW_TOKENS.value, method=_METHOD.value, temperature=_TEMPERATURE.value,
         top_k=_TOP_K.value, top_p=_TOP_P.value, seed=_SEED.value, num_samples=_NUM_SAMPLES.value,
     )  # fmt: skip
+    print(f"{_RUN_DIR.value}, step {run.step}", file=sys.stderr)
     sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
     print("\n---------------\n".join(texts))
