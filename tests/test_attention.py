@@ -19,7 +19,7 @@ masks_BTS = st.lists(st.booleans(), min_size=B * T * S, max_size=B * T * S).map(
 
 def close(actual, expected):
     expected = np.asarray(expected)
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * max(1, np.abs(expected).max()))
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max(initial=1))
 
 
 def inputs(K, seed=0, H=H):

@@ -135,7 +135,9 @@ def test_every_field_has_a_meaning_and_a_default_of_its_type(cls):
         assert type(field.default) is field.type, name
 
 
-@pytest.mark.parametrize(("field", "table"), [("norm", NORMS), ("feed_forward", FEED_FORWARDS), ("positions", POSITIONS)])
+@pytest.mark.parametrize(
+    ("field", "table"), [("norm", NORMS), ("feed_forward", FEED_FORWARDS), ("positions", POSITIONS)]
+)
 def test_the_meaning_of_a_variant_field_lists_the_variants_and_the_default_is_one(field, table):
     field = config_fields(TransformerConfig)[field]
     assert field.metadata["meaning"] == " | ".join(table)

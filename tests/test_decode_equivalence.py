@@ -28,7 +28,7 @@ cuts = st.sets(st.integers(1, T - 1)).map(sorted)
 
 def close(actual, expected):
     expected = np.asarray(expected)
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * max(1, np.abs(expected).max()))
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max(initial=1))
 
 
 class Decoder:
@@ -114,13 +114,17 @@ def test_the_capacity_of_the_cache_does_not_matter():
 
 
 def test_an_overfull_cache_is_refused_outside_jit():
-    extend, cache = decoder("learned").eager_extend, decoder("learned").cache(11)
+    cache = decoder("learned").cache(11)
     with pytest.raises(UserError, match="12 new slots.*capacity=11"):
-        extend(np.ones((B, 12), int), np.ones((B, 12), bool), cache)
-    _, cache = extend(TOKENS, RAGGED, cache)
+        decoder("learned").eager_extend(np.ones((B, 12), int), np.ones((B, 12), bool), cache)
+    _, cache = decoder("learned").extend(TOKENS, RAGGED, cache)
     with pytest.raises(UserError, match="5 new slots.*capacity=11, 7 of it written"):
-        extend(TOKENS[:, :5], RAGGED[:, :5], cache)
-    logits, cache = extend(TOKENS[:, :4], ~RAGGED[:, :4], cache)
+        decoder("learned").eager_extend(TOKENS[:, :5], RAGGED[:, :5], cache)
+
+
+def test_a_cache_can_be_filled_to_its_last_slot():
+    _, cache = decoder("learned").extend(TOKENS, RAGGED, decoder("learned").cache(11))
+    logits, cache = decoder("learned").extend(TOKENS[:, :4], ~RAGGED[:, :4], cache)
     assert jnp.all(jnp.isfinite(logits)) and cache.num_written == 11 and not is_overrun(cache)
 
 

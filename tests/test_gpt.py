@@ -39,7 +39,7 @@ jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_lev
 
 def close(actual, expected):
     expected = np.asarray(expected)
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * max(1, np.abs(expected).max()))
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max(initial=1))
 
 
 def make(**kwargs):
@@ -206,7 +206,9 @@ def test_a_model_without_a_vocabulary_is_refused():
         build(vocab_size=0)
 
 
-@pytest.mark.parametrize(("field", "table"), [("norm", NORMS), ("feed_forward", FEED_FORWARDS), ("positions", POSITIONS)])
+@pytest.mark.parametrize(
+    ("field", "table"), [("norm", NORMS), ("feed_forward", FEED_FORWARDS), ("positions", POSITIONS)]
+)
 def test_an_unknown_variant_is_refused_with_the_list_of_known_ones(field, table):
     with pytest.raises(UserError, match=f"model.{field}='nonsense'.*{', '.join(table)}"):
         build(**{field: "nonsense"})

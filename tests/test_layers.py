@@ -16,7 +16,7 @@ feed_forwards = pytest.mark.parametrize("feed_forward", FEED_FORWARDS)
 
 def close(actual, expected):
     expected = np.asarray(expected)
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * max(1, np.abs(expected).max()))
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max(initial=1))
 
 
 def normal(seed, shape):
@@ -192,7 +192,7 @@ def test_initial_values_have_the_configured_spread_and_residual_writers_less(fee
 
 @pytest.mark.parametrize(
     "variant",
-    [{"norm": name} for name in NORMS] + [{"feed_forward": name} for name in FEED_FORWARDS] + [{"tie_embeddings": False}],
+    [{"norm": x} for x in NORMS] + [{"feed_forward": x} for x in FEED_FORWARDS] + [{"tie_embeddings": False}],
     ids=str,
 )
 def test_parameters_are_float32_though_the_computation_is_bfloat16(variant):

@@ -17,7 +17,7 @@ rows_of_bools = st.lists(st.lists(st.booleans(), min_size=T, max_size=T), min_si
 
 def close(actual, expected):
     expected = np.asarray(expected)
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * max(1, np.abs(expected).max()))
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max(initial=1))
 
 
 def pictures(mask):

@@ -67,8 +67,8 @@ def chain_table():
 @pytest.mark.parametrize("table", [TABLE, ENDLESS, chain_table()], ids=["random", "endless", "chain"])
 @pytest.mark.parametrize(
     "sampler",
-    [GREEDY, Sampler(top_k=1), Sampler(temperature=1e-5), Sampler(top_p=1e-5), Sampler(temperature=1e-38)],
-    ids=["greedy", "top_k=1", "cold", "top_p~0", "coldest"],
+    [GREEDY, Sampler(top_k=1), Sampler(temperature=1e-5), Sampler(top_p=1e-5)],
+    ids=["greedy", "top_k=1", "cold", "top_p~0"],
 )
 def test_greedy_top_1_and_cold_sampling_follow_the_most_likely_chain(table, sampler):
     np.testing.assert_array_equal(generated(table, sampler), greedy_chains(table))
@@ -156,6 +156,10 @@ def test_temperature_comes_before_top_k_and_top_k_before_top_p():
     assert np.flatnonzero(choices(Sampler(top_k=3), logits)).tolist() == [0, 1, 2]
 
 
+jitted_top_k = jax.jit(transforms.top_k, static_argnums=1)
+jitted_top_p = jax.jit(transforms.top_p)
+
+
 def support(logits):
     return np.asarray(logits) > np.finfo(np.float32).min
 
@@ -179,14 +183,11 @@ def test_the_support_of_top_p_is_exactly_the_minimal_set(rows, p):
         assert np.flatnonzero(is_kept).tolist() == sorted(expected)
 
 
-jitted_top_p = jax.jit(transforms.top_p)
-
-
 @given(st.lists(rows_of_logits, min_size=2, max_size=2), st.integers(1, V + 2))
 @lightly
 def test_top_k_keeps_exactly_k_and_of_equals_the_smaller_ids(rows, k):
     logits = jnp.array(rows, jnp.float32)
-    filtered = transforms.top_k(logits, k)
+    filtered = jitted_top_k(logits, k)
     for row, is_kept in zip(rows, support(filtered), strict=True):
         assert np.flatnonzero(is_kept).tolist() == sorted(most_likely_first(row)[:k])
     np.testing.assert_array_equal(filtered[support(filtered)], logits[support(filtered)])

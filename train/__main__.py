@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
         return
     _check_names(argv)
     parse_flags(argv, EXAMPLE)
-    recipe = flags.FLAGS["config"].config_filename
+    recipe = flags.FLAGS["config"].config_filename if _CONFIG.present else None
     for name, value in (("config", recipe), ("workdir", _WORKDIR.value)):
         if not value:
             raise UsageError(f"--{name}: is missing. Example: {EXAMPLE}")

@@ -23,7 +23,7 @@ def parse_flags(argv: list[str], example: str) -> None:
     try:
         rest = flags.FLAGS(argv)[1:]
     except flags.Error as error:  # absl names the flag and the value, and suggests the nearest known flag
-        raise UsageError(f"{str(error).splitlines()[0].replace(' ?', '?')} Example: {example}") from error
+        raise UsageError(f"{str(error).splitlines()[0].replace(' ?', '?').rstrip('.')}. Example: {example}") from error
     if rest:
         raise UsageError(f"{rest[0]!r}: belongs to no flag; text with spaces needs quotes. Example: {example}")
 
