@@ -108,10 +108,9 @@ def test_arrays_are_copied_before_save_returns(tmp_path):
     on_device, on_host = jnp.arange(1_000_003.0), np.arange(500_009.0)
     template = abstract({"a": on_device, "b": on_host})
     checkpoints.save(3, {"a": on_device, "b": on_host}, {})
-    overwrite(on_device).block_until_ready()  # in the same memory
+    overwrite(on_device).block_until_ready()  # in the same memory, if nothing else holds it
     on_host[:] = -1
     checkpoints.wait()
-
     restored = checkpoints.restore(3, params=template)["params"]
     assert_equal(restored, {"a": np.arange(1_000_003, dtype=np.float32), "b": np.arange(500_009.0)})
 

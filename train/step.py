@@ -63,7 +63,7 @@ def train_step(
         sums = jax.lax.psum(sums, axis_name)
     loss_sum, weight_sum, grads = sums
     grads = jax.tree.map(lambda g: g / jnp.maximum(weight_sum, 1.0), grads)  # a batch of padding only: no division by 0
-    grad_norm = optax.global_norm(grads)
+    grad_norm = optax.tree.norm(grads)
 
     is_bad = ~(jnp.isfinite(loss_sum) & jnp.isfinite(grad_norm)) | (state.bad_in_row >= max_bad_steps)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

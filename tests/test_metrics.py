@@ -1,0 +1,169 @@
+import functools
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from train import plan
+from train.data.pipeline import eval_batches
+from train.evaluate import evaluate
+from train.metrics import MetricsLog, bits_per_byte, perplexity, read_metrics
+from train.objectives import causal_lm
+from train.plot import draw_loss
+from train.step import eval_step
+from transformer_jax.config import TransformerConfig
+from transformer_jax.models import GPT
+
+NUMBERS = {"loss_sum": np.float32(6.0), "weight_sum": np.float32(4.0), "grad_norm": np.float32(0.5),
+           "bad_in_row": np.int32(0), "bad_steps": np.int32(2)}  # fmt: skip
+
+
+@pytest.fixture
+def open_log(tmp_path):
+    logs = []
+
+    def open_log(first_step=0, tensorboard=False):
+        logs.append(MetricsLog(tmp_path, first_step, 50, tensorboard))
+        return logs[-1]
+
+    yield open_log
+    for log in logs:
+        log.close()
+
+
+def write_lines(path, *lines):
+    (path / "metrics.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def line(step, split="train", loss=1.5):
+    return json.dumps({"step": step, "split": split, "loss": loss}) + "\n"
+
+
+# Numbers
+
+
+def test_perplexity_is_how_many_equally_likely_tokens_are_as_hard_to_guess():
+    assert perplexity(math.log(64)) == pytest.approx(64)
+    assert perplexity(0.0) == 1.0
+    assert math.isfinite(perplexity(1e9))
+
+
+def test_bits_per_byte_do_not_depend_on_how_text_is_cut_into_tokens():
+    assert bits_per_byte(math.log(256), 1.0) == pytest.approx(8)  # a guess among all bytes
+    assert bits_per_byte(3 * math.log(256), 3.0) == pytest.approx(8)  # the same, for tokens of three bytes
+    assert bits_per_byte(math.log(2), 2.0) == pytest.approx(0.5)
+
+
+# metrics.jsonl
+
+
+def test_each_event_is_a_line(open_log, tmp_path):
+    log = open_log()
+    log.train(10, NUMBERS, 0.25)
+    log.val(10, math.log(16), 2.0)
+    log.close()
+    train, val = [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert (train["step"], train["split"], train["loss"], train["learning_rate"]) == (10, "train", 1.5, 0.25)
+    assert (train["perplexity"], train["grad_norm"], train["bad_steps"]) == (pytest.approx(math.exp(1.5)), 0.5, 2)
+    assert val == {"step": 10, "split": "val", "loss": pytest.approx(math.log(16)), "perplexity": pytest.approx(16),
+                   "bits_per_byte": pytest.approx(2)}  # fmt: skip
+
+
+def test_what_is_no_number_becomes_null(open_log, tmp_path):
+    log = open_log(tensorboard=True)
+    log.train(10, NUMBERS | {"weight_sum": np.float32(0), "grad_norm": np.float32("inf")}, 0.25)
+    log.val(10, math.nan, 2.0)
+    log.close()
+    train, val = read_metrics(tmp_path / "metrics.jsonl")
+    assert train["loss"] is train["perplexity"] is train["grad_norm"] is None
+    assert val["loss"] is val["bits_per_byte"] is None
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_lines_after_the_resumed_step_are_dropped_and_those_before_stay(open_log, tmp_path):
+    kept = [line(5), line(10), line(10, "val")]
+    write_lines(tmp_path, *kept, line(11), line(20), line(20, "val"))
+    log = open_log(first_step=10)
+    log.train(15, NUMBERS, 0.25)
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert text.startswith("".join(kept))
+    assert [event["step"] for event in read_metrics(tmp_path / "metrics.jsonl")] == [5, 10, 10, 15]
+
+
+@pytest.mark.parametrize("length", range(1, len(line(10)) - 1, 7))
+def test_a_line_that_a_kill_cut_off_is_dropped(open_log, tmp_path, length):
+    write_lines(tmp_path, line(5), line(10)[:length])
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 5, "split": "train", "loss": 1.5}]
+    open_log(first_step=10).train(15, NUMBERS, 0.25)
+    assert [json.loads(text)["step"] for text in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [5, 15]
+
+
+def test_a_last_line_that_lacks_nothing_but_its_end_is_kept(open_log, tmp_path):
+    write_lines(tmp_path, line(5), line(10).rstrip())
+    open_log(first_step=10).train(15, NUMBERS, 0.25)
+    assert [json.loads(text)["step"] for text in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [5, 10, 15]
+
+
+def test_metrics_that_are_not_there_are_none(tmp_path):
+    assert read_metrics(tmp_path / "metrics.jsonl") == []
+
+
+# The loss curve
+
+
+def test_the_loss_curve_is_a_png(tmp_path):
+    write_lines(tmp_path, line(1, loss=3.0), line(2, loss=None), line(3), line(3, "val", 1.75))
+    path = draw_loss(tmp_path)
+    assert path == tmp_path / "loss.png" and path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_a_run_without_events_has_a_curve_too(tmp_path):
+    assert draw_loss(tmp_path).stat().st_size > 0
+
+
+# Evaluation
+
+
+def test_evaluation_does_not_depend_on_the_batch_size():
+    max_len, vocab_size = 7, 23
+    config = TransformerConfig(
+        vocab_size=vocab_size, max_len=max_len, num_layers=1, d_model=13, num_heads=2, head_dim=5, init_std=0.3
+    )
+    model = GPT(config)
+    tokens = np.random.default_rng(0).integers(3, vocab_size, 101, dtype=np.int32)
+    params = jax.jit(model.init)(jax.random.key(0), tokens[None, :max_len])["params"]
+    step = jax.jit(functools.partial(eval_step, model=model, objective=causal_lm))
+    losses = [evaluate(step, params, eval_batches(tokens, max_len, rows)) for rows in (1, 3, 17)]
+    np.testing.assert_allclose(losses, losses[0], rtol=1e-6)
+    # By hand, window by window: each predicts max_len tokens, or what is left.
+    apply, nats = jax.jit(model.apply), []
+    for start in range(0, len(tokens) - 1, max_len):
+        window = tokens[start : start + max_len + 1]
+        padded = np.zeros((1, max_len), np.int32)
+        padded[0, : len(window) - 1] = window[:-1]
+        logits = np.asarray(apply({"params": params}, padded)[0], np.float64)
+        nats += [np.log(np.exp(row).sum()) - row[target] for row, target in zip(logits, window[1:], strict=False)]
+    assert len(nats) == len(tokens) - 1
+    np.testing.assert_allclose(losses[0], np.mean(nats), rtol=1e-5)
+
+
+# What a model costs
+
+
+@pytest.mark.parametrize("tie_embeddings", [True, False])
+def test_parameters_and_operations_are_those_counted_by_hand(tie_embeddings):
+    config = TransformerConfig(
+        vocab_size=10, max_len=3, num_layers=1, d_model=4, num_heads=2, d_ff=8, tie_embeddings=tie_embeddings
+    )
+    params = jax.eval_shape(GPT(config).init, jax.random.key(0), jnp.zeros((2, 3), jnp.int32))["params"]
+    kernels = 4 * (4 * 4) + 2 * (4 * 8)  # query, key, value, out; up, down
+    biases = 4 * 4 + 8 + 4
+    norms = 3 * 2 * 4
+    unembed = 0 if tie_embeddings else 4 * 10
+    assert plan.count(params) == kernels + biases + norms + 10 * 4 + 3 * 4 + unembed
+    assert plan.num_bytes(params) == 4 * plan.count(params)
+    # 6 for each weight, the output projection's too; 12 for each of the 3 places, 2 heads and 2 numbers of a head
+    assert plan.flops_per_token(params, config) == 6 * (kernels + 10 * 4) + 12 * 3 * 2 * 2

@@ -1,0 +1,325 @@
+"""Runs that are killed, stopped, damaged and changed, as processes, against one that nothing happened to."""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import transformer_jax as tj
+from train.config import Config
+from train.loop import run
+from train.metrics import read_metrics
+from transformer_jax.checkpoint import CheckpointError, Checkpoints
+from transformer_jax.config import UserError
+
+ROOT = Path(__file__).parents[1]
+NUM_STEPS, SAVE_EVERY = 60, 4
+SETTINGS = {
+    "tokenizer": {"kind": "byte"},
+    "model": {"num_layers": 1, "d_model": 10, "num_heads": 2, "max_len": 13, "dropout_rate": 0.1},
+    "optimizer": {"warmup_steps": 5},
+    "train": {"batch_size": 3, "num_steps": NUM_STEPS, "log_every": 1, "eval_every": 20, "tensorboard": False},
+    "checkpoint": {"save_every": SAVE_EVERY, "keep": 2},
+}
+
+
+def settings(data, **changes):
+    """Sections of settings; a change is named section__field."""
+    sections = {name: dict(fields) for name, fields in SETTINGS.items()}
+    sections["data"] = {"source": "text", "path": str(data)}
+    for name, value in changes.items():
+        section, field = name.split("__")
+        sections[section][field] = value
+    return sections
+
+
+def start(data, workdir, **changes):
+    flags = [f"--config.{section}.{field}={value}"
+             for section, fields in settings(data, **changes).items() for field, value in fields.items()]  # fmt: skip
+    command = [sys.executable, "-m", "train", "--config=configs/gpt_char.py", f"--workdir={workdir}", *flags]
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, cwd=ROOT, env=env, **pipes)
+
+
+def finish(process):
+    process.out, process.err = process.communicate(timeout=300)
+    return process
+
+
+def train(data, workdir, **changes):
+    return finish(start(data, workdir, **changes))
+
+
+def train_here(data, workdir, **changes):
+    """The same in this process."""
+    return run(Config.from_dict(settings(data, **changes)), workdir)
+
+
+def wait_for(process, condition):
+    """Look again and again until the condition holds; say whether the process was still at work then."""
+    deadline = time.monotonic() + 300
+    while not condition() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    return process.poll() is None
+
+
+def has_logged(workdir, step):
+    events = read_metrics(workdir / "metrics.jsonl")
+    return bool(events) and events[-1]["step"] >= step
+
+
+def losses(workdir):
+    """Every (step, split, loss) in the file; floats survive JSON exactly, so equal means bit-equal."""
+    return [(event["step"], event["split"], event["loss"]) for event in read_metrics(workdir / "metrics.jsonl")]
+
+
+def files(folder):
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def flip_a_bit(run_dir, step):
+    file = sorted((run_dir / "checkpoints" / str(step) / "params").rglob("d/*"))[0]
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    return file
+
+
+def assert_is_one_error(process, *words):
+    assert process.returncode == 2, process.err
+    assert process.err.startswith("error: ") and process.err.count("\n") == 1
+    for word in words:
+        assert word in process.err
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "text.txt"
+    rng = np.random.default_rng(0)
+    words = "the cat sat on a mat while old dogs ran over green hills and rivers sang".split()
+    path.write_text("\n".join(" ".join(rng.choice(words, 9)) for _ in range(60)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data, tmp_path_factory):
+    """A run that nothing happened to, saving when it suits it."""
+    workdir = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    process = train(data, workdir, checkpoint__save_every=25)
+    assert process.returncode == 0, process.err
+    return workdir
+
+
+@pytest.fixture
+def finished(uninterrupted, tmp_path):
+    """A copy of that run, to do things to."""
+    return shutil.copytree(uninterrupted, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def interrupted(data, tmp_path_factory):
+    """One run through everything that can happen to it, and what each process said."""
+    workdir = tmp_path_factory.mktemp("runs") / "interrupted"
+    checkpoints, said = Checkpoints(workdir), {}
+
+    def saving():
+        return any(checkpoints.folder.glob("*.orbax-checkpoint-tmp*")) if checkpoints.folder.is_dir() else False
+
+    # Killed before there is anything to resume from, then within a save.
+    for condition in (lambda: has_logged(workdir, 2), lambda: has_logged(workdir, 9) and saving()):
+        process = start(data, workdir)
+        assert wait_for(process, condition)
+        process.kill()
+        said[f"killed {len(said)}"] = finish(process)
+    # Held still, while a second process wants the same directory; then killed within a save.
+    process = start(data, workdir)
+    assert wait_for(process, lambda: has_logged(workdir, 18) and saving())
+    process.send_signal(signal.SIGSTOP)
+    said["leftovers"] = saving()
+    said["second"] = train(data, workdir)
+    process.kill()
+    said["killed 2"] = finish(process)
+    # Asked to stop.
+    for signum, step in ((signal.SIGTERM, 25), (signal.SIGINT, 36)):
+        process = start(data, workdir)
+        assert wait_for(process, lambda step=step: has_logged(workdir, step))
+        process.send_signal(signum)
+        said[signum] = finish(process)
+        said[f"after {signum}"] = losses(workdir)[-1][0], checkpoints.steps()[-1]
+    # Damaged: the newest checkpoint cannot be used.
+    said["damaged"] = checkpoints.steps()[-1], checkpoints.steps()[-2], flip_a_bit(workdir, checkpoints.steps()[-1])
+    said["last"] = train(data, workdir)
+    return workdir, said
+
+
+# Interrupted
+
+
+def test_a_run_that_was_interrupted_again_and_again_logs_the_losses_of_one_that_was_not(uninterrupted, interrupted):
+    workdir, said = interrupted
+    assert [said[f"killed {i}"].returncode for i in range(3)] == [-signal.SIGKILL] * 3
+    assert said["last"].returncode == 0, said["last"].err
+    assert losses(workdir) == losses(uninterrupted)
+    assert [step for step, split, _ in losses(workdir) if split == "train"] == list(range(1, NUM_STEPS + 1))
+    assert [step for step, split, _ in losses(workdir) if split == "val"] == [20, 40, 60]
+
+
+def test_the_parameters_too_are_bit_equal_to_those_of_a_run_that_was_not(uninterrupted, interrupted):
+    ends = [tj.load(workdir) for workdir in (uninterrupted, interrupted[0])]
+    assert [end.step for end in ends] == [NUM_STEPS] * 2
+    jax.tree.map(np.testing.assert_array_equal, ends[0].params, ends[1].params)
+
+
+def test_what_kills_within_a_save_left_is_gone_at_the_end(interrupted):
+    workdir, said = interrupted
+    assert said["leftovers"]
+    assert not list((workdir / "checkpoints").glob("*tmp*"))
+
+
+def test_a_second_process_in_the_same_directory_is_refused(interrupted):
+    workdir, said = interrupted
+    assert_is_one_error(said["second"], f"workdir={workdir}", "another process is training here")
+
+
+@pytest.mark.parametrize("signum, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_run_that_is_asked_to_stop_saves_and_says_so_with_its_exit_code(interrupted, signum, code):
+    _, said = interrupted
+    process, (last_logged, last_saved) = said[signum], said[f"after {signum}"]
+    assert process.returncode == code, process.err
+    assert last_saved == last_logged < NUM_STEPS
+    assert f"stopped and saved at step {last_saved}" in process.out
+    assert signal.Signals(signum).name in process.err and "Traceback" not in process.err
+
+
+def test_a_flipped_bit_in_the_newest_checkpoint_is_named_and_the_one_before_is_used(interrupted):
+    _, said = interrupted
+    newest, before, file = said["damaged"]
+    assert f"warning: checkpoint {newest} is damaged and passed over: {file}" in said["last"].err
+    assert f"resumed at step {before}" in said["last"].out
+
+
+def test_a_second_signal_ends_the_process_at_once():
+    script = "import time\nfrom train.stop import StopSignals\nwith StopSignals():\n    print('ready', flush=True)\n"
+    script += "    while True:\n        time.sleep(1)\n"
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, **pipes)
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    assert process.stderr.readline() == "\n" and "Once more quits at once" in process.stderr.readline()
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 143
+    process.communicate()
+
+
+# Finished, and gone on with
+
+
+def test_a_finished_run_started_again_says_so_and_changes_nothing(data, finished):
+    before = files(finished)
+    process = train(data, finished, checkpoint__save_every=25)
+    assert process.returncode == 0
+    assert process.out.startswith(f"Already trained: step {NUM_STEPS}") and "--run_dir=" in process.out
+    assert process.err == "" and files(finished) == before
+
+
+def test_a_larger_num_steps_goes_on_from_the_end(data, finished, capsys):
+    before = losses(finished)
+    train_here(data, finished, train__num_steps=NUM_STEPS + 7, checkpoint__save_every=25)
+    assert losses(finished)[: len(before)] == before
+    assert [step for step, split, _ in losses(finished)[len(before) :] if split == "train"] == list(range(61, 68))
+    said = capsys.readouterr().out
+    assert f"resumed at step {NUM_STEPS}" in said and f"train.num_steps: {NUM_STEPS} -> {NUM_STEPS + 7}" in said
+    assert Checkpoints(finished).find() == NUM_STEPS + 7
+
+
+def test_a_moved_text_is_the_same_text(data, finished, tmp_path):
+    moved = shutil.copy(data, tmp_path / "moved.txt")
+    assert train_here(moved, finished) == finished
+
+
+# Refused
+
+
+def test_a_changed_model_is_refused_by_name_from_the_command_line(data, finished):
+    before = files(finished)
+    process = train(data, finished, model__num_layers=2, train__num_steps=99)
+    assert_is_one_error(process, "model.num_layers=2", "was trained with 1", "train.num_steps")
+    assert process.stdout.read() == "" if not process.stdout.closed else process.out == ""
+    assert files(finished) == before
+
+
+@pytest.mark.parametrize("change", [
+    {"model__dropout_rate": 0.2}, {"model__positions": "rotary"}, {"train__seed": 1}, {"train__batch_size": 4},
+    {"train__accumulation": 3}, {"tokenizer__kind": "char"}, {"data__val_fraction": 0.2},
+])  # fmt: skip
+def test_a_change_of_model_data_or_order_is_refused_by_name(data, finished, change):
+    before = files(finished)
+    [(name, value)] = change.items()
+    with pytest.raises(UserError, match=f"^{name.replace('__', '.')}={value!r}: "):
+        train_here(data, finished, train__num_steps=99, **change)
+    assert files(finished) == before
+
+
+def test_a_text_that_has_changed_is_refused(data, finished, tmp_path):
+    changed = tmp_path / "changed.txt"
+    changed.write_text(data.read_text().replace("cat", "cow", 1))
+    before = files(finished)
+    with pytest.raises(UserError, match="data: text_sha256 is "):
+        train_here(changed, finished, train__num_steps=99)
+    assert files(finished) == before
+
+
+def test_where_no_checkpoint_is_sound_nothing_is_started_afresh(data, finished):
+    damaged = [flip_a_bit(finished, step) for step in Checkpoints(finished).steps()]
+    before = files(finished)
+    process = train(data, finished)
+    assert process.returncode == 2 and process.out == ""
+    *warnings, error = process.err.splitlines()
+    assert error.startswith("error: ") and "none of its checkpoints" in error
+    assert all(any(str(file) in warning for warning in warnings) for file in damaged)
+    assert files(finished) == before
+
+
+def test_where_no_folder_holds_a_checkpoint_nothing_is_started_afresh(data, tmp_path):
+    (tmp_path / "run" / "checkpoints" / "5").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="none of its checkpoints"):
+        train_here(data, tmp_path / "run")
+
+
+def test_a_directory_that_another_process_holds_is_refused_from_python_too(data, tmp_path):
+    with open(tmp_path / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another process is training here"):
+            train_here(data, tmp_path)
+    with contextlib.suppress(FileNotFoundError):
+        (tmp_path / ".lock").unlink()
+    assert not list(tmp_path.iterdir())
+
+
+# A loss that is no number
+
+
+def test_a_loss_that_stays_infinite_stops_the_run_and_none_of_its_checkpoints(data, tmp_path):
+    process = train(data, tmp_path, optimizer__peak_lr=1e30, optimizer__warmup_steps=0, train__max_bad_steps=3,
+                    checkpoint__save_every=1)  # fmt: skip
+    assert process.returncode == 1, process.err
+    assert process.err.startswith("failed: stopped at step ") and process.err.count("\n") == 1
+    for words in ("gradient norm", "learning rate 1e+30", "newest checkpoint is"):
+        assert words in process.err
+    steps = Checkpoints(tmp_path).steps()
+    assert steps
+    for step in steps:
+        assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(tj.load(tmp_path, step).params))
