@@ -83,7 +83,8 @@ def one_device():
 @pytest.fixture(scope="module")
 def four_devices(tmp_path_factory):
     folder = tmp_path_factory.mktemp("four_devices")
-    env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(NUM_DEVICES)}
+    env = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(NUM_DEVICES)}
+    env = os.environ | env | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # compiles faster
     process = subprocess.run([sys.executable, __file__, folder], env=env, capture_output=True, text=True, timeout=300)
     assert process.returncode == 0, process.stderr
     report = json.loads(process.stdout.splitlines()[-1])
@@ -105,7 +106,7 @@ def test_steps_on_four_devices_equal_those_on_one(one_device, four_devices, name
     np.testing.assert_allclose(report["sums"][f"{name}-{accumulation}"], sums, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name, accumulation", [case for case in CASES if case != ("jit", 1)])
+@pytest.mark.parametrize("name, accumulation", [("pmap", 2)])
 def test_steps_on_one_device_are_the_same_in_every_way(one_device, name, accumulation):
     state, sums = train(name, accumulation)
     jax.tree.map(assert_close, state.params, one_device[0].params)

@@ -1,8 +1,5 @@
 """Runs that are killed, stopped, damaged and changed, as processes, against one that nothing happened to."""
 
-import contextlib
-import fcntl
-import json
 import os
 import shutil
 import signal
@@ -47,7 +44,7 @@ def start(data, workdir, **changes):
     flags = [f"--config.{section}.{field}={value}"
              for section, fields in settings(data, **changes).items() for field, value in fields.items()]  # fmt: skip
     command = [sys.executable, "-m", "train", "--config=configs/gpt_char.py", f"--workdir={workdir}", *flags]
-    env = os.environ | {"JAX_PLATFORMS": "cpu"}
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}  # compiles faster
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     return subprocess.Popen(command, cwd=ROOT, env=env, **pipes)
 
@@ -257,12 +254,12 @@ def test_a_changed_model_is_refused_by_name_from_the_command_line(data, finished
     before = files(finished)
     process = train(data, finished, model__num_layers=2, train__num_steps=99)
     assert_is_one_error(process, "model.num_layers=2", "was trained with 1", "train.num_steps")
-    assert process.stdout.read() == "" if not process.stdout.closed else process.out == ""
+    assert process.out == ""
     assert files(finished) == before
 
 
 @pytest.mark.parametrize("change", [
-    {"model__dropout_rate": 0.2}, {"model__positions": "rotary"}, {"train__seed": 1}, {"train__batch_size": 4},
+    {"model__dropout_rate": 0.2}, {"model__positions": "sinusoidal"}, {"train__seed": 1}, {"train__batch_size": 4},
     {"train__accumulation": 3}, {"tokenizer__kind": "char"}, {"data__val_fraction": 0.2},
 ])  # fmt: skip
 def test_a_change_of_model_data_or_order_is_refused_by_name(data, finished, change):
@@ -299,22 +296,12 @@ def test_where_no_folder_holds_a_checkpoint_nothing_is_started_afresh(data, tmp_
         train_here(data, tmp_path / "run")
 
 
-def test_a_directory_that_another_process_holds_is_refused_from_python_too(data, tmp_path):
-    with open(tmp_path / ".lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another process is training here"):
-            train_here(data, tmp_path)
-    with contextlib.suppress(FileNotFoundError):
-        (tmp_path / ".lock").unlink()
-    assert not list(tmp_path.iterdir())
-
-
 # A loss that is no number
 
 
 def test_a_loss_that_stays_infinite_stops_the_run_and_none_of_its_checkpoints(data, tmp_path):
-    process = train(data, tmp_path, optimizer__peak_lr=1e30, optimizer__warmup_steps=0, train__max_bad_steps=3,
-                    checkpoint__save_every=1)  # fmt: skip
+    process = train(data, tmp_path, optimizer__peak_lr=1e30, optimizer__schedule="constant", optimizer__warmup_steps=0,
+                    train__max_bad_steps=3, checkpoint__save_every=1)  # fmt: skip
     assert process.returncode == 1, process.err
     assert process.err.startswith("failed: stopped at step ") and process.err.count("\n") == 1
     for words in ("gradient norm", "learning rate 1e+30", "newest checkpoint is"):

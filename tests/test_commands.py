@@ -1,0 +1,294 @@
+"""The two commands as a user meets them: processes, their exit codes, and what they say where."""
+
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import transformer_jax as tj
+from train.config import Config
+from train.loop import run as train
+from transformer_jax.config import UserError, config_fields
+
+ROOT = Path(__file__).parents[1]
+MAX_LEN = 13
+TRAIN = ("-m", "train", "--config=configs/gpt_char.py")
+SAMPLE = ("-m", "transformer_jax", "sample")
+TEXT = "the cat sat on a mat while old dogs ran over green hills and rivers sang.\n" * 11
+
+
+def python(*arguments, stdin=""):
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}  # compiles faster
+    return subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, env=env, input=stdin, timeout=300,
+                          capture_output=True, text=True)  # fmt: skip
+
+
+def assert_is_one_error(process, *words):
+    assert (process.returncode, process.stdout) == (2, ""), process.stderr
+    assert process.stderr.startswith("error: ") and process.stderr.count("\n") == 1
+    for word in words:
+        assert word in process.stderr
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "text.txt"
+    path.write_text(TEXT)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run_dir(data, tmp_path_factory):
+    """A tiny run over characters."""
+    config = Config.from_dict({
+        "data": {"source": "text", "path": str(data)}, "tokenizer": {"kind": "char"},
+        "model": {"max_len": MAX_LEN, "num_layers": 1, "d_model": 10, "num_heads": 2, "init_std": 0.3},
+        "optimizer": {"warmup_steps": 1}, "train": {"num_steps": 3, "batch_size": 3, "tensorboard": False},
+    })  # fmt: skip
+    return train(config, tmp_path_factory.mktemp("runs") / "run")
+
+
+@pytest.fixture(scope="module")
+def run(run_dir):
+    return tj.load(run_dir)
+
+
+# Mistakes in asking for training
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--config.model.num_layer=3"], ["config.model.num_layer: no such field", "Did you mean config.model.num_layers?"]),
+    (["--config.modle.num_layers=3"], ["config.modle.num_layers", "config.model.num_layers?"]),
+    (["--config.optimizer.num_layers=3"], ["config.model.num_layers?"]),
+    (["--config.model=3"], ["--config.model: is a section"]),
+    (["--num_steps=3"], ["--num_steps: no such flag"]),
+    (["--config.train.num_steps=many"], ["num_steps", "many"]),
+    (["--config.train.num_steps=1.5"], ["num_steps", "1.5"]),
+    (["--config.optimizer.peak_lr=fast"], ["peak_lr", "fast"]),
+    (["--config.train.tensorboard=perhaps"], ["tensorboard", "perhaps"]),
+    (["more"], ["'more': belongs to no flag"]),
+    (["--config.train.num_steps=3", "--", "more"], ["'more'"]),
+    (["--config=configs/no_such_recipe.py"], ["configs/no_such_recipe.py", "cannot be read"]),
+    (["--config="], ["--config="]),
+    (["--workdir="], ["--workdir: is missing"]),
+])  # fmt: skip
+def test_a_mistake_on_the_command_line_is_one_line_and_makes_nothing(tmp_path, flags, words):
+    workdir = tmp_path / "run"
+    assert_is_one_error(python(*TRAIN, f"--workdir={workdir}", *flags), *words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_is_no_recipe_is_refused(tmp_path):
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text("settings = 3\n")
+    process = python(*TRAIN, f"--config={recipe}", f"--workdir={tmp_path / 'run'}")
+    assert_is_one_error(process, f"--config={recipe}", "get_config")
+
+
+@pytest.mark.parametrize("missing", ["--config", "--workdir"])
+def test_what_has_to_be_given_is_asked_for_with_an_example(tmp_path, missing):
+    flags = {"--config": "configs/gpt_char.py", "--workdir": str(tmp_path / "run")}
+    process = python("-m", "train", *(f"{name}={value}" for name, value in flags.items() if name != missing))
+    assert_is_one_error(process, f"{missing}: is missing", "python -m train --config=")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--config.optimizer.peak_lr=nan"], ["optimizer.peak_lr=nan", "finite"]),
+    (["--config.model.d_model=13", "--config.model.num_heads=2"], ["model.d_model=13", "model.num_heads=2", "12 or 14"]),
+    (["--config.data.source=text", "--config.data.path=/no/such/text"], ["data.path", "/no/such/text"]),
+    (["--config.data.source=text", "--config.data.path={data}", "--config.train.batch_size=97"],
+     ["train.batch_size=97", "the training text has"]),
+])  # fmt: skip
+def test_settings_that_will_not_do_are_one_line_and_lose_nothing(tmp_path, data, flags, words):
+    workdir = tmp_path / "run"
+    process = python(*TRAIN, f"--workdir={workdir}", *(flag.format(data=data) for flag in flags))
+    assert_is_one_error(process, *words)
+    assert not workdir.exists() or [file.name for file in workdir.iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"data": {"source": "text", "path": ""}}, "data.path"),
+    ({"data": {"source": "text", "path": "{empty}"}}, "empty"),
+    ({"data": {"source": "web"}}, "data.source='web'.*python_docs"),
+    ({"model": {"num_heads": 4, "num_kv_heads": 3}}, "model.num_kv_heads=3: must divide model.num_heads=4"),
+    ({"model": {"norm": "batchnorm"}}, "model.norm='batchnorm'.*layernorm, rmsnorm"),
+    ({"model": {"vocab_size": 5}}, "model.vocab_size=5.*Take 0"),
+    ({"train": {"batch_size": 4, "accumulation": 3}}, "train.accumulation=3: must divide train.batch_size=4"),
+    ({"train": {"parallel": "tpu"}}, "train.parallel='tpu'.*jit, pmap"),
+    ({"train": {"num_steps": 50}}, "optimizer.warmup_steps=100: must be below train.num_steps=50"),
+    ({"optimizer": {"name": "sgd"}}, "optimizer.name='sgd'.*adamw, muon"),
+    ({"checkpoint": {"keep": 0}}, "checkpoint.keep=0: must be at least 1"),
+])  # fmt: skip
+def test_settings_that_will_not_do_are_refused_by_name_from_python(tmp_path, data, changes, words):
+    (tmp_path / "empty").write_text("")
+    sections = {"data": {"source": "text", "path": str(data)}, "model": {"num_layers": 1, "d_model": 8, "max_len": 7},
+                "train": {"batch_size": 3, "tensorboard": False}}  # fmt: skip
+    for section, fields in changes.items():
+        fields = {k: v.format(empty=tmp_path / "empty") if isinstance(v, str) else v for k, v in fields.items()}
+        sections[section] = sections.get(section, {}) | fields
+    with pytest.raises(UserError, match=words):
+        train(sections, tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_workdir_that_is_a_file_is_refused(data):
+    with pytest.raises(UserError, match="workdir=.*cannot be written to"):
+        train({"data": {"source": "text", "path": str(data)}}, data)
+    assert data.read_text() == TEXT
+
+
+# Mistakes in asking for samples
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--num_sample=3"], ["--num_sample: no such flag", "--num_samples?"]),
+    (["--top_k=many"], ["top_k", "many"]),
+    (["To be"], ["'To be': belongs to no flag", "quotes"]),
+    (["--prompt=a", "--prompt_file=-"], ["--prompt and --prompt_file"]),
+    (["--prompt_file=/no/such/file"], ["--prompt_file=/no/such/file"]),
+    (["--run_dir="], ["--run_dir: is missing"]),
+    (["--run_dir=/no/such/run"], ["run_dir=/no/such/run: there is no such directory"]),
+    (["--run_dir=configs"], ["no checkpoints here"]),
+    (["--checkpoint=7"], ["checkpoint=7", "Choose latest, best or one of"]),
+    (["--prompt=the cät"], ["'ä'", "U+00E4", "position 5"]),
+])  # fmt: skip
+def test_a_mistake_in_asking_for_a_sample_is_one_line(run_dir, flags, words):
+    process = python(*SAMPLE, f"--run_dir={run_dir}", *flags)
+    lines = process.stderr.splitlines(keepends=True)
+    if lines[0].startswith(str(run_dir)):  # the run was loaded, and said so, before the prompt was looked at
+        process.stderr = "".join(lines[1:])
+    assert_is_one_error(process, *words)
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"prompt": ""}, "prompt='': must have at least one character"),
+    ({"prompt": "a" * (MAX_LEN + 1)}, f"prompt: {MAX_LEN + 1} tokens, and the model's context is {MAX_LEN}"),
+    ({"temperature": 0.0}, "temperature=0.0: must be above 0.*greedy"),
+    ({"temperature": float("nan")}, "temperature=nan"),
+    ({"temperature": float("inf")}, "temperature=inf"),
+    ({"top_k": -1}, "top_k=-1"),
+    ({"top_p": 0.0}, "top_p=0.0"),
+    ({"top_p": 1.5}, "top_p=1.5"),
+    ({"method": "beam"}, "method='beam': unknown. Choose one of: sample, greedy"),
+    ({"max_new_tokens": 0}, "max_new_tokens=0: must be at least 1"),
+    ({"num_samples": 0}, "num_samples=0: must be at least 1"),
+])  # fmt: skip
+def test_generate_refuses_what_it_cannot_do(run, options, words):
+    with pytest.raises(UserError, match=words):
+        tj.generate(run, **{"prompt": "the"} | options)
+
+
+@pytest.mark.parametrize("tokens, is_token, words", [
+    (np.zeros(3, int), None, r"tokens: must be integers \[B, T\]"),
+    (np.zeros((2, 3)), None, r"tokens: must be integers \[B, T\], not float64"),
+    (np.zeros((2, 3), int), np.ones((3, 2), bool), "is_token: must be of shape"),
+    (np.full((2, 3), -1), None, "must lie between 0 and"),
+    (np.full((2, 3), 999), None, "not between 999 and 999"),
+    (np.zeros((2, MAX_LEN + 1), int), None, f"model.max_len={MAX_LEN}"),
+])  # fmt: skip
+def test_logits_refuse_tokens_that_do_not_fit(run, tokens, is_token, words):
+    with pytest.raises(UserError, match=words):
+        tj.logits(run, tokens, is_token)
+
+
+def test_an_unknown_command_is_answered_with_the_known_ones():
+    assert_is_one_error(python("-m", "transformer_jax", "smaple"), "'smaple': no such command", "sample")
+
+
+# Help
+
+
+def test_help_lists_every_field_of_a_recipe_with_its_meaning():
+    process = python("-m", "train", "--help")
+    assert (process.returncode, process.stderr) == (0, "")
+    for name, field in config_fields(Config).items():
+        assert f"--config.{name}={field.default}" in process.stdout and field.metadata["meaning"] in process.stdout
+
+
+def test_help_lists_every_flag_of_sampling_and_every_command():
+    process = python(*SAMPLE, "--help")
+    assert (process.returncode, process.stderr) == (0, "")
+    for flag in ("run_dir", "checkpoint", "prompt", "prompt_file", "max_new_tokens", "method", "temperature", "top_k",
+                 "top_p", "seed", "num_samples"):  # fmt: skip
+        assert f"  --{flag}" in process.stdout
+    assert "  sample " in python("-m", "transformer_jax").stdout
+
+
+# Samples
+
+
+def test_a_sample_is_all_that_goes_to_stdout(run_dir, run):
+    process = python(*SAMPLE, f"--run_dir={run_dir}", "--prompt_file=-", "--max_new_tokens=20", "--num_samples=3",
+                     "--temperature=0.8", "--top_k=7", "--top_p=0.95", "--seed=1", stdin="the cat")  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    assert process.stderr == f"{run_dir}, step 3\n"
+    texts = process.stdout.removesuffix("\n").split("\n---------------\n")
+    assert len(set(texts)) == 3
+    for text in texts:
+        assert text.startswith("the cat") and set(text) <= set(TEXT)
+    options = dict(max_new_tokens=20, temperature=0.8, top_k=7, top_p=0.95, seed=1)
+    assert all(len(text) == len("the cat") + 20 for text in tj.generate(run, "the cat", num_samples=3, **options))
+
+
+def test_greedy_text_from_the_command_line_is_that_from_python_and_always_the_same(run_dir, run, tmp_path):
+    (tmp_path / "prompt.txt").write_text("the cat")
+    process = python(*SAMPLE, f"--run_dir={run_dir}", f"--prompt_file={tmp_path / 'prompt.txt'}", "--method=greedy",
+                     "--max_new_tokens=31", "--seed=5")  # fmt: skip
+    expected = tj.generate(run, "the cat", method="greedy", max_new_tokens=31)
+    assert process.stdout == expected + "\n", process.stderr
+    assert tj.generate(run, "the cat", method="greedy", max_new_tokens=31, seed=7) == expected
+
+
+def test_the_same_seed_gives_the_same_text_and_another_another(run):
+    sample = functools.partial(tj.generate, run, "the", max_new_tokens=20)
+    assert sample(seed=3) == sample(seed=3) != sample(seed=4)
+    assert sample(seed=3, num_samples=2)[0] == sample(seed=3)
+
+
+def test_several_prompts_of_different_lengths_come_back_in_order(run):
+    prompts = ["a", "the cat sat", "on a"]
+    texts = tj.generate(run, prompts, method="greedy", max_new_tokens=2)
+    assert [text[: len(prompt)] for text, prompt in zip(texts, prompts, strict=True)] == prompts
+    assert texts == [tj.generate(run, prompt, method="greedy", max_new_tokens=2) for prompt in prompts]
+
+
+@pytest.mark.parametrize("length", [1, 3, MAX_LEN])
+def test_text_may_outgrow_the_context(run, length):
+    prompt = TEXT[:length]
+    text = tj.generate(run, prompt, max_new_tokens=3 * MAX_LEN + 2, seed=1)
+    assert text.startswith(prompt) and len(text) == length + 3 * MAX_LEN + 2
+
+
+def test_greedy_text_within_the_context_is_that_of_a_full_pass_for_every_token(run):
+    tokens = run.tokenizer.encode("the")
+    while len(tokens) < MAX_LEN:
+        last = tj.logits(run, tokens[None])[0, -1]
+        tokens = np.append(tokens, np.argmax(last))
+    text = tj.generate(run, "the", method="greedy", max_new_tokens=MAX_LEN - 3)
+    assert text == run.tokenizer.decode(tokens)
+
+
+# Logits
+
+
+def test_logits_are_of_every_place_and_padding_on_either_side_changes_none(run):
+    B, T, V = 2, 5, run.config.vocab_size
+    tokens = np.random.default_rng(0).integers(3, V, (B, T))
+    plain = tj.logits(run, tokens)
+    assert plain.shape == (B, T, V) and plain.dtype == np.float32
+    np.testing.assert_array_equal(tj.logits(run, tokens.tolist()), plain)
+    for width in ((0, 2), (2, 0)):
+        padded = np.pad(tokens, ((0, 0), width))
+        is_token = np.pad(np.ones((B, T), bool), ((0, 0), width))
+        logits = np.asarray(tj.logits(run, padded, is_token))[:, width[0] : width[0] + T]
+        np.testing.assert_allclose(logits, plain, atol=1e-5)
+
+
+def test_a_run_is_loaded_at_the_step_asked_for(run_dir):
+    assert [tj.load(run_dir, which).step for which in ("latest", "best", 3, "3")] == [3] * 4
+    assert tj.load(str(run_dir)).tokenizer.decode(tj.load(run_dir).tokenizer.encode(TEXT)) == TEXT
