@@ -54,7 +54,13 @@ def main(argv: list[str]) -> None:
         print(_help())
         return
     _check_names(argv)
-    parse_flags(argv, EXAMPLE)
+    if sum(argument.lstrip("-").split("=")[0] == "config" for argument in argv) > 1:
+        raise UsageError("--config: was given twice. Give one recipe; change its fields with --config.SECTION.FIELD.")
+    try:
+        parse_flags(argv, EXAMPLE)
+    except (AttributeError, KeyError, TypeError) as error:  # raised by the recipe: ml_collections runs it while parsing
+        reason = str(error.args[0]).splitlines()[-1]
+        raise UsageError(f"--config: the recipe gives no configuration: {reason}. See configs/gpt_char.py.") from error
     recipe = flags.FLAGS["config"].config_filename if _CONFIG.present else None
     for name, value in (("config", recipe), ("workdir", _WORKDIR.value)):
         if not value:
