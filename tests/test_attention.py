@@ -160,6 +160,14 @@ def test_bfloat16_inputs_give_bfloat16_near_the_float32_result(K):
     np.testing.assert_allclose(out.astype(jnp.float32), attend_in_loops(q, k, v, random_mask()), atol=0.03)
 
 
+def test_scores_of_bfloat16_inputs_keep_the_precision_of_float32():
+    width = 16  # 1 / sqrt(16) is exact in bfloat16, so that nothing but the scores could be rounded
+    q, k, _ = (4 * x.astype(jnp.bfloat16) for x in inputs(N, H=width))
+    v = jnp.broadcast_to(jnp.eye(S, width, dtype=jnp.bfloat16)[:, None], k.shape)
+    weights = jit_attend(q, k, v, random_mask()).astype(jnp.float32)
+    np.testing.assert_allclose(weights, attend_in_loops(q, k, v, random_mask()), rtol=0.01, atol=1e-6)
+
+
 @kv_heads
 def test_dropout_drops_weights_and_scales_up_the_others(K):
     plain = weights_of(K, random_mask())

@@ -75,14 +75,18 @@ class TransformerConfig:
         for name in ("max_len", "num_layers", "d_model", "num_heads"):
             if getattr(self, name) < 1:
                 raise UserError(f"model.{name}={getattr(self, name)}: must be at least 1.")
+        for name in ("norm_epsilon", "rope_theta", "init_std"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"model.{name}={getattr(self, name)}: must be above 0.")
         for name in ("vocab_size", "num_kv_heads", "head_dim", "d_ff"):
             if getattr(self, name) < 0:
                 raise UserError(f"model.{name}={getattr(self, name)}: must be 0 (derive it) or more.")
         if not self.head_dim and self.d_model % self.num_heads:
-            below, above = _multiples_around(self.d_model, self.num_heads)
+            below = self.d_model // self.num_heads * self.num_heads
+            near = " or ".join(str(width) for width in (below, below + self.num_heads) if width)
             raise UserError(
                 f"model.d_model={self.d_model}: must be divisible by model.num_heads={self.num_heads}. "
-                f"Take d_model {below or above} or {above}, or set model.head_dim."
+                f"Take d_model {near}, or set model.head_dim."
             )
         derived_d_ff = 4 * self.d_model
         if self.feed_forward == "swiglu":  # a third kernel: 8/3 keeps the parameter count (Shazeer 2020, section 2)
@@ -110,10 +114,6 @@ class TransformerConfig:
             raise UserError(f"model.dtype={self.dtype!r}: unknown. Choose one of: float32, bfloat16.")
 
 
-def _multiples_around(value: int, step: int) -> tuple[int, int]:
-    return value // step * step, (value // step + 1) * step
-
-
 def from_dict(cls: type, values: Any, path: str = "") -> Any:
     """Build the (nested) dataclass `cls` from a mapping, checking every name, type and number on the way.
 
@@ -136,7 +136,7 @@ def from_dict(cls: type, values: Any, path: str = "") -> Any:
                 raise UserError(f"{path}{name}={value!r}: must be a section with fields of its own.")
             kwargs[name] = from_dict(expected, value, f"{path}{name}.")
             continue
-        if expected is float and type(value) is int:
+        if expected is float and type(value) is int and abs(value) < 2**1023:
             value = float(value)
         if type(value) is not expected:
             raise UserError(f"{path}{name}={value!r}: must be of type {expected.__name__}, not {type(value).__name__}.")

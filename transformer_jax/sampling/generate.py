@@ -38,7 +38,7 @@ class Sampler:
     """How the next token is chosen: temperature first, then top-k, then top-p.
 
     Raises:
-      UserError: an unknown method, temperature not above 0, top_k below 0, top_p outside (0, 1].
+      UserError: an unknown method, temperature outside [1e-6, 1e6], top_k below 0, top_p outside (0, 1].
     """
 
     method: str = "sample"
@@ -48,8 +48,8 @@ class Sampler:
 
     def __post_init__(self):
         choose(METHODS, self.method, "method")
-        if not 0 < self.temperature < float("inf"):
-            raise UserError(f"temperature={self.temperature}: must be above 0 and finite. For 0, use method=greedy.")
+        if not 1e-6 <= self.temperature <= 1e6:  # beyond, logits / temperature overflows
+            raise UserError(f"temperature={self.temperature}: must lie between 1e-6 and 1e6. For 0, use method=greedy.")
         if self.top_k < 0:
             raise UserError(f"top_k={self.top_k}: must be 0 (all tokens) or more.")
         if not 0 < self.top_p <= 1:
@@ -85,6 +85,8 @@ def generate(
     Returns:
       int32 [B, max_new_tokens].
     """
+    if max_new_tokens < 1:
+        raise UserError(f"max_new_tokens={max_new_tokens}: must be at least 1.")
 
     def choose_token(logits, is_done, i):
         fold = functools.partial(jax.random.fold_in, data=first_index + i)
