@@ -146,3 +146,14 @@ def test_the_meaning_of_a_variant_field_lists_the_variants_and_the_default_is_on
 
 def test_numpy_numbers_are_refused_because_they_cannot_be_saved_as_json():
     refused(lambda: from_dict(TransformerConfig, {"d_model": np.int64(128)}), "d_model", "int64")
+
+
+@pytest.mark.parametrize(("field", "value"), [("norm_epsilon", -1.0), ("rope_theta", 0.0), ("init_std", -0.5)])
+def test_numbers_that_would_make_nan_later_are_refused(field, value):
+    with pytest.raises(UserError, match=f"model.{field}={value}: must be above 0"):
+        TransformerConfig(**{field: value})
+
+
+def test_an_integer_too_large_for_a_float_is_refused_by_name():
+    with pytest.raises(UserError, match="init_std"):
+        from_dict(TransformerConfig, {"init_std": 10**400})

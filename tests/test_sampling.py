@@ -268,3 +268,10 @@ def test_cached_greedy_generation_equals_full_passes_over_each_prompt_alone(posi
                    max_new_tokens=MAX_NEW, sampler=GREEDY, eos_id=-1, pad_id=PAD)  # fmt: skip
     for row, continued in enumerate(naively_continued(positions, prompts)):
         assert out[row].tolist() == continued, prompts[row]
+
+
+def test_a_temperature_whose_division_would_overflow_is_refused_and_the_smallest_allowed_is_greedy():
+    with pytest.raises(UserError, match="temperature=1e-38"):
+        Sampler(temperature=1e-38)
+    logits = np.array([0.0, 1.0, 9.0, 2.0, 0.0, 0.0, 0.0], np.float32)
+    assert set(choices(Sampler(temperature=1e-6), logits).nonzero()[0]) == {2}
