@@ -65,7 +65,7 @@ def run_until_killed(args: list[str], workdir: Path, at_step: int, within_save: 
         if last_logged(workdir) >= at_step and (is_saving(workdir, since) or not within_save):
             process.send_signal(signal.SIGKILL)
             process.wait()
-            return last_logged(workdir), is_saving(workdir, since)  # a temporary folder left behind: the save was cut off
+            return last_logged(workdir), is_saving(workdir, since)  # the folder of a save that was cut off stays
         time.sleep(0.0005)
     raise SystemExit(f"the run ended by itself (exit code {process.returncode}) before it could be killed")
 

@@ -23,7 +23,7 @@ def gpt_params(**changes):
 def random_like(tree, seed):
     """Random numbers, none of them near 0."""
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: jnp.asarray(rng.choice([-1, 1], x.shape) * rng.uniform(0.5, 2, x.shape), x.dtype), tree)
+    return jax.tree.map(lambda x: jnp.float32(rng.choice([-1, 1], x.shape) * rng.uniform(0.5, 2, x.shape)), tree)
 
 
 def named(tree, is_leaf=None):
@@ -103,7 +103,8 @@ def test_muon_takes_the_matrices_between_activations_with_their_true_rows_and_co
                 "up": ((0,), (1,)), "gate": ((0,), (1,)), "down": ((0,), (1,))}  # fmt: skip
     params = gpt_params(tie_embeddings=False, feed_forward="swiglu")
     seen = set()
-    for name, dimensions in named(muon_dimensions(params), is_leaf=lambda x: x is None or hasattr(x, "_fields")).items():
+    is_leaf = lambda x: x is None or isinstance(x, optax.contrib.MuonDimensionNumbers)  # noqa: E731
+    for name, dimensions in named(muon_dimensions(params), is_leaf).items():
         parts = name.split("/")
         if parts[-1] == "kernel" and parts[-2] != "unembed":
             assert (tuple(dimensions.reduction_axis), tuple(dimensions.output_axis)) == expected[parts[-2]], name

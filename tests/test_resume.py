@@ -232,13 +232,14 @@ def test_a_finished_run_started_again_says_so_and_changes_nothing(data, finished
     assert process.err == "" and files(finished) == before
 
 
-def test_a_larger_num_steps_goes_on_from_the_end(data, finished, capsys):
+def test_a_larger_num_steps_goes_on_from_the_end(data, finished):
     before = losses(finished)
-    train_here(data, finished, train__num_steps=NUM_STEPS + 7, checkpoint__save_every=25)
+    process = train(data, finished, train__num_steps=NUM_STEPS + 7, checkpoint__save_every=25)
+    assert process.returncode == 0, process.err
     assert losses(finished)[: len(before)] == before
     assert [step for step, split, _ in losses(finished)[len(before) :] if split == "train"] == list(range(61, 68))
-    said = capsys.readouterr().out
-    assert f"resumed at step {NUM_STEPS}" in said and f"train.num_steps: {NUM_STEPS} -> {NUM_STEPS + 7}" in said
+    assert f"resumed at step {NUM_STEPS}\n" in process.out
+    assert f"train.num_steps: {NUM_STEPS} -> {NUM_STEPS + 7}" in process.out
     assert Checkpoints(finished).find() == NUM_STEPS + 7
 
 
