@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STEPS ?= 1000
+STEPS ?= 800
 DEMO := runs/demo
 
 .PHONY: demo test lint clean

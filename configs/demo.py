@@ -15,7 +15,7 @@ def get_config():
     config.model.positions = "rotary"
     config.optimizer.peak_lr = 3e-3
     config.train.batch_size = 8
-    config.train.num_steps = 1000
+    config.train.num_steps = 800
     config.train.eval_every = 200
     config.checkpoint.save_every = 200
     return config

@@ -239,17 +239,27 @@ def test_where_all_are_damaged_none_is_found(run_dir, capsys):
     assert Checkpoints(run_dir).steps() == list(STEPS)
 
 
-@pytest.mark.parametrize("seal", ["[]", "3", "null", '{"params": 3}', "[" * 100_000, "\udcff"])
+@pytest.mark.parametrize("seal", ["{}", "[]", "3", "null", '{"params": 3}', "[" * 100_000, "\udcff"])
 def test_a_malformed_seal_is_damage(run_dir, seal):
     (run_dir / "checkpoints" / "15" / SEAL).write_text(seal, errors="surrogateescape")
     assert Checkpoints(run_dir).find() == 10
+
+
+def test_what_is_saved_after_an_older_checkpoint_was_used_outlives_the_damaged_newer_one(run_dir):
+    for step in (10, 15):
+        flip_a_bit(run_dir / "checkpoints" / str(step) / "params" / "_METADATA")
+    checkpoints = Checkpoints(run_dir, keep=1)
+    assert checkpoints.find() == 5
+    save(checkpoints, 7)
+    checkpoints.wait()
+    assert Checkpoints(run_dir).find() == 7
 
 
 # Saves that went wrong
 
 
 def test_what_a_kill_left_of_a_save_is_removed_by_the_next_one(run_dir):
-    leftover = run_dir / "checkpoints" / "20.orbax-checkpoint-tmp"
+    leftover = run_dir / "checkpoints" / "17.orbax-checkpoint-tmp"
     (leftover / "params").mkdir(parents=True)
     (leftover / "params" / "d").write_text("half of it")
     checkpoints = Checkpoints(run_dir)

@@ -148,10 +148,10 @@ def test_muon_treats_a_kernel_of_three_axes_as_the_matrix_it_stands_for(name, sh
 def test_a_gradient_beyond_clip_norm_counts_as_one_of_that_norm_in_the_same_direction(optimizer):
     params = random_like(gpt_params(), 2)
     large, small = random_like(params, 3), random_like(params, 4)
-    scale = float(optax.global_norm(large))
+    scale = float(optax.tree.norm(large))
     assert scale > 2
     clipped = jax.tree.map(lambda x: x * (0.5 / scale), large)
-    small = jax.tree.map(lambda x: x * (0.3 / optax.global_norm(small)), small)  # below clip_norm: as it is
+    small = jax.tree.map(lambda x: x * (0.3 / optax.tree.norm(small)), small)  # below clip_norm: as it is
     settings = dict(name=optimizer, schedule="constant", warmup_steps=0)
     with_clip = updates_of(OptimizerConfig(**settings, clip_norm=0.5), params, [large, small])
     by_hand = updates_of(OptimizerConfig(**settings, clip_norm=0.0), params, [clipped, small])

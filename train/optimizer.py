@@ -83,14 +83,17 @@ def _adamw(config, schedule):
 
 def _muon(config, schedule):
     ratio = config.muon_lr / config.peak_lr
-    return optax.contrib.muon(
+    muon = optax.contrib.muon(
         lambda step: ratio * schedule(step),
         weight_decay=config.weight_decay,
-        adam_b1=config.b1,
-        adam_b2=config.b2,
-        adam_learning_rate=schedule,
         muon_weight_dimension_numbers=muon_dimensions,
     )
+
+    def labels(params):  # optax's muon has an AdamW of its own for the rest, but it cannot spare norms and biases decay
+        is_one = lambda x: x is None or isinstance(x, optax.contrib.MuonDimensionNumbers)  # noqa: E731
+        return jax.tree.map(lambda d: "adamw" if d is None else "muon", muon_dimensions(params), is_leaf=is_one)
+
+    return optax.partition({"muon": muon, "adamw": _adamw(config, schedule)}, labels)
 
 
 OPTIMIZERS = {"adamw": _adamw, "muon": _muon}

@@ -49,7 +49,8 @@ class Sampler:
     def __post_init__(self):
         choose(METHODS, self.method, "method")
         if not 1e-6 <= self.temperature <= 1e6:  # beyond, logits / temperature overflows
-            raise UserError(f"temperature={self.temperature}: must lie between 1e-6 and 1e6. For 0, use method=greedy.")
+            rule = "must be above 0, from 1e-6 to 1e6"
+            raise UserError(f"temperature={self.temperature}: {rule}. For 0, use method=greedy.")
         if self.top_k < 0:
             raise UserError(f"top_k={self.top_k}: must be 0 (all tokens) or more.")
         if not 0 < self.top_p <= 1:
