@@ -31,6 +31,7 @@ class TrainState:
 
 def create_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step."""
-    zero = jnp.int32(0)
-    window = Window(jnp.float32(0), jnp.float32(0))
-    return TrainState(zero, params, optimizer.init(params), zero, zero, jnp.float32(0), window)
+    return TrainState(
+        step=jnp.int32(0), params=params, opt_state=optimizer.init(params), bad_in_row=jnp.int32(0),
+        num_bad=jnp.int32(0), grad_norm=jnp.float32(0), window=Window(jnp.float32(0), jnp.float32(0)),
+    )  # fmt: skip

@@ -14,6 +14,7 @@ their seal is never loaded.
 import contextlib
 import hashlib
 import json
+import logging
 import shutil
 import sys
 from pathlib import Path
@@ -89,6 +90,8 @@ class Checkpoints:
             names = [(name, str(digest)) for name, digest in digests.items()]
         except (OSError, ValueError, AttributeError, RecursionError) as error:
             return f"{folder / _SEAL}: no readable seal ({type(error).__name__})"
+        if not names:
+            return f"{folder / _SEAL}: empty"
         for name, digest in names:
             file = folder / name
             if not file.is_file():
@@ -167,6 +170,8 @@ class Checkpoints:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 for leftover in self.folder.glob(_TEMPORARY):  # of a save that a kill cut off
                     shutil.rmtree(leftover, ignore_errors=True)
+                # Orbax logs the traceback of a failed save before it raises; the one error below says it in a line.
+                logging.getLogger("absl").setLevel(logging.CRITICAL)
                 self._checkpointer = ocp.AsyncCheckpointer(_SealingHandler())
             self._checkpointer.save(path, args=_Sealed(**items))
 
@@ -177,7 +182,7 @@ class Checkpoints:
         step, self._pending_step = self._pending_step, None
         with self._failing_as_one_error(step):
             self._checkpointer.wait_until_finished()
-        self._prune()
+        self._prune(step)
 
     @contextlib.contextmanager
     def _failing_as_one_error(self, step: int):
@@ -190,8 +195,9 @@ class Checkpoints:
                 f"Checkpoints there: {_listed(self.steps()) or 'none'}."
             ) from error
 
-    def _prune(self) -> None:
-        sealed = [step for step in self.steps() if (self._path(step) / _SEAL).exists()]
+    def _prune(self, newest: int) -> None:
+        # Later ones are damaged, or the run would have gone on from them: they do not count among the kept.
+        sealed = [step for step in self.steps() if step <= newest and (self._path(step) / _SEAL).exists()]
         losses = {step: loss for step in sealed if (loss := self._val_loss(step)) is not None}
         best = min(losses, key=lambda s: (losses[s], -s), default=None)
         for step in sealed[: -self._keep]:
@@ -211,7 +217,8 @@ class Checkpoints:
         path = self._path(step)
         try:
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-                return checkpointer.restore(path, args=ocp.args.Composite(**items))
+                restored = checkpointer.restore(path, args=ocp.args.Composite(**items))
+                return {name: restored[name] for name in items}
         except Exception as error:  # Orbax raises ValueError, KeyError, JSONDecodeError and bare Exception for damage
             message = f"checkpoint {path} cannot be read ({type(error).__name__}: {_first_line(error)})."
             raise CheckpointError(f"{message} Choose another with checkpoint=<step>.") from error

@@ -149,8 +149,8 @@ def from_dict(cls: type, values: Any, path: str = "") -> Any:
 def unknown_field(name: str, known: list[str]) -> UserError:
     """The error for a field that does not exist, with the nearest one that does."""
     leaf = name.rsplit(".", 1)[-1]
-    near = difflib.get_close_matches(name, known, 1, 0.6)
-    near = near or [field for field in known if field.rsplit(".", 1)[-1] == leaf][:1]
+    namesakes = [field for field in known if field.rsplit(".", 1)[-1] == leaf]  # right field, wrong section
+    near = namesakes or difflib.get_close_matches(name, known, 1, 0.6)
     fix = f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(known)}."
     return UserError(f"{name}: no such field. {fix}")
 
