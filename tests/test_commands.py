@@ -124,7 +124,6 @@ def test_settings_that_will_not_do_are_one_line_and_lose_nothing(tmp_path, data,
     ({"model": {"vocab_size": 5}}, "model.vocab_size=5.*Take 0"),
     ({"train": {"batch_size": 4, "accumulation": 3}}, "train.accumulation=3: must divide train.batch_size=4"),
     ({"train": {"parallel": "tpu"}}, "train.parallel='tpu'.*jit, pmap"),
-    ({"train": {"num_steps": 50}}, "optimizer.warmup_steps=100: must be below train.num_steps=50"),
     ({"optimizer": {"name": "sgd"}}, "optimizer.name='sgd'.*adamw, muon"),
     ({"checkpoint": {"keep": 0}}, "checkpoint.keep=0: must be at least 1"),
 ])  # fmt: skip

@@ -4,13 +4,14 @@ What is done to a parameter follows from what it is, told by its name, and not f
 here kernels have two or three, and some biases have two.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
 import optax
 
 from train.config import OptimizerConfig
-from transformer_jax.config import UserError, choose
+from transformer_jax.config import choose
 
 
 def _warmup_cosine(config, num_steps):
@@ -41,13 +42,9 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     A run that is resumed with a larger `num_steps` follows the longer curve from there on, so its learning
     rate rises at that point.
     """
+    warmup_steps = min(config.warmup_steps, num_steps // 2)  # a trial of a few steps needs no setting of its own
     schedule = choose(SCHEDULES, config.schedule, "optimizer.schedule")
-    if config.warmup_steps >= num_steps:
-        raise UserError(
-            f"optimizer.warmup_steps={config.warmup_steps}: must be below train.num_steps={num_steps}. "
-            f"Take {num_steps // 10}."
-        )
-    return schedule(config, num_steps)
+    return schedule(dataclasses.replace(config, warmup_steps=warmup_steps), num_steps)
 
 
 def _names(path: tuple) -> list[str]:
