@@ -38,7 +38,7 @@ class OptimizerConfig:
     peak_lr: float = setting(1e-3, "largest learning rate (AdamW's, also beside Muon)")
     muon_lr: float = setting(0.02, "largest learning rate of Muon, for the matrices")
     schedule: str = setting("warmup_cosine", "warmup_cosine | warmup_linear | constant")
-    warmup_steps: int = setting(100, "steps in which the learning rate rises from 0 to its peak; at most half of num_steps")
+    warmup_steps: int = setting(100, "steps of rising from 0 to the peak; at most half of num_steps")
     final_lr_fraction: float = setting(0.1, "learning rate at the last step, as a share of the peak")
     b1: float = setting(0.9, "AdamW: decay of the mean of the gradients")
     b2: float = setting(0.95, "AdamW: decay of the mean of their squares")
