@@ -3,10 +3,11 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from text_files import TEXT, lightly, text_config, write
 
-from train.config import DataConfig, TokenizerConfig
+from train.config import TokenizerConfig
 from train.data.order import TrainOrder, _epoch_starts
 from train.data.pipeline import TrainBatches, eval_batches, load_corpus, train_batches
 from train.data.sources import split_text
@@ -15,19 +16,6 @@ from transformer_jax.tokenizers import ByteTokenizer, CharTokenizer
 
 ORDER = TrainOrder(num_tokens=211, max_len=7, batch_size=3, seed=5)  # 29 windows, 9 steps an epoch, 2 windows over
 TOKENS = np.arange(211, dtype=np.int32)  # each token is its own position
-TEXT = "First line.\r\n\tZweite Zeile: Füchse, 狐.\n" * 11
-
-lightly = settings(max_examples=60, deadline=None, database=None)
-
-
-def text_config(path, val_fraction=0.1):
-    return DataConfig(source="text", path=str(path), val_fraction=val_fraction)
-
-
-def write(path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return path
 
 
 # The order of training examples

@@ -2,28 +2,14 @@ import gzip
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from text_files import TEXT, lightly, text_config, write
 
 from train.config import DataConfig
 from train.data import sources
 from train.data.sources import load_text, split_text
 from transformer_jax.config import UserError
-
-TEXT = "First line.\r\n\tZweite Zeile: Füchse, 狐.\n" * 11
-
-lightly = settings(max_examples=60, deadline=None, database=None)
-
-
-def text_config(path, val_fraction=0.1):
-    return DataConfig(source="text", path=str(path), val_fraction=val_fraction)
-
-
-def write(path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return path
-
 
 # Sources
 

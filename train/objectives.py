@@ -25,6 +25,3 @@ def causal_lm(apply: Callable, batch: dict[str, jax.Array]) -> tuple[jax.Array, 
     is_target = batch["is_token"][:, 1:]
     nats = optax.softmax_cross_entropy_with_integer_labels(apply(inputs), targets)
     return jnp.sum(jnp.where(is_target, nats, 0.0)), jnp.sum(is_target, dtype=jnp.float32)
-
-
-OBJECTIVES = {"causal_lm": causal_lm}
