@@ -5,13 +5,32 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transformer_jax.attention import Attention, attend
+from transformer_jax import attention as attention_module
+from transformer_jax.attention import BACKENDS, Attention
 from transformer_jax.config import TransformerConfig
-from transformer_jax.masks import causal
+from transformer_jax.masks import Mask, causal
 
 B, T, S, N, H, D = 2, 5, 7, 6, 11, 13
 KV_HEADS = {"multi_head": 6, "grouped": 2, "multi_query": 1}
-jit_attend = jax.jit(attend, static_argnames="dropout_rate")
+backend = "auto"
+
+
+@pytest.fixture(scope="module", params=BACKENDS, autouse=True)
+def every_backend(request):
+    """Each test of this file runs for each backend."""
+    global backend
+    backend = request.param
+
+
+def attend(*args, **kwargs):
+    name = "reference" if "dropout_key" in kwargs else backend  # the only one with dropout
+    return attention_module.attend(*args, **kwargs, backend=name)
+
+
+def jit_attend(*args, dropout_rate=0.0, **kwargs):
+    return jax.jit(lambda args, kwargs: attend(*args, dropout_rate=dropout_rate, **kwargs))(args, kwargs)
+
+
 kv_heads = pytest.mark.parametrize("K", KV_HEADS.values(), ids=KV_HEADS)
 lightly = settings(max_examples=20, deadline=None, database=None)
 masks_BTS = st.lists(st.booleans(), min_size=B * T * S, max_size=B * T * S).map(lambda x: np.array(x).reshape(B, T, S))
@@ -197,7 +216,7 @@ def test_dropout_keeps_the_expectation():
 def test_dropout_of_rate_0_or_without_a_key_changes_nothing():
     q, k, v = inputs(2)
     plain = jit_attend(q, k, v, random_mask())
-    np.testing.assert_array_equal(jit_attend(q, k, v, random_mask(), 0.0, jax.random.key(0)), plain)
+    close(jit_attend(q, k, v, random_mask(), dropout_rate=0.0, dropout_key=jax.random.key(0)), plain)
     np.testing.assert_array_equal(jit_attend(q, k, v, random_mask(), dropout_rate=0.3), plain)
 
 
@@ -205,7 +224,7 @@ def test_dropout_of_rate_0_or_without_a_key_changes_nothing():
 def test_permuting_the_heads_of_every_kernel_changes_nothing_outside_the_module(positions):
     config = TransformerConfig(d_model=D, num_heads=3, head_dim=2, positions=positions, init_std=1.0)
     module, x = Attention(config), jnp.array(np.random.default_rng(0).normal(size=(B, T, D)), jnp.float32)
-    args = x, jnp.broadcast_to(jnp.arange(T), (B, T)), causal(T, T)
+    args = x, jnp.broadcast_to(jnp.arange(T), (B, T)), Mask(causal(T, T))
     params = jax.jit(module.init)(jax.random.key(1, impl="rbg"), *args)  # rbg compiles fast
     order = jnp.array([2, 0, 1])
     axis = {"query": 1, "key": 1, "value": 1}
@@ -218,7 +237,7 @@ def test_permuting_the_heads_of_every_kernel_changes_nothing_outside_the_module(
 
 def test_kernels_have_the_shapes_of_the_glossary():
     config = TransformerConfig(d_model=D, num_heads=N, num_kv_heads=2, head_dim=H)
-    args = jnp.zeros((B, T, D)), jnp.zeros((B, T), int), causal(T, T)
+    args = jnp.zeros((B, T, D)), jnp.zeros((B, T), int), Mask(causal(T, T))
     params = jax.eval_shape(Attention(config).init, jax.random.key(0), *args)["params"]
     shapes = {name: leaves["kernel"].shape for name, leaves in params.items()}
     assert shapes == {"query": (D, N, H), "key": (D, 2, H), "value": (D, 2, H), "out": (N, H, D)}

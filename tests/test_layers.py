@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from transformer_jax.config import TransformerConfig, UserError
-from transformer_jax.layers import FEED_FORWARDS, NORMS, Dense, Embedding, FeedForward, make_norm, output_std
+from transformer_jax.layers import (
+    FEED_FORWARDS,
+    NORMS,
+    Dense,
+    Embedding,
+    FeedForward,
+    make_norm,
+    normalize,
+    output_std,
+)
 from transformer_jax.models import GPT
 
 B, T, N, H, D, F, V = 5, 7, 3, 2, 11, 13, 23
@@ -205,3 +214,16 @@ def test_dense_and_embedding_answer_in_the_type_of_the_computation(dtype):
     x, ids = normal(0, (B, T, D)), jnp.ones((B, T), int)
     assert Dense((F,), dtype=dtype).init_with_output(jax.random.key(0), x)[0].dtype == dtype
     assert Embedding(V, D, 0.02, dtype).init_with_output(jax.random.key(0), ids)[0].dtype == dtype
+
+
+def test_a_gradient_written_by_hand_is_the_derivative_of_its_formula():
+    def rms_formula(x):
+        return x / jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True) + 1e-2)
+
+    def gelu_formula(x):
+        return jax.nn.gelu(x, approximate=False)
+
+    x, dy = normal(0, (B, T, D)), normal(1, (B, T, D))
+    by_hand = {rms_formula: lambda x: normalize(x, 1e-2), gelu_formula: FEED_FORWARDS["gelu"].activation}
+    for formula, function in by_hand.items():
+        close(jax.vjp(function, x)[1](dy)[0], jax.vjp(formula, x)[1](dy)[0])

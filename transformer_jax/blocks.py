@@ -7,6 +7,7 @@ from transformer_jax import cache as kv
 from transformer_jax.attention import Attention
 from transformer_jax.config import TransformerConfig
 from transformer_jax.layers import FeedForward, make_norm
+from transformer_jax.masks import Mask
 
 
 class Block(nn.Module):
@@ -23,7 +24,7 @@ class Block(nn.Module):
         self,
         x: jax.Array,  # [B, T, D]
         positions: jax.Array,  # [B, T]
-        may_attend: jax.Array,  # [B or 1, T, S]
+        mask: Mask,
         layer_cache: kv.KVCache | None = None,
         slot: jax.Array | int = 0,
         deterministic: bool = True,
@@ -31,7 +32,7 @@ class Block(nn.Module):
         """Returns [B, T, D] and the layer's cache, if one came in."""
         drop = nn.Dropout(self.config.dropout_rate, deterministic=deterministic)
         attended, layer_cache = Attention(self.config, name="attention")(
-            make_norm(self.config, "attention_norm")(x), positions, may_attend, layer_cache, slot, deterministic
+            make_norm(self.config, "attention_norm")(x), positions, mask, layer_cache, slot, deterministic
         )
         x = x + drop(attended)
         x = x + drop(FeedForward(self.config, name="feed_forward")(make_norm(self.config, "feed_forward_norm")(x)))
@@ -48,7 +49,7 @@ class Stack(nn.Module):
         self,
         x: jax.Array,  # [B, T, D]
         positions: jax.Array,  # [B, T]
-        may_attend: jax.Array,  # [B or 1, T, S]
+        mask: Mask,
         layers: tuple[kv.KVCache, ...] | None = None,
         slot: jax.Array | int = 0,
         deterministic: bool = True,
@@ -58,6 +59,6 @@ class Stack(nn.Module):
         for i in range(self.config.num_layers):
             layer_cache = None if layers is None else layers[i]
             block = Block(self.config, name=f"block_{i}")
-            x, layer_cache = block(x, positions, may_attend, layer_cache, slot, deterministic)
+            x, layer_cache = block(x, positions, mask, layer_cache, slot, deterministic)
             new_layers.append(layer_cache)
         return make_norm(self.config, "norm")(x), None if layers is None else tuple(new_layers)

@@ -51,14 +51,14 @@ class GPT(nn.Module):
           UserError: T > max_len.
         """
         self._check_length(tokens.shape[1])
-        may_attend = masks.causal(tokens.shape[1], tokens.shape[1])
         if is_token is None:
+            mask = masks.Mask(is_causal=True)
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         else:
-            may_attend &= masks.padding(is_token)
+            mask = masks.Mask(masks.padding(is_token), is_causal=True)
             positions = count_tokens(is_token)
         x = self._embed(tokens, positions, deterministic)
-        x, _ = self.stack(x, positions, may_attend, deterministic=deterministic)
+        x, _ = self.stack(x, positions, mask, deterministic=deterministic)
         return self._logits(x)
 
     def extend(
@@ -80,7 +80,7 @@ class GPT(nn.Module):
         cache = kv.mark(cache, is_token)
         may_attend = masks.causal(tokens.shape[1], cache.capacity, slot) & masks.padding(cache.is_token)
         x = self._embed(tokens, positions, deterministic=True)
-        x, layers = self.stack(x, positions, may_attend, cache.layers, slot)
+        x, layers = self.stack(x, positions, masks.Mask(may_attend), cache.layers, slot)
         if last_only:
             last = tokens.shape[1] - 1 - jnp.argmax(is_token[:, ::-1], axis=1)
             x = jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
