@@ -100,7 +100,7 @@ class Attention(nn.Module):
             k, v = layer_cache
         drops = config.dropout_rate > 0 and not deterministic
         out = attend(
-            q, k, v, *mask,
+            q, k, v, mask.may_attend, mask.is_causal,
             dropout_rate=config.dropout_rate if drops else 0.0,
             dropout_key=self.make_rng("dropout") if drops else None,
         )  # fmt: skip

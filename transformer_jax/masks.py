@@ -10,17 +10,18 @@ Masks compose with `&`. Queries and keys are compared by slot, their place in th
 either side needs no special case.
 """
 
-from typing import NamedTuple
-
+import flax.struct
 import jax
 import jax.numpy as jnp
 
 
-class Mask(NamedTuple):
+@flax.struct.dataclass
+class Mask:
     """Which keys each query may attend: those that both fields allow."""
 
     may_attend: jax.Array | None = None  # bool [B or 1, T or 1, S]; None: all
-    is_causal: bool = False  # up to the query's own place; said by name, a causal mask lets half the work be skipped
+    # Up to the query's own place. Said by name and known when compiling, it lets half of the work be skipped.
+    is_causal: bool = flax.struct.field(pytree_node=False, default=False)
 
 
 def causal(num_queries: int, num_keys: int, first_slot: jax.Array | int = 0) -> jax.Array:
