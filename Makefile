@@ -1,12 +1,14 @@
 # make demo    an environment, a small GPT trained on Python's documentation, its loss curve, a sample
 # make test    the test suite                 make lint    ruff
+# make bench   the benchmarks beside PyTorch, which make bench-env installs into an environment of its own
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STEPS ?= 800
 DEMO := runs/demo
+BENCH := .bench
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench bench-env clean
 
 $(VENV)/installed: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "transformer_jax needs Python 3.11 or later; say which with: make PYTHON=python3.12")'
@@ -30,5 +32,17 @@ test: $(VENV)/installed-dev
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 
+$(BENCH)/installed: benchmarks/requirements.txt
+	$(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install -q --disable-pip-version-check -r benchmarks/requirements.txt
+	touch $@
+
+bench-env: $(BENCH)/installed
+
+bench: $(VENV)/installed $(BENCH)/installed
+	$(BIN)/python benchmarks/train.py --shape=small
+	$(BIN)/python benchmarks/train.py --shape=large
+	$(BIN)/python benchmarks/decode.py
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(BENCH) runs

@@ -8,6 +8,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from train.config import Config
+from transformer_jax import startup
 from transformer_jax.commands.cli import HELP_FLAGS, UsageError, parse_flags, report_errors
 from transformer_jax.config import config_fields, unknown_field
 
@@ -69,6 +70,7 @@ def main(argv: list[str]) -> None:
         recipes = ", ".join(sorted(glob.glob("configs/[!_]*.py")))
         raise UsageError(f"--config={recipe}: there is no such file. Give a recipe: {recipes}.")
 
+    startup.prepare()
     from train.loop import run  # here, so that a mistake above is answered before JAX is loaded
 
     run(_CONFIG.value, _WORKDIR.value)

@@ -5,7 +5,21 @@
     print(tj.generate(run, "The for statement", max_new_tokens=100))
 """
 
-from transformer_jax.config import RunError, TransformerConfig, UserError
-from transformer_jax.run import Run, generate, load, logits
+import importlib
 
-__all__ = ["Run", "RunError", "TransformerConfig", "UserError", "generate", "load", "logits"]
+from transformer_jax.config import RunError, TransformerConfig, UserError
+
+_IN_RUN = ("Run", "generate", "load", "logits")
+
+__all__ = ["RunError", "TransformerConfig", "UserError", *_IN_RUN]
+
+
+def __getattr__(name: str):
+    """What needs JAX is imported at its first use, so that a command answers a mistake at once (PEP 562)."""
+    if name in _IN_RUN:
+        return getattr(importlib.import_module("transformer_jax.run"), name)
+    raise AttributeError(f"module 'transformer_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

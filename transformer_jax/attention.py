@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from transformer_jax import cache as kv
 from transformer_jax import masks
 from transformer_jax.config import TransformerConfig, UserError, choose
-from transformer_jax.layers import Dense, output_std
+from transformer_jax.layers import Dense, RMSNorm, output_std
 from transformer_jax.positions import POSITIONS
 from transformer_jax.sliced import attend_in_slices
 
@@ -92,8 +92,12 @@ class Attention(nn.Module):
         config = self.config
         dense = functools.partial(Dense, use_bias=config.use_bias, init_std=config.init_std, dtype=config.dtype)
         turn = choose(POSITIONS, config.positions, "model.positions").turn
-        q = turn(dense((config.num_heads, config.head_dim), name="query")(x), positions, config.rope_theta)
-        k = turn(dense((config.num_kv_heads, config.head_dim), name="key")(x), positions, config.rope_theta)
+        q = dense((config.num_heads, config.head_dim), name="query")(x)
+        k = dense((config.num_kv_heads, config.head_dim), name="key")(x)
+        if config.qk_norm:  # Dehghani et al. 2023, section 2: scores cannot grow without bound
+            q = RMSNorm(config.norm_epsilon, name="query_norm")(q)
+            k = RMSNorm(config.norm_epsilon, name="key_norm")(k)
+        q, k = turn(q, positions, config.rope_theta), turn(k, positions, config.rope_theta)
         v = dense((config.num_kv_heads, config.head_dim), name="value")(x)
         if layer_cache is not None:
             layer_cache = kv.write(layer_cache, k, v, slot)

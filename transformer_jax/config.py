@@ -62,13 +62,16 @@ class TransformerConfig:
     d_ff: int = setting(0, "feed-forward width, F; 0: 4 d_model (8/3 d_model in multiples of 8 for swiglu)")
     norm: str = setting("layernorm", "layernorm | rmsnorm")
     norm_epsilon: float = setting(1e-5, "added to the variance before the square root")
-    feed_forward: str = setting("gelu", "gelu | gelu_tanh | swiglu")
+    qk_norm: bool = setting(False, "RMSNorm of every query and key, a head at a time")
+    feed_forward: str = setting("gelu", "gelu | gelu_tanh | squared_relu | swiglu")
     positions: str = setting("learned", "learned | sinusoidal | rotary")
     rope_theta: float = setting(10000.0, "base of the rotary wavelengths")
     use_bias: bool = setting(True, "biases in the linear layers")
     tie_embeddings: bool = setting(True, "the output projection is the embedding, transposed")
     dropout_rate: float = setting(0.0, "probability of dropping an activation while training")
+    logit_softcap: float = setting(0.0, "logits become cap * tanh(logits / cap); 0: they stay as they are")
     init_std: float = setting(0.02, "standard deviation of the initial kernels and embeddings")
+    zero_init: bool = setting(False, "kernels that write to the residual stream start at 0: a block does nothing")
     dtype: str = setting("float32", "float32 | bfloat16: type of the computation; parameters stay float32")
 
     def __post_init__(self):
@@ -108,6 +111,8 @@ class TransformerConfig:
                 f"model.head_dim={self.head_dim}: rotary positions turn pairs of numbers, so it must be even. "
                 f"Take {self.head_dim + 1}, or other positions."
             )
+        if self.logit_softcap < 0:
+            raise UserError(f"model.logit_softcap={self.logit_softcap}: must be 0 (no cap) or more. Take 15 or 30.")
         if not 0 <= self.dropout_rate < 1:
             raise UserError(f"model.dropout_rate={self.dropout_rate}: must be at least 0 and below 1.")
         if self.dtype not in ("float32", "bfloat16"):

@@ -135,6 +135,7 @@ _gelu.defvjp(_gelu_forward, _gelu_backward)
 FEED_FORWARDS = {
     "gelu": FeedForwardVariant(_gelu, False),
     "gelu_tanh": FeedForwardVariant(functools.partial(jax.nn.gelu, approximate=True), False),  # as GPT-2 computes it
+    "squared_relu": FeedForwardVariant(lambda x: jnp.square(jax.nn.relu(x)), False),  # So et al. 2021, section 3
     "swiglu": FeedForwardVariant(jax.nn.silu, True),  # Shazeer 2020, equation 6
 }
 
@@ -161,7 +162,10 @@ def output_std(config: TransformerConfig) -> float:
     """Initial standard deviation of a layer that writes to the residual stream.
 
     Each of the 2 L writers adds variance; 1/sqrt(2 L) keeps the sum's in place. Radford et al. 2019, section 2.3.
+    With zero, the whole model starts as the identity (Zhang et al. 2019, section 3).
     """
+    if config.zero_init:
+        return 0.0
     return config.init_std / math.sqrt(2 * config.num_layers)
 
 

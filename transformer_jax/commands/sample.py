@@ -5,6 +5,7 @@ from pathlib import Path
 
 from absl import flags
 
+from transformer_jax import startup
 from transformer_jax.commands.cli import HELP_FLAGS, UsageError, parse_flags, show_help
 
 EXAMPLE = 'python -m transformer_jax sample --run_dir=runs/a --prompt="To be or not to be" --top_k=40'
@@ -44,6 +45,7 @@ def main(argv: list[str]) -> None:
         raise UsageError(f"--run_dir: is missing. Example: {EXAMPLE}")
     prompt = _prompt()
 
+    startup.prepare()
     from transformer_jax import run as runs  # here, so that a mistake above is answered before JAX is loaded
 
     run = runs.load(_RUN_DIR.value, _CHECKPOINT.value)

@@ -97,7 +97,8 @@ class GPT(nn.Module):
 
     def _logits(self, x):
         logits = self.embed.unembed(x) if self.config.tie_embeddings else self.unembed(x)
-        return logits.astype(jnp.float32)
+        logits, cap = logits.astype(jnp.float32), self.config.logit_softcap
+        return cap * jnp.tanh(logits / cap) if cap else logits  # Gemma Team 2024, section 2
 
     def _check_length(self, num_tokens):
         if num_tokens > self.config.max_len:

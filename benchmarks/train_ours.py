@@ -1,0 +1,89 @@
+"""Our training step, as `python -m train` runs it: a worker of benchmarks/train.py that takes train_torch.py's orders."""
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from transformer_jax import startup
+
+startup.prepare()
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+
+from train import loop  # noqa: E402
+from train.config import Config  # noqa: E402
+from train.optimizer import make_optimizer  # noqa: E402
+from transformer_jax.models import GPT  # noqa: E402
+
+
+def matmul_gflops(rows: int, width: int) -> float:
+    """Billions of operations a second of a feed-forward product and its two gradients."""
+    x, w = jnp.ones((rows, width)), jnp.ones((width, 4 * width))
+
+    @jax.jit
+    def products(x, w):
+        y = x @ w
+        return y @ w.T, x.T @ y
+
+    jax.block_until_ready(products(x, w))
+    seconds = []
+    for _ in range(11):
+        began = time.perf_counter()
+        jax.block_until_ready(products(x, w))
+        seconds.append(time.perf_counter() - began)
+    return 3 * 2 * rows * width * 4 * width / sorted(seconds)[5] / 1e9
+
+
+def main():
+    setup = json.loads(sys.stdin.readline())
+    batches = np.load(setup["batches"])  # [n, B, T + 1]
+    config = Config.from_dict(
+        {
+            "model": {**setup["shape"], "vocab_size": setup["vocab_size"], "use_bias": False},
+            "optimizer": {"peak_lr": setup["lr"], "schedule": "constant", "warmup_steps": 0},
+            "train": {"batch_size": batches.shape[1], "log_every": 1},
+        }
+    )
+    model = GPT(config.model)
+    optimizer = make_optimizer(config.optimizer, config.train.num_steps)
+    parallel = loop._make_parallel(config, model, optimizer)
+    state = parallel.put(loop._first_state(model, optimizer, 0))
+    steps_per_call = loop._steps_per_call(config, state.params)
+    leaves = jax.tree_util.tree_leaves_with_path(state.params)
+    np.savez(setup["weights"], **{"/".join(key.key for key in path): np.asarray(leaf) for path, leaf in leaves})
+    done = 0
+
+    def steps(n):
+        nonlocal state, done
+        tokens = batches[(done + np.arange(steps_per_call)) % len(batches)]
+        state = parallel.train(state, {"tokens": tokens, "is_token": np.ones(tokens.shape, bool)}, n)
+        done += n
+        return float(state.window.loss_sum / state.window.weight_sum)  # of the last step
+
+    def answer(value):
+        print(json.dumps(value), flush=True)
+
+    answer({"steps_per_call": steps_per_call})
+    for line in sys.stdin:
+        order = json.loads(line)
+        if order["do"] == "losses":
+            answer([steps(1) for _ in range(order["steps"])])
+        elif order["do"] == "time":
+            began = time.perf_counter()
+            for _ in range(order["steps"] // steps_per_call):
+                steps(steps_per_call)
+            answer((time.perf_counter() - began) / order["steps"])
+        elif order["do"] == "matmul":
+            answer(matmul_gflops(order["rows"], config.model.d_model))
+        elif order["do"] == "memory":
+            answer(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+if __name__ == "__main__":
+    main()

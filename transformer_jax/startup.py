@@ -1,0 +1,77 @@
+"""What is settled before JAX starts: a compiler flag, huge pages, the folder of compiled programs.
+
+Only commands call `prepare`; importing the library changes nobody's environment. What a user has set
+stays, and TRANSFORMER_JAX_TUNING=off leaves everything alone.
+"""
+
+import hashlib
+import os
+import platform
+import stat
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+from transformer_jax.config import UserError
+
+SWITCH = "TRANSFORMER_JAX_TUNING"
+
+# YNNPACK's fusions make a large training step slower and keep more in memory. XLA ends a process that has a
+# flag it does not know, so this one is set only for versions of JAX that it was tried with.
+XLA_FLAG = "--xla_cpu_experimental_ynn_fusion_type="
+KNOWN_JAX = ("0.10.", "0.11.", "0.12.")
+
+# A step's temporary arrays of 100 MB come fresh from the system; in pages of 2 MB they cost far fewer faults.
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
+
+
+def prepare() -> None:
+    """Tune the process for JAX on a CPU and say so in one line on stderr. Call it before JAX has a device.
+
+    glibc reads its settings only when a process starts. So the command may start itself again, once, in the
+    same process.
+
+    Raises:
+      UserError: TRANSFORMER_JAX_TUNING is neither on nor off.
+    """
+    switch = os.environ.get(SWITCH, "on")
+    if switch not in ("on", "off"):
+        raise UserError(f"{SWITCH}={switch!r}: must be on or off.")
+    if switch == "off":
+        return
+    is_linux_pc = platform.system() == "Linux" and platform.machine() == "x86_64"
+    if is_linux_pc and platform.libc_ver()[0] == "glibc" and "GLIBC_TUNABLES" not in os.environ:
+        os.environ["GLIBC_TUNABLES"] = HUGE_PAGES
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    flags = os.environ.get("XLA_FLAGS", "")
+    if is_linux_pc and version("jax").startswith(KNOWN_JAX) and XLA_FLAG not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {XLA_FLAG}".strip()
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or _private_folder()
+    if isinstance(folder, Path):
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+    values = [f"{name}={os.environ[name]}" for name in ("XLA_FLAGS", "GLIBC_TUNABLES") if os.environ.get(name)]
+    print(f"tuning: {' '.join([*values, f'compiled programs: {folder}'])} ({SWITCH}=off: none)", file=sys.stderr)
+
+
+def _private_folder() -> Path | str:
+    """A folder that nobody else can write to, since compiled programs in it are run; or why there is none."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "transformer_jax"
+    folder = root / f"xla-{_processor()}"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in (root, folder):
+            info = path.lstat()
+            if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid() or info.st_mode & 0o022:
+                return f"not kept, since others can write to {path} (chmod -R go-w {root})"
+    except OSError as error:
+        return f"not kept, since {folder} cannot be used ({error.strerror})"
+    return folder
+
+
+def _processor() -> str:
+    """A name for what this processor can do: a program compiled for another may not run here."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.machine(), platform.processor()]
+    abilities = sorted({line for line in lines if line.startswith(("flags", "model name", "Features"))} or lines)
+    return hashlib.sha256("\n".join(abilities).encode()).hexdigest()[:12]
