@@ -1,4 +1,4 @@
-"""Our training step, as `python -m train` runs it: a worker of benchmarks/train.py that takes train_torch.py's orders."""
+"""Our training step, as `python -m train` runs it: a worker of benchmarks/train.py, speaking as train_torch.py does."""
 
 import json
 import resource

@@ -37,6 +37,7 @@ class OptimizerConfig:
     name: str = setting("adamw", "adamw | muon (matrices by Muon, the rest by AdamW)")
     peak_lr: float = setting(1e-3, "largest learning rate (AdamW's, also beside Muon)")
     muon_lr: float = setting(0.02, "largest learning rate of Muon, for the matrices")
+    muon_steps: int = setting(5, "Newton-Schulz steps of Muon; each costs about three products of the matrix")
     schedule: str = setting("warmup_cosine", "warmup_cosine | warmup_linear | constant")
     warmup_steps: int = setting(100, "steps of rising from 0 to the peak; at most half of num_steps")
     final_lr_fraction: float = setting(0.1, "learning rate at the last step, as a share of the peak")
@@ -52,6 +53,8 @@ class OptimizerConfig:
         for name in ("weight_decay", "clip_norm", "warmup_steps"):
             if getattr(self, name) < 0:
                 raise UserError(f"optimizer.{name}={getattr(self, name)}: must not be negative.")
+        if not 1 <= self.muon_steps <= 10:
+            raise UserError(f"optimizer.muon_steps={self.muon_steps}: must lie between 1 and 10. Take 5 or 3.")
         for name in ("b1", "b2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"optimizer.{name}={getattr(self, name)}: must be at least 0 and below 1.")

@@ -82,6 +82,8 @@ def _muon(config, schedule):
     ratio = config.muon_lr / config.peak_lr
     muon = optax.contrib.muon(
         lambda step: ratio * schedule(step),
+        ns_steps=config.muon_steps,
+        preconditioning="aol",  # Boissin et al. 2025: a closer start, worth a step or two
         weight_decay=config.weight_decay,
         muon_weight_dimension_numbers=muon_dimensions,
     )

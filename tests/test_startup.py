@@ -1,0 +1,81 @@
+"""Tuning before JAX starts, in real processes with real folders."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import os, sys
+from transformer_jax import startup
+startup.prepare()
+print(sys.argv[1:], os.getppid() == int(os.environ["PARENT"]))
+for name in ("XLA_FLAGS", "GLIBC_TUNABLES", "JAX_COMPILATION_CACHE_DIR"):
+    print(name, os.environ.get(name))
+import jax
+print(jax.jit(lambda x: x + 1)(1))
+"""
+ours_only = pytest.mark.skipif(sys.platform != "linux", reason="huge pages and the flag are for Linux")
+
+
+def start(tmp_path, *words, **environment):
+    inherited = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "GLIBC_TUNABLES")}
+    defaults = {"TRANSFORMER_JAX_TUNING": "on", "XDG_CACHE_HOME": str(tmp_path), "PARENT": str(os.getpid())}
+    return subprocess.run(
+        [sys.executable, "-c", SCRIPT, *words], capture_output=True, text=True,
+        env={**inherited, **defaults, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", **environment},
+    )  # fmt: skip
+
+
+@ours_only
+def test_tuning_is_one_line_and_keeps_the_command_its_words_and_its_process(tmp_path):
+    done = start(tmp_path, "a b", "--c=d")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("tuning: XLA_FLAGS=--xla_cpu") and len(done.stderr.splitlines()) == 1
+    assert "TRANSFORMER_JAX_TUNING=off" in done.stderr
+    words, flags, huge_pages, folder, answer = done.stdout.splitlines()
+    assert words == "['a b', '--c=d'] True"
+    assert "--xla_cpu_experimental_ynn_fusion_type=" in flags and "hugetlb=1" in huge_pages
+    assert folder.split()[1].startswith(str(tmp_path)) and answer == "2"
+
+
+def test_compiled_programs_are_kept_in_a_folder_of_the_users_own_and_found_again(tmp_path):
+    assert start(tmp_path).returncode == 0
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*-cache")}
+    folders = [path for path in tmp_path.rglob("*") if path.is_dir()]
+    assert files and folders and all(path.stat().st_mode & 0o077 == 0 for path in folders if "xla-" in path.name)
+    assert start(tmp_path).returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*-cache")} == files
+
+
+@pytest.mark.parametrize("name", ["transformer_jax", "inner"])
+def test_a_folder_that_others_can_write_to_is_not_used_and_the_line_says_so(tmp_path, name):
+    assert start(tmp_path).returncode == 0
+    outer = tmp_path / "transformer_jax"
+    folder = next(outer.iterdir()) if name == "inner" else outer
+    folder.chmod(0o777)
+    done = start(tmp_path)
+    assert done.returncode == 0
+    assert f"not kept, since others can write to {folder}" in done.stderr and f"chmod -R go-w {outer}" in done.stderr
+    assert "JAX_COMPILATION_CACHE_DIR None" in done.stdout
+
+
+def test_what_a_user_has_set_stays(tmp_path):
+    own = {"XLA_FLAGS": "--xla_cpu_enable_fast_math=false", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "mine"),
+           "GLIBC_TUNABLES": "glibc.malloc.check=0"}  # fmt: skip
+    done = start(tmp_path, **own)
+    assert done.returncode == 0, done.stderr
+    for name, value in own.items():
+        assert f"{name} {value}" in done.stdout
+
+
+def test_off_leaves_everything_alone_and_says_nothing(tmp_path):
+    done = start(tmp_path, TRANSFORMER_JAX_TUNING="off")
+    assert done.returncode == 0 and done.stderr == "" and done.stdout.count("None") == 3
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_switch_that_is_neither_on_nor_off_is_a_mistake(tmp_path):
+    done = start(tmp_path, TRANSFORMER_JAX_TUNING="fast")
+    assert done.returncode == 1 and "TRANSFORMER_JAX_TUNING='fast': must be on or off." in done.stderr
