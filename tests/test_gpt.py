@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import math
 
@@ -26,6 +27,8 @@ def variant(i):
         num_kv_heads=[6, 2, 1][i % 3],
         tie_embeddings=i % 4 < 2,
         use_bias=i % 2 == 0,
+        qk_norm=i % 3 == 1,
+        logit_softcap=[0.0, 3.0][i % 5 == 3],
     )
 
 
@@ -228,3 +231,32 @@ def test_training_without_dropout_needs_no_rng_and_equals_evaluation():
     model, params = make()
     training = jit(functools.partial(model.apply, deterministic=False))(params, TOKENS)
     np.testing.assert_array_equal(training, jit(model.apply)(params, TOKENS))
+
+
+def test_normalised_queries_and_keys_do_not_feel_the_size_of_their_kernels():
+    model, params = make(qk_norm=True, positions="rotary")
+    plain = model.apply(params, TOKENS)
+    for name, changes in (("query", False), ("key", False), ("value", True)):
+        bigger = jax.tree_util.tree_map_with_path(
+            lambda path, x, name=name: x * 7 if path[-2].key == name and path[-1].key == "kernel" else x, params
+        )
+        difference = jnp.max(jnp.abs(model.apply(bigger, TOKENS) - plain))
+        assert (difference > 1e-2) == changes, name
+
+
+def test_a_soft_cap_bounds_the_logits_smoothly_and_keeps_their_order():
+    model, params = make()
+    capped = GPT(dataclasses.replace(model.config, logit_softcap=0.5))
+    plain = model.apply(params, TOKENS)
+    close(capped.apply(params, TOKENS), 0.5 * np.tanh(np.asarray(plain) / 0.5))
+
+
+def test_with_zero_init_every_block_starts_as_the_identity():
+    model = GPT(TransformerConfig(**SIZES, zero_init=True, norm="rmsnorm", feed_forward="swiglu"))
+    params = model.init(jax.random.key(0), TOKENS)["params"]
+    kernels = jax.tree_util.tree_leaves_with_path(params["stack"])
+    zeros = {path[-2].key for path, leaf in kernels if path[-1].key == "kernel" and not jnp.any(leaf)}
+    assert zeros == {"out", "down"}
+    bare = GPT(dataclasses.replace(model.config, num_layers=1))
+    fewer = dict(params, stack={name: x for name, x in params["stack"].items() if name != "block_1"})
+    close(bare.apply({"params": fewer}, TOKENS), model.apply({"params": params}, TOKENS))

@@ -130,6 +130,7 @@ def silu(x):
 FEED_FORWARD_FORMULAS = {
     "gelu": lambda up, gate: gelu(up),
     "gelu_tanh": lambda up, gate: gelu_tanh(up),
+    "squared_relu": lambda up, gate: np.maximum(up, 0) ** 2,
     "swiglu": lambda up, gate: silu(gate) * up,
 }
 
