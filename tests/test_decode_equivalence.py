@@ -14,7 +14,10 @@ from transformer_jax.positions import POSITIONS
 
 B, T, V, CAPACITY, MAX_LEN = 5, 7, 23, 13, 17
 SIZES = dict(vocab_size=V, max_len=MAX_LEN, num_layers=2, d_model=11, num_heads=6, head_dim=4, d_ff=19)
-VARIANTS = {name: {"positions": name, "num_kv_heads": [6, 1, 2][i % 3], "qk_norm": i % 3 == 2} for i, name in enumerate(POSITIONS)}
+VARIANTS = {
+    name: {"positions": name, "num_kv_heads": [6, 1, 2][i % 3], "qk_norm": i % 3 == 2}
+    for i, name in enumerate(POSITIONS)
+}
 variants = pytest.mark.parametrize("variant", VARIANTS)
 lightly = settings(max_examples=15, deadline=None, database=None)
 TOKENS = np.random.default_rng(0).integers(0, V, (B, T))
