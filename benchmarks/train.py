@@ -79,9 +79,7 @@ def main() -> int:
             print(f"round {i + 1}: ours {seconds[0][-1] * 1e3:,.1f} ms, PyTorch {seconds[1][-1] * 1e3:,.1f} ms a step")
         memory = [worker.ask(do="memory") for worker in (ours, torch)]
     medians = [statistics.median(s) for s in seconds]
-    # Operations of the matrix products: 6 for each weight that is one, and attention's over the whole context.
-    weights = 12 * shape["num_layers"] * shape["d_model"] ** 2 + VOCAB_SIZE * shape["d_model"]
-    flops = tokens * (6 * weights + 12 * shape["num_layers"] * shape["d_model"] * shape["max_len"])
+    flops = tokens * ours.hello["flops_per_token"]
     figures = {"shape": {**shape, "batch_size": batch_size}, "largest_relative_loss_difference": difference}
     for name, median, s, g, peak in zip(("ours", "torch"), medians, seconds, gflops, memory, strict=True):
         figures[name] = {
@@ -91,7 +89,7 @@ def main() -> int:
             "peak_memory_mb": round(peak / 1e6),
         }  # fmt: skip
     figures["times_as_fast_as_torch"] = round(statistics.median(t / o for o, t in zip(*seconds, strict=True)), 3)
-    print(json.dumps({name: value for name, value in figures.items()}, indent=1))
+    print(json.dumps(figures, indent=1))
     print(f"written: {report.save(f'train_{args.shape}', figures, torch.hello)}")
     return 0
 

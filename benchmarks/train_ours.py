@@ -16,7 +16,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
-from train import loop  # noqa: E402
+from train import loop, plan  # noqa: E402
 from train.config import Config  # noqa: E402
 from train.optimizer import make_optimizer  # noqa: E402
 from transformer_jax.models import GPT  # noqa: E402
@@ -69,7 +69,7 @@ def main():
     def answer(value):
         print(json.dumps(value), flush=True)
 
-    answer({"steps_per_call": steps_per_call})
+    answer({"flops_per_token": plan.flops_per_token(state.params, config.model)})
     for line in sys.stdin:
         order = json.loads(line)
         if order["do"] == "losses":

