@@ -79,3 +79,8 @@ def mark(cache: DecodeCache, is_token: jax.Array) -> DecodeCache:
 def is_overrun(cache: DecodeCache) -> jax.Array:
     """Whether more slots were marked than there are (a bool scalar, also under jit)."""
     return cache.num_written > cache.capacity
+
+
+def reorder(cache: DecodeCache, rows: jax.Array) -> DecodeCache:
+    """Row i of the result is row `rows[i]` of the cache; there may be more rows than before, or fewer."""
+    return jax.tree.map(lambda x: x[rows] if x.ndim else x, cache)
