@@ -45,7 +45,7 @@ def matrices(params) -> list[jax.Array]:
         if names[-1] == "kernel":
             num_in = 2 if names[-2] == "out" else 1
             found.append(leaf.reshape(int(np.prod(leaf.shape[:num_in])), -1))
-        elif names[-2:] == ["embed", "embedding"]:
+        elif names[-2:] == ["tokens", "embedding"]:
             found.append(leaf.T)
     return found
 

@@ -62,8 +62,8 @@ def load(model: GPT, path: str) -> None:
         module.bias.copy_(ours[f"{name}/bias"])
 
     with torch.no_grad():
-        model.embed.weight.copy_(ours["embed/embedding"])
-        model.position_embed.weight.copy_(ours["position_embed/embedding"])
+        model.embed.weight.copy_(ours["embed/tokens/embedding"])
+        model.position_embed.weight.copy_(ours["embed/positions/embedding"])
         norm(model.norm, "stack/norm")
         for i, block in enumerate(model.blocks):
             path = f"stack/block_{i}"

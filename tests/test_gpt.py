@@ -144,7 +144,7 @@ def test_the_gradient_of_a_logit_with_respect_to_later_positions_is_exactly_0():
     model, params = make(positions="learned")
     grad = jit(jax.grad(lambda params, t: jnp.sum(jnp.sin(model.apply(params, TOKENS)[:, t]))))
     for t in (0, 3, T - 1):
-        rows = grad(params, t)["params"]["position_embed"]["embedding"]
+        rows = grad(params, t)["params"]["embed"]["positions"]["embedding"]
         assert jnp.all(rows[t + 1 :] == 0) and jnp.all(jnp.any(rows[: t + 1] != 0, axis=-1))
 
 
@@ -173,8 +173,8 @@ def test_tied_embeddings_save_exactly_the_output_projection():
     (tied, num_tied), (untied, num_untied) = (
         shapes_of(TransformerConfig(**SIZES, tie_embeddings=tie)) for tie in (True, False)
     )
-    assert "unembed" not in tied
-    assert untied["unembed"]["kernel"].shape == (11, V)
+    assert "unembed" not in tied["embed"]
+    assert untied["embed"]["unembed"]["kernel"].shape == (11, V)
     assert num_untied - num_tied == 11 * V
 
 

@@ -1,13 +1,14 @@
-"""Attention in slices against the formula, in value and gradient, with slices of every awkward size."""
+"""Attention in slices and in blocks against the formula, in value and gradient, in every awkward size."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from transformer_jax import sliced
+from transformer_jax import blockwise, sliced
 from transformer_jax.attention import attend
 from transformer_jax.config import UserError
+from transformer_jax.masks import Mask
 
 B, T, H = 6, 13, 5
 
@@ -20,17 +21,22 @@ def random_inputs(N, K, S, dtype="float32"):
 
 def value_and_gradients(backend, q, k, v, d_out, may_attend, is_causal):
     def f(q, k, v):
-        return attend(q, k, v, may_attend, is_causal=is_causal, backend=backend)
+        return attend(q, k, v, Mask(may_attend, is_causal=is_causal), backend=backend)
 
     out, pull_back = jax.jit(lambda *qkv: jax.vjp(f, *qkv))(q, k, v)
     return out, *pull_back(d_out)
 
 
-@pytest.mark.parametrize("query_block, slice_scores", [(128, 2**19), (4, 2**19), (5, 1), (3, 300), (13, 800)])
+SIZES = [("xla", 128, 2**19), ("xla", 4, 2**19), ("xla", 5, 1), ("xla", 3, 300), ("xla", 13, 800)]
+SIZES += [("blockwise", size, 0) for size in (512, 5)]
+
+
+@pytest.mark.parametrize("backend, block, slice_scores", SIZES)
 @pytest.mark.parametrize("N, K", [(4, 4), (6, 2), (3, 1)], ids=["multi_head", "grouped", "multi_query"])
 @pytest.mark.parametrize("mask", ["none", "causal", "causal_and_padding", "random", "of_one_row", "of_one_query"])
-def test_slices_of_any_size_are_the_formula_in_value_and_gradient(monkeypatch, query_block, slice_scores, N, K, mask):
-    monkeypatch.setattr(sliced, "QUERY_BLOCK", query_block)
+def test_slices_and_blocks_of_any_size_are_the_formula(monkeypatch, backend, block, slice_scores, N, K, mask):
+    monkeypatch.setattr(sliced, "QUERY_BLOCK", block)
+    monkeypatch.setattr(blockwise, "BLOCK", block)
     monkeypatch.setattr(sliced, "SLICE_SCORES", slice_scores)
     is_causal = mask.startswith("causal")
     S = T if is_causal else 17
@@ -43,33 +49,36 @@ def test_slices_of_any_size_are_the_formula_in_value_and_gradient(monkeypatch, q
     may_attend = None if mask in ("none", "causal") else jnp.array(may_attend)
     arrays = random_inputs(N, K, S)
     expected = value_and_gradients("reference", *arrays, may_attend, is_causal)
-    actual = value_and_gradients("slices", *arrays, may_attend, is_causal)
+    actual = value_and_gradients(backend, *arrays, may_attend, is_causal)
     for a, e in zip(actual, expected, strict=True):
         np.testing.assert_allclose(a, e, rtol=0, atol=1e-5 * max(1, float(jnp.abs(e).max())))
     if mask == "random":
         assert not jnp.any(actual[0][2, 3]) and not jnp.any(actual[1][2, 3])
 
 
-def test_slices_of_bfloat16_stay_near_the_formula_and_keep_the_type():
+@pytest.mark.parametrize("backend", ["xla", "blockwise"])
+def test_bfloat16_stays_near_the_formula_and_keeps_the_type(backend):
     arrays = random_inputs(6, 2, T, "bfloat16")
     expected = value_and_gradients("reference", *(x.astype("float32") for x in arrays), None, True)
-    for a, e in zip(value_and_gradients("slices", *arrays, None, True), expected, strict=True):
+    for a, e in zip(value_and_gradients(backend, *arrays, None, True), expected, strict=True):
         assert a.dtype == jnp.bfloat16
         np.testing.assert_allclose(a.astype("float32"), e, rtol=0, atol=0.03 * float(jnp.abs(e).max()))
 
 
-def test_a_causal_mask_leaks_nothing_across_blocks_not_even_a_bit(monkeypatch):
+@pytest.mark.parametrize("backend", ["xla", "blockwise"])
+def test_a_causal_mask_leaks_nothing_across_blocks_not_even_a_bit(monkeypatch, backend):
     monkeypatch.setattr(sliced, "QUERY_BLOCK", 4)
+    monkeypatch.setattr(blockwise, "BLOCK", 4)
     q, k, v, _ = random_inputs(6, 2, T)
-    out = attend(q, k, v, is_causal=True, backend="slices")
-    changed = attend(q, k.at[:, 6:].add(1.0), v.at[:, 6:].mul(3.0), is_causal=True, backend="slices")
+    out = attend(q, k, v, Mask(is_causal=True), backend=backend)
+    changed = attend(q, k.at[:, 6:].add(1.0), v.at[:, 6:].mul(3.0), Mask(is_causal=True), backend=backend)
     np.testing.assert_array_equal(out[:, :6], changed[:, :6])
     assert jnp.all(jnp.any(out[:, 6:] != changed[:, 6:], axis=-1))
 
 
 def test_what_slices_cannot_do_is_said():
     q, k, v, _ = random_inputs(6, 2, T)
-    with pytest.raises(UserError, match="backend='slices' has no dropout"):
-        attend(q, k, v, dropout_rate=0.1, dropout_key=jax.random.key(0), backend="slices")
-    with pytest.raises(UserError, match="backend='fast': unknown. Choose one of: reference, slices"):
+    with pytest.raises(UserError, match="backend='xla' has no dropout"):
+        attend(q, k, v, dropout_rate=0.1, dropout_key=jax.random.key(0), backend="xla")
+    with pytest.raises(UserError, match="backend='fast': unknown. Choose one of: reference, xla, blockwise, cudnn"):
         attend(q, k, v, backend="fast")

@@ -1,25 +1,46 @@
-"""Attention: `attend`, the formula as a pure function, and `Attention`, the module with its projections."""
+"""Attention: `attend`, the formula as a pure function, its backends, and `Attention`, the module with projections."""
 
 import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from transformer_jax import cache as kv
-from transformer_jax import masks
+from transformer_jax import linear
+from transformer_jax.blockwise import attend_in_blocks
 from transformer_jax.config import TransformerConfig, UserError, choose
 from transformer_jax.layers import Dense, RMSNorm, output_std
-from transformer_jax.positions import POSITIONS
+from transformer_jax.masks import Mask
+from transformer_jax.positions import POSITIONS, DenseBias, Relative
 from transformer_jax.sliced import attend_in_slices
+
+SMALLEST = jnp.finfo(jnp.float32).min
+
+
+class Extras(NamedTuple):
+    """What attention may have besides queries, keys, values and a mask."""
+
+    bias: Any = None  # with `part`, as positions.DenseBias
+    scale: float = 1.0
+    softcap: float = 0.0
+    relative: Relative | None = None
+    dropout_rate: float = 0.0
+    dropout_key: jax.Array | None = None
 
 
 def attend(
     q_BTNH: jax.Array,
     k_BSKH: jax.Array,
     v_BSKH: jax.Array,
-    may_attend_BTS: jax.Array | None = None,
-    is_causal: bool = False,
+    mask: Mask | jax.Array | None = None,
+    bias: Any = None,
+    *,
+    scale: float = 0.0,
+    softcap: float = 0.0,
+    relative: Relative | None = None,
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
     backend: str = "auto",
@@ -31,82 +52,200 @@ def attend(
 
     Args:
       q_BTNH: queries; k_BSKH, v_BSKH: keys and values.
-      may_attend_BTS: bool, [B or 1, T or 1, S]; True: may attend. None: all of them.
-      is_causal: query t may attend keys 0 to t only; T must equal S. Said here rather than in the mask, it
-        lets a backend skip the hidden half.
+      mask: a Mask, or bool [B or 1, T or 1, S], True: may attend. None: all keys.
+      bias: added to the scores: an array [B or 1, N or 1, T, S], or one made from distances (positions.py).
+      scale: of the products; 0: 1 / sqrt(H).
+      softcap: scaled products become cap * tanh(products / cap), before bias and mask; 0: they stay.
+        Gemma Team 2024, section 2.
+      relative: vectors for distances, added to keys and values. Shaw et al. 2018, equations 3 and 4.
       dropout_rate: share of the attention weights to drop, with `dropout_key`.
-      backend: a name in BACKENDS, or "auto": slices for a training or scoring pass on a CPU, else the formula.
+      backend: a name in BACKENDS, or "auto": the fastest that can do what is asked.
     Returns:
       [B, T, N, H], in the type of the values.
+    Raises:
+      UserError: the backend is unknown, or cannot do what is asked.
     """
+    mask = mask if isinstance(mask, Mask) else Mask(may_attend=mask)
+    bias = DenseBias(bias) if isinstance(bias, jax.Array) else bias
+    extras = Extras(bias, scale or q_BTNH.shape[-1] ** -0.5, softcap, relative, dropout_rate, dropout_key)
+    asked = {
+        "bias": bias is not None, "softcap": bool(softcap), "relative": relative is not None,
+        "dropout": dropout_key is not None,
+    }  # fmt: skip
+    asked = {name for name, is_asked in asked.items() if is_asked}
     if backend == "auto":
-        # One query needs no slices, and dropout is drawn for the weights as a whole.
-        suits_slices = jax.default_backend() == "cpu" and q_BTNH.shape[1] > 1 and dropout_key is None
-        backend = "slices" if suits_slices else "reference"
-    attention = choose(BACKENDS, backend, "backend")
-    return attention(q_BTNH, k_BSKH, v_BSKH, may_attend_BTS, is_causal, dropout_rate, dropout_key)
+        # One query needs no slices; many of them want no scores of all queries and keys at once.
+        q_is_long = q_BTNH.shape[1] * k_BSKH.shape[1] >= AUTO_BLOCKWISE
+        first = "xla" if jax.default_backend() == "cpu" and q_BTNH.shape[1] > 1 else "reference"
+        order = ("blockwise", "reference") if q_is_long and not (asked <= BACKENDS[first].can) else (first, "reference")
+        backend = next(name for name in order if asked <= BACKENDS[name].can)
+    chosen = choose(BACKENDS, backend, "backend")
+    if asked - chosen.can:
+        raise UserError(cannot(backend, asked - chosen.can))
+    return chosen.function(q_BTNH, k_BSKH, v_BSKH, mask, extras)
 
 
-def _reference(q_BTNH, k_BSKH, v_BSKH, may_attend_BTS, is_causal, dropout_rate, dropout_key):
+def attention_weights(q_BTNH: jax.Array, k_BSKH: jax.Array, mask: Mask, extras: Extras) -> jax.Array:
+    """The softmax, in float32: [B, N, T, S]. Each row sums to 1, or is 0 where nothing may be attended."""
     B, T, N, H = q_BTNH.shape
     S, K = k_BSKH.shape[1:3]
-    q_BTKGH = (q_BTNH * H**-0.5).reshape(B, T, K, N // K, H)
+    q_BTKGH = (q_BTNH * extras.scale).reshape(B, T, K, N // K, H)
     scores_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
-    may_attend = jnp.ones((1, T, S), bool) if may_attend_BTS is None else may_attend_BTS
-    may_attend = (may_attend & masks.causal(T, S) if is_causal else may_attend)[:, None, None]
+    scores_BNTS = scores_BKGTS.reshape(B, N, T, S)
+    if extras.relative is not None:
+        per_distance = jnp.einsum("BTNH,MH->BNTM", q_BTNH * extras.scale, extras.relative.keys)
+        index_BTS = jnp.broadcast_to(extras.relative.index(mask, T, S), (B, T, S))
+        scores_BNTS += jnp.take_along_axis(per_distance, index_BTS[:, None], axis=-1)
+    if extras.softcap:
+        scores_BNTS = extras.softcap * jnp.tanh(scores_BNTS / extras.softcap)
+    if extras.bias is not None:
+        scores_BNTS += extras.bias.part(mask, 0, T, 0, S)
+    may_attend_BTS = mask.part(0, T, 0, S)
+    if may_attend_BTS is None:
+        return jax.nn.softmax(scores_BNTS, axis=-1)
     # finfo.min, not -inf: a row of -inf alone has no softmax. Such a row becomes uniform, and then 0.
-    scores_BKGTS = jnp.where(may_attend, scores_BKGTS, jnp.finfo(jnp.float32).min)
-    weights_BKGTS = jnp.where(may_attend, jax.nn.softmax(scores_BKGTS, axis=-1), 0.0)
-    if dropout_key is not None:
-        keep = jax.random.bernoulli(dropout_key, 1.0 - dropout_rate, weights_BKGTS.shape)
-        weights_BKGTS = jnp.where(keep, weights_BKGTS / (1.0 - dropout_rate), 0.0)
-    out_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS.astype(v_BSKH.dtype), v_BSKH)
-    return out_BTKGH.reshape(B, T, N, H)
+    may_attend = may_attend_BTS[:, None]
+    weights_BNTS = jax.nn.softmax(jnp.where(may_attend, scores_BNTS, SMALLEST), axis=-1)
+    return jnp.where(may_attend, weights_BNTS, 0.0)
 
 
-def _slices(q_BTNH, k_BSKH, v_BSKH, may_attend_BTS, is_causal, dropout_rate, dropout_key):
-    if dropout_key is not None:
-        raise UserError(f"dropout_rate={dropout_rate}: backend='slices' has no dropout. Take backend='reference'.")
-    return attend_in_slices(q_BTNH, k_BSKH, v_BSKH, may_attend_BTS, is_causal)
+def _reference(q_BTNH, k_BSKH, v_BSKH, mask, extras):
+    B, T, N, _ = q_BTNH.shape
+    S, K, H = v_BSKH.shape[1:]
+    weights_BNTS = attention_weights(q_BTNH, k_BSKH, mask, extras)
+    if extras.dropout_key is not None:
+        keep = jax.random.bernoulli(extras.dropout_key, 1.0 - extras.dropout_rate, weights_BNTS.shape)
+        weights_BNTS = jnp.where(keep, weights_BNTS / (1.0 - extras.dropout_rate), 0.0)
+    weights_BNTS = weights_BNTS.astype(v_BSKH.dtype)
+    out = jnp.einsum("BKGTS,BSKH->BTKGH", weights_BNTS.reshape(B, K, N // K, T, S), v_BSKH).reshape(B, T, N, H)
+    if extras.relative is not None:
+        index_BTS = jnp.broadcast_to(extras.relative.index(mask, T, S), (B, T, S))
+        vectors_BTSH = extras.relative.values.astype(v_BSKH.dtype)[index_BTS]
+        out += jnp.einsum("BNTS,BTSH->BTNH", weights_BNTS, vectors_BTSH)
+    return out
 
 
-BACKENDS = {"reference": _reference, "slices": _slices}
+def _xla(q_BTNH, k_BSKH, v_BSKH, mask, extras):
+    T, S = q_BTNH.shape[1], k_BSKH.shape[1]
+    # Causality by name where queries and keys are the same tokens: the hidden half is skipped.
+    is_causal = mask.is_causal and isinstance(mask.first_slot, int) and mask.first_slot == 0 and T == S
+    may_attend = (mask.replace(is_causal=False) if is_causal else mask).part(0, T, 0, S)
+    return attend_in_slices(q_BTNH, k_BSKH, v_BSKH, may_attend, is_causal, extras.scale)
+
+
+def _blockwise(q_BTNH, k_BSKH, v_BSKH, mask, extras):
+    return attend_in_blocks(q_BTNH, k_BSKH, v_BSKH, mask, extras.bias, extras.scale, extras.softcap)
+
+
+def _cudnn(q_BTNH, k_BSKH, v_BSKH, mask, extras):
+    if jax.default_backend() != "gpu":
+        raise UserError("backend='cudnn': needs an NVIDIA GPU. Take backend='auto'.")
+    (B, T), S = q_BTNH.shape[:2], k_BSKH.shape[1]
+    may_attend_BTS = mask.part(0, T, 0, S)
+    bias = None if extras.bias is None else extras.bias.part(mask, 0, T, 0, S).astype(q_BTNH.dtype)
+    out = jax.nn.dot_product_attention(
+        q_BTNH, k_BSKH, v_BSKH, bias, None if may_attend_BTS is None else may_attend_BTS[:, None],
+        scale=extras.scale, implementation="cudnn",
+    )  # fmt: skip
+    if may_attend_BTS is None:
+        return out
+    sees_something_BT = jnp.broadcast_to(may_attend_BTS.any(-1), (B, T))
+    return jnp.where(sees_something_BT[:, :, None, None], out, 0.0).astype(out.dtype)
+
+
+class Backend(NamedTuple):
+    """One way to compute attention, and what it can do beyond queries, keys, values and any mask."""
+
+    function: Callable
+    can: frozenset[str] = frozenset()
+
+
+BACKENDS = {
+    "reference": Backend(_reference, frozenset({"bias", "softcap", "relative", "dropout"})),  # the formula
+    "xla": Backend(_xla),  # fast on a CPU
+    "blockwise": Backend(_blockwise, frozenset({"bias", "softcap"})),  # memory linear in T
+    "cudnn": Backend(_cudnn, frozenset({"bias"})),  # NVIDIA's kernels, for float16 and bfloat16
+}
+AUTO_BLOCKWISE = 2**22  # scores of a head from which "auto" prefers blocks to the formula
+
+
+def cannot(backend: str, asked: set[str]) -> str:
+    """The line that says so, with the way out."""
+    able = [name for name, one in BACKENDS.items() if asked <= one.can]
+    return f"backend={backend!r}: has no {' and no '.join(sorted(asked))}. Take backend='auto' or {able[0]!r}."
 
 
 class Attention(nn.Module):
-    """Self-attention: project to queries, keys and values, attend, project back."""
+    """Project to queries, keys and values, attend, project back: self-attention, or to a source (cross-attention)."""
 
     config: TransformerConfig
+    is_cross: bool = False  # keys and values are of another sequence, which has no order relative to the queries
 
-    @nn.compact
+    def setup(self):
+        config = self.config
+        dense = functools.partial(Dense, use_bias=config.use_bias, init_std=config.init_std, dtype=config.dtype)
+        self.query = dense((config.num_heads, config.head_dim))
+        self.key = dense((config.num_kv_heads, config.head_dim))
+        self.value = dense((config.num_kv_heads, config.head_dim))
+        self.out = dense((config.d_model,), num_in=2, init_std=output_std(config))
+        if config.qk_norm:  # Dehghani et al. 2023, section 2: scores cannot grow without bound
+            self.query_norm, self.key_norm = RMSNorm(config.norm_epsilon), RMSNorm(config.norm_epsilon)
+        self.scheme = POSITIONS["none"] if self.is_cross else choose(POSITIONS, config.positions, "model.positions")
+        if self.scheme.is_relative:
+            shape = (2 * config.relative_max_distance + 1, config.head_dim)
+            self.relative_keys = self.param("relative_keys", nn.initializers.normal(config.init_std), shape)
+            self.relative_values = self.param("relative_values", nn.initializers.normal(config.init_std), shape)
+
+    def keys_values(self, source: jax.Array) -> kv.KVCache:
+        """Keys and values of a source [B, S, D], without positions: for cross-attention, once for all queries."""
+        keys = self.key(source)
+        return kv.KVCache(self.key_norm(keys) if self.config.qk_norm else keys, self.value(source))
+
     def __call__(
         self,
         x: jax.Array,  # [B, T, D]
-        positions: jax.Array,  # [B, T]
-        mask: masks.Mask,
-        layer_cache: kv.KVCache | None = None,
-        slot: jax.Array | int = 0,
+        mask: Mask,
+        bias: Any = None,
+        cache: kv.KVCache | linear.LinearState | None = None,
         deterministic: bool = True,
-    ) -> tuple[jax.Array, kv.KVCache | None]:
-        """Returns [B, T, D] and, if a cache came in, the cache with the new keys and values from `slot` on."""
+    ) -> tuple[jax.Array, kv.KVCache | linear.LinearState | None]:
+        """Returns [B, T, D] and, if a cache came in, the cache with the new keys and values in the queries' slots.
+
+        For cross-attention the cache is the source's `keys_values`, and stays as it is.
+        """
         config = self.config
-        dense = functools.partial(Dense, use_bias=config.use_bias, init_std=config.init_std, dtype=config.dtype)
-        turn = choose(POSITIONS, config.positions, "model.positions").turn
-        q = dense((config.num_heads, config.head_dim), name="query")(x)
-        k = dense((config.num_kv_heads, config.head_dim), name="key")(x)
-        if config.qk_norm:  # Dehghani et al. 2023, section 2: scores cannot grow without bound
-            q = RMSNorm(config.norm_epsilon, name="query_norm")(q)
-            k = RMSNorm(config.norm_epsilon, name="key_norm")(k)
-        q, k = turn(q, positions, config.rope_theta), turn(k, positions, config.rope_theta)
-        v = dense((config.num_kv_heads, config.head_dim), name="value")(x)
-        if layer_cache is not None:
-            layer_cache = kv.write(layer_cache, k, v, slot)
-            k, v = layer_cache
+        q = self.query(x)
+        q = self.query_norm(q) if config.qk_norm else q
+        if self.is_cross:
+            k, v = cache
+        else:
+            k, v = self.keys_values(x)
+            if self.scheme.turn:
+                positions = mask.queries(0, x.shape[1])
+                q, k = self.scheme.turn(q, positions, config), self.scheme.turn(k, positions, config)
+            if config.attention == "linear":
+                out, cache = self._linear(q, k, v, mask, cache)
+                return self.out(out), cache
+            if cache is not None:
+                k, v = cache = kv.write(cache, k, v, mask.first_slot)
         drops = config.dropout_rate > 0 and not deterministic
         out = attend(
-            q, k, v, mask.may_attend, mask.is_causal,
+            q, k, v, mask, bias,
+            scale=config.attention_scale, softcap=config.attention_softcap,
+            relative=Relative(self.relative_keys, self.relative_values) if self.scheme.is_relative else None,
             dropout_rate=config.dropout_rate if drops else 0.0,
             dropout_key=self.make_rng("dropout") if drops else None,
+            backend=config.backend,
         )  # fmt: skip
-        out = dense((config.d_model,), num_in=2, init_std=output_std(config), name="out")(out)
-        return out, layer_cache
+        return self.out(out), cache
+
+    def _linear(self, q, k, v, mask, state):
+        B, T = q.shape[:2]
+        if mask.query_segments is not None or mask.may_attend is not None:
+            raise UserError("attention='linear': has one state for a row, so no segments and no mask of one's own.")
+        is_key = mask.is_key
+        if not mask.is_causal:
+            return linear.attend_linearly(q, k, v, is_key), state
+        start = state or linear.empty_state(B, *k.shape[2:])
+        out, new_state = linear.extend_linearly(q, k, v, start, is_key)
+        return out, None if state is None else new_state

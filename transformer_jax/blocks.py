@@ -1,64 +1,126 @@
 """A block, and a stack of blocks: what every model of the family is built from."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 
 from transformer_jax import cache as kv
 from transformer_jax.attention import Attention
-from transformer_jax.config import TransformerConfig
+from transformer_jax.config import TransformerConfig, choose
 from transformer_jax.layers import FeedForward, make_norm
 from transformer_jax.masks import Mask
+from transformer_jax.positions import POSITIONS
+
+
+def _pre(x, norm, part):
+    """Xiong et al. 2020: trains without a delicate warmup; GPT-2, Llama, T5."""
+    return x + part(norm(x))
+
+
+def _post(x, norm, part):
+    """Vaswani et al. 2017, section 3.1: the first paper; BERT, BART, Marian."""
+    return norm(x + part(x))
+
+
+PLACEMENTS = {"pre": _pre, "post": _post, "parallel": None}
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + feed_forward(norm(x)): pre-norm.
+    """Attention, then (where the block has a source) attention to the source, then the feed-forward part.
 
-    The first paper normalised after the sum; normalising before it trains without a delicate warmup
-    (Xiong et al. 2020) and is what GPT-2 and Llama do.
+    Each is added to the residual stream; `placement` says where its norm stands. In parallel (Wang & Komatsuzaki 2021,
+    GPT-J) all parts read one norm and are added at once.
     """
 
     config: TransformerConfig
+    has_source: bool = False
 
-    @nn.compact
+    def setup(self):
+        config = self.config
+        self.place = choose(PLACEMENTS, config.placement, "model.placement")
+        self.attention, self.feed_forward = Attention(config), FeedForward(config)
+        self.attention_norm = make_norm(config)
+        if self.has_source:
+            self.cross = Attention(config, is_cross=True)
+        if self.place:
+            self.feed_forward_norm = make_norm(config)
+            if self.has_source:
+                self.cross_norm = make_norm(config)
+        self.drop = nn.Dropout(config.dropout_rate)
+
     def __call__(
         self,
         x: jax.Array,  # [B, T, D]
-        positions: jax.Array,  # [B, T]
         mask: Mask,
-        layer_cache: kv.KVCache | None = None,
-        slot: jax.Array | int = 0,
+        bias: Any = None,
+        cache: Any = None,
+        source: kv.KVCache | None = None,
+        source_mask: Mask | None = None,
         deterministic: bool = True,
-    ) -> tuple[jax.Array, kv.KVCache | None]:
+    ) -> tuple[jax.Array, Any]:
         """Returns [B, T, D] and the layer's cache, if one came in."""
-        drop = nn.Dropout(self.config.dropout_rate, deterministic=deterministic)
-        attended, layer_cache = Attention(self.config, name="attention")(
-            make_norm(self.config, "attention_norm")(x), positions, mask, layer_cache, slot, deterministic
-        )
-        x = x + drop(attended)
-        x = x + drop(FeedForward(self.config, name="feed_forward")(make_norm(self.config, "feed_forward_norm")(x)))
-        return x, layer_cache
+
+        def attend(x):
+            nonlocal cache
+            out, cache = self.attention(x, mask, bias, cache, deterministic)
+            return self.drop(out, deterministic=deterministic)
+
+        def attend_to_source(x):
+            out, _ = self.cross(x, source_mask, None, source, deterministic)
+            return self.drop(out, deterministic=deterministic)
+
+        def feed_forward(x):
+            return self.drop(self.feed_forward(x), deterministic=deterministic)
+
+        if self.place is None:
+            y = self.attention_norm(x)
+            x = x + attend(y) + feed_forward(y)
+            return (x + attend_to_source(y) if self.has_source else x), cache
+        x = self.place(x, self.attention_norm, attend)
+        if self.has_source:
+            x = self.place(x, self.cross_norm, attend_to_source)
+        return self.place(x, self.feed_forward_norm, feed_forward), cache
+
+    def source_keys_values(self, encoded: jax.Array) -> kv.KVCache:
+        """What cross-attention needs of a source [B, S, D], once for all that is decoded."""
+        return self.cross.keys_values(encoded)
 
 
 class Stack(nn.Module):
-    """L blocks and a last norm."""
+    """L blocks, and a last norm unless every block ends in one."""
 
     config: TransformerConfig
+    has_source: bool = False
 
-    @nn.compact
+    def setup(self):
+        config = self.config
+        make_bias = choose(POSITIONS, config.positions, "model.positions").bias
+        self.position_bias = make_bias(config) if make_bias else None
+        self.blocks = [Block(config, self.has_source, name=f"block_{i}") for i in range(config.num_layers)]
+        self.norm = None if config.placement == "post" else make_norm(config)
+
     def __call__(
         self,
         x: jax.Array,  # [B, T, D]
-        positions: jax.Array,  # [B, T]
         mask: Mask,
-        layers: tuple[kv.KVCache, ...] | None = None,
-        slot: jax.Array | int = 0,
+        layers: tuple[Any, ...] | None = None,
+        source: kv.Source | None = None,
         deterministic: bool = True,
-    ) -> tuple[jax.Array, tuple[kv.KVCache, ...] | None]:
+    ) -> tuple[jax.Array, tuple[Any, ...] | None]:
         """Returns [B, T, D] and the layers' caches, if they came in."""
+        mask = mask.replace(window=self.config.window)
+        bias = self.position_bias(mask.is_causal) if self.position_bias else None
+        source_mask = Mask(is_key=source.is_token) if source else None
         new_layers = []
-        for i in range(self.config.num_layers):
-            layer_cache = None if layers is None else layers[i]
-            block = Block(self.config, name=f"block_{i}")
-            x, layer_cache = block(x, positions, mask, layer_cache, slot, deterministic)
-            new_layers.append(layer_cache)
-        return make_norm(self.config, "norm")(x), None if layers is None else tuple(new_layers)
+        for i, block in enumerate(self.blocks):
+            x, layer = block(
+                x, mask, bias, layers[i] if layers else None, source.layers[i] if source else None, source_mask,
+                deterministic,
+            )  # fmt: skip
+            new_layers.append(layer)
+        return self.norm(x) if self.norm else x, tuple(new_layers) if layers else None
+
+    def source(self, encoded: jax.Array, is_token: jax.Array) -> kv.Source:
+        """All layers' keys and values of an encoded source [B, S, D]."""
+        return kv.Source(tuple(block.source_keys_values(encoded) for block in self.blocks), is_token)

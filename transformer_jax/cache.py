@@ -4,11 +4,12 @@ A cache goes in and comes out of `extend`; nothing is hidden in a module. Layers
 one stacked [L, ...]: on a CPU a decode step over a stacked cache took more than twice as long.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from transformer_jax import linear
 from transformer_jax.config import TransformerConfig, UserError
 
 
@@ -19,35 +20,45 @@ class KVCache(NamedTuple):
     values: jax.Array
 
 
-class DecodeCache(NamedTuple):
-    """The state of a decode: every layer's KVCache and what its slots hold."""
+class Source(NamedTuple):
+    """What cross-attention looks at: each layer's keys and values of the encoded source, and which of it are tokens."""
 
     layers: tuple[KVCache, ...]
-    is_token: jax.Array  # [B, S] bool: slots that hold a token, not padding or nothing
+    is_token: jax.Array  # [B, source length] bool
+
+
+class DecodeCache(NamedTuple):
+    """The state of a decode: what every layer remembers, and what the slots hold."""
+
+    layers: tuple[Any, ...]  # KVCache, or LinearState, which has no slots
+    is_token: jax.Array  # [B, S] bool: slots that hold a token, not padding or nothing; S = 0 without slots
+    num_tokens: jax.Array  # int32 [B, 1]: tokens (not padding) seen so far, the position of the next one
     num_written: jax.Array  # int32: slots written so far, the same for every row
+    source: Source | None = None
 
     @property
     def capacity(self) -> int:
         """Slots in all, S."""
         return self.is_token.shape[1]
 
-    @property
-    def num_tokens(self) -> jax.Array:
-        """Tokens (not padding) seen so far, [B, 1]: the position of the next one."""
-        return jnp.sum(self.is_token, axis=1, keepdims=True, dtype=jnp.int32)
-
 
 def make_cache(config: TransformerConfig, batch_size: int, capacity: int) -> DecodeCache:
     """An empty cache for `batch_size` rows of at most `capacity` slots, padding included.
+
+    Linear attention remembers all in a state of one size, so its cache has no slots and is never full.
 
     Raises:
       UserError: capacity above model.max_len.
     """
     if capacity > config.max_len:
         raise UserError(f"cache capacity={capacity}: must be at most model.max_len={config.max_len}.")
+    num_tokens, num_written = jnp.zeros((batch_size, 1), jnp.int32), jnp.int32(0)
+    if config.attention == "linear":
+        state = linear.empty_state(batch_size, config.num_kv_heads, config.head_dim)
+        return DecodeCache((state,) * config.num_layers, jnp.zeros((batch_size, 0), bool), num_tokens, num_written)
     shape = (batch_size, capacity, config.num_kv_heads, config.head_dim)
     layer = KVCache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
-    return DecodeCache((layer,) * config.num_layers, jnp.zeros((batch_size, capacity), bool), jnp.int32(0))
+    return DecodeCache((layer,) * config.num_layers, jnp.zeros((batch_size, capacity), bool), num_tokens, num_written)
 
 
 def write(layer: KVCache, keys: jax.Array, values: jax.Array, slot: jax.Array) -> KVCache:
@@ -67,18 +78,26 @@ def mark(cache: DecodeCache, is_token: jax.Array) -> DecodeCache:
         inside, `extend` returns NaN logits instead: JAX would silently overwrite the last slots).
     """
     num_new = is_token.shape[1]
+    num_tokens = cache.num_tokens + jnp.sum(is_token, axis=1, keepdims=True, dtype=jnp.int32)
+    marked = cache._replace(num_tokens=num_tokens, num_written=cache.num_written + num_new)
+    if not has_slots(cache):
+        return marked
     full = f"cache: {num_new} new slots do not fit into capacity={cache.capacity}"
     if num_new > cache.capacity:
         raise UserError(f"{full}. Make a larger cache, or feed fewer tokens.")
     if not isinstance(cache.num_written, jax.core.Tracer) and cache.num_written + num_new > cache.capacity:
         raise UserError(f"{full}, {cache.num_written} of it written. Make a larger cache.")
-    slots = jax.lax.dynamic_update_slice(cache.is_token, is_token, (0, cache.num_written))
-    return cache._replace(is_token=slots, num_written=cache.num_written + num_new)
+    return marked._replace(is_token=jax.lax.dynamic_update_slice(cache.is_token, is_token, (0, cache.num_written)))
 
 
-def is_overrun(cache: DecodeCache) -> jax.Array:
+def is_overrun(cache: DecodeCache) -> jax.Array | bool:
     """Whether more slots were marked than there are (a bool scalar, also under jit)."""
-    return cache.num_written > cache.capacity
+    return cache.num_written > cache.capacity if has_slots(cache) else False
+
+
+def has_slots(cache: DecodeCache) -> bool:
+    """Whether tokens are remembered one by one; linear attention remembers their sum."""
+    return not isinstance(cache.layers[0], linear.LinearState)
 
 
 def reorder(cache: DecodeCache, rows: jax.Array) -> DecodeCache:

@@ -22,19 +22,20 @@ QUERY_BLOCK = 128  # queries in a slice; the keys' block of the gradient, too
 SLICE_SCORES = 2**19  # most scores in a slice: 2 MB in float32
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def attend_in_slices(
-    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, may_attend_BTS: jax.Array | None, is_causal: bool
-) -> jax.Array:
-    """As `attention.attend`, without dropout."""
-    return _forward(q_BTNH, k_BSKH, v_BSKH, may_attend_BTS, is_causal)[0]
+    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, may_attend_BTS: jax.Array | None, is_causal: bool,
+    scale: float,
+) -> jax.Array:  # fmt: skip
+    """As `attention.attend` with a plain mask; `is_causal` needs T = S."""
+    return _forward(q_BTNH, k_BSKH, v_BSKH, may_attend_BTS, is_causal, scale)[0]
 
 
-def _forward(q, k, v, may_attend, is_causal):
+def _forward(q, k, v, may_attend, is_causal, scale):
     def one_slice(q, k, v, may_attend):
         rows, T, N, H = q.shape
         S, K = k.shape[1:3]
-        q_RGTH, k_RSH, v_RSH = _split_heads(q * H**-0.5, K), _heads_first(k), _heads_first(v)
+        q_RGTH, k_RSH, v_RSH = _split_heads(q * scale, K), _heads_first(k), _heads_first(v)
         outs, logs = [], []
         for first in range(0, T, QUERY_BLOCK):
             last = min(first + QUERY_BLOCK, T)
@@ -60,12 +61,12 @@ def _forward(q, k, v, may_attend, is_causal):
     return out, (q, k, v, may_attend, out, log)
 
 
-def _backward(is_causal, saved, d_out):
+def _backward(is_causal, scale, saved, d_out):
     def one_slice(q, k, v, out, log_RGT1, d_out, may_attend):
         rows, T, N, H = q.shape
         S, K = k.shape[1:3]
         G = N // K
-        q_RGTH, k_RSH, v_RSH = _split_heads(q * H**-0.5, K), _heads_first(k), _heads_first(v)
+        q_RGTH, k_RSH, v_RSH = _split_heads(q * scale, K), _heads_first(k), _heads_first(v)
         d_out_RGTH = _split_heads(d_out, K)
         # The softmax's gradient is weights * (d_weights - this sum), which is sum_S(weights * d_weights), too.
         dot_RGT1 = _split_heads(jnp.sum(out.astype(jnp.float32) * d_out, axis=-1, keepdims=True), K)
@@ -88,7 +89,7 @@ def _backward(is_causal, saved, d_out):
             dq_RGTH = dq if first == 0 else dq_RGTH.at[:, :, start:].add(dq)  # the first block is seen by all queries
         dk, dv = jnp.concatenate(dks, axis=1)[:, None], jnp.concatenate(dvs, axis=1)[:, None]
         return (
-            _heads_last(dq_RGTH * H**-0.5, rows).astype(q.dtype),
+            _heads_last(dq_RGTH * scale, rows).astype(q.dtype),
             _heads_last(dk, rows).astype(k.dtype),
             _heads_last(dv, rows).astype(v.dtype),
         )

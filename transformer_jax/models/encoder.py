@@ -1,0 +1,179 @@
+"""Encoder: every token sees every other one, Devlin et al. 2019, and the heads that make it useful."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from transformer_jax.blocks import Stack
+from transformer_jax.config import TransformerConfig, choose
+from transformer_jax.layers import FEED_FORWARDS, Dense, Embedding, make_norm
+from transformer_jax.masks import Mask
+from transformer_jax.models.embed import Embedder, check_length
+from transformer_jax.positions import count_in_segments, count_tokens
+
+
+class Encoder(nn.Module):
+    """Embed, stack of blocks that look both ways: tokens [B, T] to vectors [B, T, D]."""
+
+    config: TransformerConfig
+    shared: Embedding | None = None
+    is_output: bool = False  # has the output projection, for heads that name tokens
+
+    def setup(self):
+        self.embed = Embedder(self.config, self.shared, self.is_output)
+        self.stack = Stack(self.config)
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        is_token: jax.Array | None = None,
+        token_types: jax.Array | None = None,
+        deterministic: bool = True,
+        segments: jax.Array | None = None,
+    ) -> jax.Array:
+        """What each token means in its place.
+
+        Args:
+          tokens: [B, T] int, T <= max_len.
+          is_token: [B, T] bool, False for padding, on either side; None: no padding.
+          token_types: [B, T] int below num_token_types, say 0 for the first sentence and 1 for the second; None: 0.
+          deterministic: False while training: dropout, with an rng named "dropout".
+          segments: [B, T] int, for texts packed into a row: a number for each; none sees another. None: one text.
+        Returns:
+          [B, T, D]; what stands at padding means nothing.
+        Raises:
+          UserError: T > max_len.
+        """
+        check_length(self.config, tokens)
+        positions = None if is_token is None else count_tokens(is_token)
+        positions = positions if segments is None else count_in_segments(segments)
+        mask = Mask(
+            is_key=is_token, query_segments=segments, key_segments=segments, query_positions=positions,
+            key_positions=positions,
+        )  # fmt: skip
+        x = self.embed(tokens, mask.queries(0, tokens.shape[1]), token_types, deterministic)
+        return self.stack(x, mask, deterministic=deterministic)[0]
+
+    def logits(self, x: jax.Array) -> jax.Array:
+        """The output projection: [B, T, D] -> [B, T, V]."""
+        return self.embed.logits(x)
+
+
+def _first(x, is_token, score):
+    """The first token of each row, which is not its first place where padding stands on the left."""
+    return jnp.take_along_axis(x, jnp.argmax(is_token, axis=1)[:, None, None], axis=1)[:, 0]
+
+
+def _mean(x, is_token, score):
+    weights = is_token[:, :, None].astype(jnp.float32)
+    return jnp.sum(x * weights, axis=1) / jnp.maximum(jnp.sum(weights, axis=1), 1.0)
+
+
+def _max(x, is_token, score):
+    return jnp.max(jnp.where(is_token[:, :, None], x, jnp.finfo(jnp.float32).min), axis=1)
+
+
+def _attention(x, is_token, score):
+    """A learned score for each token: the softmax over them weighs the mean. Lin et al. 2017, section 2.1, one hop."""
+    scores = jnp.where(is_token, score(x)[:, :, 0], jnp.finfo(jnp.float32).min)
+    return jnp.einsum("BT,BTD->BD", jax.nn.softmax(scores, axis=1), x)
+
+
+POOLINGS = {"first": _first, "mean": _mean, "max": _max, "attention": _attention}
+
+
+class Pool(nn.Module):
+    """One vector for a row: [B, T, D] -> [B, D], in float32. Padding plays no part."""
+
+    pooling: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array, is_token: jax.Array | None = None) -> jax.Array:
+        """`is_token` [B, T]; None: no padding."""
+        is_token = jnp.ones(x.shape[:2], bool) if is_token is None else is_token
+        score = Dense((1,), name="score") if self.pooling == "attention" else None
+        return choose(POOLINGS, self.pooling, "pooling")(x.astype(jnp.float32), is_token, score)
+
+
+class MaskedLM(nn.Module):
+    """Which token stood where the mask is: logits [B, T, V] float32. Devlin et al. 2019, section 3.1."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
+        """Arguments as for Encoder."""
+        config = self.config
+        encoder = Encoder(config, is_output=True, name="encoder")
+        x = Dense((config.d_model,), init_std=config.init_std, dtype=config.dtype, name="transform")(
+            encoder(tokens, *args, **kwargs)
+        )
+        x = make_norm(config, "norm")(FEED_FORWARDS[config.feed_forward].activation(x))
+        return encoder.logits(x) + self.param("bias", nn.initializers.zeros, (config.vocab_size,))
+
+
+class SequenceClassifier(nn.Module):
+    """One answer for a row: logits [B, num_classes] float32 of its classes, through a layer with tanh, as in BERT."""
+
+    config: TransformerConfig
+    num_classes: int
+    pooling: str = "first"
+
+    @nn.compact
+    def __call__(
+        self, tokens: jax.Array, is_token: jax.Array | None = None, token_types: jax.Array | None = None,
+        deterministic: bool = True,
+    ) -> jax.Array:  # fmt: skip
+        """Arguments as for Encoder."""
+        config = self.config
+        x = Encoder(config, name="encoder")(tokens, is_token, token_types, deterministic)
+        pooled = Pool(self.pooling, name="pool")(x, is_token)
+        pooled = jnp.tanh(Dense((config.d_model,), init_std=config.init_std, name="dense")(pooled))
+        pooled = nn.Dropout(config.dropout_rate, deterministic=deterministic)(pooled)
+        return Dense((self.num_classes,), init_std=config.init_std, name="out")(pooled)
+
+
+class Regressor(nn.Module):
+    """One number for a row: [B] float32."""
+
+    config: TransformerConfig
+    pooling: str = "first"
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
+        """Arguments as for Encoder."""
+        return SequenceClassifier(self.config, 1, self.pooling, name="classifier")(tokens, *args, **kwargs)[:, 0]
+
+
+class TokenTagger(nn.Module):
+    """A tag for each token: logits [B, T, num_tags] float32."""
+
+    config: TransformerConfig
+    num_tags: int
+
+    @nn.compact
+    def __call__(
+        self, tokens: jax.Array, is_token: jax.Array | None = None, token_types: jax.Array | None = None,
+        deterministic: bool = True,
+    ) -> jax.Array:  # fmt: skip
+        """Arguments as for Encoder."""
+        config = self.config
+        x = Encoder(config, name="encoder")(tokens, is_token, token_types, deterministic)
+        x = nn.Dropout(config.dropout_rate, deterministic=deterministic)(x).astype(jnp.float32)
+        return Dense((self.num_tags,), init_std=config.init_std, name="out")(x)
+
+
+class SentenceEmbedder(nn.Module):
+    """A vector of length 1 for a row, [B, D] float32: the product of two is their cosine. Reimers & Gurevych 2019."""
+
+    config: TransformerConfig
+    pooling: str = "mean"
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array, is_token: jax.Array | None = None, *args: Any, **kwargs: Any) -> jax.Array:
+        """Arguments as for Encoder."""
+        x = Encoder(self.config, name="encoder")(tokens, is_token, *args, **kwargs)
+        pooled = Pool(self.pooling, name="pool")(x, is_token)
+        return pooled / jnp.maximum(jnp.linalg.norm(pooled, axis=-1, keepdims=True), 1e-12)
