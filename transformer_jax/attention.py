@@ -85,8 +85,8 @@ def attend(
     return chosen.function(q_BTNH, k_BSKH, v_BSKH, mask, extras)
 
 
-def attention_weights(q_BTNH: jax.Array, k_BSKH: jax.Array, mask: Mask, extras: Extras) -> jax.Array:
-    """The softmax, in float32: [B, N, T, S]. Each row sums to 1, or is 0 where nothing may be attended."""
+def attention_scores(q_BTNH: jax.Array, k_BSKH: jax.Array, mask: Mask, extras: Extras) -> jax.Array:
+    """q k^T, scaled, with all that is added to it, before the mask: [B, N, T, S] float32."""
     B, T, N, H = q_BTNH.shape
     S, K = k_BSKH.shape[1:3]
     q_BTKGH = (q_BTNH * extras.scale).reshape(B, T, K, N // K, H)
@@ -100,7 +100,13 @@ def attention_weights(q_BTNH: jax.Array, k_BSKH: jax.Array, mask: Mask, extras: 
         scores_BNTS = extras.softcap * jnp.tanh(scores_BNTS / extras.softcap)
     if extras.bias is not None:
         scores_BNTS += extras.bias.part(mask, 0, T, 0, S)
-    may_attend_BTS = mask.part(0, T, 0, S)
+    return scores_BNTS
+
+
+def attention_weights(q_BTNH: jax.Array, k_BSKH: jax.Array, mask: Mask, extras: Extras) -> jax.Array:
+    """The softmax of the scores, [B, N, T, S] float32: a row sums to 1, or is 0 where nothing may be attended."""
+    scores_BNTS = attention_scores(q_BTNH, k_BSKH, mask, extras)
+    may_attend_BTS = mask.part(0, q_BTNH.shape[1], 0, k_BSKH.shape[1])
     if may_attend_BTS is None:
         return jax.nn.softmax(scores_BNTS, axis=-1)
     # finfo.min, not -inf: a row of -inf alone has no softmax. Such a row becomes uniform, and then 0.

@@ -72,7 +72,8 @@ def _mean(x, is_token, score):
 
 
 def _max(x, is_token, score):
-    return jnp.max(jnp.where(is_token[:, :, None], x, jnp.finfo(jnp.float32).min), axis=1)
+    largest = jnp.max(jnp.where(is_token[:, :, None], x, jnp.finfo(jnp.float32).min), axis=1)
+    return jnp.where(is_token.any(1)[:, None], largest, 0.0)
 
 
 def _attention(x, is_token, score):
@@ -176,4 +177,5 @@ class SentenceEmbedder(nn.Module):
         """Arguments as for Encoder."""
         x = Encoder(self.config, name="encoder")(tokens, is_token, *args, **kwargs)
         pooled = Pool(self.pooling, name="pool")(x, is_token)
-        return pooled / jnp.maximum(jnp.linalg.norm(pooled, axis=-1, keepdims=True), 1e-12)
+        # The root of the larger one: where a row is padding alone, the root of 0 would have a gradient of NaN.
+        return pooled * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(pooled), axis=-1, keepdims=True), 1e-24))

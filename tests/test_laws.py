@@ -1,0 +1,130 @@
+"""Every variant of the family under every law of `transformer_jax.testing`: in pairs, not as a full product."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from transformer_jax import testing
+from transformer_jax.attention import BACKENDS, Extras, attend, attention_scores
+from transformer_jax.blocks import PLACEMENTS
+from transformer_jax.cache import make_cache
+from transformer_jax.config import TransformerConfig
+from transformer_jax.layers import FEED_FORWARDS, NORMS
+from transformer_jax.masks import Mask
+from transformer_jax.models import GPT, Encoder
+from transformer_jax.positions import POSITIONS, Relative
+
+V = 23
+SIZES = dict(vocab_size=V, max_len=11, num_layers=2, d_model=13, num_heads=6, head_dim=4, d_ff=17,
+             relative_buckets=8, relative_max_distance=5)  # fmt: skip
+
+def variant(positions, i):
+    """A configuration for a position scheme in which all other choices come up in turn."""
+    turn = lambda table: [*table][i % len(table)]  # noqa: E731
+    return SIZES | dict(
+        positions=positions, norm=turn(NORMS), feed_forward=turn(FEED_FORWARDS), placement=turn(PLACEMENTS),
+        num_kv_heads=[6, 2, 1][i % 3], qk_norm=i % 4 == 1, window=[0, 0, 3][i % 3],
+        attention_softcap=[0.0, 2.0][i % 5 == 3], rope_layout=["halves", "pairs"][i % 2],
+        rope_scaling=["llama3", "none", "linear"][i % 3], rope_factor=2.0, tie_embeddings=i % 2 == 0,
+    )  # fmt: skip
+
+
+def variants():
+    """Each position scheme in two companies; linear attention where it goes."""
+    found = {}
+    for i, positions in enumerate([*POSITIONS, *POSITIONS]):
+        found[f"{positions}-{i}"] = variant(positions, i)
+    for i, positions in enumerate(("none", "learned", "sinusoidal")):
+        no_scores = dict(attention="linear", window=0, attention_softcap=0.0)
+        found[f"linear-{positions}"] = variant(positions, i + 1) | no_scores
+    return found
+
+
+VARIANTS = variants()
+every_variant = pytest.mark.parametrize("name", VARIANTS)
+
+
+def make(model_class, config):
+    """A model as a function of tokens, over parameters large enough for all parts to matter."""
+    model, random = model_class(config), np.random.default_rng(1)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((2, 3), int))
+    params = jax.tree.map(lambda leaf: jnp.asarray(0.4 * random.normal(size=leaf.shape), leaf.dtype), shapes)
+    return model, params
+
+
+@functools.cache  # one function for a model: jit tells functions apart by identity
+def compiled(model_class, config, method):
+    model = model_class(config)
+    return jax.jit(lambda params, *args: model.apply(params, *args, method=method))
+
+
+@every_variant
+def test_a_gpt_keeps_the_laws_of_a_causal_model_and_of_its_cache(name):
+    config = TransformerConfig(**VARIANTS[name])
+    _, params = make(GPT, config)
+    apply = jax.tree_util.Partial(compiled(GPT, config, "__call__"), params)
+    # A causal model tells positions by what it cannot see, with no scheme, too: after two layers the order counts.
+    testing.check_causal_lm(apply, vocab_size=V, has_positions=True if config.window == 0 else None)
+    extend = functools.partial(compiled(GPT, config, "extend"), params)
+    testing.check_cache(apply, extend, lambda rows: make_cache(config, rows, 9), vocab_size=V)
+
+
+@every_variant
+def test_an_encoder_keeps_the_laws_of_an_encoder(name):
+    config = TransformerConfig(**VARIANTS[name] | dict(window=0))
+    _, params = make(Encoder, config)
+    apply = jax.tree_util.Partial(compiled(Encoder, config, "__call__"), params)
+    testing.check_encoder(apply, vocab_size=V, has_positions=config.positions != "none")
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if not name.startswith("linear")])
+def test_texts_packed_into_a_row_are_as_alone(name):
+    config = TransformerConfig(**VARIANTS[name])
+    model, params = make(GPT, config)
+    apply = jax.jit(lambda tokens, segments: model.apply(params, tokens, segments=segments))
+    testing.check_packing(apply, vocab_size=V)
+
+
+@pytest.mark.parametrize("is_grouped", [True, False], ids=["grouped", "multi_head"])
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "cudnn" or jax.default_backend() == "gpu"])
+def test_every_backend_keeps_the_laws_of_attention(backend, is_grouped):
+    fn = jax.jit(functools.partial(attend, backend=backend))
+    testing.check_attention(fn, is_grouped=is_grouped)
+
+
+@pytest.mark.parametrize("softcap", [0.0, 2.0])
+def test_dropout_of_attention_is_a_function_of_its_key(softcap):
+    q, k, v = (jnp.asarray(np.random.default_rng(i).normal(size=(2, 5, 3, 4)), jnp.float32) for i in range(3))
+    rate = functools.partial(attend, q, k, v, softcap=softcap, dropout_rate=0.3)
+    testing.check_dropout(lambda key: rate(dropout_key=key))
+
+
+def scores_of(positions):
+    """The scores that a scheme gives, before the softmax."""
+    config, scheme = TransformerConfig(**SIZES | dict(positions=positions, head_dim=8)), POSITIONS[positions]
+    bias = None
+    if scheme.bias:
+        module = scheme.bias(config)
+        params = module.init(jax.random.key(0), False)
+        bias = module.apply(jax.tree.map(lambda x: 50 * x, params), False)
+    relative = None
+    if scheme.is_relative:
+        vectors = jnp.asarray(np.random.default_rng(0).normal(size=(2, 11, 8)), jnp.float32)
+        relative = Relative(*vectors)
+
+    @jax.jit
+    def scores(q, k, of_q, of_k):
+        if scheme.turn:
+            q, k = scheme.turn(q, of_q, config), scheme.turn(k, of_k, config)
+        mask = Mask(query_positions=of_q, key_positions=of_k)
+        return attention_scores(q, k, mask, Extras(bias, 0.3, 0.0, relative))
+
+    return scores
+
+
+@pytest.mark.parametrize("positions", [name for name, s in POSITIONS.items() if s.turn or s.bias or s.is_relative])
+def test_positions_in_scores_keep_the_laws_of_positions(positions):
+    testing.check_positions(scores_of(positions))
