@@ -15,7 +15,7 @@ from transformer_jax.config import TransformerConfig
 from transformer_jax.layers import FEED_FORWARDS, NORMS
 from transformer_jax.masks import Mask
 from transformer_jax.models import GPT, Encoder
-from transformer_jax.positions import POSITIONS, Relative
+from transformer_jax.positions import POSITIONS, Relative, Scheme
 
 V = 23
 SIZES = dict(vocab_size=V, max_len=11, num_layers=2, d_model=13, num_heads=6, head_dim=4, d_ff=17,
@@ -59,6 +59,19 @@ def make(model_class, config):
 def compiled(model_class, config, method):
     model = model_class(config)
     return jax.jit(lambda params, *args: model.apply(params, *args, method=method))
+
+
+def register_variants_of_ones_own(monkeypatch):
+    """A new position scheme and a new norm: a function and a dict entry each."""
+
+    def sawtooth(positions, d_model):
+        return (positions[..., None] * (1 + jnp.arange(d_model)) % 11) / 11.0
+
+    def largest_norm(epsilon, name=None):
+        return lambda x: x / (jnp.max(jnp.abs(x), axis=-1, keepdims=True) + epsilon)
+
+    monkeypatch.setitem(POSITIONS, "sawtooth", Scheme(vectors=sawtooth))
+    monkeypatch.setitem(NORMS, "largest", largest_norm)
 
 
 @every_variant
@@ -128,3 +141,11 @@ def scores_of(positions):
 @pytest.mark.parametrize("positions", [name for name, s in POSITIONS.items() if s.turn or s.bias or s.is_relative])
 def test_positions_in_scores_keep_the_laws_of_positions(positions):
     testing.check_positions(scores_of(positions))
+
+
+def test_a_position_scheme_and_a_norm_of_ones_own_come_under_the_same_laws(monkeypatch):
+    register_variants_of_ones_own(monkeypatch)
+    monkeypatch.setitem(VARIANTS, "own", variant("sawtooth", 3) | dict(norm="largest"))
+    test_a_gpt_keeps_the_laws_of_a_causal_model_and_of_its_cache("own")
+    test_an_encoder_keeps_the_laws_of_an_encoder("own")
+    test_texts_packed_into_a_row_are_as_alone("own")

@@ -178,7 +178,7 @@ AUTO_BLOCKWISE = 2**22  # scores of a head from which "auto" prefers blocks to t
 def cannot(backend: str, asked: set[str]) -> str:
     """The line that says so, with the way out."""
     able = [name for name, one in BACKENDS.items() if asked <= one.can]
-    return f"backend={backend!r}: has no {' and no '.join(sorted(asked))}. Take backend='auto' or {able[0]!r}."
+    return f"backend={backend!r}: has no {' and no '.join(sorted(asked))}. Take 'auto' or {able[0]!r}."
 
 
 class Attention(nn.Module):

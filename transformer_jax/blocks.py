@@ -7,7 +7,8 @@ import jax
 
 from transformer_jax import cache as kv
 from transformer_jax.attention import Attention
-from transformer_jax.config import TransformerConfig, choose
+from transformer_jax.compatibility import refusal
+from transformer_jax.config import TransformerConfig, UserError, choose
 from transformer_jax.layers import FeedForward, make_norm
 from transformer_jax.masks import Mask
 from transformer_jax.positions import POSITIONS
@@ -95,6 +96,10 @@ class Stack(nn.Module):
 
     def setup(self):
         config = self.config
+        extras = {"window": config.window, "softcap": config.attention_softcap}
+        extras = tuple(name for name, is_asked in extras.items() if is_asked)
+        if why_not := refusal(config.positions, config.backend, config.attention == "linear", extras):
+            raise UserError(why_not)
         make_bias = choose(POSITIONS, config.positions, "model.positions").bias
         self.position_bias = make_bias(config) if make_bias else None
         self.blocks = [Block(config, self.has_source, name=f"block_{i}") for i in range(config.num_layers)]

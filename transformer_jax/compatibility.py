@@ -1,17 +1,20 @@
 """What goes with what: each cell of the table works and is tested, or is refused with a message that is."""
 
-import itertools
-
 from transformer_jax.attention import BACKENDS, cannot
 from transformer_jax.config import choose
 from transformer_jax.positions import POSITIONS
 
+EXTRAS = ("bias", "window", "softcap", "cache")  # what may come on top of a position scheme and a backend
 
-def refusal(
-    positions: str, backend: str = "auto", window: bool = False, is_linear: bool = False, cache: bool = False,
-    bias: bool = False,
-) -> str | None:  # fmt: skip
-    """Why these do not go together, in a line with the way out; None: they do. The compatibility table is made of this."""
+
+def refusal(positions: str, backend: str = "auto", is_linear: bool = False, extras: tuple[str, ...] = ()) -> str | None:
+    """Why these do not go together, in a line with the way out; None: they do.
+
+    Args:
+      positions: a name in POSITIONS; backend: one in BACKENDS, or auto.
+      is_linear: linear attention in place of softmax attention.
+      extras: names in EXTRAS.
+    """
     scheme = choose(POSITIONS, positions, "model.positions")
     if is_linear:
         if scheme.turn or scheme.bias or scheme.is_relative:
@@ -19,31 +22,29 @@ def refusal(
                 f"model.positions={positions!r}: linear attention has no score for each pair of tokens to change. "
                 "Take 'none', 'learned' or 'sinusoidal'."
             )
-        if bias:
-            return "attention='linear': has no scores that a bias could be added to. Take attention='softmax'."
-        if window:
-            return "model.window: linear attention sums over all keys before the query. Take window=0."
+        for extra in ("bias", "window", "softcap"):
+            if extra in extras:
+                return f"model.attention='linear': has no scores, and so no {extra}. Take attention='softmax'."
         if backend != "auto":
             return f"model.backend={backend!r}: linear attention has one of its own. Take 'auto'."
-    elif backend != "auto":
-        asked = {name for name, is_asked in (("bias", bias or scheme.bias), ("relative", scheme.is_relative)) if is_asked}
-        if asked - choose(BACKENDS, backend, "model.backend").can:
-            return cannot(backend, asked - BACKENDS[backend].can)
-    return None
+        return None
+    if backend == "auto":
+        return None
+    asked = {extra for extra in ("bias", "softcap") if extra in extras}
+    asked |= {name for name, is_asked in (("bias", scheme.bias), ("relative", scheme.is_relative)) if is_asked}
+    missing = asked - choose(BACKENDS, backend, "model.backend").can
+    return cannot(backend, missing) if missing else None
 
 
 def compatibility_table() -> str:
-    """What goes with what, as Markdown: yes, or no (then `refusal` says why). Windows and caches go with all softmax."""
+    """Position schemes by backends, as Markdown. What a cell leaves out of EXTRAS goes, too."""
     columns = ["auto", *BACKENDS, "linear"]
     lines = ["| positions | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for positions, extra in itertools.product(POSITIONS, ("", "bias", "window", "cache")):
+    for positions in POSITIONS:
         cells = []
         for column in columns:
-            is_linear = column == "linear"
-            why_not = refusal(
-                positions, "auto" if is_linear else column, extra == "window", is_linear, extra == "cache",
-                extra == "bias",
-            )  # fmt: skip
-            cells.append("no" if why_not else "yes")
-        lines.append(f"| {positions}{' + ' + extra if extra else ''} | " + " | ".join(cells) + " |")
+            pair = (positions, "auto", True) if column == "linear" else (positions, column, False)
+            without = [extra for extra in EXTRAS if refusal(*pair, (extra,))]
+            cells.append("no" if refusal(*pair) else f"yes, no {' or '.join(without)}" if without else "yes")
+        lines.append(f"| {positions} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -112,7 +112,7 @@ class TransformerConfig:
                 f"Take d_model {near}, or set model.head_dim."
             )
         derived_d_ff = 4 * self.d_model
-        if self.feed_forward in ("swiglu", "geglu", "geglu_tanh"):  # a third kernel: 8/3 keeps the parameter count (Shazeer 2020, section 2)
+        if "glu" in self.feed_forward:  # gated, a third kernel: 8/3 keeps the parameter count (Shazeer 2020, section 2)
             derived_d_ff = math.ceil(8 * self.d_model / 3 / 8) * 8
         derived = {
             "num_kv_heads": self.num_kv_heads or self.num_heads,

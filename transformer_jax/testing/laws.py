@@ -41,7 +41,8 @@ def _compare(law, actual, expected, where, allowed, rule):
     place = np.unravel_index(off.argmax(), off.shape)
     raise LawBroken(
         f"{law}: at [{', '.join(map(str, place))}] there is {actual[place]:.6g} where {expected[place]:.6g} is "
-        f"expected ({rule}); {int((off > allowed).sum())} of {int(where.sum())} numbers are off, by up to {off.max():.2g}."
+        f"expected ({rule}); {int((off > allowed).sum())} of {int(where.sum())} numbers are off, by up to "
+        f"{off.max():.2g}."
     )
 
 

@@ -1,0 +1,103 @@
+"""Bugs that someone could write: where, what stands there, what would stand there, and the check that must notice.
+
+`test_mutants.py` loads the package with one of them at a time. A check names a function of that file and its arguments.
+"""
+
+# ruff: noqa: E501
+A, M, P, L = "attention", "masks", "positions", "layers"
+CAUSAL = ("gpt", {})
+GROUPED = ("attention", {"backend": "reference"})
+
+MUTANTS = {
+    # Masks
+    "mask off by one": (M, "<= query_slot[:, None]", "<= query_slot[:, None] + 1", CAUSAL),
+    "own token hidden": (M, "<= query_slot[:, None]", "< query_slot[:, None]", ("window", {})),
+    "first slot forgotten": (M, "causal(T, S, self.first_slot + first_query", "causal(T, S, first_query", ("cache", {})),
+    "padding not masked": (M, "parts.append(padding(cut(self.is_key, 1, first_key, S)))", "pass", CAUSAL),
+    "key padding used for queries": (M, "return is_token[:, None, :]", "return is_token[:, :, None]", CAUSAL),
+    "segments ignored": (M, "own[:, :, None] == other[:, None]", "own[:, :, None] == own[:, :1, None]", ("packing", {})),
+    "window off by one": (M, "jnp.abs(distance) < self.window", "jnp.abs(distance) <= self.window", ("window", {})),
+    "window of slots": (M, "distance = self.queries(first_query, T)[:, :, None] - self.keys(first_key, S)[:, None]",
+                        "distance = first_query + jnp.arange(T)[None, :, None] - first_key - jnp.arange(S)[None, None]",
+                        ("cache", {"window": 2})),
+    # The formula
+    "no 1/sqrt(H)": (A, "scale or q_BTNH.shape[-1] ** -0.5", "scale or 1.0", GROUPED),
+    "softmax over queries": (A, "jax.nn.softmax(jnp.where(may_attend, scores_BNTS, SMALLEST), axis=-1)",
+                             "jax.nn.softmax(jnp.where(may_attend, scores_BNTS, SMALLEST), axis=-2)", GROUPED),
+    "nothing to attend is uniform": (A, "return jnp.where(may_attend, weights_BNTS, 0.0)", "return weights_BNTS", GROUPED),
+    "heads tiled, not repeated": (A, 'q_BTKGH = (q_BTNH * extras.scale).reshape(B, T, K, N // K, H)',
+                                  'q_BTKGH = (q_BTNH * extras.scale).reshape(B, T, N // K, K, H).swapaxes(2, 3)', GROUPED),
+    "soft-cap after the mask": (A, "weights_BNTS = jax.nn.softmax(jnp.where(may_attend, scores_BNTS, SMALLEST), axis=-1)\n"
+                                "    return jnp.where(may_attend, weights_BNTS, 0.0)",
+                                "capped = jnp.where(may_attend, scores_BNTS, SMALLEST)\n"
+                                "    return jax.nn.softmax(jnp.tanh(capped / 3) * 3, axis=-1)", GROUPED),
+    "soft-cap forgotten in blocks": ("blockwise", "    if softcap:", "    if False:",
+                                     ("twins", {"backend": "blockwise", "softcap": 2.0})),
+    "dropout not rescaled": (A, "jnp.where(keep, weights_BNTS / (1.0 - extras.dropout_rate), 0.0)",
+                             "jnp.where(keep, weights_BNTS, 0.0)", ("dropout_mean", {})),
+    "dropout at evaluation": (A, "drops = config.dropout_rate > 0 and not deterministic", "drops = config.dropout_rate > 0",
+                              ("evaluation", {})),
+    "dropout after attention at evaluation": ("blocks", "return self.drop(out, deterministic=deterministic)",
+                                              "return self.drop(out, deterministic=False)", ("evaluation", {})),
+    # Fast paths
+    "slices see a block too few": ("sliced", "seen = last if is_causal else S", "seen = first + 1 if is_causal else S",
+                                   ("twins", {"backend": "xla"})),
+    "slices lose the softmax's sum": ("sliced", "weights_RMS * (_product(d_out_RMH, v_block, 2, 2) - dot_RM1)",
+                                      "weights_RMS * _product(d_out_RMH, v_block, 2, 2)", ("twins", {"backend": "xla"})),
+    "blocks forget to shrink": ("blockwise", "out = out * shrink +", "out = out +", ("twins", {"backend": "blockwise"})),
+    "blocks skip one too many": ("blockwise", "jnp.clip((first_key - mask.first_slot) // block_T, 0, num_blocks)",
+                                 "jnp.clip((first_key - mask.first_slot) // block_T + 1, 0, num_blocks)",
+                                 ("twins", {"backend": "blockwise"})),
+    "blocks sum biases of one block": ("blockwise", "d_bias = jax.tree.map(jnp.add, d_bias, d_bias_block)",
+                                       "d_bias = d_bias_block", ("bias_twins", {})),
+    # Cache
+    "cache slot off by one": ("cache", "at = (0, slot, 0, 0)", "at = (0, slot + 1, 0, 0)", ("cache", {})),
+    "K and V swapped": (A, "return kv.KVCache(self.key_norm(keys) if self.config.qk_norm else keys, self.value(source))",
+                        "return kv.KVCache(self.value(source), self.key_norm(keys) if self.config.qk_norm else keys)",
+                        ("value_passes", {})),
+    "padding counted as tokens": ("cache", "jnp.sum(is_token, axis=1, keepdims=True, dtype=jnp.int32)",
+                                  "is_token.shape[1]", ("cache", {"positions": "learned"})),
+    "beams keep their parents' cache": ("cache", "lambda x: x[rows] if x.ndim else x", "lambda x: x", ("reorder", {})),
+    "linear state not carried": ("linear", "state = LinearState(state.products + jnp", "state = LinearState(jnp",
+                                 ("cache", {"attention": "linear", "positions": "learned"})),
+    "linear attention sees ahead": ("linear", "is_before = jnp.tril(jnp.ones((chunk, chunk)))",
+                                    "is_before = jnp.ones((chunk, chunk))",
+                                    ("gpt", {"attention": "linear", "positions": "learned"})),
+    # Positions
+    "positions restart under left padding": (P, "jnp.cumsum(is_token, axis=1) - 1, 0)",
+                                             "jnp.arange(is_token.shape[1])[None], 0)", ("gpt", {"positions": "learned"})),
+    "rotary layouts confused": (P, "return x[..., 0::2], x[..., 1::2]", "return jnp.split(x, 2, axis=-1)",
+                                ("positions", {"positions": "rotary", "rope_layout": "pairs"})),
+    "rotary turns one half": (P, "second * cos + first * sin", "second * cos",
+                              ("positions", {"positions": "rotary"})),
+    "keys not turned": (A, "self.scheme.turn(q, positions, config), self.scheme.turn(k, positions, config)",
+                        "self.scheme.turn(q, positions, config), k", ("shift", {})),
+    "ALiBi rewards distance": (P, "return -jnp.asarray(slopes)", "return jnp.asarray(slopes)", ("alibi", {})),
+    "ALiBi slopes in the wrong order": (P, "return slopes + between[: num_heads - below]",
+                                        "return (slopes + between[: num_heads - below])[::-1]", ("alibi", {})),
+    "bias for the wrong head": (P, "return jnp.moveaxis(table[bucket], -1, 1)",
+                                "return jnp.moveaxis(table[bucket], -1, 1)[:, ::-1]", ("t5", {})),
+    "T5 buckets of the wrong sign": (P, "far = jnp.maximum(-distance, 0)", "far = jnp.maximum(distance, 0)", ("t5", {})),
+    "Shaw: values forgotten": (A, '        out += jnp.einsum("BNTS,BTSH->BTNH", weights_BNTS, vectors_BTSH)', "        pass",
+                               ("shaw", {})),
+    "positions run on across texts": (P, "return place - jax.lax.cummax(jnp.where(is_first, place, 0), axis=1)",
+                                      "return place", ("packing", {"positions": "learned"})),
+    # Layers, blocks, heads
+    "GELU variants confused": (L, "return x * _normal_distribution(x), x", "return jax.nn.gelu(x, approximate=True), x",
+                               ("numbers", {})),
+    "RMSNorm subtracts the mean": (L, "return (normalize(x.astype(jnp.float32), self.epsilon) * scale)",
+                                   "return (normalize(x - x.mean(-1, keepdims=True), self.epsilon) * scale)",
+                                   ("numbers", {})),
+    "post-norm missing": ("blocks", "return norm(x + part(x))", "return x + part(x)", ("post_norm", {})),
+    "parallel reads in turn": ("blocks", "x = x + attend(y) + feed_forward(y)",
+                               "x = x + attend(y); x = x + feed_forward(self.attention_norm(x))", ("parallel", {})),
+    "T5 logits not scaled": ("models.embed", "x = x * config.d_model**-0.5", "pass", ("scaled_logits", {})),
+    "padding in the mean": ("models.encoder", "jnp.maximum(jnp.sum(weights, axis=1), 1.0)", "x.shape[1]",
+                            ("pooling", {"pooling": "mean"})),
+    "padding wins the maximum": ("models.encoder", "jnp.max(jnp.where(is_token[:, :, None], x, jnp.finfo(jnp.float32).min)",
+                                 "jnp.max(jnp.where(is_token[:, :, None], x, 0.0)", ("pooling", {"pooling": "max"})),
+    "the first place, padding or not": ("models.encoder", "jnp.argmax(is_token, axis=1)[:, None, None]",
+                                        "jnp.zeros((x.shape[0], 1, 1), int)", ("pooling", {"pooling": "first"})),
+    "source padding seen": ("blocks", "Mask(is_key=source.is_token) if source else None", "Mask() if source else None",
+                            ("source", {})),
+}  # fmt: skip
