@@ -1,3 +1,6 @@
+"""Masks as pictures, in whole and in parts, and positions: counting, and sinusoids."""
+
+import functools
 import math
 
 import jax
@@ -8,16 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transformer_jax import masks
-from transformer_jax.positions import POSITIONS, count_tokens, rotary, sinusoid
+from transformer_jax.masks import Mask
+from transformer_jax.positions import POSITIONS, count_in_segments, count_tokens, sinusoid
 
-B, T, N, H = 5, 7, 3, 10
+B, T, S = 5, 7, 11
 lightly = settings(max_examples=50, deadline=None, database=None)
 rows_of_bools = st.lists(st.lists(st.booleans(), min_size=T, max_size=T), min_size=B, max_size=B).map(np.array)
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles much faster
 
 
 def close(actual, expected):
     expected = np.asarray(expected)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max(initial=1))
+
+
+# Masks
 
 
 def pictures(mask):
@@ -46,10 +54,115 @@ def test_causal_mask_after_two_slots_of_a_cache():
 def test_padding_and_causal_masks_compose():
     is_token = jnp.array([[0, 1, 1], [1, 1, 0]], bool)
     assert pictures(masks.padding(is_token)) == [[". 1 1"], ["1 1 ."]]
-    assert pictures(masks.causal(3, 3) & masks.padding(is_token)) == [
+    assert pictures(Mask(is_key=is_token, is_causal=True).part(0, 3, 0, 3)) == [
         [". . .", ". 1 .", ". 1 1"],
         ["1 . .", "1 1 .", "1 1 ."],
     ]
+
+
+def test_a_window_hides_keys_at_its_distance_and_beyond_on_both_sides_unless_causal():
+    assert pictures(Mask(window=2, is_causal=True).part(0, 4, 0, 4)) == [["1 . . .", "1 1 . .", ". 1 1 .", ". . 1 1"]]
+    assert pictures(Mask(window=2).part(0, 4, 0, 4)) == [["1 1 . .", "1 1 1 .", ". 1 1 1", ". . 1 1"]]
+    assert pictures(Mask(window=2, is_causal=True, first_slot=2).part(0, 2, 0, 5)) == [[". 1 1 . .", ". . 1 1 ."]]
+
+
+def test_a_window_counts_positions_not_slots():
+    is_token = jnp.array([[1, 1, 0, 0, 1, 1], [0, 1, 0, 1, 0, 1]], bool)
+    positions = count_tokens(is_token)
+    mask = Mask(is_key=is_token, query_positions=positions, key_positions=positions, window=2, is_causal=True)
+    of_tokens = np.asarray(mask.part(0, 6, 0, 6))
+    assert pictures([of_tokens[0][[0, 1, 4, 5]]]) == [["1 . . . . .", "1 1 . . . .", ". 1 . . 1 .", ". . . . 1 1"]]
+    assert pictures([of_tokens[1][[1, 3, 5]]]) == [[". 1 . . . .", ". 1 . 1 . .", ". . . 1 . 1"]]
+
+
+def test_texts_in_a_row_see_themselves_alone():
+    segments = jnp.array([[0, 0, 1, 1, 1], [3, 2, 2, 2, 3]])
+    mask = Mask(query_segments=segments, key_segments=segments)
+    assert pictures(mask.part(0, 5, 0, 5)) == [
+        ["1 1 . . .", "1 1 . . .", ". . 1 1 1", ". . 1 1 1", ". . 1 1 1"],
+        ["1 . . . 1", ". 1 1 1 .", ". 1 1 1 .", ". 1 1 1 .", "1 . . . 1"],
+    ]
+    assert pictures(mask.replace(is_causal=True).part(0, 5, 0, 5))[0] == [
+        "1 . . . .", "1 1 . . .", ". . 1 . .", ". . 1 1 .", ". . 1 1 1",
+    ]  # fmt: skip
+
+
+def random(*shape, below=2):
+    return np.random.default_rng(len(shape) + sum(shape)).integers(0, below, shape)
+
+
+KEYS = dict(is_key=random(B, S).astype(bool))
+SEGMENTS = dict(query_segments=random(B, T, below=3), key_segments=random(B, S, below=3))
+PLACES = dict(query_positions=4 + random(B, T).cumsum(1), key_positions=random(B, S).cumsum(1))
+FIELDS = {
+    "rule": dict(may_attend=random(B, T, S).astype(bool)),
+    "rule_of_one_row": dict(may_attend=random(1, T, S).astype(bool)),
+    "rule_of_one_query": dict(may_attend=random(B, 1, S).astype(bool)),
+    "rule_of_one_row_and_query": dict(may_attend=random(1, 1, S).astype(bool)),
+    "padding": KEYS,
+    "segments": SEGMENTS,
+    "causal": dict(is_causal=True),
+    "causal_after_a_cache": dict(is_causal=True, first_slot=3),
+    "window_of_slots": dict(window=3, first_slot=2),
+    "window_of_positions": dict(window=2, **PLACES),
+    "window_of_positions_of_one_row": dict(window=2, **{name: x[:1] for name, x in PLACES.items()}),
+    "window_of_query_positions": dict(window=3, query_positions=PLACES["query_positions"]),
+    "all": KEYS | SEGMENTS | PLACES | dict(may_attend=random(B, T, S) < 1, is_causal=True, first_slot=4, window=3),
+}
+fields = pytest.mark.parametrize("fields", FIELDS.values(), ids=FIELDS)
+
+
+def mask_of(fields):
+    return Mask(**{name: jnp.array(x) if isinstance(x, np.ndarray) else x for name, x in fields.items()})
+
+
+def in_loops(
+    may_attend=None, is_key=None, query_segments=None, key_segments=None, query_positions=None, key_positions=None,
+    first_slot=0, is_causal=False, window=0,
+):  # fmt: skip
+    """[B, T, S], one query and one key at a time."""
+    row = lambda x, b: x[b % len(x)]  # noqa: E731
+    picture = np.zeros((B, T, S), bool)
+    for b, t, s in np.ndindex(B, T, S):
+        query = first_slot + t if query_positions is None else row(query_positions, b)[t]
+        key = s if key_positions is None else row(key_positions, b)[s]
+        picture[b, t, s] = (
+            (may_attend is None or row(row(may_attend, b), t)[s])
+            and (is_key is None or is_key[b, s])
+            and (query_segments is None or query_segments[b, t] == key_segments[b, s])
+            and (not is_causal or s <= first_slot + t)
+            and (not window or abs(query - key) < window)
+        )
+    return picture
+
+
+@fields
+def test_a_part_of_the_picture_is_that_part_wherever_it_begins(fields):
+    whole, mask = in_loops(**fields), mask_of(fields)
+    assert 0 < whole.mean() < 1
+    np.testing.assert_array_equal(np.broadcast_to(mask.part(0, T, 0, S), whole.shape), whole)
+    np.testing.assert_array_equal(np.broadcast_to(mask.part(2, 3, 4, 5), (B, 3, 5)), whole[:, 2:5, 4:9])
+    for t, s in ((3, 5), (1, S), (T, 2)):
+        part = jit(lambda mask, t0, s0, t=t, s=s: jnp.broadcast_to(mask.part(t0, t, s0, s), (B, t, s)))
+        for t0, s0 in np.ndindex(T - t + 1, S - s + 1):
+            np.testing.assert_array_equal(part(mask, t0, s0), whole[:, t0 : t0 + t, s0 : s0 + s])
+
+
+@fields
+def test_keys_that_pad_a_row_are_hidden_and_the_rest_of_the_picture_stays(fields):
+    whole, padded = in_loops(**fields), mask_of(fields).padded(T, S, 2, 3)
+    picture = np.broadcast_to(padded.part(0, T + 2, 0, S + 3), (B, T + 2, S + 3))
+    np.testing.assert_array_equal(picture[:, :T, :S], whole)
+    assert not picture[:, :, S:].any()
+
+
+def test_a_mask_without_rules_needs_no_picture_until_keys_pad_it():
+    assert Mask().part(0, T, 0, S) is None
+    assert Mask().padded(T, S, 2, 0).part(0, T + 2, 0, S) is None
+    assert pictures(Mask().padded(2, 3, 0, 2).part(0, 2, 0, 5)) == [["1 1 1 . ."]]
+
+
+# Counting
 
 
 def test_positions_count_tokens_whatever_the_side_of_the_padding():
@@ -70,82 +183,26 @@ def test_counting_goes_on_after_the_tokens_before(is_token, before):
     np.testing.assert_array_equal(count_tokens(jnp.array(is_token), jnp.array(before)[:, None]), expected)
 
 
+def test_every_text_of_a_row_is_counted_from_0():
+    segments = jnp.array([[4, 4, 4, 1, 1, 0, 4], [2, 2, 2, 2, 2, 2, 2], [0, 1, 2, 2, 0, 0, 0]])
+    expected = [[0, 1, 2, 0, 1, 0, 0], [0, 1, 2, 3, 4, 5, 6], [0, 0, 0, 1, 0, 1, 2]]
+    np.testing.assert_array_equal(count_in_segments(segments), expected)
+
+
+# Vectors
+
+
 @pytest.mark.parametrize("d_model", [1, 10, 11])
 def test_sinusoid_is_the_formula_of_the_paper(d_model):
     positions = np.arange(B * T).reshape(B, T)
     expected = np.zeros((B, T, d_model))
-    for b in range(B):
-        for t in range(T):
-            for number in range(d_model):
-                i = number // 2
-                angle = positions[b, t] / 10000 ** (2 * i / d_model)
-                expected[b, t, number] = math.sin(angle) if number % 2 == 0 else math.cos(angle)
+    for b, t, number in np.ndindex(B, T, d_model):
+        angle = positions[b, t] / 10000 ** (2 * (number // 2) / d_model)
+        expected[b, t, number] = math.sin(angle) if number % 2 == 0 else math.cos(angle)
     close(sinusoid(jnp.array(positions), d_model), expected)
 
 
-def heads(seed):
-    return jnp.array(np.random.default_rng(seed).normal(size=(B, T, N, H)), jnp.float32)
-
-
-def positions_of(seed):
-    return jnp.array(np.random.default_rng(seed).integers(0, 31, (B, T)))
-
-
-def test_rotary_turns_pairs_that_are_half_a_head_apart_by_the_angle_of_the_paper():
-    x, positions, theta = heads(0), positions_of(1), 100.0
-    x64, expected = np.asarray(x, np.float64), np.zeros((B, T, N, H))
-    for i in range(H // 2):
-        angle = np.asarray(positions)[:, :, None] * theta ** (-2 * i / H)
-        first, second = x64[..., i], x64[..., i + H // 2]
-        expected[..., i] = first * np.cos(angle) - second * np.sin(angle)
-        expected[..., i + H // 2] = first * np.sin(angle) + second * np.cos(angle)
-    close(rotary(x, positions, theta), expected)
-
-
-schemes = pytest.mark.parametrize("scheme", POSITIONS.values(), ids=POSITIONS)
-
-
-@schemes
-def test_turning_keeps_norms(scheme):
-    turned = scheme.turn(heads(2), positions_of(3), 10000.0)
-    close(jnp.linalg.norm(turned, axis=-1), jnp.linalg.norm(heads(2), axis=-1))
-
-
-@schemes
-def test_turning_by_position_0_is_the_identity(scheme):
-    turned = scheme.turn(heads(4), jnp.zeros((B, T), int), 10000.0)
-    np.testing.assert_array_equal(turned, heads(4))
-
-
-@schemes
-def test_products_of_turned_queries_and_keys_depend_on_differences_of_positions_only(scheme):
-    def scores(shift):
-        positions = positions_of(7) + shift
-        q, k = (scheme.turn(heads(seed), positions, 10000.0) for seed in (5, 6))
-        return jnp.einsum("BTNH,BSNH->BNTS", q, k)
-
-    for shift in (1, 13, 29):
-        close(scores(shift), scores(0))
-
-
-def test_rotary_products_do_depend_on_the_differences():
-    q, k = (rotary(heads(seed), positions_of(7), 10000.0) for seed in (5, 6))
-    moved = rotary(heads(6), positions_of(7) + 1, 10000.0)
-    assert jnp.abs(jnp.sum(q * moved, -1) - jnp.sum(q * k, -1)).max() > 0.1
-
-
-def test_rotary_differs_with_theta():
-    assert jnp.abs(rotary(heads(8), positions_of(9), 100.0) - rotary(heads(8), positions_of(9), 10000.0)).max() > 0.1
-
-
-def test_rotary_angles_are_exact_in_bfloat16_and_at_long_positions():
-    x, positions = heads(10), jnp.broadcast_to(1009 + jnp.arange(T), (B, T))
-    turned = rotary(x.astype(jnp.bfloat16), positions, 10000.0)
-    assert turned.dtype == jnp.bfloat16
-    np.testing.assert_allclose(turned.astype(jnp.float32), rotary(x, positions, 10000.0), atol=0.05)
-
-
 def test_every_scheme_tells_positions_apart_in_exactly_one_way():
-    for scheme in POSITIONS.values():
-        turns = bool(jnp.any(scheme.turn(heads(1), positions_of(1), 10000.0) != heads(1)))
-        assert (scheme.vectors is not None) + scheme.is_learned + turns == 1
+    for name, scheme in POSITIONS.items():
+        ways = (scheme.vectors, scheme.is_learned, scheme.turn, scheme.bias, scheme.is_relative)
+        assert sum(map(bool, ways)) == (name != "none"), name

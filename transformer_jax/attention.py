@@ -230,6 +230,10 @@ class Attention(nn.Module):
                 positions = mask.queries(0, x.shape[1])
                 q, k = self.scheme.turn(q, positions, config), self.scheme.turn(k, positions, config)
             if config.attention == "linear":
+                if bias is not None:
+                    raise UserError(
+                        "model.attention='linear': has no scores, and so no bias. Take attention='softmax'."
+                    )
                 out, cache = self._linear(q, k, v, mask, cache)
                 return self.out(out), cache
             if cache is not None:
