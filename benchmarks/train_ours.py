@@ -52,9 +52,9 @@ def main():
     )
     model = GPT(config.model)
     optimizer = make_optimizer(config.optimizer, config.train.num_steps)
-    parallel = loop._make_parallel(config, model, optimizer)
-    state = parallel.put(loop._first_state(model, optimizer, 0))
-    steps_per_call = loop._steps_per_call(config, state.params)
+    parallel = loop.build_parallel(config, model, optimizer)
+    state = parallel.put(loop.first_state(model, optimizer, 0))
+    steps_per_call = loop.choose_steps_per_call(config, state.params)
     leaves = jax.tree_util.tree_leaves_with_path(state.params)
     np.savez(setup["weights"], **{"/".join(key.key for key in path): np.asarray(leaf) for path, leaf in leaves})
     done = 0

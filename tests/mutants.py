@@ -39,6 +39,9 @@ MUTANTS = {
                               ("evaluation", {})),
     "dropout after attention at evaluation": ("blocks", "return self.drop(out, deterministic=deterministic)",
                                               "return self.drop(out, deterministic=False)", ("evaluation", {})),
+    "T5's scale forgotten": (A, "scale=config.attention_scale, softcap", "softcap", ("settings", {})),
+    "soft-cap setting forgotten": (A, "softcap=config.attention_softcap,", "", ("settings", {})),
+    "window setting forgotten": ("blocks", "mask = mask.replace(window=self.config.window)", "pass", ("sees_window", {})),
     # Fast paths
     "slices see a block too few": ("sliced", "seen = last if is_causal else S", "seen = first + 1 if is_causal else S",
                                    ("twins", {"backend": "xla"})),

@@ -14,7 +14,7 @@ from transformer_jax.cache import make_cache
 from transformer_jax.config import TransformerConfig
 from transformer_jax.layers import FEED_FORWARDS, NORMS
 from transformer_jax.masks import Mask
-from transformer_jax.models import GPT, Encoder
+from transformer_jax.models import GPT, Encoder, Seq2Seq, Seq2SeqConfig
 from transformer_jax.positions import POSITIONS, Relative, Scheme
 
 V = 23
@@ -91,6 +91,24 @@ def test_an_encoder_keeps_the_laws_of_an_encoder(name):
     _, params = make(Encoder, config)
     apply = jax.tree_util.Partial(compiled(Encoder, config, "__call__"), params)
     testing.check_encoder(apply, vocab_size=V, has_positions=config.positions != "none")
+
+
+@pytest.mark.parametrize("name", ["t5-4", "sinusoidal-2", "shaw-6", "linear-learned"])
+def test_the_target_side_of_a_seq2seq_keeps_the_laws_of_a_causal_model_and_of_its_cache(name):
+    config = TransformerConfig(**VARIANTS[name] | dict(norm="layernorm"))
+    model, random = Seq2Seq(Seq2SeqConfig(config, config)), np.random.default_rng(1)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((2, 3), int), jnp.zeros((2, 3), int))
+    params = jax.tree.map(lambda leaf: jnp.asarray(0.4 * random.normal(size=leaf.shape), leaf.dtype), shapes)
+    source = np.array([[3, 1, 4, 1, 5, 9]])
+
+    @jax.jit
+    def apply(tokens, is_token):
+        return model.apply(params, np.repeat(source, len(tokens), axis=0), tokens, None, is_token)
+
+    testing.check_causal_lm(apply, vocab_size=V)
+    start = jax.jit(lambda source: model.apply(params, source, None, 9, method="start"))
+    extend = jax.jit(lambda *args: model.apply(params, *args, method="extend"))
+    testing.check_cache(apply, extend, lambda rows: start(np.repeat(source, rows, axis=0)), vocab_size=V)
 
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if not name.startswith("linear")])

@@ -161,6 +161,35 @@ def value_passes():
     np.testing.assert_allclose(module.apply({"params": params}, x, masks.Mask())[0], expected, atol=1e-5)
 
 
+def settings():
+    """Scaled by 1 or with queries sqrt(H) times as long is the same; a tiny soft-cap leaves all keys equal."""
+    attn, masks = (importlib.import_module(f"transformer_jax.{name}") for name in ("attention", "masks"))
+    config = importlib.import_module("transformer_jax.config")
+
+    def module(**changes):
+        return attn.Attention(config.TransformerConfig(d_model=7, num_heads=2, head_dim=4, init_std=1.0, **changes))
+
+    x = normal(0, 2, 5, 7)
+    params = module().init(jax.random.key(0), x, masks.Mask())["params"]
+
+    def times(factor, **changes):
+        query = jax.tree.map(lambda leaf: factor * leaf, params["query"])
+        return module(**changes).apply({"params": params | {"query": query}}, x, masks.Mask())[0]
+
+    np.testing.assert_allclose(times(1.0, attention_scale=1.0), times(2.0), atol=1e-4)
+    np.testing.assert_allclose(times(1.0, attention_softcap=1e-6), times(0.0), atol=1e-4)
+
+
+def sees_window():
+    model, params, _ = make("GPT", window=2)
+    tokens = np.arange(8).reshape(2, 4)
+    other = tokens.copy()
+    other[:, 0] += 1
+    a, b = (jax.jit(model.apply)(params, x) for x in (tokens, other))
+    np.testing.assert_array_equal(a[:, 2:], b[:, 2:])
+    assert np.any(np.asarray(a[:, 1] != b[:, 1]))
+
+
 def shift():
     attn, masks = (importlib.import_module(f"transformer_jax.{name}") for name in ("attention", "masks"))
     config = importlib.import_module("transformer_jax.config")

@@ -76,9 +76,9 @@ def run(config: Any, workdir: str | Path) -> Path:
         model = GPT(config.model)
         optimizer = make_optimizer(config.optimizer, num_steps)
         schedule = make_schedule(config.optimizer, num_steps)
-        parallel = _make_parallel(config, model, optimizer)
-        state = _first_state(model, optimizer, config.train.seed)
-        steps_per_call = _steps_per_call(config, state.params)
+        parallel = build_parallel(config, model, optimizer)
+        state = first_state(model, optimizer, config.train.seed)
+        steps_per_call = choose_steps_per_call(config, state.params)
         (workdir / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n")  # for people
         log = MetricsLog(workdir, step, num_steps, config.train.tensorboard)
         log.say(_describe(config, corpus, state))
@@ -144,7 +144,8 @@ def _lock(workdir: Path) -> Iterator[None]:
         yield
 
 
-def _make_parallel(config: Config, model: GPT, optimizer: Any) -> Jit | Pmap:
+def build_parallel(config: Config, model: GPT, optimizer: Any) -> Jit | Pmap:
+    """The compiled training and evaluation steps of a run."""
     step = functools.partial(
         train_step, model=model, objective=causal_lm, optimizer=optimizer, seed=config.train.seed,
         accumulation=config.train.accumulation, max_bad_steps=config.train.max_bad_steps,
@@ -156,7 +157,9 @@ def _make_parallel(config: Config, model: GPT, optimizer: Any) -> Jit | Pmap:
     )
 
 
-def _first_state(model: GPT, optimizer: Any, seed: int) -> TrainState:
+def first_state(model: GPT, optimizer: Any, seed: int) -> TrainState:
+    """The state before the first step, made on the device in one program."""
+
     def create(key):
         tokens = jnp.zeros((1, 1), jnp.int32)  # no parameter's shape depends on the length
         return create_state(model.init(key, tokens)["params"], optimizer)
@@ -164,7 +167,8 @@ def _first_state(model: GPT, optimizer: Any, seed: int) -> TrainState:
     return jax.jit(create)(jax.random.key(seed))
 
 
-def _steps_per_call(config: Config, params: Any) -> int:
+def choose_steps_per_call(config: Config, params: Any) -> int:
+    """How many steps a call of the compiled program takes: several where they are short."""
     tokens = config.train.batch_size * config.model.max_len
     flops = plan.flops_per_token(params, config.model) * tokens
     return config.train.steps_per_call or int(np.clip(SHORT_STEP_FLOPS // flops, 1, 10))

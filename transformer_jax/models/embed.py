@@ -41,6 +41,8 @@ class Embedder(nn.Module):
     ) -> jax.Array:
         """tokens [B, T], positions [B or 1, T], types [B, T] (None: all 0) -> [B, T, D]."""
         config = self.config
+        if types is not None and not config.num_token_types:
+            raise UserError("token_types: given, but model.num_token_types=0. Leave them out, or say how many.")
         x = self.tokens(tokens)
         if config.scale_embeddings:  # Vaswani et al. 2017, section 3.4
             x = x * config.d_model**0.5

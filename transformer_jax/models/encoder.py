@@ -40,7 +40,7 @@ class Encoder(nn.Module):
           is_token: [B, T] bool, False for padding, on either side; None: no padding.
           token_types: [B, T] int below num_token_types, say 0 for the first sentence and 1 for the second; None: 0.
           deterministic: False while training: dropout, with an rng named "dropout".
-          segments: [B, T] int, for texts packed into a row: a number for each; none sees another. None: one text.
+          segments: [B, T] int, for texts packed into a row: a number for each (and for padding); none sees another.
         Returns:
           [B, T, D]; what stands at padding means nothing.
         Raises:
@@ -72,8 +72,9 @@ def _mean(x, is_token, score):
 
 
 def _max(x, is_token, score):
-    largest = jnp.max(jnp.where(is_token[:, :, None], x, jnp.finfo(jnp.float32).min), axis=1)
-    return jnp.where(is_token.any(1)[:, None], largest, 0.0)
+    # By its place: the gradient of jnp.max divides by the number of equals, 0 where XLA rounds x anew to look for them.
+    largest = jnp.argmax(jnp.where(is_token[:, :, None], x, jnp.finfo(jnp.float32).min), axis=1, keepdims=True)
+    return jnp.take_along_axis(x, largest, axis=1)[:, 0]
 
 
 def _attention(x, is_token, score):

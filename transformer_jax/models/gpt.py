@@ -42,7 +42,7 @@ class GPT(nn.Module):
           tokens: [B, T] int, T <= max_len.
           is_token: [B, T] bool, False for padding, on either side; None: no padding.
           deterministic: False while training: dropout, with an rng named "dropout".
-          segments: [B, T] int, for texts packed into a row: a number for each; none sees another. None: one text.
+          segments: [B, T] int, for texts packed into a row: a number for each (and for padding); none sees another.
           source: what cross-attention looks at.
         Returns:
           [B, T, V] float32; what stands at padding means nothing.

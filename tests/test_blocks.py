@@ -1,0 +1,236 @@
+"""A block against its formula, spelled out with its own parts; the stack against its blocks in a row."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from transformer_jax import cache as kv
+from transformer_jax.attention import Attention
+from transformer_jax.blocks import PLACEMENTS, Block, Stack
+from transformer_jax.config import TransformerConfig, UserError
+from transformer_jax.layers import NORMS, FeedForward
+from transformer_jax.masks import Mask
+from transformer_jax.models import Encoder
+
+B, T, S, D = 3, 5, 7, 11
+SIZES = dict(num_layers=2, d_model=D, num_heads=6, num_kv_heads=2, head_dim=4, d_ff=13, positions="none")
+RANDOM = np.random.default_rng(0)
+X = RANDOM.normal(size=(B, T, D)).astype(np.float32)
+ENCODED = RANDOM.normal(size=(B, S, D)).astype(np.float32)
+IS_TOKEN = np.ones((B, T), bool)
+SOURCE_IS_TOKEN = np.ones((B, S), bool)
+IS_TOKEN[0, 3:] = IS_TOKEN[1, :1] = SOURCE_IS_TOKEN[1, :2] = SOURCE_IS_TOKEN[2, 4:] = False
+MASK, SOURCE_MASK = Mask(is_key=IS_TOKEN, is_causal=True), Mask(is_key=SOURCE_IS_TOKEN)
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles much faster
+
+placements = pytest.mark.parametrize("placement", PLACEMENTS)
+norms = pytest.mark.parametrize("norm", NORMS)
+with_and_without_source = pytest.mark.parametrize("has_source", [False, True], ids=["alone", "with_source"])
+
+
+def close(actual, expected):
+    expected = np.asarray(expected)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max(initial=1))
+
+
+def random_like(shapes):
+    """Parameters that are large enough for all parts to matter, biases and scales included."""
+    random = np.random.default_rng(2)
+    return jax.tree.map(lambda leaf: jnp.array(0.3 * random.normal(size=leaf.shape), leaf.dtype), shapes)
+
+
+class Parts:
+    """A block, and what it is made of as plain functions of arrays over the same parameters."""
+
+    def __init__(self, has_source=False, **kwargs):
+        self.config = TransformerConfig(**SIZES | kwargs)
+        self.block, self.has_source = Block(self.config, has_source), has_source
+        init = functools.partial(self.block.init, method=self._run)
+        self.params = random_like(dict(jax.eval_shape(init, jax.random.key(0), X)["params"]))
+
+    def _run(self, block, x, deterministic=True):
+        if not self.has_source:
+            return block(x, MASK, deterministic=deterministic)[0]
+        return block(x, MASK, None, None, block.source_keys_values(ENCODED), SOURCE_MASK, deterministic)[0]
+
+    def __call__(self, x):
+        """What the block makes of x [B, T, D], and of the source where it has one."""
+        return jit(functools.partial(self.block.apply, method=self._run))({"params": self.params}, x)
+
+    def train(self, *seeds):
+        """What it makes of X in training, for each seed."""
+
+        def apply(params, key):
+            return self.block.apply(params, X, method=self._run, deterministic=False, rngs={"dropout": key})
+
+        apply = jit(apply)
+        return [apply({"params": self.params}, jax.random.key(seed, impl="rbg")) for seed in seeds]
+
+    def attend(self, x):
+        return Attention(self.config).apply({"params": self.params["attention"]}, jnp.array(x), MASK)[0]
+
+    def cross(self, x):
+        """Keys and values by their formula: a product with a kernel, and a bias."""
+        params = self.params["cross"]
+        keys, values = (
+            jnp.einsum("BSD,DKH->BSKH", ENCODED, params[name]["kernel"]) + params[name]["bias"]
+            for name in ("key", "value")
+        )
+        module = Attention(self.config, is_cross=True)
+        return module.apply({"params": params}, jnp.array(x), SOURCE_MASK, None, kv.KVCache(keys, values))[0]
+
+    def feed_forward(self, x):
+        return FeedForward(self.config).apply({"params": self.params["feed_forward"]}, jnp.array(x))
+
+    def norm(self, name, x):
+        return norm_of(self.config, self.params[name], x)
+
+
+def norm_of(config, params, x):
+    """Ba et al. 2016, equation 4; Zhang & Sennrich 2019, equation 4."""
+    x = np.asarray(x, np.float64)
+    if config.norm == "rmsnorm":
+        assert params.keys() == {"scale"}
+        return x / np.sqrt(np.mean(x**2, -1, keepdims=True) + config.norm_epsilon) * params["scale"]
+    spread = np.sqrt(np.var(x, -1, keepdims=True) + config.norm_epsilon)
+    return (x - np.mean(x, -1, keepdims=True)) / spread * params["scale"] + params["bias"]
+
+
+@norms
+@with_and_without_source
+def test_a_pre_norm_block_adds_each_part_of_the_normed_stream(norm, has_source):
+    parts = Parts(has_source, norm=norm, placement="pre")
+    x = X + parts.attend(parts.norm("attention_norm", X))
+    if has_source:
+        x = x + parts.cross(parts.norm("cross_norm", x))
+    close(parts(X), x + parts.feed_forward(parts.norm("feed_forward_norm", x)))
+
+
+@norms
+@with_and_without_source
+def test_a_post_norm_block_norms_each_sum(norm, has_source):
+    parts = Parts(has_source, norm=norm, placement="post")
+    x = parts.norm("attention_norm", X + parts.attend(X))
+    if has_source:
+        x = parts.norm("cross_norm", x + parts.cross(x))
+    close(parts(X), parts.norm("feed_forward_norm", x + parts.feed_forward(x)))
+
+
+@norms
+@with_and_without_source
+def test_a_parallel_block_adds_all_parts_of_one_normed_stream(norm, has_source):
+    parts = Parts(has_source, norm=norm, placement="parallel")
+    y = parts.norm("attention_norm", X)
+    expected = X + parts.attend(y) + parts.feed_forward(y)
+    close(parts(X), expected + parts.cross(y) if has_source else expected)
+
+
+@placements
+@with_and_without_source
+def test_a_block_has_the_parts_that_it_needs_and_no_others(placement, has_source):
+    names = {"attention", "feed_forward", "attention_norm"}
+    names |= set() if placement == "parallel" else {"feed_forward_norm"}
+    if has_source:
+        names |= {"cross"} if placement == "parallel" else {"cross", "cross_norm"}
+    assert Parts(has_source, placement=placement).params.keys() == names
+
+
+def stack_of(placement, norm="layernorm", **kwargs):
+    stack = Stack(TransformerConfig(**SIZES | kwargs, placement=placement, norm=norm))
+    return stack, random_like(dict(jax.eval_shape(stack.init, jax.random.key(0), X, MASK)["params"]))
+
+
+@placements
+@norms
+def test_a_stack_is_its_blocks_in_a_row_and_a_last_norm_unless_they_end_in_one(placement, norm):
+    stack, params = stack_of(placement, norm)
+    assert params.keys() == {"block_0", "block_1"} | (set() if placement == "post" else {"norm"})
+    x = X
+    for name in ("block_0", "block_1"):
+        x = Block(stack.config).apply({"params": params[name]}, x, MASK)[0]
+    expected = x if placement == "post" else norm_of(stack.config, params["norm"], x)
+    close(jit(lambda params: stack.apply(params, X, MASK)[0])({"params": params}), expected)
+
+
+@placements
+def test_a_stack_reads_a_source_layer_by_layer_and_never_its_padding(placement):
+    stack = Stack(TransformerConfig(**SIZES, placement=placement), has_source=True)
+
+    def run(params, encoded):
+        source = stack.apply(params, encoded, SOURCE_IS_TOKEN, method="source")
+        return source, stack.apply(params, X, MASK, None, source)[0]
+
+    blocks = {f"block_{i}": Parts(True, placement=placement).params for i in range(2)}
+    blocks["block_1"] = jax.tree.map(lambda leaf: leaf[::-1], blocks["block_1"])  # so that the layers differ
+    last = {} if placement == "post" else {"norm": blocks["block_0"]["attention_norm"]}
+    run = jit(functools.partial(run, {"params": blocks | last}))
+    source, out = run(ENCODED)
+    x = X
+    for name, keys_values in zip(blocks, source.layers, strict=True):
+        block = Block(stack.config, has_source=True)
+        x = block.apply({"params": blocks[name]}, x, MASK, None, None, keys_values, SOURCE_MASK)[0]
+    close(out, norm_of(stack.config, last["norm"], x) if last else x)
+
+    at_padding = run(np.where(SOURCE_IS_TOKEN[:, :, None], ENCODED, 100.0))[1]
+    np.testing.assert_array_equal(at_padding, out)
+    for first, second in itertools.combinations([out, run(-ENCODED)[1], run(ENCODED[::-1])[1]], 2):
+        assert np.all(np.any(np.asarray(first != second), axis=-1)[[0, 2]])
+
+
+def test_an_unknown_placement_is_refused_with_the_list_of_known_ones():
+    with pytest.raises(UserError, match="model.placement='nonsense'.*pre, post, parallel"):
+        TransformerConfig(**SIZES, placement="nonsense")
+
+
+# Dropout
+
+
+@placements
+def test_dropout_is_a_function_of_its_key_and_off_when_deterministic(placement):
+    plain, dropping = (Parts(True, placement=placement, dropout_rate=rate) for rate in (0.0, 0.5))
+    expected = plain(X)
+    np.testing.assert_array_equal(dropping(X), expected)
+    close(*plain.train(1), expected)
+    first, again, different = dropping.train(1, 1, 2)
+    np.testing.assert_array_equal(first, again)
+    assert jnp.all(jnp.any(first != different, axis=-1)) and jnp.all(jnp.any(first != expected, axis=-1))
+
+
+@placements
+def test_dropout_never_touches_the_residual_stream(placement):
+    """Parts that write 0 leave the block the identity (or its norms) in training, too."""
+    parts = Parts(True, placement=placement, dropout_rate=0.5)
+    for part, writer in (("attention", "out"), ("cross", "out"), ("feed_forward", "down")):
+        parts.params[part] = parts.params[part] | {writer: jax.tree.map(jnp.zeros_like, parts.params[part][writer])}
+    training = parts.train(1)[0]
+    close(training, parts(X))
+    if placement != "post":
+        np.testing.assert_array_equal(training, X)
+
+
+def test_each_layer_and_each_part_drops_numbers_of_its_own():
+    """Where every part writes 1 and the stream starts at 0, what arrives counts the parts that were kept."""
+    stack, params = stack_of("parallel", dropout_rate=0.5)
+    for name in ("block_0", "block_1"):
+        for part, writer in (("attention", "out"), ("feed_forward", "down")):
+            ones = {"kernel": jnp.zeros_like(params[name][part][writer]["kernel"]), "bias": jnp.ones(D)}
+            params[name][part] = params[name][part] | {writer: ones}
+    _, blocks = stack.apply(
+        {"params": params}, jnp.zeros((B, T, D)), MASK, deterministic=False, capture_intermediates=True,
+        rngs={"dropout": jax.random.key(1, impl="rbg")},
+    )  # fmt: skip
+    first, second = (blocks["intermediates"][name]["__call__"][0][0] for name in ("block_0", "block_1"))
+    counts = np.unique(np.asarray(first) / 2, return_counts=True)
+    np.testing.assert_array_equal(counts[0], [0, 1, 2])  # 1: one of the two parts alone was dropped
+    np.testing.assert_allclose(counts[1] / first.size, [1 / 4, 1 / 2, 1 / 4], atol=0.1)
+    assert np.mean(np.asarray(second - first) != np.asarray(first)) > 0.4
+
+
+def test_token_types_for_a_model_that_has_none_are_refused():
+    model = Encoder(TransformerConfig(**SIZES | dict(vocab_size=7)))
+    with pytest.raises(UserError, match="token_types: given, but model.num_token_types=0"):
+        model.init(jax.random.key(0), np.zeros((2, 3), int), None, np.zeros((2, 3), int))
