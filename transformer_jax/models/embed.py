@@ -47,7 +47,8 @@ class Embedder(nn.Module):
         if config.scale_embeddings:  # Vaswani et al. 2017, section 3.4
             x = x * config.d_model**0.5
         if self.scheme.is_learned:
-            x = x + self.positions(positions)
+            # One lookup a token, not one for all rows: XLA on a CPU sums the latter's gradient over rows slowly.
+            x = x + self.positions(jnp.broadcast_to(positions, tokens.shape))
         if self.scheme.vectors is not None:
             x = x + self.scheme.vectors(positions, config.d_model).astype(x.dtype)
         if config.num_token_types:
