@@ -66,7 +66,7 @@ def attend(
       UserError: the backend is unknown, or cannot do what is asked.
     """
     mask = mask if isinstance(mask, Mask) else Mask(may_attend=mask)
-    bias = DenseBias(bias) if isinstance(bias, jax.Array) else bias
+    bias = bias if bias is None or hasattr(bias, "part") else DenseBias(jnp.asarray(bias))
     extras = Extras(bias, scale or q_BTNH.shape[-1] ** -0.5, softcap, relative, dropout_rate, dropout_key)
     asked = {
         "bias": bias is not None, "softcap": bool(softcap), "relative": relative is not None,
@@ -74,11 +74,7 @@ def attend(
     }  # fmt: skip
     asked = {name for name, is_asked in asked.items() if is_asked}
     if backend == "auto":
-        # One query needs no slices; many of them want no scores of all queries and keys at once.
-        q_is_long = q_BTNH.shape[1] * k_BSKH.shape[1] >= AUTO_BLOCKWISE
-        first = "xla" if jax.default_backend() == "cpu" and q_BTNH.shape[1] > 1 else "reference"
-        order = ("blockwise", "reference") if q_is_long and not (asked <= BACKENDS[first].can) else (first, "reference")
-        backend = next(name for name in order if asked <= BACKENDS[name].can)
+        backend = _fastest(q_BTNH.shape[1], k_BSKH.shape[1], asked)
     chosen = choose(BACKENDS, backend, "backend")
     if asked - chosen.can:
         raise UserError(cannot(backend, asked - chosen.can))
@@ -172,7 +168,17 @@ BACKENDS = {
     "blockwise": Backend(_blockwise, frozenset({"bias", "softcap"})),  # memory linear in T
     "cudnn": Backend(_cudnn, frozenset({"bias"})),  # NVIDIA's kernels, for float16 and bfloat16
 }
-AUTO_BLOCKWISE = 2**22  # scores of a head from which "auto" prefers blocks to the formula
+MANY_SCORES = 2**22  # of a head: from 2,048 x 2,048 on, blocks are faster than all else, and need less
+
+
+def _fastest(T: int, S: int, asked: set[str]) -> str:
+    if T * S >= MANY_SCORES:
+        order = ("blockwise", "reference")
+    elif jax.default_backend() == "cpu" and T > 1:  # one query needs no slices
+        order = ("xla", "reference")
+    else:
+        order = ("reference",)
+    return next(name for name in order if asked <= BACKENDS[name].can)
 
 
 def cannot(backend: str, asked: set[str]) -> str:
