@@ -78,7 +78,7 @@ def test_a_causal_mask_leaks_nothing_across_blocks_not_even_a_bit(monkeypatch, b
 
 def test_what_slices_cannot_do_is_said():
     q, k, v, _ = random_inputs(6, 2, T)
-    with pytest.raises(UserError, match="backend='xla' has no dropout"):
+    with pytest.raises(UserError, match="backend='xla': has no dropout"):
         attend(q, k, v, dropout_rate=0.1, dropout_key=jax.random.key(0), backend="xla")
     with pytest.raises(UserError, match="backend='fast': unknown. Choose one of: reference, xla, blockwise, cudnn"):
         attend(q, k, v, backend="fast")
