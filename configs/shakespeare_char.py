@@ -3,7 +3,8 @@
     python -m train --config=configs/shakespeare_char.py --workdir=runs/shakespeare --config.data.path=input.txt
 
 Tiny Shakespeare (the last 10 % for validation), 0.80M parameters: 1.575 nats a character, mean of three seeds, in
-113 s on two cores.
+113 s on two cores. Without Muon 1.67, normalised queries and keys 1.65, rotary 1.64; what else differs from plain GPT-2
+(1.76) is within the spread of seeds. BUILD_NOTES.md has the table.
 """
 
 from configs import default
