@@ -128,10 +128,13 @@ def silu(x):
 
 
 FEED_FORWARD_FORMULAS = {
+    "relu": lambda up, gate: np.maximum(up, 0),
     "gelu": lambda up, gate: gelu(up),
     "gelu_tanh": lambda up, gate: gelu_tanh(up),
     "squared_relu": lambda up, gate: np.maximum(up, 0) ** 2,
     "swiglu": lambda up, gate: silu(gate) * up,
+    "geglu": lambda up, gate: gelu(gate) * up,
+    "geglu_tanh": lambda up, gate: gelu_tanh(gate) * up,
 }
 
 
