@@ -30,6 +30,7 @@ from transformer_jax import sampling  # noqa: E402
 from transformer_jax.cache import make_cache  # noqa: E402
 from transformer_jax.config import TransformerConfig  # noqa: E402
 from transformer_jax.models import GPT  # noqa: E402
+from transformer_jax.run import Run, step_function  # noqa: E402
 
 PROMPT, NEW, ROUNDS = 32, 128, 7
 CONFIG = TransformerConfig(
@@ -72,9 +73,7 @@ def main() -> int:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     model = GPT(CONFIG)
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-    step = jax.tree_util.Partial(
-        lambda params, *args: model.apply({"params": params}, *args, last_only=True, method="extend"), params
-    )
+    step = step_function(Run(model, params, None, CONFIG))
     tokens = jnp.arange(PROMPT)[None] + 1000
     keys = jax.random.split(jax.random.key(0), 1)
 

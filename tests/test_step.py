@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from train.objectives import causal_lm
+from train.objectives import causal_lm, cross_entropy
 from train.state import create_state
 from train.step import eval_step, train_step, train_steps
 from transformer_jax.config import TransformerConfig
@@ -34,11 +34,18 @@ class Bigrams(nn.Module):
 
     dropout_rate: float = 0.0
 
-    @nn.compact
-    def __call__(self, tokens, deterministic=True):  # [B, T] -> [B, T, V]
-        x = nn.Embed(V, 13)(tokens)
-        x = nn.Dropout(self.dropout_rate, deterministic=deterministic)(jnp.tanh(nn.Dense(17)(x)))
-        return nn.Dense(V)(x)
+    def setup(self):
+        self.embed, self.hidden, self.out = nn.Embed(V, 13), nn.Dense(17), nn.Dense(V)
+        self.drop = nn.Dropout(self.dropout_rate)
+
+    def activations(self, tokens, deterministic=True):  # [B, T] -> [B, T, 17]
+        return self.drop(jnp.tanh(self.hidden(self.embed(tokens))), deterministic=deterministic)
+
+    def logits(self, x):  # [B, T, 17] -> [B, T, V]
+        return self.out(x)
+
+    def __call__(self, tokens):  # [B, T] -> [B, T, V]
+        return self.logits(self.activations(tokens))
 
 
 @functools.cache
@@ -55,9 +62,9 @@ def make(optimizer=None, objective=causal_lm, dropout_rate=0.0, model=None, **op
     return step, create_state(first_params(model), optimizer)
 
 
-def marked_lm(apply, batch):
+def marked_lm(apply, batch, deterministic=True):
     """causal_lm, but a batch may be marked to have a loss, or only a gradient, that is NaN."""
-    loss, weight = causal_lm(apply, {name: batch[name] for name in ("tokens", "is_token")})
+    loss, weight = causal_lm(apply, {name: batch[name] for name in ("tokens", "is_token")}, deterministic)
     mark = batch["mark"][0]
     root = jnp.sqrt(jnp.where(mark == NAN_GRADIENT, 0.0 * loss, loss))  # sqrt has no finite slope at 0
     return jnp.where(mark == NAN_LOSS, jnp.nan, loss + root), weight
@@ -94,13 +101,36 @@ def test_the_loss_sums_what_a_loop_over_real_targets_sums():
                 expected += math.log(np.exp(row).sum()) - row[batch["tokens"][b, t + 1]]
                 num_targets += 1
 
-    def apply(tokens):
-        np.testing.assert_array_equal(tokens, batch["tokens"][:, :-1])
-        return logits
+    def apply(x, deterministic=True, method=None):
+        if method == "activations":
+            np.testing.assert_array_equal(x, batch["tokens"][:, :-1])
+            return jnp.array(logits)
+        return x
 
     loss_sum, weight_sum = causal_lm(apply, batch)
     assert weight_sum == num_targets == sum(max(0, n - 1) for n in LENGTHS)
     np.testing.assert_allclose(loss_sum, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("pieces_of", [1, 2, 3, 5])
+def test_cross_entropy_in_pieces_has_the_loss_and_the_gradient_of_all_logits_at_once(pieces_of):
+    random = np.random.default_rng(11)
+    x, table = random.normal(size=(B, T, 13)).astype(np.float32), random.normal(size=(13, V)).astype(np.float32)
+    targets, weights = random.integers(0, V, (B, T)), random.normal(size=(B, T)).astype(np.float32)
+
+    def loss(x, table, most):
+        nats = cross_entropy(lambda x: x @ table, x, targets, most)
+        return jnp.sum(weights * nats), nats
+
+    both = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+    assert_close(both(x, table, pieces_of * B * V), both(x, table, 10**9))
+
+
+def test_logits_of_a_large_vocabulary_are_never_all_in_memory():
+    x, table, targets = jnp.zeros((2, 512, 8)), jnp.zeros((8, 4099)), jnp.zeros((2, 512), jnp.int32)
+    gradient = jax.jit(jax.grad(lambda x, table: cross_entropy(lambda x: x @ table, x, targets).sum(), argnums=(0, 1)))
+    memory = gradient.lower(x, table).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 2 * 512 * 4099 * 4
 
 
 def test_padding_changes_neither_loss_nor_gradient():

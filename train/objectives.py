@@ -10,18 +10,55 @@ import jax
 import jax.numpy as jnp
 import optax
 
+MANY_LOGITS = {"cpu": 2**20, "gpu": 2**27, "tpu": 2**27}  # in one piece; 4 MB stay in a CPU's cache, 512 MB are few
 
-def causal_lm(apply: Callable, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+
+def causal_lm(apply: Callable, batch: dict[str, jax.Array], deterministic: bool = True) -> tuple[jax.Array, jax.Array]:
     """Predict each token from those before it.
 
     Args:
-      apply: tokens [B, T] -> logits [B, T, V].
+      apply: a model's `apply` with its parameters: method="activations" turns tokens [B, T] into [B, T, D],
+        method="logits" these into [B, T, V].
       batch: `tokens` [B, T + 1] int, `is_token` [B, T + 1] bool. Padding stands on the right, where a causal
         model cannot see it, so it needs no mask; it only never counts as a target.
+      deterministic: False while training: dropout.
     Returns:
       The sum of the negative log-likelihoods, in nats, and the number of targets.
     """
     inputs, targets = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
     is_target = batch["is_token"][:, 1:]
-    nats = optax.softmax_cross_entropy_with_integer_labels(apply(inputs), targets)
+    activations = apply(inputs, deterministic=deterministic, method="activations")
+    nats = cross_entropy(lambda x: apply(x, method="logits"), activations, targets)
     return jnp.sum(jnp.where(is_target, nats, 0.0)), jnp.sum(is_target, dtype=jnp.float32)
+
+
+def cross_entropy(project: Callable, x: jax.Array, targets: jax.Array, most: int = 0) -> jax.Array:
+    """-log softmax(project(x))[targets], in nats, without ever holding all logits.
+
+    They are projected, used and forgotten a piece of the time axis after the other, and in the gradient once more: with
+    4,096 tokens in the vocabulary that is faster on a CPU, with 50,000 the logits would be the largest array of a step.
+
+    Args:
+      project: [B, t, D] -> [B, t, V].
+      x: [B, T, D]; targets: [B, T] int.
+      most: logits in one piece; 0: what suits the device.
+    Returns:
+      [B, T] float32.
+    """
+    B, T, D = x.shape
+    V = jax.eval_shape(project, x).shape[-1]
+    piece = max(1, (most or MANY_LOGITS[jax.default_backend()]) // (B * V))
+    if piece >= T:
+        return optax.softmax_cross_entropy_with_integer_labels(project(x), targets)
+    # Pieces of time, not of rows: where rows are spread over devices, each device works on each piece.
+    num_pieces = -(-T // piece)
+    piece = -(-T // num_pieces)
+    padded = [jnp.pad(a, [(0, 0), (0, num_pieces * piece - T)] + [(0, 0)] * (a.ndim - 2)) for a in (x, targets)]
+    pieces = [a.reshape(B, num_pieces, piece, *a.shape[2:]).swapaxes(0, 1) for a in padded]
+
+    @jax.checkpoint
+    def nats(x_and_targets):
+        x, targets = x_and_targets
+        return optax.softmax_cross_entropy_with_integer_labels(project(x), targets)
+
+    return jax.lax.map(nats, tuple(pieces)).swapaxes(0, 1).reshape(B, -1)[:, :T]

@@ -42,8 +42,8 @@ def train_step(
         key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
 
     def loss_fn(params, micro_batch, key):
-        apply = functools.partial(model.apply, {"params": params}, deterministic=False, rngs={"dropout": key})
-        return objective(apply, micro_batch)
+        apply = functools.partial(model.apply, {"params": params}, rngs={"dropout": key})
+        return objective(apply, micro_batch, deterministic=False)
 
     def add_micro_batch(sums, i_and_micro_batch):
         i, micro_batch = i_and_micro_batch

@@ -237,9 +237,7 @@ class Attention(nn.Module):
                 q, k = self.scheme.turn(q, positions, config), self.scheme.turn(k, positions, config)
             if config.attention == "linear":
                 if bias is not None:
-                    raise UserError(
-                        "model.attention='linear': has no scores, and so no bias. Take attention='softmax'."
-                    )
+                    raise UserError(linear.cannot("bias"))
                 out, cache = self._linear(q, k, v, mask, cache)
                 return self.out(out), cache
             if cache is not None:

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from transformer_jax.masks import Mask
+from transformer_jax.masks import Mask, cut
 
 BLOCK = 512  # queries, and keys, of a block
 
@@ -47,19 +47,19 @@ def _forward(how, q_BNTH, k_BKSH, v_BKSH, bias, mask):
 
     def queries(i):
         first_T = i * block_T
-        q = _cut(q_BNTH, first_T, block_T)
+        q = cut(q_BNTH, 2, first_T, block_T)
 
         def keys(j, carry):
             largest, total, out = carry
             first_S = j * block_S
-            scores = _scores(q, _cut(k_BKSH, first_S, block_S), bias, mask, first_T, first_S, scale, softcap)
+            scores = _scores(q, cut(k_BKSH, 2, first_S, block_S), bias, mask, first_T, first_S, scale, softcap)
             may = _may_attend(mask, first_T, block_T, first_S, block_S)
             scores = jnp.where(may, scores, -jnp.inf)
             new_largest = jnp.maximum(largest, jnp.max(scores, axis=-1, keepdims=True))
             anchor = jnp.where(new_largest == -jnp.inf, 0.0, new_largest)  # nothing to attend so far
             weights, shrink = jnp.exp(scores - anchor), jnp.exp(largest - anchor)
             total = total * shrink + jnp.sum(weights, axis=-1, keepdims=True)
-            out = out * shrink + _weighted(weights.astype(v_BKSH.dtype), _cut(v_BKSH, first_S, block_S))
+            out = out * shrink + _weighted(weights.astype(v_BKSH.dtype), cut(v_BKSH, 2, first_S, block_S))
             return new_largest, total, out
 
         zero = jnp.zeros((B, N, block_T, 1), jnp.float32)
@@ -84,21 +84,21 @@ def _backward(how, saved, d_out):
 
     def keys(carry, j):
         first_S = j * block_S
-        k, v = _cut(k_BKSH, first_S, block_S), _cut(v_BKSH, first_S, block_S)
+        k, v = cut(k_BKSH, 2, first_S, block_S), cut(v_BKSH, 2, first_S, block_S)
 
         def queries(i, carry):
             dq, d_bias, dk, dv = carry
             first_T = i * block_T
-            q, d_out_block = _cut(q_BNTH, first_T, block_T), _cut(d_out, first_T, block_T)
+            q, d_out_block = cut(q_BNTH, 2, first_T, block_T), cut(d_out, 2, first_T, block_T)
             scores, pull_back = jax.vjp(
                 lambda q, k, bias: _scores(q, k, bias, mask, first_T, first_S, scale, softcap), q, k, bias
             )
             may = _may_attend(mask, first_T, block_T, first_S, block_S)
-            weights = jnp.where(may, jnp.exp(scores - _cut(log, first_T, block_T)), 0.0)
-            d_scores = weights * (_scores_of(d_out_block, v) - _cut(dot, first_T, block_T))
+            weights = jnp.where(may, jnp.exp(scores - cut(log, 2, first_T, block_T)), 0.0)
+            d_scores = weights * (_scores_of(d_out_block, v) - cut(dot, 2, first_T, block_T))
             dq_block, dk_block, d_bias_block = pull_back(d_scores)
             dv_block = _weighted_rows(weights, d_out_block, K)
-            dq = jax.lax.dynamic_update_slice_in_dim(dq, _cut(dq, first_T, block_T) + dq_block, first_T, 2)
+            dq = jax.lax.dynamic_update_slice_in_dim(dq, cut(dq, 2, first_T, block_T) + dq_block, first_T, 2)
             d_bias = jax.tree.map(jnp.add, d_bias, d_bias_block)
             return dq, d_bias, dk + dk_block.astype(jnp.float32), dv + dv_block
 
@@ -146,10 +146,6 @@ def _weighted_rows(weights_BNts, x_BNtH, K):
     B, N, t, s = weights_BNts.shape
     weights, x = weights_BNts.reshape(B, K, -1, s), x_BNtH.reshape(B, K, N // K * t, -1)
     return jnp.einsum("BKMS,BKMH->BKSH", weights.astype(x.dtype), x, preferred_element_type=jnp.float32)
-
-
-def _cut(x, first, num):
-    return jax.lax.dynamic_slice_in_dim(x, first, num, 2)
 
 
 def _may_attend(mask, first_T, t, first_S, s):

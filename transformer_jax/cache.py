@@ -52,13 +52,13 @@ def make_cache(config: TransformerConfig, batch_size: int, capacity: int) -> Dec
     """
     if capacity > config.max_len:
         raise UserError(f"cache capacity={capacity}: must be at most model.max_len={config.max_len}.")
-    num_tokens, num_written = jnp.zeros((batch_size, 1), jnp.int32), jnp.int32(0)
     if config.attention == "linear":
-        state = linear.empty_state(batch_size, config.num_kv_heads, config.head_dim)
-        return DecodeCache((state,) * config.num_layers, jnp.zeros((batch_size, 0), bool), num_tokens, num_written)
-    shape = (batch_size, capacity, config.num_kv_heads, config.head_dim)
-    layer = KVCache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
-    return DecodeCache((layer,) * config.num_layers, jnp.zeros((batch_size, capacity), bool), num_tokens, num_written)
+        layer, capacity = linear.empty_state(batch_size, config.num_kv_heads, config.head_dim), 0
+    else:
+        shape = (batch_size, capacity, config.num_kv_heads, config.head_dim)
+        layer = KVCache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
+    is_token, num_tokens = jnp.zeros((batch_size, capacity), bool), jnp.zeros((batch_size, 1), jnp.int32)
+    return DecodeCache((layer,) * config.num_layers, is_token, num_tokens, jnp.int32(0))
 
 
 def write(layer: KVCache, keys: jax.Array, values: jax.Array, slot: jax.Array) -> KVCache:

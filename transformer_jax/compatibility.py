@@ -1,5 +1,6 @@
 """What goes with what: each cell of the table works and is tested, or is refused with a message that is."""
 
+from transformer_jax import linear
 from transformer_jax.attention import BACKENDS, cannot
 from transformer_jax.config import choose
 from transformer_jax.positions import POSITIONS
@@ -24,7 +25,7 @@ def refusal(positions: str, backend: str = "auto", is_linear: bool = False, extr
             )
         for extra in ("bias", "window", "softcap"):
             if extra in extras:
-                return f"model.attention='linear': has no scores, and so no {extra}. Take attention='softmax'."
+                return linear.cannot(extra)
         if backend != "auto":
             return f"model.backend={backend!r}: linear attention has one of its own. Take 'auto'."
         return None

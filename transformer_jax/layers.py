@@ -132,14 +132,16 @@ def _normal_distribution(x):
 
 _gelu.defvjp(_gelu_forward, _gelu_backward)
 
+_gelu_tanh = functools.partial(jax.nn.gelu, approximate=True)
+
 FEED_FORWARDS = {
     "relu": FeedForwardVariant(jax.nn.relu, False),  # Vaswani et al. 2017, equation 2
     "gelu": FeedForwardVariant(_gelu, False),
-    "gelu_tanh": FeedForwardVariant(functools.partial(jax.nn.gelu, approximate=True), False),  # as GPT-2 computes it
+    "gelu_tanh": FeedForwardVariant(_gelu_tanh, False),  # as GPT-2 computes it
     "squared_relu": FeedForwardVariant(lambda x: jnp.square(jax.nn.relu(x)), False),  # So et al. 2021, section 3
     "swiglu": FeedForwardVariant(jax.nn.silu, True),  # Shazeer 2020, equation 6
     "geglu": FeedForwardVariant(_gelu, True),  # the same equation
-    "geglu_tanh": FeedForwardVariant(functools.partial(jax.nn.gelu, approximate=True), True),  # as T5 v1.1 computes it
+    "geglu_tanh": FeedForwardVariant(_gelu_tanh, True),  # as T5 v1.1 computes it
 }
 
 

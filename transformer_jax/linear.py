@@ -85,3 +85,8 @@ def _divide(total_BTKGJ, weight_BTKG, dtype):
     weight = weight_BTKG[..., None]
     out = total_BTKGJ / jnp.where(weight == 0.0, 1.0, weight)
     return out.reshape(*out.shape[:2], -1, out.shape[-1]).astype(dtype)
+
+
+def cannot(extra: str) -> str:
+    """The line that refuses what belongs to scores."""
+    return f"model.attention='linear': has no scores, and so no {extra}. Take attention='softmax'."

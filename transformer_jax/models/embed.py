@@ -6,7 +6,8 @@ import jax.numpy as jnp
 
 from transformer_jax.config import TransformerConfig, UserError, choose
 from transformer_jax.layers import Dense, Embedding, make_norm
-from transformer_jax.positions import POSITIONS
+from transformer_jax.masks import Mask
+from transformer_jax.positions import POSITIONS, count_in_segments, count_tokens
 
 
 def token_table(config: TransformerConfig) -> Embedding:
@@ -14,6 +15,16 @@ def token_table(config: TransformerConfig) -> Embedding:
     if not config.vocab_size:
         raise UserError("model.vocab_size=0: a model needs to know how many token ids there are.")
     return Embedding(config.vocab_size, config.d_model, config.init_std, config.dtype)
+
+
+def sequence_mask(is_token: jax.Array | None, segments: jax.Array | None, is_causal: bool = False) -> Mask:
+    """Who sees whom in whole rows [B, T]: not padding, and not what is of another segment; None: there is none."""
+    positions = None if is_token is None else count_tokens(is_token)
+    positions = positions if segments is None else count_in_segments(segments)
+    return Mask(
+        is_key=is_token, is_causal=is_causal, query_segments=segments, key_segments=segments,
+        query_positions=positions, key_positions=positions,
+    )  # fmt: skip
 
 
 class Embedder(nn.Module):

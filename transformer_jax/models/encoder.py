@@ -9,9 +9,7 @@ import jax.numpy as jnp
 from transformer_jax.blocks import Stack
 from transformer_jax.config import TransformerConfig, choose
 from transformer_jax.layers import FEED_FORWARDS, Dense, Embedding, make_norm
-from transformer_jax.masks import Mask
-from transformer_jax.models.embed import Embedder, check_length
-from transformer_jax.positions import count_in_segments, count_tokens
+from transformer_jax.models.embed import Embedder, check_length, sequence_mask
 
 
 class Encoder(nn.Module):
@@ -47,12 +45,7 @@ class Encoder(nn.Module):
           UserError: T > max_len.
         """
         check_length(self.config, tokens)
-        positions = None if is_token is None else count_tokens(is_token)
-        positions = positions if segments is None else count_in_segments(segments)
-        mask = Mask(
-            is_key=is_token, query_segments=segments, key_segments=segments, query_positions=positions,
-            key_positions=positions,
-        )  # fmt: skip
+        mask = sequence_mask(is_token, segments)
         x = self.embed(tokens, mask.queries(0, tokens.shape[1]), token_types, deterministic)
         return self.stack(x, mask, deterministic=deterministic)[0]
 

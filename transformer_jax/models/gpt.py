@@ -9,8 +9,8 @@ from transformer_jax.blocks import Stack
 from transformer_jax.config import TransformerConfig
 from transformer_jax.layers import Embedding
 from transformer_jax.masks import Mask
-from transformer_jax.models.embed import Embedder, check_length
-from transformer_jax.positions import count_in_segments, count_tokens
+from transformer_jax.models.embed import Embedder, check_length, sequence_mask
+from transformer_jax.positions import count_tokens
 
 
 class GPT(nn.Module):
@@ -49,15 +49,27 @@ class GPT(nn.Module):
         Raises:
           UserError: T > max_len.
         """
+        return self.logits(self.activations(tokens, is_token, deterministic, segments, source))
+
+    def activations(
+        self,
+        tokens: jax.Array,
+        is_token: jax.Array | None = None,
+        deterministic: bool = True,
+        segments: jax.Array | None = None,
+        source: kv.Source | None = None,
+    ) -> jax.Array:
+        """What `logits` projects: [B, T, D]. Arguments as for `__call__`.
+
+        Apart, for whoever does not want all logits [B, T, V] at once.
+        """
         check_length(self.config, tokens)
-        positions = None if is_token is None else count_tokens(is_token)
-        positions = positions if segments is None else count_in_segments(segments)
-        mask = Mask(
-            is_key=is_token, is_causal=True, query_segments=segments, key_segments=segments,
-            query_positions=positions, key_positions=positions,
-        )  # fmt: skip
+        mask = sequence_mask(is_token, segments, is_causal=True)
         x = self.embed(tokens, mask.queries(0, tokens.shape[1]), deterministic=deterministic)
-        x, _ = self.stack(x, mask, None, source, deterministic)
+        return self.stack(x, mask, None, source, deterministic)[0]
+
+    def logits(self, x: jax.Array) -> jax.Array:
+        """The output projection: [..., D] -> [..., V] float32."""
         return self.embed.logits(x)
 
     def extend(
