@@ -63,10 +63,12 @@ class TransformerConfig:
     norm: str = setting("layernorm", "layernorm | rmsnorm")
     norm_epsilon: float = setting(1e-5, "added to the variance before the square root")
     qk_norm: bool = setting(False, "RMSNorm of every query and key, a head at a time")
-    feed_forward: str = setting("gelu", "relu | gelu | gelu_tanh | squared_relu | swiglu | geglu | geglu_tanh")
+    feed_forward: str = setting("gelu", "relu | gelu | gelu_tanh | silu | squared_relu | swiglu | geglu | geglu_tanh")
     placement: str = setting("pre", "pre | post | parallel: where the norms of a block stand")
     embed_norm: bool = setting(False, "a norm after the embedding, as BERT has")
     positions: str = setting("learned", "none | learned | sinusoidal | rotary | t5 | alibi | shaw")
+    position_offset: int = setting(0, "learned: rows of the table before the first position; RoBERTa and BART have 2")
+    sinusoid_layout: str = setting("pairs", "sinusoidal: pairs (sine, cosine, sine ...) | halves (all sines first)")
     rope_theta: float = setting(10000.0, "rotary: base of the wavelengths")
     rope_layout: str = setting("halves", "rotary: halves (GPT-NeoX, Llama) | pairs (GPT-J): what is turned together")
     rope_scaling: str = setting("none", "rotary: none | linear | llama3")
@@ -86,6 +88,7 @@ class TransformerConfig:
     scale_logits: bool = setting(False, "activations over sqrt(d_model) before the output projection, as T5 has")
     num_token_types: int = setting(0, "encoder: kinds of tokens, as BERT's two sentences; 0: none")
     tie_embeddings: bool = setting(True, "the output projection is the embedding, transposed")
+    logit_bias: bool = setting(False, "a learned number is added to each logit, as BART and Marian have")
     dropout_rate: float = setting(0.0, "probability of dropping an activation while training")
     logit_softcap: float = setting(0.0, "logits become cap * tanh(logits / cap); 0: they stay as they are")
     init_std: float = setting(0.02, "standard deviation of the initial kernels and embeddings")
@@ -101,7 +104,7 @@ class TransformerConfig:
             if getattr(self, name) <= 0:
                 raise UserError(f"model.{name}={getattr(self, name)}: must be above 0.")
         natural = ("vocab_size", "num_kv_heads", "head_dim", "d_ff", "window", "num_token_types", "attention_scale")
-        for name in natural:
+        for name in (*natural, "position_offset"):
             if getattr(self, name) < 0:
                 raise UserError(f"model.{name}={getattr(self, name)}: must be 0 (derive it, or none) or more.")
         if not self.head_dim and self.d_model % self.num_heads:

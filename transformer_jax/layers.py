@@ -42,6 +42,11 @@ class Dense(nn.Module):
         return y.reshape(*batch_shape, *self.out_shape)
 
 
+def num_input_axes(path: tuple[str, ...], ndim: int) -> int:
+    """How many axes of the kernel at `path` are summed over: two where attention's output reads [N, H], else one."""
+    return 2 if path[-2] == "out" and ndim == 3 else 1
+
+
 @jax.custom_vjp
 def normalize(x: jax.Array, epsilon: float) -> jax.Array:
     """x / sqrt(mean of squares + epsilon) over the last axis.
@@ -138,6 +143,7 @@ FEED_FORWARDS = {
     "relu": FeedForwardVariant(jax.nn.relu, False),  # Vaswani et al. 2017, equation 2
     "gelu": FeedForwardVariant(_gelu, False),
     "gelu_tanh": FeedForwardVariant(_gelu_tanh, False),  # as GPT-2 computes it
+    "silu": FeedForwardVariant(jax.nn.silu, False),  # Ramachandran et al. 2017, "swish"; Marian
     "squared_relu": FeedForwardVariant(lambda x: jnp.square(jax.nn.relu(x)), False),  # So et al. 2021, section 3
     "swiglu": FeedForwardVariant(jax.nn.silu, True),  # Shazeer 2020, equation 6
     "geglu": FeedForwardVariant(_gelu, True),  # the same equation

@@ -37,15 +37,37 @@ def count_in_segments(segments: jax.Array) -> jax.Array:
     return place - jax.lax.cummax(jnp.where(is_first, place, 0), axis=1)
 
 
-def sinusoid(positions: jax.Array, d_model: int) -> jax.Array:
+def _halves(x):
+    return jnp.split(x, 2, axis=-1)
+
+
+def _pairs(x):
+    return x[..., 0::2], x[..., 1::2]
+
+
+# How pairs of numbers lie in a vector, (split, join): x[i] with x[i + H/2] (GPT-NeoX, Llama), or x[2i] with x[2i + 1]
+# (GPT-J).
+PAIR_LAYOUTS = {
+    "halves": (_halves, lambda first, second: jnp.concatenate([first, second], axis=-1)),
+    "pairs": (_pairs, lambda first, second: jnp.stack([first, second], axis=-1).reshape(*first.shape[:-1], -1)),
+}
+
+
+def sinusoid(positions: jax.Array, d_model: int, layout: str = "pairs") -> jax.Array:
     """Sines and cosines of positions [B, T] at geometrically growing wavelengths: [B, T, D] float32.
 
     Vaswani et al. 2017, section 3.5: number 2i is sin(p / 10000^(2i/D)), number 2i+1 the cosine of the
     same angle. (One tutorial in circulation gives the cosine an exponent of its own; the paper does not.)
+    The authors' program, and Marian, put all sines before all cosines: layout "halves".
     """
     pair = jnp.arange(0, d_model, 2)
     angle = positions[..., None] / 10000.0 ** (pair / d_model)
-    return jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=-1).reshape(*positions.shape, -1)[..., :d_model]
+    join = choose(PAIR_LAYOUTS, layout, "model.sinusoid_layout")[1]
+    return join(jnp.sin(angle), jnp.cos(angle))[..., :d_model]
+
+
+def _sinusoidal(positions, config):
+    return sinusoid(positions, config.d_model, config.sinusoid_layout)
 
 
 def _no_scaling(wavelengths, config):
@@ -68,28 +90,13 @@ def _llama3_scaling(wavelengths, config):
 ROPE_SCALINGS = {"none": _no_scaling, "linear": _linear_scaling, "llama3": _llama3_scaling}
 
 
-def _halves(x):
-    return jnp.split(x, 2, axis=-1)
-
-
-def _pairs(x):
-    return x[..., 0::2], x[..., 1::2]
-
-
-# How the pairs that are turned lie in a head: x[i] with x[i + H/2] (GPT-NeoX, Llama), or x[2i] with x[2i + 1] (GPT-J).
-ROPE_LAYOUTS = {
-    "halves": (_halves, lambda first, second: jnp.concatenate([first, second], axis=-1)),
-    "pairs": (_pairs, lambda first, second: jnp.stack([first, second], axis=-1).reshape(*first.shape[:-1], -1)),
-}
-
-
 def rotary(x_BTNH: jax.Array, positions_BT: jax.Array, config: TransformerConfig) -> jax.Array:
     """Turn each pair of a head by the angle position / theta^(2i/H).
 
     The product of a turned query and a turned key depends on the difference of their positions only.
     Su et al. 2021, section 3.4.2.
     """
-    split, join = choose(ROPE_LAYOUTS, config.rope_layout, "model.rope_layout")
+    split, join = choose(PAIR_LAYOUTS, config.rope_layout, "model.rope_layout")
     scale = choose(ROPE_SCALINGS, config.rope_scaling, "model.rope_scaling")
     half = x_BTNH.shape[-1] // 2
     wavelengths = scale(2.0 * math.pi * config.rope_theta ** (jnp.arange(half) / half), config)
@@ -215,8 +222,8 @@ class Relative:
 class Scheme(NamedTuple):
     """One way to tell positions apart."""
 
-    vectors: Callable | None = None  # (positions [B, T], D) -> [B, T, D], added to the embedding
-    is_learned: bool = False  # or the vectors are a parameter [max_len, D]
+    vectors: Callable | None = None  # (positions [B, T], config) -> [B, T, D], added to the embedding
+    is_learned: bool = False  # or the vectors are a parameter [position_offset + max_len, D]
     turn: Callable | None = None  # (x [B, T, N, H], positions [B, T], config) -> the same shape, for queries and keys
     bias: Callable | None = None  # config -> module; module(is_causal) -> a bias for the scores
     is_relative: bool = False  # each layer learns vectors for distances, beside its keys and values
@@ -225,7 +232,7 @@ class Scheme(NamedTuple):
 POSITIONS = {
     "none": Scheme(),
     "learned": Scheme(is_learned=True),
-    "sinusoidal": Scheme(vectors=sinusoid),
+    "sinusoidal": Scheme(vectors=_sinusoidal),
     "rotary": Scheme(turn=rotary),
     "t5": Scheme(bias=T5Bias),
     "alibi": Scheme(bias=Alibi),

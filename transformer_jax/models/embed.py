@@ -39,13 +39,17 @@ class Embedder(nn.Module):
         self.tokens = self.shared or token_table(config)
         self.scheme = choose(POSITIONS, config.positions, "model.positions")
         if self.scheme.is_learned:
-            self.positions = Embedding(config.max_len, config.d_model, config.init_std, config.dtype)
+            self.positions = Embedding(
+                config.position_offset + config.max_len, config.d_model, config.init_std, config.dtype
+            )
         if config.num_token_types:
             self.types = Embedding(config.num_token_types, config.d_model, config.init_std, config.dtype)
         self.norm = make_norm(config) if config.embed_norm else None
         self.drop = nn.Dropout(config.dropout_rate)
         if self.is_output and not config.tie_embeddings:
             self.unembed = Dense((config.vocab_size,), use_bias=False, init_std=config.init_std, dtype=config.dtype)
+        if self.is_output and config.logit_bias:
+            self.logit_bias = self.param("logit_bias", nn.initializers.zeros, (config.vocab_size,))
 
     def __call__(
         self, tokens: jax.Array, positions: jax.Array, types: jax.Array | None = None, deterministic: bool = True
@@ -59,9 +63,9 @@ class Embedder(nn.Module):
             x = x * config.d_model**0.5
         if self.scheme.is_learned:
             # One lookup a token, not one for all rows: XLA on a CPU sums the latter's gradient over rows slowly.
-            x = x + self.positions(jnp.broadcast_to(positions, tokens.shape))
+            x = x + self.positions(jnp.broadcast_to(positions + config.position_offset, tokens.shape))
         if self.scheme.vectors is not None:
-            x = x + self.scheme.vectors(positions, config.d_model).astype(x.dtype)
+            x = x + self.scheme.vectors(positions, config).astype(x.dtype)
         if config.num_token_types:
             x = x + self.types(jnp.zeros_like(tokens) if types is None else types)
         x = self.norm(x) if self.norm else x
@@ -74,6 +78,7 @@ class Embedder(nn.Module):
             x = x * config.d_model**-0.5
         logits = self.tokens.unembed(x) if config.tie_embeddings else self.unembed(x)
         logits, cap = logits.astype(jnp.float32), config.logit_softcap
+        logits = logits + self.logit_bias if config.logit_bias else logits
         return cap * jnp.tanh(logits / cap) if cap else logits  # Gemma Team 2024, section 2
 
 

@@ -1,0 +1,96 @@
+"""BART (Lewis et al. 2020) and Marian (Junczys-Dowmunt et al. 2018): the Transformer of 2017 under the same names."""
+
+from transformer_jax.interop.family import ACTIVATIONS, Architecture, Family, Field, Place, SameAs
+
+
+def _both(name: str) -> tuple[str, str]:
+    return f"encoder.{name}", f"decoder.{name}"
+
+
+def _attention(side: str, ours: str, theirs: str) -> dict[str, str]:
+    module = f"model.{side}.layers.{{i}}.{theirs}"
+    names = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "out_proj"}
+    return {f"{side}/stack/block_{{i}}/{ours}_norm": f"{module}_layer_norm"} | {
+        f"{side}/stack/block_{{i}}/{ours}/{name}": f"{module}.{theirs}" for name, theirs in names.items()
+    }
+
+
+def _side(side: str) -> dict[str, str]:
+    return _attention(side, "attention", "self_attn") | {
+        f"{side}/embed/tokens": f"model.{side}.embed_tokens",
+        f"{side}/embed/positions": f"model.{side}.embed_positions",
+        f"{side}/embed/norm": f"model.{side}.layernorm_embedding",
+        f"{side}/stack/block_{{i}}/feed_forward/up": f"model.{side}.layers.{{i}}.fc1",
+        f"{side}/stack/block_{{i}}/feed_forward/down": f"model.{side}.layers.{{i}}.fc2",
+        f"{side}/stack/block_{{i}}/feed_forward_norm": f"model.{side}.layers.{{i}}.final_layer_norm",
+    }
+
+
+_NAMES = (
+    _side("encoder")
+    | _side("decoder")
+    | _attention("decoder", "cross", "encoder_attn")
+    | {
+        "shared": "model.shared",
+        "decoder/embed/unembed": "lm_head",
+        "decoder/embed/logit_bias": Place("final_logits_bias", "row"),
+    }
+)
+_FIELDS = (
+    Field("max_position_embeddings", _both("max_len"), 1024),
+    Field("d_model", _both("d_model"), 1024),
+    Field("encoder_layers", "encoder.num_layers", 12),
+    Field("decoder_layers", "decoder.num_layers", 12),
+    Field("encoder_attention_heads", "encoder.num_heads", 16),
+    Field("decoder_attention_heads", "decoder.num_heads", 16),
+    Field("encoder_ffn_dim", "encoder.d_ff", 4096),
+    Field("decoder_ffn_dim", "decoder.d_ff", 4096),
+    Field("activation_function", _both("feed_forward"), "gelu", ACTIVATIONS),
+    Field("scale_embedding", _both("scale_embeddings"), False),
+    Field("dropout", _both("dropout_rate"), 0.1),
+    Field("tie_word_embeddings", "decoder.tie_embeddings", True),
+)
+
+
+def _fixed(**values) -> dict:
+    values |= {"norm": "layernorm", "norm_epsilon": 1e-5, "placement": "post", "use_bias": True}
+    return {f"{side}.{name}": value for side in ("encoder", "decoder") for name, value in values.items()} | {
+        "decoder.logit_bias": True
+    }
+
+
+_IGNORED = (r"^model\.(encoder|decoder)\.(embed_tokens\.weight|version)$", r"^lm_head\.weight$")
+_RENAMED = ((r"^(encoder|decoder|shared)\.", r"model.\1."),)
+
+BART = Family(
+    model_type="bart",
+    architectures={
+        "BartForConditionalGeneration": Architecture("seq2seq"), "BartModel": Architecture("seq2seq"),
+    },
+    fields=(Field("vocab_size", _both("vocab_size"), 50265), *_FIELDS),
+    fixed=_fixed(positions="learned", position_offset=2, embed_norm=True) | {"share_embeddings": True},
+    required={"normalize_before": False, "add_final_layer_norm": False, "normalize_embedding": True},
+    names=_NAMES,
+    head=("lm_head.weight", "model.shared.weight"),
+    renamed=_RENAMED,
+    ignored=_IGNORED,
+    optional=("final_logits_bias",),
+)  # fmt: skip
+
+MARIAN = Family(
+    model_type="marian",
+    architectures={"MarianMTModel": Architecture("seq2seq"), "MarianModel": Architecture("seq2seq")},
+    fields=(
+        Field("vocab_size", "encoder.vocab_size", 58101),
+        Field("decoder_vocab_size", "decoder.vocab_size", SameAs("vocab_size", 58101)),
+        Field("share_encoder_decoder_embeddings", "share_embeddings", True),
+        *_FIELDS,
+    ),
+    fixed=_fixed(positions="sinusoidal", sinusoid_layout="halves", embed_norm=False),
+    required={"normalize_before": False, "add_final_layer_norm": False, "normalize_embedding": False},
+    names=_NAMES,
+    head=("lm_head.weight", "model.shared.weight", "model.decoder.embed_tokens.weight"),
+    renamed=_RENAMED,
+    ignored=(*_IGNORED, r"^model\.(encoder|decoder)\.embed_positions\.weight$"),
+    optional=("final_logits_bias",),
+)

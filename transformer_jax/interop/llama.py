@@ -1,0 +1,75 @@
+"""Llama: Touvron et al. 2023, Llama Team 2024. Grouped queries, rotary positions in halves, gated feed-forward."""
+
+from transformer_jax.interop.family import Architecture, Family, Field
+
+_LAYER = "model.layers.{i}"
+_SCALED, _LLAMA3 = ("rope_scaling", ("linear", "llama3")), ("rope_scaling", ("llama3",))
+
+
+def _rope(name: str) -> tuple[str, str]:
+    """Where it stands since transformers 5, and where it stood before."""
+    return f"rope_scaling.{name}", f"rope_parameters.{name}"
+
+
+LLAMA = Family(
+    model_type="llama",
+    architectures={"LlamaForCausalLM": Architecture("gpt"), "LlamaModel": Architecture("gpt")},
+    fields=(
+        Field("vocab_size", "vocab_size", 32000),
+        Field("max_position_embeddings", "max_len", 2048),
+        Field("hidden_size", "d_model", 4096),
+        Field("num_hidden_layers", "num_layers", 32),
+        Field("num_attention_heads", "num_heads", 32),
+        Field("num_key_value_heads", "num_kv_heads", 0),
+        Field("head_dim", "head_dim", 0),
+        Field("intermediate_size", "d_ff", 11008),
+        Field(
+            "hidden_act",
+            "feed_forward",
+            "swiglu",
+            {
+                "silu": "swiglu",
+                "swish": "swiglu",
+                "gelu": "geglu",
+                "gelu_pytorch_tanh": "geglu_tanh",
+                "gelu_new": "geglu_tanh",
+            },
+        ),
+        Field("rms_norm_eps", "norm_epsilon", 1e-6),
+        Field("tie_word_embeddings", "tie_embeddings", False),
+        Field("attention_bias", "use_bias", False),
+        Field("mlp_bias", "use_bias", False),
+        Field(("rope_theta", "rope_parameters.rope_theta"), "rope_theta", 10000.0),
+        Field(
+            (*_rope("rope_type"), *_rope("type")),
+            "rope_scaling",
+            "none",
+            {"default": "none", "linear": "linear", "llama3": "llama3"},
+            when=_SCALED,
+        ),
+        Field(_rope("factor"), "rope_factor", 1.0, when=_SCALED),
+        Field(_rope("low_freq_factor"), "rope_low_freq_factor", 1.0, when=_LLAMA3),
+        Field(_rope("high_freq_factor"), "rope_high_freq_factor", 4.0, when=_LLAMA3),
+        Field(_rope("original_max_position_embeddings"), "rope_original_max_len", 8192, when=_LLAMA3),
+        Field("attention_dropout", "dropout_rate", 0.0),
+    ),  # fmt: skip
+    fixed={"norm": "rmsnorm", "positions": "rotary", "rope_layout": "halves", "placement": "pre"},
+    required={"partial_rotary_factor": 1.0, "rope_parameters.partial_rotary_factor": 1.0},
+    names={
+        "embed/tokens": "model.embed_tokens",
+        "embed/unembed": "lm_head",
+        "stack/norm": "model.norm",
+        "stack/block_{i}/attention_norm": f"{_LAYER}.input_layernorm",
+        "stack/block_{i}/attention/query": f"{_LAYER}.self_attn.q_proj",
+        "stack/block_{i}/attention/key": f"{_LAYER}.self_attn.k_proj",
+        "stack/block_{i}/attention/value": f"{_LAYER}.self_attn.v_proj",
+        "stack/block_{i}/attention/out": f"{_LAYER}.self_attn.o_proj",
+        "stack/block_{i}/feed_forward_norm": f"{_LAYER}.post_attention_layernorm",
+        "stack/block_{i}/feed_forward/gate": f"{_LAYER}.mlp.gate_proj",
+        "stack/block_{i}/feed_forward/up": f"{_LAYER}.mlp.up_proj",
+        "stack/block_{i}/feed_forward/down": f"{_LAYER}.mlp.down_proj",
+    },
+    head=("lm_head.weight", "model.embed_tokens.weight"),
+    renamed=((r"^(embed_tokens|layers|norm)\.", r"model.\1."),),
+    ignored=(r"rotary_emb\.inv_freq$", r"^lm_head\.weight$"),
+)
