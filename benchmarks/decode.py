@@ -29,6 +29,7 @@ import numpy as np  # noqa: E402
 from transformer_jax import sampling  # noqa: E402
 from transformer_jax.cache import make_cache  # noqa: E402
 from transformer_jax.config import TransformerConfig  # noqa: E402
+from transformer_jax.layers import num_input_axes  # noqa: E402
 from transformer_jax.models import GPT  # noqa: E402
 from transformer_jax.run import Run, step_function  # noqa: E402
 
@@ -44,7 +45,7 @@ def matrices(params) -> list[jax.Array]:
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         names = [key.key for key in path]
         if names[-1] == "kernel":
-            num_in = 2 if names[-2] == "out" else 1
+            num_in = num_input_axes(tuple(names), leaf.ndim)
             found.append(leaf.reshape(int(np.prod(leaf.shape[:num_in])), -1))
         elif names[-2:] == ["tokens", "embedding"]:
             found.append(leaf.T)

@@ -31,7 +31,7 @@ from train.step import Batch, eval_step, train_step
 from train.stop import Stopped, StopSignals
 from transformer_jax.checkpoint import Checkpoints, abstract
 from transformer_jax.config import RunError, UserError
-from transformer_jax.models import GPT
+from transformer_jax.models import GPT, describe_model
 from transformer_jax.tokenizers import tokenizer_from_dict
 
 EVAL_TOKENS = 8192  # targets in one evaluation batch, about: enough to be fast, few enough for their logits
@@ -116,7 +116,8 @@ def run(config: Any, workdir: str | Path) -> Path:
                     best_val_loss = val_loss if is_best else best_val_loss
                     log.val(step, val_loss, corpus.val_bytes_per_token)
                 if is_due(config.checkpoint.save_every) or is_best or asked_to_stop:
-                    _save(checkpoints, parallel.get(state), step, _meta(config, corpus, step, val_loss, best_val_loss))
+                    meta = _meta(config, model, corpus, step, val_loss, best_val_loss)
+                    _save(checkpoints, parallel.get(state), step, meta)
             checkpoints.wait()
             if step < num_steps:
                 log.say(f"stopped and saved at step {step}; the same command goes on from there")
@@ -243,12 +244,15 @@ def _restore(checkpoints: Checkpoints, step: int, state: TrainState, parallel: J
     return TrainState(params=restored["params"], **restored["state"])
 
 
-def _meta(config: Config, corpus: Corpus, step: int, val_loss: float | None, best_val_loss: float | None) -> dict:
+def _meta(
+    config: Config, model: Any, corpus: Corpus, step: int, val_loss: float | None, best_val_loss: float | None
+) -> dict:
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     return {
         "step": step,
         "val_loss": val_loss,
         "best_val_loss": best_val_loss,
+        "model": describe_model(model),
         "config": dataclasses.asdict(config),
         "tokenizer": corpus.tokenizer.to_dict(),
         "fingerprint": corpus.fingerprint,

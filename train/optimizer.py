@@ -12,6 +12,7 @@ import optax
 
 from train.config import OptimizerConfig
 from transformer_jax.config import choose
+from transformer_jax.layers import num_input_axes
 
 
 def _warmup_cosine(config, num_steps):
@@ -67,8 +68,7 @@ def muon_dimensions(params: Any) -> Any:
         names = _names(path)
         if names[-1] != "kernel" or "unembed" in names:
             return None
-        num_in = 2 if names[-2:] == ["out", "kernel"] else 1  # attention's output reads [N, H]
-        axes = tuple(range(leaf.ndim))
+        num_in, axes = num_input_axes(tuple(names), leaf.ndim), tuple(range(leaf.ndim))
         return optax.contrib.MuonDimensionNumbers(axes[:num_in], axes[num_in:])
 
     return jax.tree_util.tree_map_with_path(dimensions, params)

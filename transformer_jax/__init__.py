@@ -1,23 +1,26 @@
 """The Transformer family in JAX and Flax linen.
 
-    import transformer_jax as tj
-    run = tj.load("runs/a")
-    print(tj.generate(run, "The for statement", max_new_tokens=100))
+import transformer_jax as tj
+run = tj.load("runs/a")
+print(tj.generate(run, "The for statement", max_new_tokens=100))
 """
 
 import importlib
 
 from transformer_jax.config import RunError, TransformerConfig, UserError
 
-_IN_RUN = ("Run", "generate", "load", "logits")
+_HOMES = {
+    "generate": "generation",
+    **dict.fromkeys(("Run", "from_pretrained", "load", "logits", "save", "save_pretrained"), "run"),
+}
 
-__all__ = ["RunError", "TransformerConfig", "UserError", *_IN_RUN]
+__all__ = ["RunError", "TransformerConfig", "UserError", *_HOMES]
 
 
 def __getattr__(name: str):
     """What needs JAX is imported at its first use, so that a command answers a mistake at once (PEP 562)."""
-    if name in _IN_RUN:
-        return getattr(importlib.import_module("transformer_jax.run"), name)
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"transformer_jax.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'transformer_jax' has no attribute {name!r}")
 
 

@@ -5,7 +5,10 @@ import sys
 
 from transformer_jax.commands.cli import UsageError, report_errors
 
-COMMANDS = {"sample": "continue a prompt with a trained model"}
+COMMANDS = {
+    "sample": "continue a prompt with a trained model",
+    "convert": "Hugging Face folder to run directory, and back",
+}
 
 HELP = "\n".join(
     [

@@ -172,9 +172,7 @@ class T5Bias(nn.Module):
         config = self.config
         shape = (config.relative_buckets, config.num_heads)
         table = self.param("embedding", nn.initializers.normal(config.init_std), shape)
-        of_distance = functools.partial(
-            _t5_of_distance, max_distance=config.relative_max_distance, is_causal=is_causal
-        )
+        of_distance = functools.partial(_t5_of_distance, max_distance=config.relative_max_distance, is_causal=is_causal)
         return DistanceBias(table, of_distance)
 
 

@@ -1,8 +1,8 @@
-"""A trained run as plain data, and what can be done with it: functions, no methods."""
+"""A trained run as plain data: loaded, saved, and asked for logits. What it writes: generation.py."""
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +10,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transformer_jax import sampling
-from transformer_jax.cache import make_cache
 from transformer_jax.checkpoint import CheckpointError, Checkpoints, abstract
-from transformer_jax.config import TransformerConfig, UserError, from_dict
-from transformer_jax.models import GPT
+from transformer_jax.config import TransformerConfig, UserError
+from transformer_jax.interop.generation import read_rules
+from transformer_jax.interop.pretrained import read_folder, write_folder
+from transformer_jax.models import Seq2Seq, Seq2SeqConfig, describe_model, make_model, parameter_shapes
+from transformer_jax.sampling import Rules
+from transformer_jax.tokenizer_files import read_tokenizer
 from transformer_jax.tokenizers import Tokenizer, tokenizer_from_dict
-
-PROMPT_MULTIPLE = 16  # prompts are padded to multiples of it, so that few lengths are compiled
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
     """A model with everything that using it needs."""
 
-    model: GPT
+    model: Any  # one of models.MODELS
     params: Any
-    tokenizer: Tokenizer
-    config: TransformerConfig
+    tokenizer: Tokenizer | None
+    config: TransformerConfig | Seq2SeqConfig
     step: int = 0
+    rules: Rules = Rules()
+    origin: dict = dataclasses.field(default_factory=dict)  # config.json and generation_config.json, if it had any
 
 
 def load(run_dir: str | Path, checkpoint: str | int = "latest") -> Run:
@@ -44,20 +46,81 @@ def load(run_dir: str | Path, checkpoint: str | int = "latest") -> Run:
     checkpoints = Checkpoints(run_dir)
     step = checkpoints.find(checkpoint)
     meta = checkpoints.meta(step)
-    config = from_dict(TransformerConfig, meta["config"]["model"], "model.")
-    model = GPT(config)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    model = make_model(meta["model"])
+    shapes = with_types(parameter_shapes(model), meta.get("types", {}))
     params = checkpoints.restore(step, params=abstract(shapes))["params"]
-    return Run(model, params, tokenizer_from_dict(meta["tokenizer"]), config, step)
+    tokenizer = tokenizer_from_dict(meta["tokenizer"]) if meta["tokenizer"] else None
+    origin = meta.get("origin", {})
+    return Run(model, params, tokenizer, model.config, step, _rules(origin, model, tokenizer), origin)
+
+
+def from_pretrained(folder: str | Path) -> Run:
+    """A model from a Hugging Face folder (config.json, safetensors) or, by name, from the hub.
+
+    GPT-2, Llama, BERT, RoBERTa, T5, BART, Marian. Parameters keep the types of the files; all is computed in float32.
+
+    Raises:
+      UserError: no such folder; a model that is not known here; anything malformed, missing or that does not fit.
+    """
+    read = read_folder(folder)
+    generation = read.generation or read.config
+    ids = {name: generation.get(f"{name}_token_id") for name in ("pad", "bos", "eos")}
+    ids = {name: value[0] if isinstance(value, list) and value else value for name, value in ids.items()}
+    ids = {name: value for name, value in ids.items() if type(value) is int}
+    tokenizer = read_tokenizer(read.folder.has, read.folder.data, ids)
+    origin = {"config": read.config, "generation": read.generation}
+    return Run(read.model, read.params, tokenizer, read.model.config, 0, _rules(origin, read.model, tokenizer), origin)
+
+
+def save_pretrained(run: Run, folder: str | Path) -> None:
+    """Write a run as a Hugging Face folder, which must be new: what transformers and many others load.
+
+    Raises:
+      UserError: no family that is known here has such a model (the message says what is in the way), or the folder
+        cannot be made.
+    """
+    files = getattr(run.tokenizer, "files", {})
+    write_folder(folder, run.model, run.params, run.origin.get("config", {}), run.origin.get("generation", {}), files)
+
+
+def save(run: Run, run_dir: str | Path) -> None:
+    """Write a run as a run directory, which must be new: what `load` and the commands want."""
+    checkpoints = Checkpoints(run_dir)
+    if checkpoints.steps():
+        raise UserError(f"{run_dir}: there is a run already. Give a new directory.")
+    leaves = jax.tree_util.tree_leaves_with_path(run.params)
+    meta = {
+        "step": run.step, "val_loss": None, "model": describe_model(run.model), "origin": run.origin,
+        "types": {jax.tree_util.keystr(path): str(leaf.dtype) for path, leaf in leaves if leaf.dtype != "float32"},
+        "tokenizer": run.tokenizer.to_dict() if run.tokenizer else None,
+    }  # fmt: skip
+    checkpoints.save(run.step, run.params, meta)
+    checkpoints.wait()
+
+
+def with_types(shapes: Any, types: dict[str, str]) -> Any:
+    """Shapes of parameters, with the types of those that are not float32, by path."""
+
+    def typed(path, leaf):
+        return jax.ShapeDtypeStruct(leaf.shape, types.get(jax.tree_util.keystr(path), leaf.dtype))
+
+    return jax.tree_util.tree_map_with_path(typed, shapes)
+
+
+def _rules(origin: dict, model: Any, tokenizer: Tokenizer | None) -> Rules:
+    if origin:
+        decoder = getattr(model.config, "decoder", model.config)
+        return read_rules(origin["config"], origin["generation"], decoder.vocab_size)
+    return Rules((tokenizer.eos_id,), tokenizer.pad_id, tokenizer.bos_id)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _logits(model: GPT, params: Any, tokens: jax.Array, is_token: jax.Array | None) -> jax.Array:
-    return model.apply({"params": params}, tokens, is_token)
+def _apply(model: Any, params: Any, args: tuple, kwargs: dict) -> jax.Array:
+    return model.apply({"params": params}, *args, **kwargs)
 
 
 @functools.cache  # one function object for a model: jit tells functions apart by identity, and would compile again
-def _extend(model: GPT) -> Callable:
+def _extend(model: Any) -> Callable:
     return lambda params, *args: model.apply({"params": params}, *args, last_only=True, method="extend")
 
 
@@ -66,99 +129,54 @@ def step_function(run: Run) -> jax.tree_util.Partial:
     return jax.tree_util.Partial(_extend(run.model), run.params)
 
 
-def logits(run: Run, tokens: Any, is_token: Any = None) -> jax.Array:
-    """Logits of the next token at every place.
+def logits(
+    run: Run, tokens: Any, is_token: Any = None, target: Any = None, *, target_is_token: Any = None,
+    token_types: Any = None,
+) -> jax.Array:  # fmt: skip
+    """What the model answers before anything is chosen.
 
     Args:
-      tokens: [B, T] ints, T at most the context; is_token: [B, T] bool, False for padding; None: no padding.
+      tokens: [B, T] ints, T at most the context: the text, or the source of a Seq2Seq.
+      is_token: [B, T] bool, False for padding; None: no padding.
+      target: Seq2Seq: [B, U] ints, the target shifted: it begins with the token that starts one.
+      target_is_token: [B, U] bool; token_types: [B, T] ints, for an encoder that has them.
     Returns:
-      [B, T, V] float32.
+      float32: [B, T, V] (GPT, masked LM; [B, U, V] for a Seq2Seq), [B, T, tags], or [B, classes].
     Raises:
       UserError: shapes that do not fit, ids outside the vocabulary, more tokens than the context.
     """
+    is_seq2seq = isinstance(run.model, Seq2Seq)
+    if is_seq2seq != (target is not None):
+        rule = "needs target, the tokens of the decoder" if is_seq2seq else "has no decoder, so no target"
+        raise UserError(f"target: a {type(run.model).__name__} {rule}.")
+    sides = (run.config.encoder, run.config.decoder) if is_seq2seq else (run.config,)
+    inputs = [_check_ids("tokens", tokens, sides[0].vocab_size)]
+    masks = [_check_mask("is_token", is_token, inputs[0])]
+    if is_seq2seq:
+        inputs.append(_check_ids("target", target, sides[1].vocab_size))
+        masks.append(_check_mask("target_is_token", target_is_token, inputs[1]))
+    kwargs = {}
+    if token_types is not None:
+        kwargs["token_types"] = _check_ids("token_types", token_types, max(1, sides[0].num_token_types))
+    return _apply(run.model, run.params, (*inputs, *masks), kwargs)
+
+
+def _check_ids(name: str, tokens: Any, vocab_size: int) -> jax.Array:
     tokens = np.asarray(tokens)
     if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
-        raise UserError(f"tokens: must be integers [B, T], not {tokens.dtype} {list(tokens.shape)}.")
-    if is_token is not None and np.shape(is_token) != tokens.shape:
-        raise UserError(f"is_token: must be of shape {list(tokens.shape)}, as tokens, not {list(np.shape(is_token))}.")
-    if tokens.size and not (0 <= tokens.min() and tokens.max() < run.config.vocab_size):
-        top = run.config.vocab_size - 1
-        raise UserError(f"tokens: ids must lie between 0 and {top}, not between {tokens.min()} and {tokens.max()}.")
-    is_token = None if is_token is None else jnp.asarray(is_token, bool)
-    return _logits(run.model, run.params, jnp.asarray(tokens, jnp.int32), is_token)
-
-
-def generate(
-    run: Run,
-    prompt: str | Sequence[str],
-    *,
-    max_new_tokens: int = 200,
-    method: str = "sample",
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    seed: int = 0,
-    num_samples: int = 1,
-) -> str | list[str]:
-    """Continue one prompt or several, which may differ in length.
-
-    A text may outgrow the model's context: whenever the context is full, its last half is kept and read again, so
-    that later tokens are chosen from half a context or more. The longest row says when.
-
-    Args:
-      max_new_tokens: tokens to add; fewer where the model ends the text.
-      method: "sample" or "greedy"; temperature, top_k (0: all) and top_p (1: all) shape "sample".
-      seed: the same seed gives the same texts; sample i of a prompt is the same however many are asked for.
-      num_samples: continuations of each prompt.
-    Returns:
-      The prompt with its continuation. A list, prompt by prompt, for several prompts or samples.
-    Raises:
-      UserError: an empty prompt, one longer than the context, or a number out of range.
-    """
-    sampler = sampling.Sampler(method, temperature, top_k, top_p)
-    for name, value in (("max_new_tokens", max_new_tokens), ("num_samples", num_samples)):
-        if value < 1:
-            raise UserError(f"{name}={value}: must be at least 1.")
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    rows = [row for text in prompts for row in [_encode_prompt(run, text)] * num_samples]
-    sample_index = jnp.tile(jnp.arange(num_samples), len(prompts))
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), sample_index)
-    texts = [run.tokenizer.decode(row) for row in _continue(run, rows, keys, sampler, max_new_tokens)]
-    return texts[0] if isinstance(prompt, str) and num_samples == 1 else texts
-
-
-def _encode_prompt(run: Run, text: str) -> np.ndarray:
-    tokens = run.tokenizer.encode(text)
-    if not len(tokens):
-        raise UserError("prompt='': must have at least one character; a new line will do.")
-    if len(tokens) > run.config.max_len:
+        raise UserError(f"{name}: must be integers [B, T], not {tokens.dtype} {list(tokens.shape)}.")
+    if tokens.size and not (0 <= tokens.min() and tokens.max() < vocab_size):
         raise UserError(
-            f"prompt: {len(tokens)} tokens, and the model's context is {run.config.max_len}. "
-            f"Give at most {run.config.max_len} tokens, say the end of the text."
+            f"{name}: ids must lie between 0 and {vocab_size - 1}, not between {tokens.min()} and {tokens.max()}."
         )
-    return tokens
+    return jnp.asarray(tokens, jnp.int32)
 
 
-def _continue(run: Run, rows: list[np.ndarray], keys: jax.Array, sampler: Any, num_new: int) -> list[np.ndarray]:
-    """The rows with up to `num_new` tokens more, in pieces that fit the context."""
-    context, eos_id, pad_id = run.config.max_len, run.tokenizer.eos_id, run.tokenizer.pad_id
-    multiple = min(PROMPT_MULTIPLE, max(1, context // 8))
-    room = min(-(-max(map(len, rows)) // multiple) * multiple, context)
-    # A piece needs room - 1 + piece slots: the last token chosen is not read.
-    piece = min(num_new, context - room + 1)
-    done, is_done = 0, np.zeros(len(rows), bool)
-    while done < num_new and not is_done.all():
-        lengths = np.array([[min(len(row), room)] for row in rows])
-        is_token = np.arange(room) >= room - lengths
-        tokens = np.full((len(rows), room), pad_id, np.int32)
-        tokens[is_token] = np.concatenate([row[-room:] for row in rows])
-        new = sampling.generate(
-            step_function(run), make_cache(run.config, len(rows), room + piece - 1), tokens, is_token, keys, done,
-            max_new_tokens=piece, sampler=sampler, eos_id=eos_id, pad_id=pad_id,
-        )  # fmt: skip
-        new = np.asarray(new)[:, : num_new - done]
-        rows = [row if is_done[i] else np.concatenate([row, new[i]]) for i, row in enumerate(rows)]
-        is_done |= (new == eos_id).any(axis=1)
-        done += piece
-        room, piece = max(context // 2, 1), context - max(context // 2, 1) + 1
-    return rows
+def _check_mask(name: str, is_token: Any, tokens: jax.Array) -> jax.Array | None:
+    if is_token is None:
+        return None
+    if np.shape(is_token) != tokens.shape:
+        raise UserError(
+            f"{name}: must be of shape {list(tokens.shape)}, as its tokens, not {list(np.shape(is_token))}."
+        )
+    return jnp.asarray(is_token, bool)

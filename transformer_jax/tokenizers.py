@@ -75,7 +75,7 @@ class CharTokenizer(Tokenizer):
         """Token ids, int32 [T], one per character. Raises UserError for a character that has none."""
         ids = self._id_of_code[_code_points(text)]
         if (unknown := np.flatnonzero(ids < 0)).size:
-            raise _no_id(self.kind, text, unknown[0], "byte or bpe")
+            raise no_id(self.kind, text, unknown[0], "byte or bpe")
         return ids
 
     def _decode(self, ids: np.ndarray) -> str:
@@ -176,7 +176,10 @@ def tokenizer_from_dict(values: Any) -> Tokenizer:
     kind, learned = (values.get("kind"), values.get("learned")) if isinstance(values, dict) else (None, None)
     if not isinstance(learned, list) or not all(isinstance(item, str) for item in [kind, *learned]):
         raise _malformed("a string 'kind' and a list of strings 'learned'")
-    return choose(TOKENIZERS, kind, "tokenizer.kind")(tuple(learned))
+    from transformer_jax.tokenizer_files import FILE_TOKENIZERS  # here: it builds on this file
+
+    known = TOKENIZERS | {name: cls for name, (cls, _) in FILE_TOKENIZERS.items()}
+    return choose(known, kind, "tokenizer.kind")(tuple(learned))
 
 
 def _code_points(text: str) -> np.ndarray:
@@ -186,11 +189,12 @@ def _code_points(text: str) -> np.ndarray:
 def _pieces(text: str) -> list[str]:
     """`text` cut where a word ends before a space or newline: GPT-2's pattern never joins the two."""
     if lone_surrogate := re.search(r"[\ud800-\udfff]", text):
-        raise _no_id("bpe", text, lone_surrogate.start(), "byte")
+        raise no_id("bpe", text, lone_surrogate.start(), "byte")
     return re.findall(rf"(?s).{{{PIECE_CHARS},}}?\S(?=[ \n])|.+", text) or [""]
 
 
-def _no_id(kind: str, text: str, i: int, instead: str) -> UserError:
+def no_id(kind: str, text: str, i: int, instead: str) -> UserError:
+    """The error for a character at `i` that has no id."""
     line, column = text.count("\n", 0, i) + 1, i - text.rfind("\n", 0, i)
     character = f"{text[i]!r} (U+{ord(text[i]):04X}) at position {i} (line {line}, column {column})"
     return UserError(f"tokenizer.kind={kind!r}: no id for {character}. Take tokenizer.kind={instead}, or remove it.")

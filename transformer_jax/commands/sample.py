@@ -46,10 +46,10 @@ def main(argv: list[str]) -> None:
     prompt = _prompt()
 
     startup.prepare()
-    from transformer_jax import run as runs  # here, so that a mistake above is answered before JAX is loaded
+    import transformer_jax as tj  # its functions load JAX, so that a mistake above is answered before
 
-    run = runs.load(_RUN_DIR.value, _CHECKPOINT.value)
-    texts = runs.generate(
+    run = tj.load(_RUN_DIR.value, _CHECKPOINT.value)
+    texts = tj.generate(
         run, [prompt], max_new_tokens=_MAX_NEW_TOKENS.value, method=_METHOD.value, temperature=_TEMPERATURE.value,
         top_k=_TOP_K.value, top_p=_TOP_P.value, seed=_SEED.value, num_samples=_NUM_SAMPLES.value,
     )  # fmt: skip

@@ -161,38 +161,37 @@ def write_folder(
 
 def _describe(model: Any, config: dict) -> tuple[Family, Architecture, dict]:
     """The family that can say what the model is, and how it says it."""
-    described = describe_model(model)
-    reasons = []
+    described, reasons = describe_model(model), []
     for family in [FAMILIES[config["model_type"]]] if config else FAMILIES.values():
         candidates = {name: a for name, a in family.architectures.items() if a.kind == described["kind"]}
         if not candidates:
             continue
-        named = (config.get("architectures") or [next(iter(candidates))])[0]
-        name = named if named in candidates else next(iter(candidates))
         try:
-            written = write_config(family, described["config"], config)
-            again = make_model(
-                {"kind": described["kind"], "config": read_config(family, written), **_settings(described)}
-            )
+            written = _say(family, described, config)
         except UserError as error:
             reasons.append(str(error))
             continue
-        if differing := _differing(model.config, again.config):
-            reasons.append(f"{family.model_type} has no {', '.join(differing)}")
-            continue
-        if named != name or not config:
-            written["architectures"] = [name]
-        if candidates[name].labels and len(written.get("id2label") or ()) != described[candidates[name].labels]:
-            number = described[candidates[name].labels]
+        named = (config.get("architectures") or [None])[0]
+        name = named if named in candidates else next(iter(candidates))
+        written["architectures"] = [name]
+        number = described.get(candidates[name].labels, 0)
+        if number and len(written.get("id2label") or {}) != number:
             written["id2label"] = {str(i): f"LABEL_{i}" for i in range(number)}
             written["label2id"] = {f"LABEL_{i}": i for i in range(number)}
         return family, candidates[name], written
-    why = "; ".join(reasons) or f"none has a {described['kind']}"
-    raise PretrainedError(f"no Hugging Face family that is known here has such a model: {why}.")
+    why = " ".join(reasons) or f"None has a {described['kind']}."
+    raise PretrainedError(f"no Hugging Face family that is known here has such a model. {why}")
 
 
-def _settings(described: dict) -> dict:
-    return {name: value for name, value in described.items() if name not in ("kind", "config")}
+def _say(family: Family, described: dict, config: dict) -> dict:
+    """config.json for the model: the one that it came with, if that still says what it is."""
+    ours = make_model(described).config
+    candidates = ([dict(config)] if config else []) + [write_config(family, described["config"], config)]
+    for written in candidates:
+        differing = _differing(ours, make_model(described | {"config": read_config(family, written)}).config)
+        if not differing:
+            return written
+    raise PretrainedError(f"{family.model_type} has no {', '.join(differing)}.")
 
 
 def _differing(ours: Any, again: Any, path: str = "") -> list[str]:

@@ -61,7 +61,31 @@ class Sampler:
         return METHODS[self.method](logits, keys, self).astype(jnp.int32)
 
 
-@functools.partial(jax.jit, static_argnames=("max_new_tokens", "sampler", "eos_id", "pad_id"))
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """What a model itself says of the tokens that it writes: generation_config.json, for pre-trained ones."""
+
+    eos_ids: tuple[int, ...] = ()  # each ends a row
+    pad_id: int = 0
+    start_id: int = -1  # Seq2Seq: the token before the first one of a target; -1: none
+    first_id: int = -1  # the first new token is this one; -1: any
+    last_id: int = -1  # and the last one that there is room for
+    never: tuple[int, ...] = ()  # no new token is one of these
+    never_first: tuple[int, ...] = ()  # and the first one none of these
+
+    def __call__(self, logits: jax.Array, index: jax.Array, is_last: jax.Array) -> jax.Array:
+        """Logits [B, V] of new token number `index`, with what may not come ruled out."""
+        if self.never:
+            logits = transforms.rule_out(logits, self.never)
+        if self.never_first:
+            logits = jnp.where(index == 0, transforms.rule_out(logits, self.never_first), logits)
+        for token, is_now in ((self.first_id, index == 0), (self.last_id, is_last)):
+            if token >= 0:
+                logits = jnp.where(is_now, transforms.only(logits, token), logits)
+        return logits
+
+
+@functools.partial(jax.jit, static_argnames=("max_new_tokens", "sampler", "eos_id", "pad_id", "rules"))
 def generate(
     step: Callable,
     cache: Any,
@@ -72,8 +96,9 @@ def generate(
     *,
     max_new_tokens: int,
     sampler: Sampler,
-    eos_id: int,
+    eos_id: int | tuple[int, ...],
     pad_id: int,
+    rules: Rules = Rules(),
 ) -> jax.Array:
     """Read the prompts, then choose up to `max_new_tokens` tokens for each row.
 
@@ -82,7 +107,9 @@ def generate(
       tokens, is_token: prompts [B, T], padded on either side, at least one token in each row.
       keys: [B] PRNG keys. Token i of a row is drawn with fold_in(key of the row, first_index + i), so that
         neither the other rows nor a split into several calls change it.
-      eos_id: ends a row: after it there is only `pad_id`. The loop stops when every row has ended.
+      eos_id: ends a row (or each of several does): after it there is only `pad_id`. The loop stops when every row
+        has ended.
+      rules: what may come when.
     Returns:
       int32 [B, max_new_tokens].
     """
@@ -91,7 +118,11 @@ def generate(
 
     def choose_token(logits, is_done, i):
         fold = functools.partial(jax.random.fold_in, data=first_index + i)
+        logits = rules(logits, first_index + i, i == max_new_tokens - 1)
         return jnp.where(is_done, pad_id, sampler(logits, jax.vmap(fold)(keys)))
+
+    def ends(token):
+        return jnp.isin(token, jnp.array(eos_id, jnp.int32))
 
     def go_on(carry):
         i, _, is_done, _, _ = carry
@@ -101,10 +132,10 @@ def generate(
         i, token, is_done, out, cache = carry
         logits, cache = step(token[:, None], ~is_done[:, None], cache)
         token = choose_token(logits, is_done, i)
-        return i + 1, token, is_done | (token == eos_id), out.at[:, i].set(token), cache
+        return i + 1, token, is_done | ends(token), out.at[:, i].set(token), cache
 
     logits, cache = step(tokens, is_token, cache)
     token = choose_token(logits, jnp.zeros(len(tokens), bool), 0)
     out = jnp.full((len(tokens), max_new_tokens), pad_id, jnp.int32).at[:, 0].set(token)
-    carry = (1, token, token == eos_id, out, cache)
+    carry = (1, token, ends(token), out, cache)
     return jax.lax.while_loop(go_on, one_token, carry)[3]

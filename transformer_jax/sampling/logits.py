@@ -14,6 +14,16 @@ def temperature(logits: jax.Array, value: float | jax.Array) -> jax.Array:
     return logits / value
 
 
+def rule_out(logits: jax.Array, tokens: tuple[int, ...]) -> jax.Array:
+    """None of `tokens` may come."""
+    return logits.at[:, jnp.array(tokens, jnp.int32)].set(_RULED_OUT)
+
+
+def only(logits: jax.Array, token: int) -> jax.Array:
+    """Nothing but `token` may come."""
+    return jnp.where(jnp.arange(logits.shape[-1]) == token, 0.0, _RULED_OUT)
+
+
 def top_k(logits: jax.Array, k: int) -> jax.Array:
     """Keep the k most likely tokens of each row (exactly k: ties go to the smaller id). Fan et al. 2018."""
     _, kept_ids = jax.lax.top_k(logits, min(k, logits.shape[-1]))

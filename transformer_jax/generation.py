@@ -1,0 +1,128 @@
+"""What a run writes: continuations of prompts, and targets of sources."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from transformer_jax import sampling
+from transformer_jax.cache import make_cache
+from transformer_jax.config import UserError
+from transformer_jax.models import GPT, Seq2Seq
+from transformer_jax.run import Run, step_function
+
+PROMPT_MULTIPLE = 16  # prompts are padded to multiples of it, so that few lengths are compiled
+
+
+def generate(
+    run: Run,
+    prompt: str | Sequence[str],
+    *,
+    max_new_tokens: int = 200,
+    method: str = "sample",
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    num_samples: int = 1,
+) -> str | list[str]:
+    """Continue one prompt or several, which may differ in length; a Seq2Seq writes the target of each.
+
+    A text may outgrow the model's context: whenever the context is full, its last half is kept and read again, so
+    that later tokens are chosen from half a context or more. The longest row says when.
+
+    Args:
+      max_new_tokens: tokens to add; fewer where the model ends the text.
+      method: "sample" or "greedy"; temperature, top_k (0: all) and top_p (1: all) shape "sample".
+      seed: the same seed gives the same texts; sample i of a prompt is the same however many are asked for.
+      num_samples: continuations of each prompt.
+    Returns:
+      The prompt with its continuation, or the target alone, as long as the decoder's context at most. A list, prompt
+      by prompt, for several prompts or samples.
+    Raises:
+      UserError: an empty prompt, one longer than the context, or a number out of range.
+    """
+    sampler = sampling.Sampler(method, temperature, top_k, top_p)
+    if not isinstance(run.model, GPT | Seq2Seq):
+        raise UserError(f"a {type(run.model).__name__} writes no text. Ask it with logits.")
+    if run.tokenizer is None:
+        raise UserError("this model came without a tokenizer that is known here. Give tokens to logits.")
+    for name, value in (("max_new_tokens", max_new_tokens), ("num_samples", num_samples)):
+        if value < 1:
+            raise UserError(f"{name}={value}: must be at least 1.")
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    rows = [row for text in prompts for row in [_encode_prompt(run, text)] * num_samples]
+    sample_index = jnp.tile(jnp.arange(num_samples), len(prompts))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), sample_index)
+    go_on = _translate if isinstance(run.model, Seq2Seq) else _continue
+    texts = [run.tokenizer.decode(row) for row in go_on(run, rows, keys, sampler, max_new_tokens)]
+    return texts[0] if isinstance(prompt, str) and num_samples == 1 else texts
+
+
+def _encode_prompt(run: Run, text: str) -> np.ndarray:
+    tokens, context = run.tokenizer.encode(text), getattr(run.config, "encoder", run.config).max_len
+    if not len(tokens):
+        raise UserError("prompt='': must have at least one character; a new line will do.")
+    if len(tokens) > context:
+        raise UserError(
+            f"prompt: {len(tokens)} tokens, and the model's context is {context}. "
+            f"Give at most {context} tokens, say the end of the text."
+        )
+    return tokens
+
+
+def _continue(run: Run, rows: list[np.ndarray], keys: jax.Array, sampler: Any, num_new: int) -> list[np.ndarray]:
+    """The rows with up to `num_new` tokens more, in pieces that fit the context."""
+    context, pad_id = run.config.max_len, run.rules.pad_id
+    room = _room(rows, context)
+    # A piece needs room - 1 + piece slots: the last token chosen is not read.
+    piece = min(num_new, context - room + 1)
+    done, is_done = 0, np.zeros(len(rows), bool)
+    while done < num_new and not is_done.all():
+        tokens, is_token = _batch(rows, room, pad_id)
+        new = sampling.generate(
+            step_function(run), make_cache(run.config, len(rows), room + piece - 1), tokens, is_token, keys, done,
+            max_new_tokens=piece, sampler=sampler, eos_id=run.rules.eos_ids, pad_id=pad_id,
+            rules=dataclasses.replace(run.rules, last_id=-1),  # a text that goes on has no last token
+        )  # fmt: skip
+        new = np.asarray(new)[:, : num_new - done]
+        rows = [row if is_done[i] else np.concatenate([row, new[i]]) for i, row in enumerate(rows)]
+        is_done |= np.isin(new, run.rules.eos_ids).any(axis=1)
+        done += piece
+        room, piece = max(context // 2, 1), context - max(context // 2, 1) + 1
+    return rows
+
+
+def _room(rows: list[np.ndarray], context: int) -> int:
+    multiple = min(PROMPT_MULTIPLE, max(1, context // 8))
+    return min(-(-max(map(len, rows)) // multiple) * multiple, context)
+
+
+def _batch(rows: list[np.ndarray], room: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """The last `room` tokens of each row, and where they are, with padding on the left."""
+    lengths = np.array([[min(len(row), room)] for row in rows])
+    is_token = np.arange(room) >= room - lengths
+    tokens = np.full((len(rows), room), pad_id, np.int32)
+    tokens[is_token] = np.concatenate([row[-room:] for row in rows])
+    return tokens, is_token
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _start(model: Seq2Seq, params: Any, source: jax.Array, is_token: jax.Array, capacity: int) -> Any:
+    return model.apply({"params": params}, source, is_token, capacity, method="start")
+
+
+def _translate(run: Run, sources: list[np.ndarray], keys: jax.Array, sampler: Any, num_new: int) -> list[np.ndarray]:
+    """The target of each source."""
+    num_new = min(num_new, run.config.decoder.max_len)
+    source, is_token = _batch(sources, _room(sources, run.config.encoder.max_len), run.rules.pad_id)
+    first = np.full((len(sources), 1), run.rules.start_id, np.int32)
+    new = sampling.generate(
+        step_function(run), _start(run.model, run.params, source, is_token, num_new), first, first >= 0, keys,
+        max_new_tokens=num_new, sampler=sampler, eos_id=run.rules.eos_ids, pad_id=run.rules.pad_id, rules=run.rules,
+    )  # fmt: skip
+    return list(np.asarray(new))
