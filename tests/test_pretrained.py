@@ -11,8 +11,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import transformer_jax as tj
+from transformer_jax.cache import make_cache
 from transformer_jax.interop.files import PretrainedError
 from transformer_jax.models import GPT, Encoder, MaskedLM, TokenTagger
+from transformer_jax.run import step_function
+from transformer_jax.sampling import Sampler, generate
 
 FIXTURES = Path(__file__).parent / "fixtures"
 FOLDERS = [
@@ -98,3 +101,179 @@ def test_texts_become_the_ids_and_ids_the_texts_of_the_reference_library(folder)
     for entry in json.loads(texts.read_text()):
         assert tokenizer.encode(entry["text"], allow_special=True).tolist() == entry["ids"], entry
         assert tokenizer.decode(entry["ids"]) == entry["decoded"]
+
+
+@pytest.mark.parametrize("folder", WRITERS)
+def test_greedy_tokens_are_those_of_the_reference_library(folder):
+    run, given = tj.from_pretrained(FIXTURES / folder), expected(folder)
+    num_new = given["greedy"].shape[1]
+    if "source" in given:
+        start = jax.jit(lambda p, *args: run.model.apply({"params": p}, *args, capacity=num_new, method="start"))
+        cache = start(run.params, given["source"], given["source_is_token"])
+        tokens = np.full((len(given["source"]), 1), run.rules.start_id, np.int32)
+        is_token = np.ones_like(tokens, bool)
+    else:
+        tokens, is_token = given["tokens"], given["is_token"]
+        cache = make_cache(run.config, len(tokens), tokens.shape[1] + num_new)
+    new = generate(
+        step_function(run), cache, tokens, is_token, jax.random.split(jax.random.key(0), len(tokens)),
+        max_new_tokens=num_new, sampler=Sampler("greedy"), eos_id=run.rules.eos_ids, pad_id=run.rules.pad_id,
+        rules=run.rules,
+    )  # fmt: skip
+    np.testing.assert_array_equal(new, given["greedy"])
+
+
+def test_a_text_goes_in_and_a_text_comes_out():
+    gpt2 = tj.from_pretrained(FIXTURES / "gpt2")
+    texts = tj.generate(gpt2, ["the cat", "a"], max_new_tokens=5, method="greedy")
+    assert [text.startswith(prompt) for text, prompt in zip(texts, ("the cat", "a"), strict=True)] == [True, True]
+    assert texts[1] == tj.generate(gpt2, "a", max_new_tokens=5, method="greedy")
+    for folder in ("t5", "marian", "bart"):
+        run = tj.from_pretrained(FIXTURES / folder)
+        one, two = tj.generate(run, ["The cat sat.", "this text"], max_new_tokens=7, method="greedy")
+        assert isinstance(one, str) and two == tj.generate(run, "this text", max_new_tokens=7, method="greedy")
+    with pytest.raises(tj.UserError, match="MaskedLM writes no text"):
+        tj.generate(tj.from_pretrained(FIXTURES / "bert"), "the cat")
+
+
+# What a user can do wrong
+
+
+def test_every_tensor_that_does_not_fit_is_named_in_one_error(tmp_path):
+    folder = copy("gpt2", tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["transformer.h.1.ln_2.bias"], tensors["transformer.wpe.weight"]
+    tensors["transformer.h.7.ln_2.bias"] = np.zeros(3, np.float32)
+    tensors["transformer.ln_f.weight"] = np.zeros(19, np.float32)
+    tensors["transformer.ln_f.bias"] = np.zeros(20, np.int32)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(PretrainedError) as error:
+        tj.from_pretrained(folder)
+    for said in (
+        "transformer.h.1.ln_2.bias is missing", "transformer.wpe.weight is missing",
+        "transformer.h.7.ln_2.bias is unknown", "transformer.ln_f.weight has shape [19] and not [20]",
+        "transformer.ln_f.bias is of type I32",
+    ):  # fmt: skip
+        assert said in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"model_type": "mamba"}, "model_type='mamba'.*gpt2, llama, bert, roberta, t5, bart, marian"),
+        ({"model_type": None}, "model_type=None"),
+        ({"architectures": ["GPT2ForTokenClassification"]}, "architectures.*GPT2LMHeadModel"),
+        ({"architectures": [7]}, "architectures"),
+        ({"n_layer": "two"}, "n_layer='two' must be a int"),
+        ({"n_layer": -1}, "n_layer=-1"),
+        ({"n_layer": 10**9}, "1000000000 layers"),
+        ({"n_layer": True}, "n_layer=True"),
+        ({"n_head": 3}, "model.d_model=20"),
+        ({"n_embd": 10**30}, "n_embd"),
+        ({"layer_norm_epsilon": float("nan")}, "layer_norm_epsilon=nan"),
+        ({"activation_function": "mish"}, "activation_function='mish'.*gelu_new"),
+        ({"activation_function": ["gelu"]}, "activation_function"),
+        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
+        ({"vocab_size": 102}, r"transformer.wte.weight has shape \[101, 20\] and not \[102, 20\]"),
+    ],
+)
+def test_a_config_that_will_not_do_is_told_in_a_line(values, message, tmp_path):
+    folder = copy("gpt2", tmp_path)
+    change(folder, **values)
+    with pytest.raises(tj.UserError, match=message) as error:
+        tj.from_pretrained(folder)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_pickled_weights_are_refused_with_the_way_to_convert_them(tmp_path):
+    folder = copy("gpt2", tmp_path)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(PretrainedError, match="pytorch_model.bin, a pickle.*save_pretrained"):
+        tj.from_pretrained(folder)
+    (folder / "pytorch_model.bin").unlink()
+    with pytest.raises(PretrainedError, match="neither model.safetensors nor"):
+        tj.from_pretrained(folder)
+    with pytest.raises(PretrainedError, match="no such folder"):
+        tj.from_pretrained(tmp_path / "nowhere")
+
+
+def test_nothing_is_written_over(tmp_path):
+    run = tj.from_pretrained(FIXTURES / "gpt2")
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(PretrainedError, match="there is something already"):
+        tj.save_pretrained(run, tmp_path)
+    tj.save(run, tmp_path / "run")
+    with pytest.raises(tj.UserError, match="there is a run already"):
+        tj.save(run, tmp_path / "run")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.txt", "run"]
+
+
+# Models of our own, and what others have
+
+
+def own_run(config, model=GPT):
+    model = model(config)
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    return tj.Run(model, params, None, config)
+
+
+LLAMA_LIKE = dict(
+    norm="rmsnorm", positions="rotary", feed_forward="swiglu", use_bias=False, rope_scaling="llama3", rope_factor=4.0,
+    rope_original_max_len=16, num_kv_heads=1, d_ff=37,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", [{"feed_forward": "gelu_tanh"}, LLAMA_LIKE, {"tie_embeddings": False}])
+def test_a_model_of_ones_own_is_saved_as_the_family_that_it_is_of(changes, tmp_path):
+    run = own_run(tj.TransformerConfig(**dict(vocab_size=23, max_len=19, num_layers=2, d_model=20, num_heads=2) | changes))
+    tj.save_pretrained(run, tmp_path / "folder")
+    again = tj.from_pretrained(tmp_path / "folder")
+    tokens = np.random.default_rng(0).integers(0, 23, (3, 7))
+    np.testing.assert_array_equal(tj.logits(again, tokens), tj.logits(run, tokens))
+
+
+def test_a_model_that_no_family_has_is_told_why(tmp_path):
+    run = own_run(tj.TransformerConfig(vocab_size=23, num_layers=1, window=5, positions="alibi"))
+    with pytest.raises(PretrainedError, match=r"gpt2 has 'learned' only.*llama has 'rmsnorm' only"):
+        tj.save_pretrained(run, tmp_path / "folder")
+    run = own_run(tj.TransformerConfig(vocab_size=23, num_layers=1, window=5))
+    with pytest.raises(PretrainedError, match="gpt2 has no window=5"):
+        tj.save_pretrained(run, tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+
+
+@pytest.mark.parametrize("folder, model", [("bert", MaskedLM), ("gpt2", GPT)])
+def test_several_files_hold_what_one_would(folder, model, tmp_path, monkeypatch):
+    from transformer_jax.interop import pretrained
+
+    monkeypatch.setattr(pretrained, "SHARD_BYTES", 5000)
+    run = tj.from_pretrained(FIXTURES / folder)
+    tj.save_pretrained(run, tmp_path / "folder")
+    assert len(list((tmp_path / "folder").glob("model-*-of-*.safetensors"))) > 3
+    again = tj.from_pretrained(tmp_path / "folder")
+    assert isinstance(again.model, model)
+    jax.tree.map(np.testing.assert_array_equal, again.params, run.params)
+
+
+def test_a_folder_without_a_head_is_the_encoder_itself(tmp_path):
+    folder = copy("bert", tmp_path)
+    body = {name.removeprefix("bert."): tensor for name, tensor in load_file(folder / "model.safetensors").items()
+            if name.startswith("bert.")}  # fmt: skip
+    save_file(body, folder / "model.safetensors")
+    change(folder, architectures=["BertModel"])
+    run, given = tj.from_pretrained(folder), expected("bert")
+    assert isinstance(run.model, Encoder)
+    hidden = tj.logits(run, given["tokens"], given["is_token"], token_types=given["token_types"])
+    assert_as_the_reference(hidden, given["is_token"], given["hidden"])
+
+
+def test_a_tagger_has_as_many_tags_as_the_config_has_names(tmp_path):
+    folder = copy("bert_classifier", tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if "pooler" not in name}
+    save_file(kept, folder / "model.safetensors")
+    change(folder, architectures=["BertForTokenClassification"])
+    run = tj.from_pretrained(folder)
+    assert isinstance(run.model, TokenTagger) and run.model.num_tags == 3
+    assert tj.logits(run, [[1, 2, 5, 7, 3]]).shape == (1, 5, 3)

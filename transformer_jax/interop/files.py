@@ -19,7 +19,6 @@ from safetensors.numpy import save_file
 from transformer_jax.config import UserError
 
 MOST_BYTES_OF_TEXT = 2**27  # of a JSON or tokenizer file; the largest in use have some 20 MB
-SHARD_BYTES = 5 * 10**9  # of tensors in a file that we write
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -190,7 +189,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_tensors(folder: Path, tensors: dict[str, np.ndarray], shard_bytes: int = SHARD_BYTES) -> None:
+def write_tensors(folder: Path, tensors: dict[str, np.ndarray], shard_bytes: int) -> None:
     """`tensors` as safetensors: one file, or several of at most `shard_bytes` (or one tensor) and their index."""
     shards: list[dict[str, np.ndarray]] = [{}]
     room = shard_bytes

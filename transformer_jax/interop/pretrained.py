@@ -32,6 +32,7 @@ from transformer_jax.models import describe_model, make_model, parameter_shapes
 
 FAMILIES = {family.model_type: family for family in (GPT2, LLAMA, BERT, ROBERTA, T5, BART, MARIAN)}
 NO_PART_OF_THE_FUNCTION = {"init_std", "zero_init", "dropout_rate", "backend", "dtype", "max_len"}
+SHARD_BYTES = 5 * 10**9  # of tensors in a file that we write
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.spm"]
 
 
@@ -151,7 +152,8 @@ def write_folder(
     config["dtype" if "dtype" in config else "torch_dtype"] = types.pop() if len(types) == 1 else "float32"
     needed = layout(family.names | architecture.names, {path: leaf.shape for path, leaf in leaves.items()})
     with new_folder(folder) as temporary:
-        write_tensors(temporary, {name: to_theirs(needed[name], leaves) for name in sorted(needed)})
+        tensors = {name: to_theirs(needed[name], leaves) for name in sorted(needed)}
+        write_tensors(temporary, tensors, SHARD_BYTES)
         write_json(temporary / "config.json", config)
         if generation:
             write_json(temporary / "generation_config.json", generation)

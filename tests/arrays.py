@@ -1,0 +1,17 @@
+"""What tests of models share: closeness, and parameters that are large enough for all parts to matter."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def close(actual, expected):
+    """The same within 1e-5 of the largest number, or of 1 where all are smaller."""
+    expected = np.asarray(expected)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max(initial=1))
+
+
+def random_like(shapes, seed=2, scale=0.3):
+    """A pytree of normal numbers, biases and scales of norms included."""
+    random = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: jnp.array(scale * random.normal(size=leaf.shape), leaf.dtype), shapes)
