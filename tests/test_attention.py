@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arrays import close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -48,11 +49,6 @@ def jit_attend(*args, dropout_rate=0.0, **kwargs):
 kv_heads = pytest.mark.parametrize("K", KV_HEADS.values(), ids=KV_HEADS)
 lightly = settings(max_examples=20, deadline=None, database=None)
 masks_BTS = st.lists(st.booleans(), min_size=B * T * S, max_size=B * T * S).map(lambda x: np.array(x).reshape(B, T, S))
-
-
-def close(actual, expected):
-    expected = np.asarray(expected)
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max(initial=1))
 
 
 def inputs(K, seed=0, H=H):

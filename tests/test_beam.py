@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arrays import random_like
 
 from transformer_jax.cache import make_cache
 from transformer_jax.config import TransformerConfig, UserError
@@ -275,9 +276,8 @@ def test_over_a_cached_gpt_with_padded_prompts_it_equals_full_passes_over_every_
     V, max_new_tokens, texts = 5, 3, ((4,), (2, 0, 3), (3, 1))
     config = TransformerConfig(vocab_size=V, max_len=7, num_layers=2, d_model=13, num_heads=6, num_kv_heads=2,
                                head_dim=4, d_ff=17, positions="rotary")  # fmt: skip
-    model, random = GPT(config), np.random.default_rng(2)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((2, 3), int))
-    params = jax.tree.map(lambda leaf: jnp.array(0.7 * random.normal(size=leaf.shape), leaf.dtype), shapes)
+    model = GPT(config)
+    params = random_like(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((2, 3), int)), scale=0.7)
     tokens, is_token = padded(texts)
     step = jax.tree_util.Partial(functools.partial(model.apply, method="extend", last_only=True), params)
     cache = make_cache(config, len(texts), tokens.shape[1] + max_new_tokens - 1)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arrays import close, random_like
 
 from transformer_jax import cache as kv
 from transformer_jax.attention import Attention
@@ -25,22 +26,10 @@ IS_TOKEN = np.ones((B, T), bool)
 SOURCE_IS_TOKEN = np.ones((B, S), bool)
 IS_TOKEN[0, 3:] = IS_TOKEN[1, :1] = SOURCE_IS_TOKEN[1, :2] = SOURCE_IS_TOKEN[2, 4:] = False
 MASK, SOURCE_MASK = Mask(is_key=IS_TOKEN, is_causal=True), Mask(is_key=SOURCE_IS_TOKEN)
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles much faster
 
 placements = pytest.mark.parametrize("placement", PLACEMENTS)
 norms = pytest.mark.parametrize("norm", NORMS)
 with_and_without_source = pytest.mark.parametrize("has_source", [False, True], ids=["alone", "with_source"])
-
-
-def close(actual, expected):
-    expected = np.asarray(expected)
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max(initial=1))
-
-
-def random_like(shapes):
-    """Parameters that are large enough for all parts to matter, biases and scales included."""
-    random = np.random.default_rng(2)
-    return jax.tree.map(lambda leaf: jnp.array(0.3 * random.normal(size=leaf.shape), leaf.dtype), shapes)
 
 
 class Parts:
@@ -59,7 +48,7 @@ class Parts:
 
     def __call__(self, x):
         """What the block makes of x [B, T, D], and of the source where it has one."""
-        return jit(functools.partial(self.block.apply, method=self._run))({"params": self.params}, x)
+        return jax.jit(functools.partial(self.block.apply, method=self._run))({"params": self.params}, x)
 
     def train(self, *seeds):
         """What it makes of X in training, for each seed."""
@@ -67,7 +56,7 @@ class Parts:
         def apply(params, key):
             return self.block.apply(params, X, method=self._run, deterministic=False, rngs={"dropout": key})
 
-        apply = jit(apply)
+        apply = jax.jit(apply)
         return [apply({"params": self.params}, jax.random.key(seed, impl="rbg")) for seed in seeds]
 
     def attend(self, x):
@@ -153,7 +142,7 @@ def test_a_stack_is_its_blocks_in_a_row_and_a_last_norm_unless_they_end_in_one(p
     for name in ("block_0", "block_1"):
         x = Block(stack.config).apply({"params": params[name]}, x, MASK)[0]
     expected = x if placement == "post" else norm_of(stack.config, params["norm"], x)
-    close(jit(lambda params: stack.apply(params, X, MASK)[0])({"params": params}), expected)
+    close(jax.jit(lambda params: stack.apply(params, X, MASK)[0])({"params": params}), expected)
 
 
 @placements
@@ -167,7 +156,7 @@ def test_a_stack_reads_a_source_layer_by_layer_and_never_its_padding(placement):
     blocks = {f"block_{i}": Parts(True, placement=placement).params for i in range(2)}
     blocks["block_1"] = jax.tree.map(lambda leaf: leaf[::-1], blocks["block_1"])  # so that the layers differ
     last = {} if placement == "post" else {"norm": blocks["block_0"]["attention_norm"]}
-    run = jit(functools.partial(run, {"params": blocks | last}))
+    run = jax.jit(functools.partial(run, {"params": blocks | last}))
     source, out = run(ENCODED)
     x = X
     for name, keys_values in zip(blocks, source.layers, strict=True):

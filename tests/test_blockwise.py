@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arrays import close
 
 from transformer_jax import blockwise
 from transformer_jax.attention import attend
@@ -14,18 +15,12 @@ from transformer_jax.masks import Mask
 from transformer_jax.positions import Alibi, DenseBias, T5Bias, alibi_slopes, count_tokens
 
 B, T, S, N, K, H, BLOCK = 2, 13, 17, 6, 3, 5, 4
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles much faster
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Several blocks, the last of which is not full."""
     monkeypatch.setattr(blockwise, "BLOCK", BLOCK)
-
-
-def close(actual, expected):
-    expected = np.asarray(expected)
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max(initial=1))
 
 
 def normal(*shape):
@@ -132,11 +127,12 @@ def test_blocks_give_the_value_and_every_gradient_of_the_formula(case):
         bias = make_bias(weights, mask.is_causal)
         return attend(q, k, v, mask, bias, softcap=softcap, backend=backend)
 
-    def both(backend):
-        out, pull_back = jit(lambda *args: jax.vjp(functools.partial(f, backend), *args))(q, k, v, weights)
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(backend, d_out, *args):
+        out, pull_back = jax.vjp(functools.partial(f, backend), *args)
         return out, *pull_back(d_out)
 
-    actual, expected = both("blockwise"), both("reference")
+    actual, expected = (run(backend, d_out, q, k, v, weights) for backend in ("blockwise", "reference"))
     for a, e in zip(actual, expected, strict=True):
         close(a, e)
     assert bool(jnp.any(actual[-1] != 0)) == (make_bias in (dense, t5))  # what a bias is made of learns
@@ -148,7 +144,7 @@ def test_blocks_give_the_value_and_every_gradient_of_the_formula(case):
 def test_a_first_slot_that_is_known_only_at_run_time_gives_the_same():
     q, k, v = inputs(S)
 
-    @jit
+    @jax.jit
     def values(first_slot):
         mask = Mask(first_slot=first_slot, is_causal=True)
         return [attend(q[:, :5], k, v, mask, alibi(None, True), backend=name) for name in ("blockwise", "reference")]
@@ -168,7 +164,7 @@ def test_rows_and_queries_without_keys_give_0_and_finite_gradients():
         out = attend(q, k, v, mask, t5(table, True), backend="blockwise")
         return jnp.sum(jnp.sin(out)), out
 
-    grads, out = jit(jax.grad(total, (0, 1, 2, 3), has_aux=True))(q, k, v, normal(8, N))
+    grads, out = jax.jit(jax.grad(total, (0, 1, 2, 3), has_aux=True))(q, k, v, normal(8, N))
     assert not jnp.any(out[0]) and not jnp.any(out[1, :6]) and jnp.all(jnp.any(out[1, 6:], axis=(-2, -1)))
     for grad in grads:
         assert jnp.all(jnp.isfinite(grad)) and jnp.any(grad)

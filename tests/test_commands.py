@@ -23,7 +23,7 @@ TEXT = "the cat sat on a mat while old dogs ran over green hills and rivers sang
 
 
 def python(*arguments, stdin=""):
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}  # compiles faster
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}
     return subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, env=env, input=stdin, timeout=120,
                           capture_output=True, text=True)  # fmt: skip
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arrays import close, random_like
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,14 +24,8 @@ lightly = settings(max_examples=15, deadline=None, database=None)
 TOKENS = np.random.default_rng(0).integers(0, V, (B, T))
 RAGGED = np.ones((B, T), bool)  # a full row, two padded on the left, two on the right
 RAGGED[1, :3] = RAGGED[2, :6] = RAGGED[3, 4:] = RAGGED[4, 1:] = False
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles much faster
 any_padding = st.lists(st.booleans(), min_size=B * T, max_size=B * T).map(lambda x: np.array(x).reshape(B, T))
 cuts = st.sets(st.integers(1, T - 1)).map(sorted)
-
-
-def close(actual, expected):
-    expected = np.asarray(expected)
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max(initial=1))
 
 
 class Decoder:
@@ -39,11 +34,10 @@ class Decoder:
     def __init__(self, **kwargs):
         self.config = TransformerConfig(**SIZES | kwargs)
         model = GPT(self.config)
-        shapes, random = jax.eval_shape(model.init, jax.random.key(0), TOKENS), np.random.default_rng(2)
-        self.params = jax.tree.map(lambda leaf: jnp.array(0.3 * random.normal(size=leaf.shape), leaf.dtype), shapes)
+        self.params = random_like(jax.eval_shape(model.init, jax.random.key(0), TOKENS))
         self.eager_extend = functools.partial(model.apply, self.params, method="extend")
-        self.extend = jit(self.eager_extend, static_argnames="last_only")
-        self.full = jit(functools.partial(model.apply, self.params))
+        self.extend = jax.jit(self.eager_extend, static_argnames="last_only")
+        self.full = jax.jit(functools.partial(model.apply, self.params))
 
     def cache(self, capacity=CAPACITY):
         return make_cache(self.config, B, capacity)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arrays import random_like
 
 from transformer_jax import testing
 from transformer_jax.attention import BACKENDS, Extras, attend, attention_scores
@@ -20,6 +21,7 @@ from transformer_jax.positions import POSITIONS, Relative, Scheme
 V = 23
 SIZES = dict(vocab_size=V, max_len=11, num_layers=2, d_model=13, num_heads=6, head_dim=4, d_ff=17,
              relative_buckets=8, relative_max_distance=5)  # fmt: skip
+
 
 def variant(positions, i):
     """A configuration for a position scheme in which all other choices come up in turn."""
@@ -49,10 +51,9 @@ every_variant = pytest.mark.parametrize("name", VARIANTS)
 
 def make(model_class, config):
     """A model as a function of tokens, over parameters large enough for all parts to matter."""
-    model, random = model_class(config), np.random.default_rng(1)
+    model = model_class(config)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((2, 3), int))
-    params = jax.tree.map(lambda leaf: jnp.asarray(0.4 * random.normal(size=leaf.shape), leaf.dtype), shapes)
-    return model, params
+    return model, random_like(shapes, seed=1, scale=0.4)
 
 
 @functools.cache  # one function for a model: jit tells functions apart by identity
@@ -64,8 +65,8 @@ def compiled(model_class, config, method):
 def register_variants_of_ones_own(monkeypatch):
     """A new position scheme and a new norm: a function and a dict entry each."""
 
-    def sawtooth(positions, d_model):
-        return (positions[..., None] * (1 + jnp.arange(d_model)) % 11) / 11.0
+    def sawtooth(positions, config):
+        return (positions[..., None] * (1 + jnp.arange(config.d_model)) % 11) / 11.0
 
     def largest_norm(epsilon, name=None):
         return lambda x: x / (jnp.max(jnp.abs(x), axis=-1, keepdims=True) + epsilon)
@@ -96,9 +97,9 @@ def test_an_encoder_keeps_the_laws_of_an_encoder(name):
 @pytest.mark.parametrize("name", ["t5-4", "sinusoidal-2", "shaw-6", "linear-learned"])
 def test_the_target_side_of_a_seq2seq_keeps_the_laws_of_a_causal_model_and_of_its_cache(name):
     config = TransformerConfig(**VARIANTS[name] | dict(norm="layernorm"))
-    model, random = Seq2Seq(Seq2SeqConfig(config, config)), np.random.default_rng(1)
+    model = Seq2Seq(Seq2SeqConfig(config, config))
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((2, 3), int), jnp.zeros((2, 3), int))
-    params = jax.tree.map(lambda leaf: jnp.asarray(0.4 * random.normal(size=leaf.shape), leaf.dtype), shapes)
+    params = random_like(shapes, seed=1, scale=0.4)
     source = np.array([[3, 1, 4, 1, 5, 9]])
 
     @jax.jit

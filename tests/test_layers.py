@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arrays import close
 
 from transformer_jax.config import TransformerConfig, UserError
 from transformer_jax.layers import (
@@ -21,11 +22,6 @@ from transformer_jax.models import GPT
 B, T, N, H, D, F, V = 5, 7, 3, 2, 11, 13, 23
 norms = pytest.mark.parametrize("norm", NORMS)
 feed_forwards = pytest.mark.parametrize("feed_forward", FEED_FORWARDS)
-
-
-def close(actual, expected):
-    expected = np.asarray(expected)
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max(initial=1))
 
 
 def normal(seed, shape):
@@ -131,6 +127,7 @@ FEED_FORWARD_FORMULAS = {
     "relu": lambda up, gate: np.maximum(up, 0),
     "gelu": lambda up, gate: gelu(up),
     "gelu_tanh": lambda up, gate: gelu_tanh(up),
+    "silu": lambda up, gate: silu(up),
     "squared_relu": lambda up, gate: np.maximum(up, 0) ** 2,
     "swiglu": lambda up, gate: silu(gate) * up,
     "geglu": lambda up, gate: gelu(gate) * up,

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arrays import close, random_like
 
 from transformer_jax import linear
 from transformer_jax.cache import is_overrun, make_cache
@@ -18,12 +19,6 @@ KV_HEADS = {"multi_head": (6, 6), "grouped": (6, 2), "multi_query": (6, 1)}
 heads = pytest.mark.parametrize("N, K", KV_HEADS.values(), ids=KV_HEADS)
 PADDED = np.ones((B, T), bool)  # a full row, one padded on the left, one on the right and between
 PADDED[1, :4] = PADDED[2, 2] = PADDED[2, 8:] = False
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles much faster
-
-
-def close(actual, expected):
-    expected = np.asarray(expected)
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max(initial=1))
 
 
 def inputs(N, K, S=T):
@@ -78,7 +73,7 @@ def test_linear_attention_both_ways_is_the_formula(N, K):
 def test_a_state_carried_through_any_split_gives_one_pass(monkeypatch):
     monkeypatch.setattr(linear, "CHUNK", 3)
     q, k, v = inputs(6, 2)
-    extend = jit(extend_linearly)
+    extend = jax.jit(extend_linearly)
     whole, end = extend(q, k, v, empty_state(B, 2, H), PADDED)
     for cuts in (*([cut] for cut in range(1, T)), [1, 2, 7], range(1, T)):
         state, pieces = empty_state(B, 2, H), []
@@ -107,7 +102,7 @@ def test_a_row_without_keys_gives_0_and_finite_gradients(is_causal):
         out = extend_linearly(q, k, v, empty_state(B, 2, H), is_key)[0] if is_causal else None
         return jnp.sum(jnp.sin(attend_linearly(q, k, v, is_key) if out is None else out))
 
-    value, grads = jit(jax.value_and_grad(total, (0, 1, 2)))(*inputs(6, 2))
+    value, grads = jax.jit(jax.value_and_grad(total, (0, 1, 2)))(*inputs(6, 2))
     assert jnp.isfinite(value)
     for grad in grads:
         assert jnp.all(jnp.isfinite(grad)) and not jnp.any(grad[0]) and jnp.any(grad[1])
@@ -128,7 +123,7 @@ def test_gradients_through_chunks_are_those_of_the_quadratic_formula(monkeypatch
         return extend_linearly(q, k, v, empty_state(B, 6, H), jnp.array(PADDED))[0]
 
     expected, actual = (
-        jit(jax.grad(lambda *qkv, f=f: jnp.sum(jnp.sin(f(*qkv))), (0, 1, 2)))(q, k, v) for f in (quadratic, chunked)
+        jax.jit(jax.grad(lambda *qkv, f=f: jnp.sum(jnp.sin(f(*qkv))), (0, 1, 2)))(q, k, v) for f in (quadratic, chunked)
     )
     for a, e in zip(actual, expected, strict=True):
         close(a, e)
@@ -152,11 +147,10 @@ TOKENS = np.random.default_rng(0).integers(0, V, (B, T))
 def decoder(positions):
     """(configuration, extend, full), the last two compiled."""
     config = TransformerConfig(**SIZES, positions=positions, attention="linear")
-    model, random = GPT(config), np.random.default_rng(2)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), TOKENS)
-    params = jax.tree.map(lambda leaf: jnp.array(0.3 * random.normal(size=leaf.shape), leaf.dtype), shapes)
-    full = jit(lambda tokens, is_token: model.apply(params, tokens, is_token))
-    return config, jit(lambda *args: model.apply(params, *args, method="extend")), full
+    model = GPT(config)
+    params = random_like(jax.eval_shape(model.init, jax.random.key(0), TOKENS))
+    full = jax.jit(lambda tokens, is_token: model.apply(params, tokens, is_token))
+    return config, jax.jit(lambda *args: model.apply(params, *args, method="extend")), full
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,12 @@
 """Masks as pictures, in whole and in parts, and positions: counting, and sinusoids."""
 
-import functools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arrays import close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,12 +17,6 @@ from transformer_jax.positions import POSITIONS, count_in_segments, count_tokens
 B, T, S = 5, 7, 11
 lightly = settings(max_examples=50, deadline=None, database=None)
 rows_of_bools = st.lists(st.lists(st.booleans(), min_size=T, max_size=T), min_size=B, max_size=B).map(np.array)
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles much faster
-
-
-def close(actual, expected):
-    expected = np.asarray(expected)
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max(initial=1))
 
 
 # Masks
@@ -143,7 +137,7 @@ def test_a_part_of_the_picture_is_that_part_wherever_it_begins(fields):
     np.testing.assert_array_equal(np.broadcast_to(mask.part(0, T, 0, S), whole.shape), whole)
     np.testing.assert_array_equal(np.broadcast_to(mask.part(2, 3, 4, 5), (B, 3, 5)), whole[:, 2:5, 4:9])
     for t, s in ((3, 5), (1, S), (T, 2)):
-        part = jit(lambda mask, t0, s0, t=t, s=s: jnp.broadcast_to(mask.part(t0, t, s0, s), (B, t, s)))
+        part = jax.jit(lambda mask, t0, s0, t=t, s=s: jnp.broadcast_to(mask.part(t0, t, s0, s), (B, t, s)))
         for t0, s0 in np.ndindex(T - t + 1, S - s + 1):
             np.testing.assert_array_equal(part(mask, t0, s0), whole[:, t0 : t0 + t, s0 : s0 + s])
 

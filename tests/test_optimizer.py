@@ -62,8 +62,10 @@ def test_the_learning_rate_rises_from_0_to_its_peak_and_ends_where_it_should(nam
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_warmup_takes_at_most_half_of_the_run(name):
     rates = [
-        [float(make_schedule(OptimizerConfig(schedule=name, warmup_steps=warmup), NUM_STEPS)(step))
-         for step in range(NUM_STEPS)]
+        [
+            float(make_schedule(OptimizerConfig(schedule=name, warmup_steps=warmup), NUM_STEPS)(step))
+            for step in range(NUM_STEPS)
+        ]
         for warmup in (NUM_STEPS // 2, 10 * NUM_STEPS)
     ]
     assert rates[0] == rates[1]

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arrays import close, random_like
 
 from transformer_jax.config import TransformerConfig, UserError
 from transformer_jax.models import GPT, Encoder
@@ -27,25 +28,18 @@ VARIANTS = {name: {"positions": name} for name in POSITIONS} | {
 MODELS = {"gpt": GPT, "encoder": Encoder}
 variants = pytest.mark.parametrize("variant", VARIANTS)
 models = pytest.mark.parametrize("kind", MODELS)
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles much faster
-
-
-def close(actual, expected):
-    expected = np.asarray(expected)
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max(initial=1))
 
 
 def make(kind, **kwargs):
     model = MODELS[kind](TransformerConfig(**SIZES | kwargs))
-    shapes, random = jax.eval_shape(model.init, jax.random.key(0), TOKENS), np.random.default_rng(2)
-    return model, jax.tree.map(lambda leaf: jnp.array(0.3 * random.normal(size=leaf.shape), leaf.dtype), shapes)
+    return model, random_like(jax.eval_shape(model.init, jax.random.key(0), TOKENS))
 
 
 @functools.cache
 def read(kind, variant):
     """(tokens, is_token, segments) -> logits, or an encoder's vectors, as a numpy array."""
     model, params = make(kind, **VARIANTS[variant])
-    apply = jit(functools.partial(model.apply, params))
+    apply = jax.jit(functools.partial(model.apply, params))
     return lambda tokens, is_token, segments: np.asarray(apply(tokens, is_token=is_token, segments=segments))
 
 
@@ -107,7 +101,7 @@ def test_gradients_do_not_cross_texts(kind, variant):
         x = model.apply(params, TOKENS, is_token=IS_TOKEN, segments=SEGMENTS)
         return jnp.sum(jnp.where(is_own[:, :, None], jnp.sin(x), 0.0))
 
-    grad = jit(jax.grad(loss))
+    grad = jax.jit(jax.grad(loss))
     for row, first, end in TEXTS[:4]:
         is_own = np.zeros((B, T), bool)
         is_own[row, first:end] = IS_TOKEN[row, first:end]

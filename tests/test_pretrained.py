@@ -226,7 +226,9 @@ LLAMA_LIKE = dict(
 
 @pytest.mark.parametrize("changes", [{"feed_forward": "gelu_tanh"}, LLAMA_LIKE, {"tie_embeddings": False}])
 def test_a_model_of_ones_own_is_saved_as_the_family_that_it_is_of(changes, tmp_path):
-    run = own_run(tj.TransformerConfig(**dict(vocab_size=23, max_len=19, num_layers=2, d_model=20, num_heads=2) | changes))
+    run = own_run(
+        tj.TransformerConfig(**dict(vocab_size=23, max_len=19, num_layers=2, d_model=20, num_heads=2) | changes)
+    )
     tj.save_pretrained(run, tmp_path / "folder")
     again = tj.from_pretrained(tmp_path / "folder")
     tokens = np.random.default_rng(0).integers(0, 23, (3, 7))

@@ -6,13 +6,14 @@ import math
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arrays import close
 
 from transformer_jax.attention import attend
 from transformer_jax.config import TransformerConfig, UserError
 from transformer_jax.masks import Mask
 from transformer_jax.positions import (
+    PAIR_LAYOUTS,
     POSITIONS,
-    ROPE_LAYOUTS,
     Alibi,
     Relative,
     T5Bias,
@@ -23,11 +24,6 @@ from transformer_jax.positions import (
 
 B, T, S, N, K, H = 2, 7, 11, 6, 3, 5
 WIDTH = 10  # of a rotary head
-
-
-def close(actual, expected):
-    expected = np.asarray(expected)
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max(initial=1))
 
 
 def normal(*shape):
@@ -220,7 +216,7 @@ def test_the_layouts_turn_the_same_pairs_which_lie_elsewhere():
     assert jnp.abs(turn(x, positions, rope_layout="pairs") - halves).max() > 0.1
 
 
-layouts = pytest.mark.parametrize("layout", ROPE_LAYOUTS)
+layouts = pytest.mark.parametrize("layout", PAIR_LAYOUTS)
 
 
 @layouts

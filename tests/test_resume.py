@@ -44,7 +44,7 @@ def start(data, workdir, **changes):
     flags = [f"--config.{section}.{field}={value}"
              for section, fields in settings(data, **changes).items() for field, value in fields.items()]  # fmt: skip
     command = [sys.executable, "-m", "train", "--config=configs/gpt_char.py", f"--workdir={workdir}", *flags]
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}  # compiles faster
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     return subprocess.Popen(command, cwd=ROOT, env=env, **pipes)
 

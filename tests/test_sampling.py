@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arrays import random_like
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -213,7 +214,7 @@ def test_temperature_divides():
     ids=str,
 )  # fmt: skip
 def test_a_sampler_refuses_what_has_no_meaning(kwargs):
-    (field, value), = kwargs.items()
+    ((field, value),) = kwargs.items()
     with pytest.raises(UserError, match=f"{field}={value!r}"):
         Sampler(**kwargs)
 
@@ -225,30 +226,25 @@ def test_an_unknown_method_is_refused_with_the_list():
 
 @functools.cache
 def gpt(positions):
+    """(configuration, full pass, step with a cache); one function each: jit tells functions apart by identity."""
     config = TransformerConfig(
         vocab_size=23, max_len=19, num_layers=2, d_model=13, num_heads=6, num_kv_heads=2, head_dim=4, d_ff=17,
         positions=positions,
     )  # fmt: skip
     model = GPT(config)
-    shapes, random = jax.eval_shape(model.init, KEYS[0], jnp.zeros((2, 3), int)), np.random.default_rng(2)
-    params = jax.tree.map(lambda leaf: jnp.array(0.3 * random.normal(size=leaf.shape), leaf.dtype), shapes)
-    return config, model, params
+    params = random_like(jax.eval_shape(model.init, KEYS[0], jnp.zeros((2, 3), int)))
+    step = jax.tree_util.Partial(functools.partial(model.apply, method="extend", last_only=True), params)
+    return config, jax.jit(functools.partial(model.apply, params)), step
 
 
-@functools.cache
-def full_pass(positions):
-    _, model, params = gpt(positions)
-    return jax.jit(functools.partial(model.apply, params))
-
-
-def naively_continued(positions, prompts):
+def naively_continued(full_pass, prompts):
     """A full pass over the whole text for every token, unpadded but for what follows: that does not matter."""
     texts = [[*prompt] for prompt in prompts]
     for _ in range(MAX_NEW):
         tokens = np.zeros((B, 19), int)
         for row, text in enumerate(texts):
             tokens[row, : len(text)] = text
-        logits = full_pass(positions)(tokens)
+        logits = full_pass(tokens)
         for row, text in enumerate(texts):
             text.append(int(np.argmax(logits[row, len(text) - 1])))
     return [text[len(prompt) :] for text, prompt in zip(texts, prompts, strict=True)]
@@ -257,16 +253,15 @@ def naively_continued(positions, prompts):
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("positions", POSITIONS)
 def test_cached_greedy_generation_equals_full_passes_over_each_prompt_alone(positions, side):
-    config, model, params = gpt(positions)
+    config, full_pass, step = gpt(positions)
     prompts, T = [[5], [7, 1, 4], [3, 3, 8, 22, 9], [11, 2], [6, 19, 21]], 5
     tokens, is_token = np.full((B, T), PAD), np.zeros((B, T), bool)
     for row, prompt in enumerate(prompts):
         at = slice(T - len(prompt), T) if side == "left" else slice(0, len(prompt))
         tokens[row, at], is_token[row, at] = prompt, True
-    step = jax.tree_util.Partial(functools.partial(model.apply, method="extend", last_only=True), params)
     out = generate(step, make_cache(config, B, T + MAX_NEW - 1), tokens, is_token, KEYS,
                    max_new_tokens=MAX_NEW, sampler=GREEDY, eos_id=-1, pad_id=PAD)  # fmt: skip
-    for row, continued in enumerate(naively_continued(positions, prompts)):
+    for row, continued in enumerate(naively_continued(full_pass, prompts)):
         assert out[row].tolist() == continued, prompts[row]
 
 

@@ -1,5 +1,7 @@
 """Attention in slices and in blocks against the formula, in value and gradient, in every awkward size."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,13 +25,33 @@ def value_and_gradients(backend, q, k, v, d_out, may_attend, is_causal):
     def f(q, k, v):
         return attend(q, k, v, Mask(may_attend, is_causal=is_causal), backend=backend)
 
-    out, pull_back = jax.jit(lambda *qkv: jax.vjp(f, *qkv))(q, k, v)
-    return out, *pull_back(d_out)
+    @jax.jit
+    def run(d_out, *qkv):
+        out, pull_back = jax.vjp(f, *qkv)
+        return out, *pull_back(d_out)
+
+    return run(d_out, q, k, v)
 
 
 MASKS = ["none", "causal", "causal_and_padding", "random", "of_one_row", "of_one_query"]
 SIZES = [("xla", 128, 2**19), ("xla", 4, 2**19), ("xla", 5, 1), ("xla", 3, 300), ("xla", 13, 800)]
 SIZES += [("blockwise", size, 0) for size in (512, 5)]
+
+
+@functools.cache
+def case(mask, N, K):
+    """The arrays, the mask, and what the formula gives."""
+    is_causal = mask.startswith("causal")
+    S = T if is_causal else 17
+    shape = {"causal_and_padding": (B, 1, S), "of_one_row": (1, T, S), "of_one_query": (B, 1, S)}.get(mask, (B, T, S))
+    may_attend = np.random.default_rng(7).random(shape) < 0.6
+    if mask == "random":
+        may_attend[2, 3] = False  # a query with nothing to attend
+    if mask == "causal_and_padding":
+        may_attend[1, 0, :5] = False  # padding on the left: the first queries have nothing to attend
+    may_attend = None if mask in ("none", "causal") else jnp.array(may_attend)
+    inputs = *random_inputs(N, K, S), may_attend, is_causal
+    return inputs, value_and_gradients("reference", *inputs)
 
 
 @pytest.mark.parametrize("backend, block, slice_scores", SIZES)
@@ -40,18 +62,8 @@ def test_slices_and_blocks_of_any_size_are_the_formula(monkeypatch, backend, blo
     monkeypatch.setattr(sliced, "QUERY_BLOCK", block)
     monkeypatch.setattr(blockwise, "BLOCK", block)
     monkeypatch.setattr(sliced, "SLICE_SCORES", slice_scores)
-    is_causal = mask.startswith("causal")
-    S = T if is_causal else 17
-    shape = {"causal_and_padding": (B, 1, S), "of_one_row": (1, T, S), "of_one_query": (B, 1, S)}.get(mask, (B, T, S))
-    may_attend = np.random.default_rng(7).random(shape) < 0.6
-    if mask == "random":
-        may_attend[2, 3] = False  # a query with nothing to attend
-    if mask == "causal_and_padding":
-        may_attend[1, 0, :5] = False  # padding on the left: the first queries have nothing to attend
-    may_attend = None if mask in ("none", "causal") else jnp.array(may_attend)
-    arrays = random_inputs(N, K, S)
-    expected = value_and_gradients("reference", *arrays, may_attend, is_causal)
-    actual = value_and_gradients(backend, *arrays, may_attend, is_causal)
+    inputs, expected = case(mask, N, K)
+    actual = value_and_gradients(backend, *inputs)
     for a, e in zip(actual, expected, strict=True):
         np.testing.assert_allclose(a, e, rtol=0, atol=1e-5 * max(1, float(jnp.abs(e).max())))
     if mask == "random":
