@@ -18,7 +18,9 @@ import numpy as np  # noqa: E402
 
 from train import loop, plan  # noqa: E402
 from train.config import Config  # noqa: E402
+from train.objectives import causal_lm  # noqa: E402
 from train.optimizer import make_optimizer  # noqa: E402
+from train.start import Start  # noqa: E402
 from transformer_jax.models import GPT  # noqa: E402
 
 
@@ -52,9 +54,9 @@ def main():
     )
     model = GPT(config.model)
     optimizer = make_optimizer(config.optimizer, config.train.num_steps)
-    parallel = loop.build_parallel(config, model, optimizer)
-    state = parallel.put(loop.first_state(model, optimizer, 0))
-    steps_per_call = loop.choose_steps_per_call(config, state.params)
+    parallel = loop.build_parallel(config, model, causal_lm, optimizer)
+    state = parallel.put(loop.first_state(model, optimizer, 0, Start())[0])
+    steps_per_call = loop.choose_steps_per_call(config, config.model, state.params)
     leaves = jax.tree_util.tree_leaves_with_path(state.params)
     np.savez(setup["weights"], **{"/".join(key.key for key in path): np.asarray(leaf) for path, leaf in leaves})
     done = 0

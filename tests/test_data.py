@@ -1,4 +1,5 @@
 import concurrent.futures
+import functools
 import json
 
 import numpy as np
@@ -9,7 +10,7 @@ from text_files import TEXT, lightly, text_config, write
 
 from train.config import TokenizerConfig
 from train.data.order import TrainOrder, _epoch_starts
-from train.data.pipeline import TrainBatches, eval_batches, load_corpus, train_batches
+from train.data.pipeline import eval_batches, load_corpus, prefetch, window_batch
 from train.data.sources import split_text
 from transformer_jax.config import UserError
 from transformer_jax.tokenizers import ByteTokenizer, CharTokenizer
@@ -90,23 +91,24 @@ def assert_equal_batches(batches, wanted):
         np.testing.assert_array_equal(batch["is_token"], other["is_token"])
 
 
+batch_of = functools.partial(window_batch, TOKENS, ORDER)
+
+
 def test_a_training_batch_holds_consecutive_tokens_from_its_starts():
-    batch = TrainBatches(TOKENS, ORDER, 23)[19]
+    batch = batch_of(19)
     assert batch["tokens"].dtype == np.int32 and batch["is_token"].dtype == bool
     assert batch["is_token"].shape == (3, 8) and batch["is_token"].all()
     np.testing.assert_array_equal(batch["tokens"], ORDER.starts(19)[:, None] + np.arange(8))
 
 
 def test_the_prefetched_batches_come_in_the_order_of_steps():
-    batches = TrainBatches(TOKENS, ORDER, 31)  # three epochs and a half
-    assert len(batches) == 31
-    assert_equal_batches(train_batches(TOKENS, ORDER, 0, 31), [batches[step] for step in range(31)])
+    assert_equal_batches(prefetch(batch_of, 0, 31), [batch_of(step) for step in range(31)])  # three epochs and a half
 
 
 @pytest.mark.parametrize("start_step", [1, 9, 23, 30, 31])
 def test_batches_from_a_later_step_are_the_tail_of_the_batches_from_the_first(start_step):
-    whole = list(train_batches(TOKENS, ORDER, 0, 31))
-    assert_equal_batches(train_batches(TOKENS, ORDER, start_step, 31), whole[start_step:])
+    whole = list(prefetch(batch_of, 0, 31))
+    assert_equal_batches(prefetch(batch_of, start_step, 31), whole[start_step:])
 
 
 # Evaluation batches

@@ -63,7 +63,7 @@ def test_bits_per_byte_do_not_depend_on_how_text_is_cut_into_tokens():
 def test_each_event_is_a_line(open_log, tmp_path):
     log = open_log()
     log.train(10, NUMBERS, 0.25)
-    log.val(10, math.log(16), 2.0)
+    log.val(10, {"loss": math.log(16)}, 2.0)
     log.close()
     train, val = [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert (train["step"], train["split"], train["loss"], train["learning_rate"]) == (10, "train", 1.5, 0.25)
@@ -75,7 +75,7 @@ def test_each_event_is_a_line(open_log, tmp_path):
 def test_what_is_no_number_becomes_null(open_log, tmp_path):
     log = open_log(tensorboard=True)
     log.train(10, NUMBERS | {"weight_sum": np.float32(0), "grad_norm": np.float32("inf")}, 0.25)
-    log.val(10, math.nan, 2.0)
+    log.val(10, {"loss": math.nan}, 2.0)
     log.close()
     train, val = read_metrics(tmp_path / "metrics.jsonl")
     assert train["loss"] is train["perplexity"] is train["grad_norm"] is None
@@ -136,7 +136,7 @@ def test_evaluation_does_not_depend_on_the_batch_size():
     tokens = np.random.default_rng(0).integers(3, vocab_size, 101, dtype=np.int32)
     params = jax.jit(model.init)(jax.random.key(0), tokens[None, :max_len])["params"]
     step = jax.jit(functools.partial(eval_step, model=model, objective=causal_lm))
-    losses = [evaluate(step, params, eval_batches(tokens, max_len, rows)) for rows in (1, 3, 17)]
+    losses = [evaluate(step, params, eval_batches(tokens, max_len, rows))["loss"] for rows in (1, 3, 17)]
     np.testing.assert_allclose(losses, losses[0], rtol=1e-6)
     # By hand, window by window: each predicts max_len tokens, or what is left.
     apply, nats = jax.jit(model.apply), []

@@ -64,10 +64,10 @@ def make(optimizer=None, objective=causal_lm, dropout_rate=0.0, model=None, **op
 
 def marked_lm(apply, batch, deterministic=True):
     """causal_lm, but a batch may be marked to have a loss, or only a gradient, that is NaN."""
-    loss, weight = causal_lm(apply, {name: batch[name] for name in ("tokens", "is_token")}, deterministic)
+    loss, weight, counts = causal_lm(apply, {name: batch[name] for name in ("tokens", "is_token")}, deterministic)
     mark = batch["mark"][0]
     root = jnp.sqrt(jnp.where(mark == NAN_GRADIENT, 0.0 * loss, loss))  # sqrt has no finite slope at 0
-    return jnp.where(mark == NAN_LOSS, jnp.nan, loss + root), weight
+    return jnp.where(mark == NAN_LOSS, jnp.nan, loss + root), weight, counts
 
 
 def marked(seed, mark):
@@ -107,7 +107,7 @@ def test_the_loss_sums_what_a_loop_over_real_targets_sums():
             return jnp.array(logits)
         return x
 
-    loss_sum, weight_sum = causal_lm(apply, batch)
+    loss_sum, weight_sum, _ = causal_lm(apply, batch)
     assert weight_sum == num_targets == sum(max(0, n - 1) for n in LENGTHS)
     np.testing.assert_allclose(loss_sum, expected, rtol=1e-6)
 
@@ -167,7 +167,7 @@ def test_the_gradient_is_of_the_mean_over_all_targets():
     batch = make_batch(9)
 
     def mean_loss(params):
-        loss_sum, weight_sum = eval_step(params, batch, model=step.keywords["model"], objective=causal_lm)
+        loss_sum, weight_sum, _ = eval_step(params, batch, model=step.keywords["model"], objective=causal_lm)
         return loss_sum / weight_sum
 
     grads = jax.jit(jax.grad(mean_loss))(state.params)
@@ -228,7 +228,7 @@ def test_the_window_holds_the_sums_since_the_last_line_of_the_log():
     lengths = [(n, *LENGTHS[1:]) for n in (8, 5, 2, 7, 3, 4, 6)]
     batches = [make_batch(seed, n) for seed, n in enumerate(lengths)]
     evaluate = jax.jit(functools.partial(eval_step, model=step.keywords["model"], objective=causal_lm))
-    sums = [evaluate(state.params, batch) for batch in batches]
+    sums = [evaluate(state.params, batch)[:2] for batch in batches]
     step = jax.jit(step)
     for i, batch in enumerate(batches):
         state = step(state, batch)
@@ -273,7 +273,7 @@ def test_evaluation_drops_nothing():
 
 def test_the_loss_begins_near_that_of_a_guess():
     model = GPT(CONFIG)
-    loss_sum, weight_sum = eval_step(first_params(model), make_batch(0), model=model, objective=causal_lm)
+    loss_sum, weight_sum, _ = eval_step(first_params(model), make_batch(0), model=model, objective=causal_lm)
     assert abs(loss_sum / weight_sum - math.log(V)) < 0.1
 
 

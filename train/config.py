@@ -5,6 +5,7 @@ back into these frozen dataclasses, which check it.
 """
 
 import dataclasses
+import re
 
 from transformer_jax.config import TransformerConfig, UserError, from_dict, setting
 
@@ -13,8 +14,11 @@ from transformer_jax.config import TransformerConfig, UserError, from_dict, sett
 class DataConfig:
     """Where the text comes from and how it is split."""
 
-    source: str = setting("python_docs", "python_docs | python_source | text")
-    path: str = setting("", "for source=text: a file, a folder or a glob, .gz too")
+    source: str = setting("python_docs", "of running text: python_docs | python_source | text")
+    path: str = setting("", "source=text: a file, a folder or a glob, .gz too; task=classify: a .tsv, .csv or .jsonl")
+    val_path: str = setting("", "task=classify: the same for validation; empty: a share of the examples")
+    text_field: str = setting("", "task=classify: the column with the text; empty: the first, and no header")
+    label_field: str = setting("", "task=classify: the column with the label; empty: the last, and no header")
     val_fraction: float = setting(0.1, "share of the characters, at the end of the text, kept for validation")
 
     def __post_init__(self):
@@ -44,6 +48,8 @@ class OptimizerConfig:
     b1: float = setting(0.9, "AdamW: decay of the mean of the gradients")
     b2: float = setting(0.95, "AdamW: decay of the mean of their squares")
     weight_decay: float = setting(0.1, "on kernels and embeddings, never on biases or norms")
+    freeze: str = setting("", "parameters that stay as they are: patterns of their names, with commas between them")
+    layer_decay: float = setting(1.0, "learning rate of a layer, as a share of that of the layer above it")
     clip_norm: float = setting(1.0, "largest global norm of the gradient; 0: never clip")
 
     def __post_init__(self):
@@ -58,6 +64,13 @@ class OptimizerConfig:
         for name in ("b1", "b2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"optimizer.{name}={getattr(self, name)}: must be at least 0 and below 1.")
+        if not 0 < self.layer_decay <= 1:
+            raise UserError(f"optimizer.layer_decay={self.layer_decay}: must be above 0 and at most 1. Take 0.9.")
+        for pattern in filter(None, self.freeze.split(",")):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UserError(f"optimizer.freeze: {pattern!r} is no pattern ({error}).") from error
         if not 0 <= self.final_lr_fraction <= 1:
             raise UserError(f"optimizer.final_lr_fraction={self.final_lr_fraction}: must lie between 0 and 1.")
 
@@ -66,6 +79,10 @@ class OptimizerConfig:
 class TrainConfig:
     """The training run itself."""
 
+    task: str = setting("causal_lm", "causal_lm | classify")
+    init_from: str = setting("", "start from a run directory, a Hugging Face folder or the name of a model on the hub")
+    resize_vocab: bool = setting(False, "init_from: the model may get another number of token ids")
+    resize_positions: bool = setting(False, "init_from: the model may get another max_len")
     seed: int = setting(0, "of initial values, data order and dropout")
     num_steps: int = setting(2000, "optimizer steps in all")
     batch_size: int = setting(16, "sequences in one optimizer step, over all devices and micro-batches")
@@ -87,9 +104,7 @@ class TrainConfig:
         if self.seed < 0:
             raise UserError(f"train.seed={self.seed}: must not be negative.")
         if self.batch_size % self.accumulation:
-            raise UserError(
-                f"train.accumulation={self.accumulation}: must divide train.batch_size={self.batch_size}."
-            )
+            raise UserError(f"train.accumulation={self.accumulation}: must divide train.batch_size={self.batch_size}.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The loss over a whole validation split."""
+"""The loss, and what else a task measures, over a whole validation split."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -6,15 +6,19 @@ from typing import Any
 from train.step import Batch
 
 
-def evaluate(eval_step: Callable, params: Any, batches: Iterable[Batch]) -> float:
-    """Nats per token: the sum of all losses over the sum of all weights, whatever the batches are.
+def evaluate(eval_step: Callable, params: Any, batches: Iterable[Batch]) -> dict[str, float]:
+    """Sums over all batches, divided by the sum of the weights: the same whatever the batches are.
 
     Args:
-      eval_step: (params, batch) -> (loss_sum, weight_sum).
+      eval_step: (params, batch) -> (loss_sum, weight_sum, counts).
+    Returns:
+      `loss`, in nats per target, and each count as a share.
     """
-    loss_sum = weight_sum = 0.0
+    sums: dict[str, float] = {"loss": 0.0}
+    weight_sum = 0.0
     for batch in batches:
-        batch_loss, batch_weight = eval_step(params, batch)
-        loss_sum += float(batch_loss)
+        batch_loss, batch_weight, counts = eval_step(params, batch)
         weight_sum += float(batch_weight)
-    return loss_sum / weight_sum
+        for name, value in {"loss": batch_loss, **counts}.items():
+            sums[name] = sums.get(name, 0.0) + float(value)
+    return {name: value / weight_sum for name, value in sums.items()}

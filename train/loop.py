@@ -18,23 +18,20 @@ import numpy as np
 
 from train import plan, resume
 from train.config import Config
-from train.data.order import TrainOrder
-from train.data.pipeline import Corpus, eval_batches, load_corpus, train_batches
 from train.evaluate import evaluate
 from train.metrics import MetricsLog
-from train.objectives import causal_lm
 from train.optimizer import make_optimizer, make_schedule
 from train.parallel import Jit, Pmap, make_parallel
 from train.plot import draw_loss
+from train.start import Start, find_start, take_over
 from train.state import TrainState, create_state
 from train.step import Batch, eval_step, train_step
 from train.stop import Stopped, StopSignals
+from train.tasks import Task, load_task
 from transformer_jax.checkpoint import Checkpoints, abstract
 from transformer_jax.config import RunError, UserError
-from transformer_jax.models import GPT, describe_model
-from transformer_jax.tokenizers import tokenizer_from_dict
+from transformer_jax.models import describe_model
 
-EVAL_TOKENS = 8192  # targets in one evaluation batch, about: enough to be fast, few enough for their logits
 SHORT_STEP_FLOPS = 5e10  # steps of fewer operations share a call; a second or less on a laptop
 
 
@@ -64,24 +61,23 @@ def run(config: Any, workdir: str | Path) -> Path:
             print(f"Already trained: step {step} of train.num_steps={num_steps}.\n{_how_to_sample(workdir)}")
             return workdir
 
-        # Data.
-        corpus = load_corpus(config.data, config.tokenizer, tokenizer_from_dict(meta["tokenizer"]) if meta else None)
+        # Data and model.
+        start = find_start(config.train.init_from, meta, config.train.resize_vocab, config.train.resize_positions)
+        task = load_task(config, start, meta)
         if meta:
-            resume.check_data(meta["fingerprint"], corpus.fingerprint)
-        config = dataclasses.replace(config, model=resume.with_vocabulary(config.model, corpus.tokenizer.vocab_size))
-        order = TrainOrder(len(corpus.train_tokens), config.model.max_len, config.train.batch_size, config.train.seed)
-        batches = train_batches(corpus.train_tokens, order, step, num_steps)
+            resume.check_data(meta["fingerprint"], task.fingerprint)
+        config = dataclasses.replace(config, model=resume.with_vocabulary(config.model, task.tokenizer.vocab_size))
+        batches = task.batches(step, num_steps)
 
-        # Model and state.
-        model = GPT(config.model)
+        # Optimizer and state.
         optimizer = make_optimizer(config.optimizer, num_steps)
         schedule = make_schedule(config.optimizer, num_steps)
-        parallel = build_parallel(config, model, optimizer)
-        state = first_state(model, optimizer, config.train.seed)
-        steps_per_call = choose_steps_per_call(config, state.params)
-        (workdir / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n")  # for people
+        parallel = build_parallel(config, task.model, task.objective, optimizer)
+        state, origin = first_state(task.model, optimizer, config.train.seed, start)
+        steps_per_call = choose_steps_per_call(config, task.model.config, state.params) if task.has_one_shape else 1
+        _write_config(workdir, config, task.model.config)
         log = MetricsLog(workdir, step, num_steps, config.train.tensorboard)
-        log.say(_describe(config, corpus, state))
+        log.say(_describe(config, task, state, origin))
         if meta:
             state = _restore(checkpoints, step, state, parallel)
             log.say("\n".join([f"resumed at step {step}", *changes]))
@@ -94,11 +90,13 @@ def run(config: Any, workdir: str | Path) -> Path:
                 # Step. The very first goes alone, to tell how long it took; `n` is not compiled in.
                 n = min(steps_per_call, _steps_to_next_event(step, config)) if log.steps_timed else 1
                 began = time.perf_counter()
-                state = parallel.train(state, _stack(batches, n, steps_per_call), n)
+                stacked = _stack(batches, n, steps_per_call)
+                state = parallel.train(state, stacked, n)
                 step += n
                 numbers = parallel.get(_numbers(state))
                 _stop_if_stuck(numbers, step, schedule, config, checkpoints)
-                log.steps(n, step, n * config.train.batch_size * config.model.max_len, time.perf_counter() - began)
+                num_targets = task.num_targets({name: x[:n] for name, x in stacked.items()})
+                log.steps(n, step, num_targets, time.perf_counter() - began)
                 if log.steps_timed == 1:
                     since = time.perf_counter() - started
                     log.say(f"first step {since:.1f} s after the start, {log.seconds:.1f} s of it to compile")
@@ -110,14 +108,13 @@ def run(config: Any, workdir: str | Path) -> Path:
                     log.train(step, numbers, float(schedule(step - 1 - int(numbers["bad_steps"]))))
                 val_loss, is_best = None, False
                 if is_due(config.train.eval_every):
-                    val_batches = eval_batches(corpus.val_tokens, config.model.max_len, _eval_rows(config))
-                    val_loss = evaluate(parallel.evaluate, state.params, val_batches)
+                    measured = evaluate(parallel.evaluate, state.params, task.eval_batches())
+                    val_loss = measured["loss"]
                     is_best = best_val_loss is None or val_loss < best_val_loss
                     best_val_loss = val_loss if is_best else best_val_loss
-                    log.val(step, val_loss, corpus.val_bytes_per_token)
+                    log.val(step, measured, task.bytes_per_token)
                 if is_due(config.checkpoint.save_every) or is_best or asked_to_stop:
-                    meta = _meta(config, model, corpus, step, val_loss, best_val_loss)
-                    _save(checkpoints, parallel.get(state), step, meta)
+                    _save(checkpoints, parallel.get(state), step, _meta(config, task, step, val_loss, best_val_loss))
             checkpoints.wait()
             if step < num_steps:
                 log.say(f"stopped and saved at step {step}; the same command goes on from there")
@@ -145,33 +142,40 @@ def _lock(workdir: Path) -> Iterator[None]:
         yield
 
 
-def build_parallel(config: Config, model: GPT, optimizer: Any) -> Jit | Pmap:
+def build_parallel(config: Config, model: Any, objective: Any, optimizer: Any) -> Jit | Pmap:
     """The compiled training and evaluation steps of a run."""
     step = functools.partial(
-        train_step, model=model, objective=causal_lm, optimizer=optimizer, seed=config.train.seed,
+        train_step, model=model, objective=objective, optimizer=optimizer, seed=config.train.seed,
         accumulation=config.train.accumulation, max_bad_steps=config.train.max_bad_steps,
         log_every=config.train.log_every,
     )  # fmt: skip
     rows = config.train.batch_size // config.train.accumulation
-    return make_parallel(
-        config.train.parallel, step, functools.partial(eval_step, model=model, objective=causal_lm), rows
-    )
+    evaluate = functools.partial(eval_step, model=model, objective=objective)
+    return make_parallel(config.train.parallel, step, evaluate, rows)
 
 
-def first_state(model: GPT, optimizer: Any, seed: int) -> TrainState:
-    """The state before the first step, made on the device in one program."""
+def first_state(model: Any, optimizer: Any, seed: int, start: Start) -> tuple[TrainState, str]:
+    """The state before the first step, made on the device in one program; and what of it was trained before."""
 
     def create(key):
         tokens = jnp.zeros((1, 1), jnp.int32)  # no parameter's shape depends on the length
-        return create_state(model.init(key, tokens)["params"], optimizer)
+        return model.init(key, tokens)["params"]
 
-    return jax.jit(create)(jax.random.key(seed))
+    if start.run is None:
+        return jax.jit(lambda key: create_state(create(key), optimizer))(jax.random.key(seed)), ""
+    params, origin = take_over(start, jax.jit(create)(jax.random.key(seed)))
+    return jax.jit(lambda params: create_state(params, optimizer))(params), origin
 
 
-def choose_steps_per_call(config: Config, params: Any) -> int:
+def _write_config(workdir: Path, config: Config, model: Any) -> None:
+    """What was asked for, and what the model became: for people, nothing reads it."""
+    values = dataclasses.asdict(config) | {"model": dataclasses.asdict(model)}
+    (workdir / "config.json").write_text(json.dumps(values, indent=1) + "\n")
+
+
+def choose_steps_per_call(config: Config, model: Any, params: Any) -> int:
     """How many steps a call of the compiled program takes: several where they are short."""
-    tokens = config.train.batch_size * config.model.max_len
-    flops = plan.flops_per_token(params, config.model) * tokens
+    flops = plan.flops_per_token(params, model) * config.train.batch_size * model.max_len
     return config.train.steps_per_call or int(np.clip(SHORT_STEP_FLOPS // flops, 1, 10))
 
 
@@ -215,11 +219,6 @@ def _stop_if_stuck(numbers: dict, step: int, schedule: Any, config: Config, chec
     )
 
 
-def _eval_rows(config: Config) -> int:
-    rows = max(1, EVAL_TOKENS // config.model.max_len)
-    return -(-rows // jax.device_count()) * jax.device_count()  # the devices share them
-
-
 @jax.jit
 def _are_finite(params: Any) -> jax.Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(params)]))
@@ -244,29 +243,27 @@ def _restore(checkpoints: Checkpoints, step: int, state: TrainState, parallel: J
     return TrainState(params=restored["params"], **restored["state"])
 
 
-def _meta(
-    config: Config, model: Any, corpus: Corpus, step: int, val_loss: float | None, best_val_loss: float | None
-) -> dict:
+def _meta(config: Config, task: Task, step: int, val_loss: float | None, best_val_loss: float | None) -> dict:
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     return {
         "step": step,
         "val_loss": val_loss,
         "best_val_loss": best_val_loss,
-        "model": describe_model(model),
+        "model": describe_model(task.model),
         "config": dataclasses.asdict(config),
-        "tokenizer": corpus.tokenizer.to_dict(),
-        "fingerprint": corpus.fingerprint,
+        "tokenizer": task.tokenizer.to_dict(),
+        "labels": list(task.labels),
+        "fingerprint": task.fingerprint,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
     }
 
 
-def _describe(config: Config, corpus: Corpus, state: TrainState) -> str:
+def _describe(config: Config, task: Task, state: TrainState, origin: str) -> str:
+    tokens_per_step = config.train.batch_size * task.model.config.max_len
     return (
-        f"data: {config.data.source}, {len(corpus.train_tokens):,} tokens to train on, {len(corpus.val_tokens):,} to "
-        f"validate on; {corpus.tokenizer.kind} tokenizer, {corpus.tokenizer.vocab_size:,} ids\n"
-        + plan.describe(
-            state.params, state.opt_state, config.model, config.train.batch_size * config.model.max_len
-        )
+        f"data: {task.description}; {task.tokenizer.kind} tokenizer, {task.tokenizer.vocab_size:,} ids\n"
+        + plan.describe(state.params, state.opt_state, task.model.config, tokens_per_step)
+        + (f"\n{origin}" if origin else "")
     )
 
 

@@ -76,11 +76,16 @@ class MetricsLog:
         else:
             self.say(f"{self._step(step)}  {self._text}{self._time_left()}")
 
-    def val(self, step: int, loss: float, bytes_per_token: float) -> None:
-        """The loss over the whole validation split."""
-        bits = bits_per_byte(loss, bytes_per_token)
-        self._event(step, "val", {"loss": loss, "perplexity": perplexity(loss), "bits_per_byte": bits})
-        words = f"validation loss {loss:.4f}  perplexity {perplexity(loss):.2f}  {bits:.4f} bits/byte"
+    def val(self, step: int, values: dict[str, float], bytes_per_token: float | None) -> None:
+        """What was measured over the whole validation split, `loss` first; of text bits per byte, too."""
+        words = f"validation loss {values['loss']:.4f}"
+        if bytes_per_token is not None:
+            loss = values["loss"]
+            values |= {"perplexity": perplexity(loss), "bits_per_byte": bits_per_byte(loss, bytes_per_token)}
+            words += f"  perplexity {values['perplexity']:.2f}  {values['bits_per_byte']:.4f} bits/byte"
+        else:
+            words += "".join(f"  {name} {value:.4f}" for name, value in values.items() if name != "loss")
+        self._event(step, "val", values)
         self.say(f"{self._step(step)}  {words}")
 
     def _event(self, step: int, split: str, values: dict[str, Any]) -> None:

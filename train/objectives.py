@@ -1,10 +1,11 @@
-"""What a model is trained to do: (apply, batch) -> (loss_sum, weight_sum).
+"""What a model is trained to do: (apply, batch, deterministic) -> (loss_sum, weight_sum, counts).
 
 Sums, not means: micro-batches and devices may hold different numbers of real targets, and only sums can
-be added before they are divided.
+be added before they are divided. `counts` are sums, too, by the name of the metric that they become when divided.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,10 @@ import optax
 MANY_LOGITS = {"cpu": 2**20, "gpu": 2**27, "tpu": 2**27}  # in one piece; 4 MB stay in a CPU's cache, 512 MB are few
 
 
-def causal_lm(apply: Callable, batch: dict[str, jax.Array], deterministic: bool = True) -> tuple[jax.Array, jax.Array]:
+Sums = tuple[jax.Array, jax.Array, dict[str, Any]]
+
+
+def causal_lm(apply: Callable, batch: dict[str, jax.Array], deterministic: bool = True) -> Sums:
     """Predict each token from those before it.
 
     Args:
@@ -23,13 +27,33 @@ def causal_lm(apply: Callable, batch: dict[str, jax.Array], deterministic: bool 
         model cannot see it, so it needs no mask; it only never counts as a target.
       deterministic: False while training: dropout.
     Returns:
-      The sum of the negative log-likelihoods, in nats, and the number of targets.
+      The sum of the negative log-likelihoods, in nats, the number of targets, and no counts.
     """
     inputs, targets = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
     is_target = batch["is_token"][:, 1:]
     activations = apply(inputs, deterministic=deterministic, method="activations")
     nats = cross_entropy(lambda x: apply(x, method="logits"), activations, targets)
-    return jnp.sum(jnp.where(is_target, nats, 0.0)), jnp.sum(is_target, dtype=jnp.float32)
+    return jnp.sum(jnp.where(is_target, nats, 0.0)), jnp.sum(is_target, dtype=jnp.float32), {}
+
+
+def classify(apply: Callable, batch: dict[str, jax.Array], deterministic: bool = True) -> Sums:
+    """Give each text its label.
+
+    Args:
+      apply: tokens [B, T] -> logits [B, classes].
+      batch: `tokens` [B, T] int, `is_token` [B, T] bool, `label` [B] int, `is_example` [B] bool: False for rows that
+        only fill up the batch.
+    Returns:
+      The sum of the negative log-likelihoods, in nats, the number of texts, and how many are right.
+    """
+    logits = apply(batch["tokens"], batch["is_token"], deterministic=deterministic)
+    nats = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+    is_example = batch["is_example"]
+    is_right = is_example & (jnp.argmax(logits, axis=-1) == batch["label"])
+    return (
+        jnp.sum(jnp.where(is_example, nats, 0.0)), jnp.sum(is_example, dtype=jnp.float32),
+        {"accuracy": jnp.sum(is_right, dtype=jnp.float32)},
+    )  # fmt: skip
 
 
 def cross_entropy(project: Callable, x: jax.Array, targets: jax.Array, most: int = 0) -> jax.Array:

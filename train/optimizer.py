@@ -5,13 +5,14 @@ here kernels have two or three, and some biases have two.
 """
 
 import dataclasses
+import re
 from typing import Any
 
 import jax
 import optax
 
 from train.config import OptimizerConfig
-from transformer_jax.config import choose
+from transformer_jax.config import UserError, choose
 from transformer_jax.layers import num_input_axes
 
 
@@ -98,9 +99,55 @@ def _muon(config, schedule):
 OPTIMIZERS = {"adamw": _adamw, "muon": _muon}
 
 
+def freeze(optimizer: optax.GradientTransformation, patterns: str) -> optax.GradientTransformation:
+    """`optimizer`, but not for parameters that have a pattern in their name, "stack/block_0/attention/query/kernel".
+
+    Raises (when the state is made):
+      UserError: a pattern that is in no name, or nothing is left to train.
+    """
+
+    def labels(params):
+        names = jax.tree_util.tree_map_with_path(lambda path, _: "/".join(_names(path)), params)
+        for pattern in patterns.split(","):
+            if not any(re.search(pattern, name) for name in jax.tree.leaves(names)):
+                raise UserError(f"optimizer.freeze: no parameter has {pattern!r} in its name.")
+        frozen = jax.tree.map(lambda name: any(re.search(p, name) for p in patterns.split(",")), names)
+        if all(jax.tree.leaves(frozen)):
+            raise UserError(f"optimizer.freeze={patterns!r}: leaves no parameter to train.")
+        return jax.tree.map(lambda is_frozen: "frozen" if is_frozen else "trained", frozen)
+
+    return optax.partition({"trained": optimizer, "frozen": optax.set_to_zero()}, labels)
+
+
+def decay_by_layer(decay: float) -> optax.GradientTransformation:
+    """Updates of a block times `decay` for each block above it, of embeddings for all blocks and once more.
+
+    Clark et al. 2020, appendix A: lower layers are good already, and change less.
+    """
+
+    def scale(updates, params):
+        paths = jax.tree_util.tree_leaves_with_path(updates)
+        blocks = [int(name[6:]) for path, _ in paths for name in _names(path) if name.startswith("block_")]
+        num_layers = max(blocks, default=-1) + 1
+
+        def factor(path, update):
+            names = _names(path)
+            block = next((int(name[6:]) for name in names if name.startswith("block_")), None)
+            if block is not None:
+                return update * decay ** (num_layers - block)
+            is_below = "embed" in names and "unembed" not in names or "shared" in names
+            return update * decay ** (num_layers + 1) if is_below else update
+
+        return jax.tree_util.tree_map_with_path(factor, updates)
+
+    return optax.stateless(scale)
+
+
 def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
-    """Clip the gradient by its global norm, then the optimizer that `config.name` names."""
+    """Clip the gradient by its global norm, then the optimizer that `config.name` names, but not of what is frozen."""
     optimizer = choose(OPTIMIZERS, config.name, "optimizer.name")(config, make_schedule(config, num_steps))
     if config.clip_norm:
-        return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
-    return optimizer
+        optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+    if config.layer_decay < 1:
+        optimizer = optax.chain(optimizer, decay_by_layer(config.layer_decay))
+    return freeze(optimizer, config.freeze) if config.freeze else optimizer

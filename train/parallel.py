@@ -43,8 +43,8 @@ class Jit:
         """`num_steps` steps over batches [n, B, ...]; the state that went in is used up."""
         return self._train(state, jax.device_put(batches, self._rows_of_steps), np.int32(num_steps))
 
-    def evaluate(self, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        """Sums of losses and weights over a batch [B, ...]."""
+    def evaluate(self, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array, dict]:
+        """The sums of `eval_step` over a batch [B, ...]."""
         return self._evaluate(params, jax.device_put(batch, self._rows))
 
 
@@ -70,8 +70,8 @@ class Pmap:
         shares = jax.tree.map(lambda x: _split_rows(x, axis=1), batches)
         return self._train(state, shares, np.int32(num_steps))
 
-    def evaluate(self, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        """Sums of losses and weights over a batch [B, ...]."""
+    def evaluate(self, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array, dict]:
+        """The sums of `eval_step` over a batch [B, ...]."""
         return self.get(self._evaluate(params, jax.tree.map(lambda x: _split_rows(x, axis=0), batch)))
 
 

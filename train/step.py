@@ -43,7 +43,8 @@ def train_step(
 
     def loss_fn(params, micro_batch, key):
         apply = functools.partial(model.apply, {"params": params}, rngs={"dropout": key})
-        return objective(apply, micro_batch, deterministic=False)
+        loss_sum, weight_sum, _ = objective(apply, micro_batch, deterministic=False)
+        return loss_sum, weight_sum
 
     def add_micro_batch(sums, i_and_micro_batch):
         i, micro_batch = i_and_micro_batch
@@ -93,7 +94,7 @@ def train_steps(state: TrainState, batches: Batch, num_steps: jax.Array, *, step
 
 def eval_step(
     params, batch: Batch, *, model: nn.Module, objective: Callable, axis_name: str | None = None
-) -> tuple[jax.Array, jax.Array]:
-    """Sum of the losses and of the weights of one batch, without dropout."""
+) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    """Sums of the losses, of the weights and of what else the objective counts in one batch, without dropout."""
     sums = objective(functools.partial(model.apply, {"params": params}), batch)
     return jax.lax.psum(sums, axis_name) if axis_name else sums

@@ -11,7 +11,7 @@ from transformer_jax.config import RunError, TransformerConfig, UserError
 
 _HOMES = {
     "generate": "generation",
-    **dict.fromkeys(("Run", "from_pretrained", "load", "logits", "save", "save_pretrained"), "run"),
+    **dict.fromkeys(("Run", "from_pretrained", "load", "logits", "open_run", "save", "save_pretrained"), "run"),
 }
 
 __all__ = ["RunError", "TransformerConfig", "UserError", *_HOMES]

@@ -30,6 +30,8 @@ class Run:
     config: TransformerConfig | Seq2SeqConfig
     step: int = 0
     rules: Rules = Rules()
+    name: str = ""  # where it was loaded from
+    labels: tuple[str, ...] = ()  # of a classifier, in the order of its logits
     origin: dict = dataclasses.field(default_factory=dict)  # config.json and generation_config.json, if it had any
 
 
@@ -51,7 +53,14 @@ def load(run_dir: str | Path, checkpoint: str | int = "latest") -> Run:
     params = checkpoints.restore(step, params=abstract(shapes))["params"]
     tokenizer = tokenizer_from_dict(meta["tokenizer"]) if meta["tokenizer"] else None
     origin = meta.get("origin", {})
-    return Run(model, params, tokenizer, model.config, step, _rules(origin, model, tokenizer), origin)
+    rules, labels = _rules(origin, model, tokenizer), tuple(meta.get("labels", ()))
+    return Run(model, params, tokenizer, model.config, step, rules, str(run_dir), labels, origin)
+
+
+def open_run(path: str | Path, checkpoint: str | int = "latest") -> Run:
+    """A run directory, or else a Hugging Face folder or the name of a model on the hub."""
+    is_run = (Path(path).expanduser() / "checkpoints").is_dir()
+    return load(path, checkpoint) if is_run else from_pretrained(path)
 
 
 def from_pretrained(folder: str | Path) -> Run:
@@ -69,7 +78,8 @@ def from_pretrained(folder: str | Path) -> Run:
     ids = {name: value for name, value in ids.items() if type(value) is int}
     tokenizer = read_tokenizer(read.folder.has, read.folder.data, ids)
     origin = {"config": read.config, "generation": read.generation}
-    return Run(read.model, read.params, tokenizer, read.model.config, 0, _rules(origin, read.model, tokenizer), origin)
+    rules, labels = _rules(origin, read.model, tokenizer), _labels(read.config)
+    return Run(read.model, read.params, tokenizer, read.model.config, 0, rules, str(folder), labels, origin)
 
 
 def save_pretrained(run: Run, folder: str | Path) -> None:
@@ -91,6 +101,7 @@ def save(run: Run, run_dir: str | Path) -> None:
     leaves = jax.tree_util.tree_leaves_with_path(run.params)
     meta = {
         "step": run.step, "val_loss": None, "model": describe_model(run.model), "origin": run.origin,
+        "labels": list(run.labels),
         "types": {jax.tree_util.keystr(path): str(leaf.dtype) for path, leaf in leaves if leaf.dtype != "float32"},
         "tokenizer": run.tokenizer.to_dict() if run.tokenizer else None,
     }  # fmt: skip
@@ -105,6 +116,13 @@ def with_types(shapes: Any, types: dict[str, str]) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape, types.get(jax.tree_util.keystr(path), leaf.dtype))
 
     return jax.tree_util.tree_map_with_path(typed, shapes)
+
+
+def _labels(config: dict) -> tuple[str, ...]:
+    """The names of labels that config.json has, in order."""
+    names = config.get("id2label")
+    names = names if isinstance(names, dict) else {}
+    return tuple(str(names[number]) for number in sorted(names, key=lambda n: int(n) if n.isdecimal() else 0))
 
 
 def _rules(origin: dict, model: Any, tokenizer: Tokenizer | None) -> Rules:

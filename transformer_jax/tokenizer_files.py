@@ -65,6 +65,10 @@ class FileTokenizer(Tokenizer):
     def eos_id(self) -> int:
         return self._saved["ids"].get("eos", -1)
 
+    def encode_whole(self, text: str) -> np.ndarray:
+        """Token ids of a text that stands alone: as `encode`, which puts special tokens around it already."""
+        return self.encode(text)
+
     def decode(self, ids: Any) -> str:
         """The text of integers [T], special tokens left out. Raises UserError for a negative id."""
         ids = np.asarray(ids)

@@ -46,6 +46,10 @@ class Tokenizer:
         """Plain data for JSON; `tokenizer_from_dict` is the way back."""
         return {"kind": self.kind, "learned": list(self.learned)}
 
+    def encode_whole(self, text: str) -> np.ndarray:
+        """Token ids of a text that stands alone, int32 [T]: the token that begins one, the text, and the end."""
+        return np.concatenate([[self.bos_id], self.encode(text), [self.eos_id]]).astype(np.int32)
+
     def decode(self, ids: Any) -> str:
         """The text of integers [T]. Raises UserError for an id outside the vocabulary, or no such sequence."""
         ids = np.asarray(ids)
@@ -178,8 +182,9 @@ def tokenizer_from_dict(values: Any) -> Tokenizer:
         raise _malformed("a string 'kind' and a list of strings 'learned'")
     from transformer_jax.tokenizer_files import FILE_TOKENIZERS  # here: it builds on this file
 
-    known = TOKENIZERS | {name: cls for name, (cls, _) in FILE_TOKENIZERS.items()}
-    return choose(known, kind, "tokenizer.kind")(tuple(learned))
+    if kind in FILE_TOKENIZERS:
+        return FILE_TOKENIZERS[kind][0](tuple(learned))
+    return choose(TOKENIZERS, kind, "tokenizer.kind")(tuple(learned))
 
 
 def _code_points(text: str) -> np.ndarray:

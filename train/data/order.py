@@ -1,7 +1,8 @@
-"""The one plan of data order: which tokens make the batch of a step, from (seed, step) alone.
+"""The one plan of data order: what makes the batch of a step, from (seed, step) alone.
 
-Examples are windows of max_len + 1 tokens, because the model predicts tokens[1:] from tokens[:-1]; neighbours share one
-token and no target. Each epoch cuts the text at another offset and visits the windows in another order:
+Of running text, examples are windows of max_len + 1 tokens, because the model predicts tokens[1:] from tokens[:-1];
+neighbours share one token and no target. Each epoch cuts the text at another offset and visits the windows in another
+order:
 
     tokens     0 1 2 3 4 5 6 7 8 9      max_len 3, offset 2
     windows        2 3 4 5
@@ -63,3 +64,61 @@ def _epoch_starts(order: TrainOrder, epoch: int) -> np.ndarray:  # [steps_per_ep
     starts = (offset + windows * order.max_len).reshape(order.steps_per_epoch, order.batch_size)
     starts.flags.writeable = False  # shared by all who ask
     return starts
+
+
+SHORTEST = 16  # tokens: the first bucket
+
+
+@dataclasses.dataclass(frozen=True)
+class ExampleOrder:
+    """Which examples make the batch of a step, and how many tokens long it is.
+
+    Examples of about one length come together, so that there is little padding and few shapes are compiled: a batch is
+    16, 32, 64, ... tokens long, up to `max_len`. Every epoch has every example exactly once; the last batch of a length
+    may have fewer rows.
+
+    Raises:
+      UserError: no examples.
+    """
+
+    lengths: tuple[int, ...]  # in tokens, at most max_len
+    max_len: int
+    batch_size: int
+    seed: int
+
+    def __post_init__(self):
+        if not self.lengths:
+            raise UserError("data: there is no example. Give at least one.")
+
+    @functools.cached_property
+    def _buckets(self) -> tuple[np.ndarray, np.ndarray]:  # the batch length of each example, and all there are
+        ladder = [SHORTEST]
+        while ladder[-1] < self.max_len:
+            ladder.append(min(2 * ladder[-1], self.max_len))
+        ladder = np.minimum(ladder, self.max_len)
+        return ladder[np.searchsorted(ladder, self.lengths)], np.unique(ladder)
+
+    @functools.cached_property
+    def steps_per_epoch(self) -> int:
+        bucket, ladder = self._buckets
+        return int(sum(-(-np.sum(bucket == length) // self.batch_size) for length in ladder))
+
+    def batch(self, step: int) -> tuple[np.ndarray, int]:
+        """The examples of global step `step`, at most batch_size of them, and the length of the batch."""
+        epoch, step_in_epoch = divmod(int(step), self.steps_per_epoch)
+        return self._epoch(epoch)[step_in_epoch]
+
+    def _epoch(self, epoch: int) -> list[tuple[np.ndarray, int]]:
+        kept = self.__dict__.setdefault("_epochs", {})  # two, because prefetching runs ahead across the end of an epoch
+        if epoch not in kept:
+            rng = np.random.default_rng((self.seed, epoch))
+            bucket, ladder = self._buckets
+            shuffled = rng.permutation(len(self.lengths))
+            batches = []
+            for length in ladder:
+                rows = shuffled[bucket[shuffled] == length]
+                batches += [(rows[i : i + self.batch_size], int(length)) for i in range(0, len(rows), self.batch_size)]
+            for old in [old for old in list(kept) if old < epoch - 1]:
+                kept.pop(old, None)
+            kept[epoch] = [batches[i] for i in rng.permutation(len(batches))]
+        return kept[epoch]

@@ -1,12 +1,13 @@
-"""From text to batches: dicts of `tokens` int32 [B, T + 1] and `is_token` bool [B, T + 1], where T = max_len.
+"""From text to batches: dicts of arrays, [B, ...] each.
 
-Inputs are tokens[:, :-1] and targets tokens[:, 1:]; a target counts where its is_token is True.
+Of running text: `tokens` int32 [B, T + 1] and `is_token` bool [B, T + 1], where T = max_len. Inputs are tokens[:, :-1]
+and targets tokens[:, 1:]; a target counts where its is_token is True.
 """
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import grain
 import numpy as np
@@ -21,25 +22,50 @@ Batch = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class TrainBatches:
-    """The training batches of steps 0 to num_steps - 1, each made when it is asked for."""
+class _Batches:
+    """The batches of steps 0 to num_steps - 1, each made when it is asked for."""
 
-    tokens: np.ndarray  # int32 [order.num_tokens]
-    order: TrainOrder
+    make: Callable[[int], Batch]
     num_steps: int
 
     def __len__(self) -> int:
         return self.num_steps
 
     def __getitem__(self, step: int) -> Batch:
-        index = self.order.starts(step)[:, None] + np.arange(self.order.max_len + 1)
-        return {"tokens": self.tokens[index], "is_token": np.ones(index.shape, bool)}
+        return self.make(step)
 
 
-def train_batches(tokens: np.ndarray, order: TrainOrder, start_step: int, num_steps: int) -> Iterator[Batch]:
-    """The batches of steps start_step to num_steps - 1, in order, made ahead of time in a thread of their own."""
-    batches = grain.MapDataset.source(TrainBatches(tokens, order, num_steps))[start_step:]
+def prefetch(make: Callable[[int], Batch], start_step: int, num_steps: int) -> Iterator[Batch]:
+    """make(start_step), ..., make(num_steps - 1), in order, made ahead of time in a thread of their own."""
+    batches = grain.MapDataset.source(_Batches(make, num_steps))[start_step:]
     return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
+
+
+def fill(
+    texts: Sequence[np.ndarray], labels: Sequence[int], rows: np.ndarray, length: int, num_rows: int, pad_id: int
+) -> Batch:
+    """A batch of labelled texts.
+
+    Args:
+      texts: token ids, one array for each example; rows: those to take.
+      length, num_rows: of the batch; what is beyond the texts is padding.
+    Returns:
+      `tokens` int32 and `is_token` bool [num_rows, length], `label` int32 and `is_example` bool [num_rows].
+    """
+    tokens = np.full((num_rows, length), pad_id, np.int32)
+    is_token = np.zeros((num_rows, length), bool)
+    label, is_example = np.zeros(num_rows, np.int32), np.arange(num_rows) < len(rows)
+    for i, row in enumerate(rows):
+        tokens[i, : len(texts[row])] = texts[row]
+        is_token[i, : len(texts[row])] = True
+        label[i] = labels[row]
+    return {"tokens": tokens, "is_token": is_token, "label": label, "is_example": is_example}
+
+
+def window_batch(tokens: np.ndarray, order: TrainOrder, step: int) -> Batch:
+    """The training batch of a step, from running text: int32 [order.num_tokens]."""
+    index = order.starts(step)[:, None] + np.arange(order.max_len + 1)
+    return {"tokens": tokens[index], "is_token": np.ones(index.shape, bool)}
 
 
 def eval_batches(tokens: np.ndarray, max_len: int, batch_size: int) -> Iterator[Batch]:

@@ -57,7 +57,7 @@ def text(config: DataConfig) -> str:
             f"data.path={config.path!r}: must name at least one file. "
             f"Give a file, a folder with some of {kinds}, or a glob in quotes, such as 'books/**/*.txt'."
         )
-    return BETWEEN.join(filter(None, map(_decode, files)))
+    return BETWEEN.join(filter(None, map(read_file, files)))
 
 
 SOURCES = {"python_docs": python_docs, "python_source": python_source, "text": text}
@@ -112,7 +112,8 @@ def _read(file: str) -> bytes:
         raise UserError(f"data.path: {file!r} cannot be read: {error}. Mend or remove the file.") from error
 
 
-def _decode(file: str) -> str:
+def read_file(file: str) -> str:
+    """The text of a file, .gz too. Raises UserError: it cannot be read, is a damaged .gz or not UTF-8."""
     data = _read(file)
     try:
         return data.decode("utf-8")

@@ -30,10 +30,7 @@ def main(argv: list[str]) -> None:
     startup.prepare()
     import transformer_jax as tj  # its functions load JAX, so that a mistake above is answered before
 
-    if (Path(_FROM.value).expanduser() / "checkpoints").is_dir():
-        run = tj.load(_FROM.value, _CHECKPOINT.value)
-        tj.save_pretrained(run, to)
-    else:
-        run = tj.from_pretrained(_FROM.value)
-        tj.save(run, to)
+    run = tj.open_run(_FROM.value, _CHECKPOINT.value)
+    is_run = (Path(_FROM.value).expanduser() / "checkpoints").is_dir()
+    (tj.save_pretrained if is_run else tj.save)(run, to)
     print(f"{_FROM.value}, a {type(run.model).__name__}, written to {to}")

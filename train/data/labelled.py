@@ -1,0 +1,128 @@
+"""Texts with a label each: TSV, CSV or JSONL."""
+
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+import os
+from collections import Counter
+
+import numpy as np
+
+from train.config import DataConfig, TokenizerConfig
+from train.data.sources import read_file
+from transformer_jax.config import UserError
+from transformer_jax.tokenizers import Tokenizer, train_tokenizer
+
+Rows = list[tuple[str, int]]  # text, index of its label
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Labelled:
+    """Texts and labels in two parts."""
+
+    train: Rows
+    validation: Rows
+    labels: tuple[str, ...]
+    tokenizer: Tokenizer
+    fingerprint: dict[str, str | int]
+
+
+def load_labelled(
+    config: DataConfig, tokenizer_config: TokenizerConfig, tokenizer: Tokenizer | None, labels: tuple[str, ...]
+) -> Labelled:
+    """Read `data.path` and `data.val_path`; without the latter a random share of the former is kept for validation.
+
+    Args:
+      tokenizer: one to use; None: a new one learns from the training texts.
+      labels: those that are known already, in order; (): those of the training texts, sorted.
+    Raises:
+      UserError: no such file, a malformed line (file and line are named), a label that training does not have.
+    """
+    train = read_labelled(config.path, config)
+    if config.val_path:
+        validation = read_labelled(config.val_path, config)
+    else:
+        # By a shuffle of its own: files are often sorted by label.
+        order = np.random.default_rng(0).permutation(len(train))
+        num_val = max(1, round(len(train) * config.val_fraction))
+        validation = [train[i] for i in sorted(order[:num_val])]
+        train = [train[i] for i in sorted(order[num_val:])]
+    if not train or not validation:
+        raise UserError(f"data.path={config.path!r}: has too few lines for a training and a validation part.")
+    labels = labels or tuple(sorted(Counter(label for _, label, _ in train)))
+    index = {label: i for i, label in enumerate(labels)}
+    parts = []
+    for part in (train, validation):
+        for _, label, where in part:
+            if label not in index:
+                raise UserError(f"{where}: label {label!r:.80} does not occur in training ({', '.join(labels)[:200]}).")
+        parts.append([(text, index[label]) for text, label, _ in part])
+    if tokenizer is None:
+        lesson = "\n".join(text for text, _ in parts[0] + (parts[1] if tokenizer_config.kind == "char" else []))
+        tokenizer = train_tokenizer(tokenizer_config.kind, tokenizer_config.vocab_size, lesson)
+    digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    fingerprint = {
+        "examples_sha256": digest, "train_examples": len(parts[0]), "val_examples": len(parts[1]),
+        "labels": ", ".join(labels),
+        "tokenizer_sha256": hashlib.sha256(json.dumps(tokenizer.to_dict(), sort_keys=True).encode()).hexdigest(),
+    }  # fmt: skip
+    return Labelled(*parts, labels, tokenizer, fingerprint)
+
+
+def read_labelled(path: str, config: DataConfig) -> list[tuple[str, str, str]]:
+    """(text, label, "file, line n") for each line of a .tsv, .csv or .jsonl file, .gz too.
+
+    With `data.text_field` and `data.label_field` a table has a header; without, the text is its first column and the
+    label its last one. JSON lines have "text" and "label", unless these fields say otherwise.
+
+    Raises:
+      UserError: no such file; a line that is empty, has no such field or another number of columns, is no JSON.
+    """
+    if not path:
+        raise UserError("data.path='': train.task=classify needs texts with labels. Give a .tsv, .csv or .jsonl file.")
+    name = os.path.expanduser(path)
+    kind = name.removesuffix(".gz").rsplit(".", 1)[-1]
+    if kind not in ("tsv", "csv", "jsonl"):
+        raise UserError(f"data.path={path!r}: must end in .tsv, .csv or .jsonl (or these with .gz).")
+    text = read_file(name)
+    if kind == "jsonl":
+        return _json_lines(path, text, config.text_field or "text", config.label_field or "label")
+    quoting = csv.QUOTE_NONE if kind == "tsv" else csv.QUOTE_MINIMAL
+    reader = csv.reader(io.StringIO(text), delimiter="\t" if kind == "tsv" else ",", quoting=quoting)
+    rows = [(row, f"{path}, line {reader.line_num}") for row in reader]
+    if not rows:
+        raise UserError(f"{path}: is empty.")
+    first, last = 0, len(rows[0][0]) - 1
+    if config.text_field or config.label_field:
+        header = rows.pop(0)[0]
+        for field in (config.text_field, config.label_field):
+            if field not in header:
+                raise UserError(f"{path}, line 1: has no column {field!r}. It has: {', '.join(header)}.")
+        first, last = header.index(config.text_field), header.index(config.label_field)
+    width = len(rows[0][0]) if rows else 0
+    for row, where in rows:
+        if len(row) != width or width < 2:
+            raise UserError(
+                f"{where}: has {len(row)} columns; each line must have {max(width, 2)}, a text and a label."
+            )
+        if not row[first].strip():
+            raise UserError(f"{where}: the text is empty. Remove the line.")
+    return [(row[first], row[last], where) for row, where in rows]
+
+
+def _json_lines(path: str, text: str, text_field: str, label_field: str) -> list[tuple[str, str, str]]:
+    rows = []
+    for number, line in enumerate(text.splitlines(), 1):
+        where = f"{path}, line {number}"
+        try:
+            values = json.loads(line)
+            row = (values[text_field], values[label_field])
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            wanted = f"a JSON object with {text_field!r} and {label_field!r}"
+            raise UserError(f"{where}: must be {wanted} ({type(error).__name__}).") from error
+        if not isinstance(row[0], str) or not row[0].strip():
+            raise UserError(f"{where}: {text_field!r} must be a text that is not empty.")
+        rows.append((row[0], str(row[1]), where))
+    return rows
