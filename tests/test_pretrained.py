@@ -1,7 +1,10 @@
 """Folders as Hugging Face's library writes them (tests/fixtures, made by it), loaded, asked, saved and loaded again."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -243,6 +246,28 @@ def test_a_model_that_no_family_has_is_told_why(tmp_path):
     with pytest.raises(PretrainedError, match="gpt2 has no window=5"):
         tj.save_pretrained(run, tmp_path / "folder")
     assert not (tmp_path / "folder").exists()
+
+
+def test_a_name_is_looked_up_in_the_hubs_cache(tmp_path):
+    model = tmp_path / "hub" / "models--me--tiny"
+    snapshot = model / "snapshots" / "0123abcd"
+    for part in (snapshot, model / "blobs", model / "refs"):
+        part.mkdir(parents=True)
+    (model / "refs" / "main").write_text("0123abcd")
+    for file in (FIXTURES / "gpt2").glob("*"):  # as the hub's library keeps them: links to files named by their content
+        if file.suffix in (".json", ".safetensors"):
+            shutil.copy(file, model / "blobs" / f"blob-{file.name}")
+            (snapshot / file.name).symlink_to(f"../../blobs/blob-{file.name}")
+    program = (
+        "import transformer_jax as tj\nprint(tj.logits(tj.from_pretrained('me/tiny'), [[1, 2]]).shape)\n"
+        "try: tj.from_pretrained('me/other')\nexcept tj.UserError as error: print(error)"
+    )
+    env = os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=env, cwd=FIXTURES.parents[1], text=True, capture_output=True)
+    shape, error = done.stdout.splitlines()
+    assert shape == "(1, 2, 101)"
+    assert error.startswith("me/other: there is no such folder, and the hub did not give one")
 
 
 @pytest.mark.parametrize("folder, model", [("bert", MaskedLM), ("gpt2", GPT)])
