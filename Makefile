@@ -1,5 +1,6 @@
 # make demo    an environment, a small GPT trained on Python's documentation, its loss curve, a sample
 # make test    the test suite                 make lint    ruff
+# make fixtures   the tiny reference models in tests/fixtures, anew, with transformers (in the environment of bench-env)
 # make bench   the benchmarks beside PyTorch, which make bench-env installs into an environment of its own
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +9,7 @@ STEPS ?= 800
 DEMO := runs/demo
 BENCH := .bench
 
-.PHONY: demo test lint bench bench-env clean
+.PHONY: demo test lint fixtures bench bench-env clean
 
 $(VENV)/installed: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "transformer_jax needs Python 3.11 or later; say which with: make PYTHON=python3.12")'
@@ -38,6 +39,9 @@ $(BENCH)/installed: benchmarks/requirements.txt
 	touch $@
 
 bench-env: $(BENCH)/installed
+
+fixtures: $(BENCH)/installed
+	$(BENCH)/bin/python tests/fixtures/make.py
 
 bench: $(VENV)/installed $(BENCH)/installed
 	$(BIN)/python benchmarks/train.py --shape=small

@@ -5,11 +5,12 @@ They put special tokens around a text as their models want it. What looks like a
 """
 
 import base64
+import contextlib
 import dataclasses
 import functools
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -31,15 +32,22 @@ class FileTokenizer(Tokenizer):
     """
 
     def __post_init__(self):
-        try:
+        with self._asking_library("not of kind"):
             _ = self._parts  # read, so that a malformed file is found now
+
+    @contextlib.contextmanager
+    def _asking_library(self, problem: str) -> Iterator[None]:
+        """The libraries raise bare Exception, RuntimeError, KeyError and more for files that are not sound."""
+        try:
+            yield
         except UserError:
             raise
-        except Exception as error:  # the libraries raise bare Exception, RuntimeError, KeyError and more
-            reason = (str(error).splitlines() or [""])[0][:200]
-            raise UserError(
-                f"tokenizer files {', '.join(self.files)}: not of kind {self.kind!r} ({reason})."
-            ) from error
+        except BaseException as error:
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # Rust's is no Exception
+                raise
+            reason = ascii(str(error))[1:-1][:200]  # one line, with nothing that a terminal obeys
+            names = ", ".join(FILE_TOKENIZERS[self.kind][1])
+            raise UserError(f"tokenizer files {names}: {problem} {self.kind!r} ({reason}).") from error
 
     @functools.cached_property
     def _saved(self) -> dict[str, Any]:
@@ -65,6 +73,13 @@ class FileTokenizer(Tokenizer):
     def eos_id(self) -> int:
         return self._saved["ids"].get("eos", -1)
 
+    def encode(self, text: str, allow_special: bool = False) -> np.ndarray:
+        """Token ids, int32 [T], with the special tokens that the model wants around a text."""
+        if lone_surrogate := re.search(r"[\ud800-\udfff]", text):
+            raise no_id(self.kind, text, lone_surrogate.start(), "byte")
+        with self._asking_library("no ids by"):
+            return np.array(self._encode(text, allow_special), np.int32)
+
     def encode_whole(self, text: str) -> np.ndarray:
         """Token ids of a text that stands alone: as `encode`, which puts special tokens around it already."""
         return self.encode(text)
@@ -74,7 +89,8 @@ class FileTokenizer(Tokenizer):
         ids = np.asarray(ids)
         if ids.size and (ids.ndim != 1 or ids.dtype.kind not in "iu" or ids.min() < 0):
             raise UserError("ids: must be integers [T] of at least 0. Decode row by row.")
-        return self._decode([int(i) for i in ids])
+        with self._asking_library("no text by"):
+            return self._decode([int(i) for i in ids])
 
 
 class JsonTokenizer(FileTokenizer):
@@ -93,11 +109,9 @@ class JsonTokenizer(FileTokenizer):
     def vocab_size(self) -> int:
         return self._parts.get_vocab_size(with_added_tokens=True)
 
-    def encode(self, text: str, allow_special: bool = False) -> np.ndarray:
-        """Token ids, int32 [T], with the special tokens that the model wants around a text."""
-        _check_text(self.kind, text)
+    def _encode(self, text: str, allow_special: bool) -> list[int]:
         self._parts.encode_special_tokens = not allow_special
-        return np.array(self._parts.encode(text).ids, np.int32)
+        return self._parts.encode(text).ids
 
     def _decode(self, ids: list[int]) -> str:
         return self._parts.decode(ids, skip_special_tokens=True)
@@ -110,7 +124,7 @@ class SentencePieceTokenizer(FileTokenizer):
 
     @functools.cached_property
     def _parts(self) -> sentencepiece.SentencePieceProcessor:
-        return sentencepiece.SentencePieceProcessor(model_proto=self.files["spiece.model"])
+        return _sentencepiece(self.files["spiece.model"])
 
     @property
     def _num_extra(self) -> int:
@@ -120,9 +134,7 @@ class SentencePieceTokenizer(FileTokenizer):
     def vocab_size(self) -> int:
         return self._parts.vocab_size() + self._num_extra
 
-    def encode(self, text: str, allow_special: bool = False) -> np.ndarray:
-        """Token ids, int32 [T], the end of a text among them."""
-        _check_text(self.kind, text)
+    def _encode(self, text: str, allow_special: bool) -> list[int]:
         ids = []
         for piece in re.split(r"(<extra_id_\d{1,4}>|</s>)", text) if allow_special else [text]:
             extra = re.fullmatch(r"<extra_id_(\d+)>", piece) if allow_special else None
@@ -132,7 +144,7 @@ class SentencePieceTokenizer(FileTokenizer):
                 ids.append(self._parts.eos_id())
             else:
                 ids += self._parts.encode(piece)
-        return np.array([*ids, self._parts.eos_id()], np.int32)
+        return [*ids, self._parts.eos_id()]
 
     def _decode(self, ids: list[int]) -> str:
         special = {self._parts.eos_id(), self._parts.pad_id(), self._parts.unk_id()}
@@ -150,29 +162,28 @@ class MarianTokenizer(FileTokenizer):
     @functools.cached_property
     def _parts(self) -> tuple[Any, Any, dict[str, int], dict[int, str]]:
         files = self.files
-        source, target = (
-            sentencepiece.SentencePieceProcessor(model_proto=files[f"{side}.spm"]) for side in ("source", "target")
-        )
+        source, target = (_sentencepiece(files[f"{side}.spm"]) for side in ("source", "target"))
         ids = json.loads(files["vocab.json"])
-        if not all(isinstance(i, int) and i >= 0 for i in ids.values()) or not {"</s>", "<unk>"} <= ids.keys():
-            raise UserError("vocab.json: must map pieces to ids, </s> and <unk> among them.")
         of_target = json.loads(files["target_vocab.json"]) if "target_vocab.json" in files else ids
+        for name, vocabulary in (("vocab.json", ids), ("target_vocab.json", of_target)):
+            if not vocabulary or not all(type(i) is int and 0 <= i < 2**31 for i in vocabulary.values()):
+                raise UserError(f"{name}: must map pieces to ids.")
+        if not {"</s>", "<unk>"} <= ids.keys():
+            raise UserError("vocab.json: must have ids for </s> and <unk>.")
         return source, target, ids, {i: piece for piece, i in of_target.items()}
 
     @property
     def vocab_size(self) -> int:
         return max(self._parts[3]) + 1
 
-    def encode(self, text: str, allow_special: bool = False) -> np.ndarray:
-        """Token ids, int32 [T], the end of a text among them."""
-        _check_text(self.kind, text)
+    def _encode(self, text: str, allow_special: bool) -> list[int]:
         source, _, ids, _ = self._parts
         code = re.match(r">>.+?<<", text)
         pieces = [code[0]] if code and code[0] in ids else []
         rest = text[code.end() :] if pieces else text
         for part in re.split("(</s>|<pad>|<unk>)", rest) if allow_special else [rest]:
             pieces += [part] if allow_special and part in ids else source.encode(part, out_type=str)
-        return np.array([ids.get(piece, ids["<unk>"]) for piece in [*pieces, "</s>"]], np.int32)
+        return [ids.get(piece, ids["<unk>"]) for piece in [*pieces, "</s>"]]
 
     def _decode(self, ids: list[int]) -> str:
         _, target, _, pieces = self._parts
@@ -181,9 +192,16 @@ class MarianTokenizer(FileTokenizer):
         return text.replace("\u2581", " ").strip()  # the mark of a word's begin, of pieces that only the source has
 
 
-def _check_text(kind: str, text: str) -> None:
-    if lone_surrogate := re.search(r"[\ud800-\udfff]", text):
-        raise no_id(kind, text, lone_surrogate.start(), "byte")
+def _sentencepiece(model: bytes) -> sentencepiece.SentencePieceProcessor:
+    if not model:  # which the library takes for none given, and fails later
+        raise ValueError("an empty file")
+    return sentencepiece.SentencePieceProcessor(model_proto=model)
+
+
+def _num_extra(number: Any) -> int:
+    if type(number) is not int or not 0 <= number < 10_000:  # their names have four digits at most
+        raise UserError(f"tokenizer_config.json: extra_ids={number!r:.80}: must be an integer from 0 to 9,999.")
+    return number
 
 
 FILE_TOKENIZERS = {
@@ -212,7 +230,9 @@ def read_tokenizer(has: Callable[[str], bool], data: Callable[[str], bytes], ids
             }
             if cls is SentencePieceTokenizer:
                 settings = json.loads(texts.get("tokenizer_config.json", "{}"))
-                ids = ids | {"extra": int(settings.get("extra_ids", 100))}
+                ids = ids | {"extra": _num_extra(settings.get("extra_ids", 100))}
+        except UserError:
+            raise
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"tokenizer files {', '.join(contents)}: not readable ({error}).") from error
         return cls((json.dumps({"ids": ids, "files": texts}),))

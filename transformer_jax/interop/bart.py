@@ -59,7 +59,10 @@ def _fixed(**values) -> dict:
     }
 
 
-_IGNORED = (r"^model\.(encoder|decoder)\.(embed_tokens\.weight|version)$", r"^lm_head\.weight$")
+_IGNORED = (
+    r"^model\.(encoder|decoder)\.(embed_tokens\.weight|version)$", r"^model\.shared\.weight$", r"^lm_head\.weight$",
+)  # fmt: skip
+_TABLES = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight")
 _RENAMED = ((r"^(encoder|decoder|shared)\.", r"model.\1."),)
 
 BART = Family(
@@ -67,14 +70,18 @@ BART = Family(
     architectures={
         "BartForConditionalGeneration": Architecture("seq2seq"), "BartModel": Architecture("seq2seq"),
     },
-    fields=(Field("vocab_size", _both("vocab_size"), 50265), *_FIELDS),
-    fixed=_fixed(positions="learned", position_offset=2, embed_norm=True) | {"share_embeddings": True},
+    fields=(
+        Field("vocab_size", _both("vocab_size"), 50265), Field("share_embeddings", "share_embeddings", True), *_FIELDS,
+    ),
+    fixed=_fixed(positions="learned", position_offset=2, embed_norm=True),
     required={"normalize_before": False, "add_final_layer_norm": False, "normalize_embedding": True},
     names=_NAMES,
     head=("lm_head.weight", "model.shared.weight"),
     renamed=_RENAMED,
     ignored=_IGNORED,
     optional=("final_logits_bias",),
+    copies=(("model.shared.weight", "model.encoder.embed_tokens.weight"),),
+    tables=_TABLES,
 )  # fmt: skip
 
 MARIAN = Family(
@@ -93,4 +100,5 @@ MARIAN = Family(
     renamed=_RENAMED,
     ignored=(*_IGNORED, r"^model\.(encoder|decoder)\.embed_positions\.weight$"),
     optional=("final_logits_bias",),
+    tables=_TABLES,
 )

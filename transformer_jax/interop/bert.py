@@ -46,6 +46,7 @@ _MASKED_LM = Architecture(
         "transform": "cls.predictions.transform.dense",
         "norm": "cls.predictions.transform.LayerNorm",
         "bias": "cls.predictions.bias",
+        "bias beside unembed": "cls.predictions.decoder.bias",
         "encoder/embed/unembed": "cls.predictions.decoder",
     },
 )
@@ -75,8 +76,9 @@ BERT = Family(
     ),
     ignored=(
         r"^bert\.embeddings\.position_ids$", r"^bert\.pooler\.", r"^cls\.seq_relationship\.",
-        r"^cls\.predictions\.decoder\.(weight|bias)$",
+        r"^cls\.predictions\.(decoder\.weight|decoder\.bias|bias)$",
     ),
+    copies=(("cls.predictions.bias", "cls.predictions.decoder.bias"),),
 )  # fmt: skip
 
 ROBERTA = Family(
@@ -88,6 +90,7 @@ ROBERTA = Family(
                 "transform": "lm_head.dense",
                 "norm": "lm_head.layer_norm",
                 "bias": "lm_head.bias",
+                "bias beside unembed": "lm_head.decoder.bias",
                 "encoder/embed/unembed": "lm_head.decoder",
             },
         ),
@@ -107,5 +110,10 @@ ROBERTA = Family(
     names=_body("roberta"),
     head=("lm_head.decoder.weight", "roberta.embeddings.word_embeddings.weight"),
     renamed=((r"^(embeddings|encoder|pooler)\.", r"roberta.\1."),),
-    ignored=(r"^roberta\.embeddings\.position_ids$", r"^roberta\.pooler\.", r"^lm_head\.decoder\.(weight|bias)$"),
+    ignored=(
+        r"^roberta\.embeddings\.position_ids$",
+        r"^roberta\.pooler\.",
+        r"^lm_head\.(decoder\.weight|decoder\.bias|bias)$",
+    ),
+    copies=(("lm_head.bias", "lm_head.decoder.bias"),),
 )

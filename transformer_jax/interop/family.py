@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from transformer_jax.config import TransformerConfig, config_fields
-from transformer_jax.interop.files import PretrainedError, Tensors
+from transformer_jax.interop.files import PretrainedError, Tensors, listed
 from transformer_jax.layers import num_input_axes
 
 ACTIVATIONS = {
     "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "silu": "silu",
     "swish": "silu",
 }  # fmt: skip
+TYPES = ("F32", "F16", "BF16")  # of tensors, as the files say it
 SUFFIXES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
 
 
@@ -69,11 +70,15 @@ class Family(NamedTuple):
     fields: tuple[Field, ...]
     fixed: dict[str, Any]  # fields of ours that are the same in every model of the family
     required: dict[str, Any]  # fields of theirs that would be another computation with any other value
-    names: dict[str, str | Place]  # module (or leaf) of ours, {i} for the layer -> module (or tensor) of theirs
+    # Module (or leaf) of ours, {i} for the layer -> module (or tensor) of theirs. "up beside gate" is for models with
+    # a gate, "beside unembed" for those whose output projection is not tied.
+    names: dict[str, str | Place]
     head: tuple[str, str] | None = None  # tensors: output projection, and the embedding that it is tied to
     renamed: tuple[tuple[str, str], ...] = ()  # (pattern, replacement): old names
     ignored: tuple[str, ...] = ()  # patterns of tensors that are no parameters, or repeat one
+    tables: tuple[str, ...] = ()  # tensors: the embeddings of both sides, where they are not one
     optional: tuple[str, ...] = ()  # tensors that are 0 where they are missing
+    copies: tuple[tuple[str, str], ...] = ()  # (tensor, another): written as a copy of the other where that is written
 
 
 def get(values: dict, path: str) -> Any:
@@ -113,7 +118,7 @@ def _value(field: Field, theirs: dict) -> Any:
     expected = _types()[_several(field.ours)[0].rsplit(".", 1)[-1]]
     if expected is float and type(value) is int and abs(value) < 2**53:
         value = float(value)
-    is_in_range = not isinstance(value, int | float) or (math.isfinite(value) and -1 < value < 2**31)
+    is_in_range = not isinstance(value, int | float) or -1 < value < 2**31  # NaN is not
     if type(value) is not expected or not is_in_range:
         rule = (
             f"must be a {expected.__name__} from 0 to below 2^31" if expected is not bool else "must be true or false"
@@ -198,15 +203,18 @@ def layout(names: dict[str, str | Place], shapes: dict[tuple[str, ...], tuple[in
     """Every tensor of theirs that a model with parameters of these shapes needs, by name."""
     parts: dict[str, dict[int, tuple]] = {}
     tensors: dict[str, Tensor] = {}
-    has_gate = any("gate" in path for path in shapes)
+    modules = {path[-2] for path in shapes if len(path) > 1}
     for path, shape in shapes.items():
         index = next((name[6:] for name in path if name.startswith("block_")), "")
         pattern = "/".join("block_{i}" if name.startswith("block_") else name for name in path)
         module, leaf = pattern.rpartition("/")[::2]
-        beside_gate = f"{module} beside gate"
-        place = names.get(pattern) or (has_gate and names.get(beside_gate)) or names[module]
+        beside = [
+            f"{key} beside {other}" for key in (pattern, module) for other in ("gate", "unembed") if other in modules
+        ]
+        key = next(key for key in (*beside, pattern, module) if key in names)
+        place = names[key]
         place = Place(place) if isinstance(place, str) else place
-        name = place.name.replace("{i}", index) + ("" if pattern in names else f".{SUFFIXES[leaf]}")
+        name = place.name.replace("{i}", index) + ("" if key.startswith(pattern) else f".{SUFFIXES[leaf]}")
         kind = (
             place.layout if leaf == "kernel" or place.layout == "row" else "vector" if leaf != "embedding" else "table"
         )
@@ -271,9 +279,9 @@ def check_tensors(family: Family, needed: dict[str, Tensor], names: dict[str, st
         entry, shape = tensors.entries[old], needed[new].shape
         if entry.shape != shape:
             problems.append(f"{old} has shape {list(entry.shape)} and not {list(shape)}")
-        if entry.dtype not in ("F32", "F16", "BF16"):
+        if entry.dtype not in TYPES:
             problems.append(f"{old} is of type {entry.dtype} and not F32, F16 or BF16")
     if problems:
         raise PretrainedError(
-            f"the tensors do not fit config.json, model_type {family.model_type!r}: {'; '.join(sorted(problems))}."
+            f"the tensors do not fit config.json, model_type {family.model_type!r}: {listed(problems)}."
         )

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 from transformer_jax.config import UserError
 
 MOST_BYTES_OF_TEXT = 2**27  # of a JSON or tokenizer file; the largest in use have some 20 MB
+MOST_DEPTH = 64  # of JSON; Python itself fails on deeper values in more places than one can guard
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -27,21 +28,33 @@ class PretrainedError(UserError):
     """A folder that cannot be loaded; the message names the file and what is wrong with it."""
 
 
+def printable(text: object) -> str:
+    """What a stranger wrote, as part of a message: in one line, short, and with nothing that a terminal obeys."""
+    text = str(text)[:200]
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
+def listed(items: Iterable[str], most: int = 20) -> str:
+    """Strangers' words, sorted, as a part of a message; so many, and how many more there are."""
+    items = sorted(items)
+    more = [f"and {len(items) - most} more"] if len(items) > most else []
+    return "; ".join([*map(printable, items[:most]), *more])
+
+
 class Folder:
     """A directory whose files are opened by their bare names; links that lead out of it are refused."""
 
     def __init__(self, path: str | Path):
-        self.path = Path(path).expanduser()
         try:
-            self._root = self.path.resolve(strict=True)
+            self.path = Path(path).expanduser()
+            root = self.path.resolve(strict=True)
         except (OSError, RuntimeError, ValueError) as error:
-            raise PretrainedError(f"{path}: there is no such folder ({type(error).__name__}).") from error
-        if not self._root.is_dir():
+            raise PretrainedError(f"{printable(path)}: there is no such folder ({type(error).__name__}).") from error
+        if not root.is_dir():
             raise PretrainedError(f"{path}: must be a folder with config.json and {WEIGHTS}.")
-        if (
-            self.path.parent.name == "snapshots"
-        ):  # huggingface_hub's cache keeps the files of a model beside its versions
-            self._root = self._root.parent.parent
+        self._allowed = [root]
+        if root.parent.name == "snapshots":  # huggingface_hub's cache keeps the files of a model beside its versions
+            self._allowed.append(root.parent.parent / "blobs")
 
     def has(self, name: str) -> bool:
         """Whether there is an entry of that name."""
@@ -49,14 +62,16 @@ class Folder:
 
     def file(self, name: str) -> Path:
         """The path of a regular file in the folder. Raises PretrainedError for anything else."""
-        if not isinstance(name, str) or name != os.path.basename(name) or name in ("", ".", "..") or "\0" in name:
+        if not isinstance(name, str) or name != os.path.basename(name) or name in ("", ".", ".."):
             raise PretrainedError(f"{self.path}: {name!r:.80} is not the bare name of a file in the folder.")
+        if not name.isprintable() or len(name) > 255:
+            raise PretrainedError(f"{self.path}: {name!r:.80} is no name that a file can have here.")
         path = self.path / name
         try:
             real = path.resolve(strict=True)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise PretrainedError(f"{path}: cannot be found ({type(error).__name__}).") from error
-        if not real.is_relative_to(self._root):
+        if not any(real.is_relative_to(folder) for folder in self._allowed):
             raise PretrainedError(f"{path}: is a link out of the folder. Copy the file itself into it.")
         if not real.is_file():
             raise PretrainedError(f"{path}: must be a regular file.")
@@ -83,12 +98,29 @@ class Folder:
         """The object in a JSON file."""
         try:
             values = json.loads(self.text(name))
+            if _is_deep(values):
+                raise RecursionError
+            json.dumps(values, ensure_ascii=False).encode()  # half a character, which "\\ud800" is, cannot be written
         except (ValueError, RecursionError) as error:
-            reason = "nested too deeply" if isinstance(error, RecursionError) else f"{error}"[:200]
+            reason = "nested too deeply" if isinstance(error, RecursionError) else printable(error)
             raise PretrainedError(f"{self.path / name}: is not JSON ({reason}).") from error
         if not isinstance(values, dict):
             raise PretrainedError(f"{self.path / name}: must hold an object, not a {type(values).__name__}.")
         return values
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MOST_DEPTH):
+        level = [
+            child
+            for values in level
+            for child in (values.values() if isinstance(values, dict) else values)
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return False
+    return True
 
 
 class Entry(NamedTuple):
@@ -116,8 +148,8 @@ class Tensors:
             raise _no_weights(folder)
         for name, expected in names.items():
             found = self._add(folder.file(name))
-            if absent := sorted((expected or set()) - found):
-                raise PretrainedError(f"{folder.path / name}: lacks {', '.join(absent)}, which {INDEX} says are there.")
+            if absent := (expected or set()) - found:
+                raise PretrainedError(f"{folder.path / name}: lacks {listed(absent)}, which {INDEX} says are there.")
 
     def _add(self, path: Path) -> set[str]:
         with _opened(path) as file:
@@ -141,7 +173,7 @@ def _opened(path: Path) -> Iterator[Any]:
     except (SafetensorError, OSError, ValueError, TypeError, OverflowError) as error:
         if isinstance(error, UserError):
             raise
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        reason = printable(str(error) or type(error).__name__)
         raise PretrainedError(f"{path}: is not a sound safetensors file ({reason}). Download it again.") from error
 
 
@@ -151,16 +183,21 @@ def _files_of_index(folder: Folder) -> dict[str, set[str]]:
         raise PretrainedError(f"{folder.path / INDEX}: has no 'weight_map' from tensors to files.")
     files: dict[str, set[str]] = {}
     for tensor, name in weight_map.items():
-        folder.file(name)  # a bare name, or an error
+        if not isinstance(name, str) or name not in files:
+            folder.file(name)  # a bare name, or an error
         files.setdefault(name, set()).add(tensor)
     return files
 
 
 def _no_weights(folder: Folder) -> PretrainedError:
-    if pickled := sorted(f.name for f in folder.path.iterdir() if f.suffix in PICKLED):
+    try:
+        names = sorted(os.listdir(folder.path))
+    except OSError as error:
+        return PretrainedError(f"{folder.path}: cannot be read ({error.strerror}).")
+    if pickled := [name for name in names if name.endswith(PICKLED)]:
         return PretrainedError(
-            f"{folder.path}: has its weights in {pickled[0]}, a pickle, which can run any program when it is loaded, "
-            f"and never is here. Where you trust it, convert it with PyTorch and transformers: "
+            f"{folder.path}: has its weights in {printable(pickled[0])}, a pickle, which can run any program when "
+            f"it is loaded, and never is here. Where you trust it, convert it with PyTorch and transformers: "
             f"AutoModel.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER) writes {WEIGHTS}."
         )
     return PretrainedError(f"{folder.path}: has neither {WEIGHTS} nor {INDEX}. Give a folder with a model's weights.")

@@ -10,16 +10,16 @@ def read_rules(config: dict, generation: dict, vocab_size: int) -> Rules:
     """The rules of a folder. Before there was a generation_config.json, they stood in config.json.
 
     Raises:
-      PretrainedError: ids that are no ids of the model.
+      PretrainedError: ids that are no numbers.
     """
     values = generation or config
 
     def ids(name: str) -> tuple[int, ...]:
         found = values.get(name)
         found = found if isinstance(found, list) else [] if found is None else [found]
-        if not all(type(i) is int and 0 <= i < vocab_size for i in found):
-            raise PretrainedError(f"generation_config.json: {name}={found!r:.80}: must be ids below {vocab_size}.")
-        return tuple(found)
+        if not all(type(i) is int for i in found):
+            raise PretrainedError(f"generation_config.json: {name}={found!r:.80}: must be token ids.")
+        return tuple(i for i in found if 0 <= i < vocab_size)  # defaults of a larger vocabulary mean nothing
 
     def one(name: str, default: int = -1) -> int:
         return (*ids(name), default)[0]
@@ -39,6 +39,6 @@ def _single_words(words: Any, vocab_size: int) -> tuple[int, ...]:
     if not isinstance(words, list) or not all(isinstance(word, list) for word in words):
         raise PretrainedError(f"generation_config.json: bad_words_ids={words!r:.80}: must be lists of ids.")
     single = tuple(word[0] for word in words if len(word) == 1)
-    if not all(type(i) is int and 0 <= i < vocab_size for i in single):
-        raise PretrainedError(f"generation_config.json: bad_words_ids={words!r:.80}: must be ids below {vocab_size}.")
-    return single
+    if not all(type(i) is int for i in single):
+        raise PretrainedError(f"generation_config.json: bad_words_ids={words!r:.80}: must be token ids.")
+    return tuple(i for i in single if 0 <= i < vocab_size)

@@ -1,6 +1,7 @@
 """A folder of Hugging Face's to a model and back."""
 
 import dataclasses
+import math
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,10 +9,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from transformer_jax.config import UserError, choose
+from transformer_jax.config import TransformerConfig, UserError, choose
 from transformer_jax.interop.bart import BART, MARIAN
 from transformer_jax.interop.bert import BERT, ROBERTA
 from transformer_jax.interop.family import (
+    TYPES,
     Architecture,
     Family,
     check_tensors,
@@ -52,7 +54,11 @@ def find_folder(name: str | Path) -> Folder:
     Raises:
       PretrainedError: there is no such folder, and the hub has or gives none.
     """
-    if Path(name).expanduser().exists() or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", str(name)):
+    try:
+        is_there = Path(name).expanduser().exists()
+    except (OSError, RuntimeError, ValueError):  # a name that no file can have: Folder says it
+        is_there = True
+    if is_there or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", str(name)):
         return Folder(name)
     from huggingface_hub import snapshot_download  # here: only what is not on this machine needs it
 
@@ -73,17 +79,17 @@ def read_folder(name: str | Path) -> Pretrained:
     """
     folder = find_folder(name)
     config = folder.json("config.json")
-    family = FAMILIES.get(str(config.get("model_type")))
-    if family is None:
-        known = ", ".join(FAMILIES)
+    name = config.get("model_type")
+    if not isinstance(name, str) or name not in FAMILIES:
         raise PretrainedError(
-            f"{folder.path}: model_type={config.get('model_type')!r:.80} is not known. Known: {known}."
+            f"{folder.path / 'config.json'}: model_type={name!r:.80} is not known. Known: {', '.join(FAMILIES)}."
         )
+    family = FAMILIES[name]
     architecture = _architecture(family, config)
     tensors = Tensors(folder)
     names = their_names(family, tensors)
     model = _make_model(family, architecture, config, tensors, names)
-    shapes = {_names(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(parameter_shapes(model))}
+    shapes = _shapes(model)
     needed = layout(family.names | architecture.names, shapes)
     check_tensors(family, needed, names, tensors)
     params: dict = {}
@@ -95,6 +101,25 @@ def read_folder(name: str | Path) -> Pretrained:
     return Pretrained(model, params, config, generation, folder)
 
 
+def _shapes(model: Any) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """Shapes of the parameters by path. One layer is traced for all, as tracing takes tens of milliseconds a layer."""
+    shapes = {}
+    traced = parameter_shapes(model.clone(config=_one_layer(model.config)))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(traced):
+        names = _names(path)
+        side = getattr(model.config, names[0], model.config)
+        for i in range(side.num_layers if "block_0" in names else 1):
+            shapes[tuple(f"block_{i}" if name == "block_0" else name for name in names)] = leaf.shape
+    return shapes
+
+
+def _one_layer(config: Any) -> Any:
+    if isinstance(config, TransformerConfig):
+        return dataclasses.replace(config, num_layers=1)
+    sides = {name: _one_layer(getattr(config, name)) for name in ("encoder", "decoder")}
+    return dataclasses.replace(config, **sides)
+
+
 def _names(path: tuple) -> tuple[str, ...]:
     return tuple(key.key for key in path)
 
@@ -104,22 +129,30 @@ def _architecture(family: Family, config: dict) -> Architecture:
     name = names[0] if isinstance(names, list) else names
     if not isinstance(name, str):
         raise PretrainedError(f"config.json: architectures={names!r:.80} must be a list of names.")
-    return choose(family.architectures, name, "config.json: architectures")
+    return choose(family.architectures, name[:80], "config.json: architectures")
 
 
 def _make_model(family: Family, architecture: Architecture, config: dict, tensors: Tensors, names: dict) -> Any:
     ours = read_config(family, config)
+    widest = max((max(entry.shape) for entry in tensors.entries.values() if math.prod(entry.shape) > 1), default=1)
     for side in (ours, *(ours.get(name, {}) for name in ("encoder", "decoder"))):
         if side.get("num_layers", 0) > len(tensors.entries):  # before so many are made
             raise PretrainedError(
                 f"config.json: {side['num_layers']} layers, and the files have {len(tensors.entries)} tensors in all."
             )
+        if side.get("num_heads", 0) > widest:  # before all its divisors are looked for
+            raise PretrainedError(f"config.json: {side['num_heads']} heads, and no tensor is wider than {widest}.")
     tie = "decoder.tie_embeddings" if "decoder" in ours else "tie_embeddings"
     if family.head and get(ours, tie):
         put(ours, tie, _is_tied(family, tensors, names))
+    if family.tables and all(name in names for name in family.tables):
+        # transformers 5 unties all of them together; before, the two sides always had one table.
+        put(ours, "share_embeddings", _are_equal(tensors, *(names[name] for name in family.tables)))
     values = {"kind": architecture.kind, "config": ours}
+    labels = config.get("id2label")
+    if isinstance(labels, dict) and not all(re.fullmatch("[0-9]{1,9}", number) for number in labels):
+        raise PretrainedError("config.json: id2label: must have numbers as names, '0', '1', and so on.")
     if architecture.labels:
-        labels = config.get("id2label")
         values[architecture.labels] = len(labels) if isinstance(labels, dict) else 2
     return make_model(values)
 
@@ -132,7 +165,14 @@ def _is_tied(family: Family, tensors: Tensors, names: dict) -> bool:
     embedding = next((names[name] for name in embeddings if name in names), None)
     if embedding is None or tensors.entries[embedding].shape != tensors.entries[names[head]].shape:
         return True  # what is missing or misshapen is told with all the rest
-    return np.array_equal(tensors.read(names[head]), tensors.read(embedding))
+    return _are_equal(tensors, names[head], embedding)
+
+
+def _are_equal(tensors: Tensors, one: str, other: str) -> bool:
+    entries = tensors.entries[one], tensors.entries[other]
+    if len({entry[1:] for entry in entries}) > 1 or entries[0].dtype not in TYPES:
+        return False
+    return np.array_equal(tensors.read(one), tensors.read(other))
 
 
 def write_folder(
@@ -153,6 +193,7 @@ def write_folder(
     needed = layout(family.names | architecture.names, {path: leaf.shape for path, leaf in leaves.items()})
     with new_folder(folder) as temporary:
         tensors = {name: to_theirs(needed[name], leaves) for name in sorted(needed)}
+        tensors |= {name: tensors[other] for name, other in family.copies if other in tensors}
         write_tensors(temporary, tensors, SHARD_BYTES)
         write_json(temporary / "config.json", config)
         if generation:
