@@ -127,10 +127,10 @@ def test_cross_entropy_in_pieces_has_the_loss_and_the_gradient_of_all_logits_at_
 
 
 def test_logits_of_a_large_vocabulary_are_never_all_in_memory():
-    x, table, targets = jnp.zeros((2, 512, 8)), jnp.zeros((8, 4099)), jnp.zeros((2, 512), jnp.int32)
+    x, table, targets = jnp.zeros((2, 1031, 8)), jnp.zeros((8, 8209)), jnp.zeros((2, 1031), jnp.int32)
     gradient = jax.jit(jax.grad(lambda x, table: cross_entropy(lambda x: x @ table, x, targets).sum(), argnums=(0, 1)))
     memory = gradient.lower(x, table).compile().memory_analysis()
-    assert memory.temp_size_in_bytes < 2 * 512 * 4099 * 4
+    assert memory.temp_size_in_bytes < 0.7 * 2 * 1031 * 8209 * 4
 
 
 def test_padding_changes_neither_loss_nor_gradient():
