@@ -14,9 +14,20 @@ from transformer_jax.config import TransformerConfig, UserError, from_dict, sett
 class DataConfig:
     """Where the text comes from and how it is split."""
 
-    source: str = setting("python_docs", "of running text: python_docs | python_source | text")
-    path: str = setting("", "source=text: a file, a folder or a glob, .gz too; task=classify: a .tsv, .csv or .jsonl")
-    val_path: str = setting("", "task=classify: the same for validation; empty: a share of the examples")
+    source: str = setting(
+        "python_docs", "text: python_docs | python_source | text; pairs: parallel | dates | copy | reverse | sort"
+    )
+    path: str = setting("", "source=text: a file, a folder or a glob, .gz too; other sources: the file to train on")
+    target_path: str = setting(
+        "", "source=parallel: its translation, line by line; empty: both are in one .tsv or .jsonl"
+    )
+    val_path: str = setting("", "the same for validation; task=classify: empty for a share of the examples")
+    val_target_path: str = setting("", "source=parallel: its translation")
+    test_path: str = setting("", "the same for `python -m train.evaluate --split=test`")
+    test_target_path: str = setting("", "source=parallel: its translation")
+    lowercase: bool = setting(False, "task=seq2seq: all in small letters")
+    source_language: str = setting("en", "source=dates: a code that CLDR knows")
+    target_language: str = setting("de", "source=dates: another")
     text_field: str = setting("", "task=classify: the column with the text; empty: the first, and no header")
     label_field: str = setting("", "task=classify: the column with the label; empty: the last, and no header")
     val_fraction: float = setting(0.1, "share of the characters, at the end of the text, kept for validation")
@@ -79,13 +90,18 @@ class OptimizerConfig:
 class TrainConfig:
     """The training run itself."""
 
-    task: str = setting("causal_lm", "causal_lm | classify")
+    task: str = setting("causal_lm", "causal_lm | classify | seq2seq")
     init_from: str = setting("", "start from a run directory, a Hugging Face folder or the name of a model on the hub")
     resize_vocab: bool = setting(False, "init_from: the model may get another number of token ids")
     resize_positions: bool = setting(False, "init_from: the model may get another max_len")
     seed: int = setting(0, "of initial values, data order and dropout")
     num_steps: int = setting(2000, "optimizer steps in all")
     batch_size: int = setting(16, "sequences in one optimizer step, over all devices and micro-batches")
+    batch_tokens: int = setting(
+        0, "instead of batch_size: tokens in the rows of a batch, padding and each side included"
+    )
+    num_buckets: int = setting(4, "lengths of batches, at most: each is compiled once, more of them need less padding")
+    label_smoothing: float = setting(0.0, "task=seq2seq: share of each target that is spread over the vocabulary")
     accumulation: int = setting(1, "micro-batches that one step's batch is computed in, one after the other")
     parallel: str = setting("jit", "jit | pmap: how a step is spread over the devices")
     steps_per_call: int = setting(0, "steps in one call of the compiled program; 0: up to 10 when steps are short")
@@ -95,10 +111,14 @@ class TrainConfig:
     tensorboard: bool = setting(True, "write TensorBoard files beside metrics.jsonl")
 
     def __post_init__(self):
-        names = ("num_steps", "batch_size", "accumulation", "log_every", "eval_every", "max_bad_steps")
+        names = ("num_steps", "batch_size", "num_buckets", "accumulation", "log_every", "eval_every", "max_bad_steps")
         for name in names:
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name}={getattr(self, name)}: must be at least 1.")
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"train.label_smoothing={self.label_smoothing}: must be at least 0 and below 1. Take 0.1.")
+        if self.batch_tokens < 0:
+            raise UserError(f"train.batch_tokens={self.batch_tokens}: must be 0 (use batch_size) or more.")
         if self.steps_per_call < 0:
             raise UserError(f"train.steps_per_call={self.steps_per_call}: must be 0 (choose) or more.")
         if self.seed < 0:

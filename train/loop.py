@@ -30,7 +30,7 @@ from train.stop import Stopped, StopSignals
 from train.tasks import Task, load_task
 from transformer_jax.checkpoint import Checkpoints, abstract
 from transformer_jax.config import RunError, UserError
-from transformer_jax.models import describe_model
+from transformer_jax.models import describe_model, first_params
 
 SHORT_STEP_FLOPS = 5e10  # steps of fewer operations share a call; a second or less on a laptop
 
@@ -157,10 +157,7 @@ def build_parallel(config: Config, model: Any, objective: Any, optimizer: Any) -
 def first_state(model: Any, optimizer: Any, seed: int, start: Start) -> tuple[TrainState, str]:
     """The state before the first step, made on the device in one program; and what of it was trained before."""
 
-    def create(key):
-        tokens = jnp.zeros((1, 1), jnp.int32)  # no parameter's shape depends on the length
-        return model.init(key, tokens)["params"]
-
+    create = functools.partial(first_params, model)
     if start.run is None:
         return jax.jit(lambda key: create_state(create(key), optimizer))(jax.random.key(seed)), ""
     params, origin = take_over(start, jax.jit(create)(jax.random.key(seed)))
@@ -259,10 +256,9 @@ def _meta(config: Config, task: Task, step: int, val_loss: float | None, best_va
 
 
 def _describe(config: Config, task: Task, state: TrainState, origin: str) -> str:
-    tokens_per_step = config.train.batch_size * task.model.config.max_len
     return (
         f"data: {task.description}; {task.tokenizer.kind} tokenizer, {task.tokenizer.vocab_size:,} ids\n"
-        + plan.describe(state.params, state.opt_state, task.model.config, tokens_per_step)
+        + plan.describe(state.params, state.opt_state, task.model.config, task.tokens_per_step)
         + (f"\n{origin}" if origin else "")
     )
 

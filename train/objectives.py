@@ -56,33 +56,65 @@ def classify(apply: Callable, batch: dict[str, jax.Array], deterministic: bool =
     )  # fmt: skip
 
 
-def cross_entropy(project: Callable, x: jax.Array, targets: jax.Array, most: int = 0) -> jax.Array:
+def seq2seq(
+    apply: Callable, batch: dict[str, jax.Array], deterministic: bool = True, *, label_smoothing: float = 0.0
+) -> Sums:
+    """Write the target of a source, each token from the right ones before it (teacher forcing).
+
+    Args:
+      apply: as for `causal_lm`, with source, target and their masks.
+      batch: `source` [B, S] and `target` [B, T + 1] int, which begins with the token that starts one; and
+        `source_is_token`, `target_is_token` bool of their shapes, False for padding.
+      label_smoothing: while training, the share of each target that is spread evenly over the vocabulary.
+        Szegedy et al. 2016, section 7.
+    Returns:
+      The sum of the (smoothed) negative log-likelihoods, in nats, the number of targets, and no counts.
+    """
+    inputs, targets = batch["target"][:, :-1], batch["target"][:, 1:]
+    is_target = batch["target_is_token"][:, 1:]
+    x = apply(
+        batch["source"], inputs, batch["source_is_token"], batch["target_is_token"][:, :-1],
+        deterministic=deterministic, method="activations",
+    )  # fmt: skip
+    smoothing = 0.0 if deterministic else label_smoothing
+    nats = cross_entropy(lambda x: apply(x, method="logits"), x, targets, smoothing=smoothing)
+    return jnp.sum(jnp.where(is_target, nats, 0.0)), jnp.sum(is_target, dtype=jnp.float32), {}
+
+
+def cross_entropy(
+    project: Callable, x: jax.Array, targets: jax.Array, most: int = 0, smoothing: float = 0.0
+) -> jax.Array:
     """-log softmax(project(x))[targets], in nats, without ever holding all logits.
 
     They are projected, used and forgotten a piece of the time axis after the other, and in the gradient once more: with
-    50,000 tokens in the vocabulary they would be the largest array of a step. What fits in one piece is computed at once.
+    50,000 tokens in the vocabulary they would be the largest array of a step. What fits in one piece is done at once.
 
     Args:
       project: [B, t, D] -> [B, t, V].
       x: [B, T, D]; targets: [B, T] int.
       most: logits in one piece; 0: what suits the device.
+      smoothing: the share of each target that is the mean over all tokens.
     Returns:
       [B, T] float32.
     """
     B, T, D = x.shape
     V = jax.eval_shape(project, x).shape[-1]
     piece = max(1, (most or MANY_LOGITS[jax.default_backend()]) // (B * V))
+
+    def nats(x_and_targets):
+        x, targets = x_and_targets
+        logits = project(x)
+        exact = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+        if not smoothing:
+            return exact
+        spread = jax.nn.logsumexp(logits, axis=-1) - jnp.mean(logits, axis=-1)
+        return (1.0 - smoothing) * exact + smoothing * spread
+
     if piece >= T:
-        return optax.softmax_cross_entropy_with_integer_labels(project(x), targets)
+        return nats((x, targets))
     # Pieces of time, not of rows: where rows are spread over devices, each device works on each piece.
     num_pieces = -(-T // piece)
     piece = -(-T // num_pieces)
     padded = [jnp.pad(a, [(0, 0), (0, num_pieces * piece - T)] + [(0, 0)] * (a.ndim - 2)) for a in (x, targets)]
     pieces = [a.reshape(B, num_pieces, piece, *a.shape[2:]).swapaxes(0, 1) for a in padded]
-
-    @jax.checkpoint
-    def nats(x_and_targets):
-        x, targets = x_and_targets
-        return optax.softmax_cross_entropy_with_integer_labels(project(x), targets)
-
-    return jax.lax.map(nats, tuple(pieces)).swapaxes(0, 1).reshape(B, -1)[:, :T]
+    return jax.lax.map(jax.checkpoint(nats), tuple(pieces)).swapaxes(0, 1).reshape(B, -1)[:, :T]

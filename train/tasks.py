@@ -9,16 +9,26 @@ from collections.abc import Callable, Iterable, Iterator
 
 import flax.linen as nn
 import jax
+import numpy as np
 
 from train import objectives
 from train.config import Config
 from train.data.labelled import load_labelled
 from train.data.order import ExampleOrder, TrainOrder
-from train.data.pipeline import Batch, eval_batches, fill, load_corpus, prefetch, window_batch
+from train.data.pairs import load_pairs
+from train.data.pipeline import (
+    Batch,
+    eval_batches,
+    labelled_batch,
+    load_corpus,
+    pair_batch,
+    prefetch,
+    window_batch,
+)
 from train.resume import with_vocabulary
 from train.start import Start
 from transformer_jax.config import UserError
-from transformer_jax.models import GPT, SequenceClassifier
+from transformer_jax.models import GPT, Seq2Seq, Seq2SeqConfig, SequenceClassifier
 from transformer_jax.tokenizers import Tokenizer
 
 EVAL_TOKENS = 8192  # targets in one evaluation batch, about: enough to be fast, few enough for their logits
@@ -36,6 +46,7 @@ class Task:
     fingerprint: dict[str, str | int]  # equal when the examples are
     description: str
     num_targets: Callable[[Batch], int]
+    tokens_per_step: int  # about
     has_one_shape: bool  # of all batches: then several steps may share a call
     bytes_per_token: float | None = None  # turns a loss per token into bits per byte
     labels: tuple[str, ...] = ()
@@ -63,7 +74,8 @@ def causal_lm(config: Config, start: Start, meta: dict | None) -> Task:
         lambda: eval_batches(corpus.val_tokens, shape.max_len, _eval_rows(shape.max_len)),
         corpus.fingerprint,
         f"{len(corpus.train_tokens):,} tokens to train on, {len(corpus.val_tokens):,} to validate on",
-        lambda batch: int(batch["is_token"][..., 1:].sum()), has_one_shape=True,
+        lambda batch: int(batch["is_token"][..., 1:].sum()), config.train.batch_size * shape.max_len,
+        has_one_shape=True,
         bytes_per_token=corpus.val_bytes_per_token,
     )  # fmt: skip
 
@@ -73,34 +85,83 @@ def classify(config: Config, start: Start, meta: dict | None) -> Task:
     data = load_labelled(config.data, config.tokenizer, start.tokenizer, tuple(meta["labels"]) if meta else ())
     shape = with_vocabulary(start.merged(config.model), data.tokenizer.vocab_size)
     start.check_kind(SequenceClassifier)
-    train, validation = (
-        [data.tokenizer.encode_whole(text)[: shape.max_len] for text, _ in part]
-        for part in (data.train, data.validation)
-    )
-    train_labels, val_labels = ([label for _, label in part] for part in (data.train, data.validation))
-    num_cut = sum(len(data.tokenizer.encode_whole(text)) > shape.max_len for text, _ in data.train + data.validation)
-    order = ExampleOrder(tuple(map(len, train)), shape.max_len, config.train.batch_size, config.train.seed)
+    texts, labels, num_cut = [], [], 0
+    for part in (data.train, data.validation):
+        encoded = [data.tokenizer.encode_whole(text) for text, _ in part]
+        num_cut += sum(len(tokens) > shape.max_len for tokens in encoded)
+        texts.append([tokens[: shape.max_len] for tokens in encoded])
+        labels.append(np.array([label for _, label in part], np.int32))
+    order, plan = _orders(config, shape.max_len, [len(tokens) for tokens in texts[0]], [len(t) for t in texts[1]])
 
-    def train_batch(step: int) -> Batch:
+    def make(part: int, order: ExampleOrder, step: int) -> Batch:
         rows, length = order.batch(step)
-        return fill(train, train_labels, rows, length, config.train.batch_size, data.tokenizer.pad_id)
-
-    def val_batches() -> Iterator[Batch]:
-        rows = _eval_rows(shape.max_len)
-        plan = ExampleOrder(tuple(map(len, validation)), shape.max_len, rows, 0)
-        for step in range(plan.steps_per_epoch):
-            yield fill(validation, val_labels, *plan.batch(step), rows, data.tokenizer.pad_id)
+        return labelled_batch(texts[part], labels[part], rows, length, order.rows(length), data.tokenizer.pad_id)
 
     cut = f"; {num_cut:,} longer than {shape.max_len} tokens were cut" if num_cut else ""
     return Task(
-        SequenceClassifier(shape, len(data.labels)), data.tokenizer, objectives.classify, train_batch, val_batches,
+        SequenceClassifier(shape, len(data.labels)), data.tokenizer, objectives.classify,
+        functools.partial(make, 0, order), lambda: (make(1, plan, step) for step in range(plan.steps_per_epoch)),
         data.fingerprint,
-        f"{len(train):,} texts to train on, {len(validation):,} to validate on, {len(data.labels)} labels{cut}",
-        lambda batch: int(batch["is_token"].sum()), has_one_shape=False, labels=data.labels,
+        f"{len(texts[0]):,} texts to train on, {len(texts[1]):,} to validate on, {len(data.labels)} labels{cut}, "
+        f"{order.padding:.0%} padding",
+        lambda batch: int(batch["is_token"].sum()), order.mean_tokens, has_one_shape=False, labels=data.labels,
     )  # fmt: skip
 
 
-TASKS = {"causal_lm": causal_lm, "classify": classify}
+def seq2seq(config: Config, start: Start, meta: dict | None) -> Task:
+    """A Seq2Seq on pairs of texts; both sides have the shape of `model` and one vocabulary."""
+    data = load_pairs(config.data, config.tokenizer, start.tokenizer)
+    if start.run is not None:
+        raise UserError("train.init_from: cannot start a Seq2Seq yet. Leave it out.")
+    if start.model is not None:
+        shape = start.model.config
+    else:
+        side = with_vocabulary(config.model, data.tokenizer.vocab_size)
+        shape = Seq2SeqConfig(side, side)
+    max_len = min(shape.encoder.max_len, shape.decoder.max_len)
+    sides, num_dropped = [], 0
+    for part in (data.train, data.validation):
+        pairs = [encode_pair(data.tokenizer, *pair) for pair in part]
+        kept = [pair for pair in pairs if len(pair[0]) <= max_len and len(pair[1]) <= max_len + 1]
+        num_dropped += len(pairs) - len(kept)
+        sides.append(([source for source, _ in kept], [target for _, target in kept]))
+    lengths = [[max(len(s), len(t) - 1) for s, t in zip(*part, strict=True)] for part in sides]
+    order, plan = _orders(config, max_len, *lengths)
+
+    def make(part: int, order: ExampleOrder, step: int) -> Batch:
+        rows, length = order.batch(step)
+        return pair_batch(*sides[part], rows, length, order.rows(length), data.tokenizer.pad_id)
+
+    dropped = f"; {num_dropped:,} longer than {max_len} tokens were left out" if num_dropped else ""
+    return Task(
+        Seq2Seq(shape), data.tokenizer,
+        functools.partial(objectives.seq2seq, label_smoothing=config.train.label_smoothing),
+        functools.partial(make, 0, order), lambda: (make(1, plan, step) for step in range(plan.steps_per_epoch)),
+        data.fingerprint,
+        f"{len(lengths[0]):,} pairs to train on, {len(lengths[1]):,} to validate on{dropped}, {order.padding:.0%} "
+        f"padding, {order.steps_per_epoch:,} steps an epoch",
+        lambda batch: int(batch["target_is_token"][..., 1:].sum()), order.mean_tokens, has_one_shape=False,
+    )  # fmt: skip
+
+
+def encode_pair(tokenizer: Tokenizer, source: str, target: str) -> tuple[np.ndarray, np.ndarray]:
+    """A source with its end, and a target with its beginning and its end."""
+    return tokenizer.encode_source(source), tokenizer.encode_whole(target)
+
+
+def _orders(config: Config, max_len: int, train: list[int], validation: list[int]) -> tuple[ExampleOrder, ExampleOrder]:
+    """The order of training, and the batches of validation."""
+    order = functools.partial(
+        ExampleOrder, max_len=max_len, num_devices=jax.device_count(), num_buckets=config.train.num_buckets
+    )
+    rows = {"batch_size": config.train.batch_size, "batch_tokens": config.train.batch_tokens}
+    return (
+        order(tuple(train), seed=config.train.seed, **rows),
+        order(tuple(validation), seed=0, batch_size=1, batch_tokens=EVAL_TOKENS),
+    )
+
+
+TASKS = {"causal_lm": causal_lm, "classify": classify, "seq2seq": seq2seq}
 
 
 def load_task(config: Config, start: Start, meta: dict | None) -> Task:

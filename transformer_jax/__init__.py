@@ -10,7 +10,7 @@ import importlib
 from transformer_jax.config import RunError, TransformerConfig, UserError
 
 _HOMES = {
-    "generate": "generation",
+    **dict.fromkeys(("generate", "translate"), "generation"),
     **dict.fromkeys(("Run", "from_pretrained", "load", "logits", "open_run", "save", "save_pretrained"), "run"),
 }
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -58,13 +58,65 @@ def generate(
     rows = [row for text in prompts for row in [_encode_prompt(run, text)] * num_samples]
     sample_index = jnp.tile(jnp.arange(num_samples), len(prompts))
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), sample_index)
-    go_on = _translate if isinstance(run.model, Seq2Seq) else _continue
+    go_on = _write_targets if isinstance(run.model, Seq2Seq) else _continue
     texts = [run.tokenizer.decode(row) for row in go_on(run, rows, keys, sampler, max_new_tokens)]
     return texts[0] if isinstance(prompt, str) and num_samples == 1 else texts
 
 
+def translate(
+    run: Run, texts: Sequence[str], *, num_beams: int = 4, length_penalty: float = 1.0, max_new_tokens: int = 0,
+    batch_size: int = 32, progress: Callable[[int], None] | None = None,
+) -> list[str]:  # fmt: skip
+    """The best target that beam search finds for each source; with one beam the greedy one.
+
+    Sources of about one length are translated together, and what comes back is in the order of `texts`.
+
+    Args:
+      length_penalty: alpha of Wu et al. 2016, equation 14; above 0 longer targets are favoured.
+      max_new_tokens: of a target; 0: twice the length of the source and ten more, the decoder's context at most.
+      progress: called with the number of texts done, from time to time.
+    Raises:
+      UserError: the run is no Seq2Seq, or a source is empty or longer than the context.
+    """
+    if not isinstance(run.model, Seq2Seq):
+        raise UserError(f"a {type(run.model).__name__} does not translate. Ask it with generate, or logits.")
+    if num_beams < 1 or batch_size < 1 or max_new_tokens < 0:
+        raise UserError(
+            f"num_beams={num_beams}, batch_size={batch_size}: must be at least 1; max_new_tokens at least 0."
+        )
+    sources = [_encode_prompt(run, text) for text in texts]
+    order = sorted(range(len(sources)), key=lambda i: len(sources[i]))
+    done = {}
+    for first in range(0, len(order), batch_size):
+        rows = order[first : first + batch_size]
+        batch = [sources[i] for i in rows] + [sources[rows[-1]]] * (batch_size - len(rows))  # one shape for all batches
+        room = min(max_new_tokens or 2 * _room(batch, run.config.encoder.max_len) + 10, run.config.decoder.max_len)
+        for i, tokens in zip(rows, _best(run, batch, num_beams, length_penalty, room), strict=False):
+            done[i] = run.tokenizer.decode(tokens)
+        if progress:
+            progress(len(done))
+    return [done[i] for i in range(len(texts))]
+
+
+def _best(run: Run, sources: list[np.ndarray], num_beams: int, length_penalty: float, num_new: int) -> list[np.ndarray]:
+    """The best target of each source."""
+    if num_beams == 1:
+        keys = jax.random.split(jax.random.key(0), len(sources))  # the greedy choice does not look at them
+        return _write_targets(run, sources, keys, sampling.Sampler("greedy"), num_new)
+    source, is_token = _batch(sources, _room(sources, run.config.encoder.max_len), run.rules.pad_id)
+    cache = _start(run.model, run.params, source, is_token, num_new)
+    first = np.full((len(sources), 1), run.rules.start_id, np.int32)
+    beams = sampling.beam_search(
+        step_function(run), cache, first, first >= 0, num_beams=num_beams, max_new_tokens=num_new,
+        eos_id=run.rules.eos_ids[0], pad_id=run.rules.pad_id, length_penalty=length_penalty,
+    )  # fmt: skip
+    return list(np.asarray(beams.tokens[:, 0]))
+
+
 def _encode_prompt(run: Run, text: str) -> np.ndarray:
-    tokens, context = run.tokenizer.encode(text), getattr(run.config, "encoder", run.config).max_len
+    is_source = isinstance(run.model, Seq2Seq)
+    tokens = run.tokenizer.encode_source(text) if is_source else run.tokenizer.encode(text)
+    context = getattr(run.config, "encoder", run.config).max_len
     if not len(tokens):
         raise UserError("prompt='': must have at least one character; a new line will do.")
     if len(tokens) > context:
@@ -116,8 +168,10 @@ def _start(model: Seq2Seq, params: Any, source: jax.Array, is_token: jax.Array, 
     return model.apply({"params": params}, source, is_token, capacity, method="start")
 
 
-def _translate(run: Run, sources: list[np.ndarray], keys: jax.Array, sampler: Any, num_new: int) -> list[np.ndarray]:
-    """The target of each source."""
+def _write_targets(
+    run: Run, sources: list[np.ndarray], keys: jax.Array, sampler: Any, num_new: int
+) -> list[np.ndarray]:
+    """A target for each source, chosen by `sampler`."""
     num_new = min(num_new, run.config.decoder.max_len)
     source, is_token = _batch(sources, _room(sources, run.config.encoder.max_len), run.rules.pad_id)
     first = np.full((len(sources), 1), run.rules.start_id, np.int32)

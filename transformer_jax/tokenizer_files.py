@@ -84,6 +84,8 @@ class FileTokenizer(Tokenizer):
         """Token ids of a text that stands alone: as `encode`, which puts special tokens around it already."""
         return self.encode(text)
 
+    encode_source = encode_whole
+
     def decode(self, ids: Any) -> str:
         """The text of integers [T], special tokens left out. Raises UserError for a negative id."""
         ids = np.asarray(ids)

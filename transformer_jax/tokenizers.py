@@ -46,6 +46,10 @@ class Tokenizer:
         """Plain data for JSON; `tokenizer_from_dict` is the way back."""
         return {"kind": self.kind, "learned": list(self.learned)}
 
+    def encode_source(self, text: str) -> np.ndarray:
+        """Token ids of what an encoder reads, int32 [T]: the text, and the end."""
+        return np.append(self.encode(text), self.eos_id).astype(np.int32)
+
     def encode_whole(self, text: str) -> np.ndarray:
         """Token ids of a text that stands alone, int32 [T]: the token that begins one, the text, and the end."""
         return np.concatenate([[self.bos_id], self.encode(text), [self.eos_id]]).astype(np.int32)

@@ -66,16 +66,16 @@ def _epoch_starts(order: TrainOrder, epoch: int) -> np.ndarray:  # [steps_per_ep
     return starts
 
 
-SHORTEST = 16  # tokens: the first bucket
+MULTIPLE = 4  # lengths of batches are multiples of it
 
 
 @dataclasses.dataclass(frozen=True)
 class ExampleOrder:
     """Which examples make the batch of a step, and how many tokens long it is.
 
-    Examples of about one length come together, so that there is little padding and few shapes are compiled: a batch is
-    16, 32, 64, ... tokens long, up to `max_len`. Every epoch has every example exactly once; the last batch of a length
-    may have fewer rows.
+    Examples of about one length come together, so that there is little padding and few shapes are compiled: batches
+    have `num_buckets` lengths at most, each for about as many tokens. Every epoch has every example exactly once; the
+    last batch of a length may have fewer rows than the others.
 
     Raises:
       UserError: no examples.
@@ -83,8 +83,11 @@ class ExampleOrder:
 
     lengths: tuple[int, ...]  # in tokens, at most max_len
     max_len: int
-    batch_size: int
+    batch_size: int  # rows in a batch,
     seed: int
+    batch_tokens: int = 0  # or, above 0, rows times length at most
+    num_devices: int = 1  # divides the rows
+    num_buckets: int = 4
 
     def __post_init__(self):
         if not self.lengths:
@@ -92,16 +95,35 @@ class ExampleOrder:
 
     @functools.cached_property
     def _buckets(self) -> tuple[np.ndarray, np.ndarray]:  # the batch length of each example, and all there are
-        ladder = [SHORTEST]
-        while ladder[-1] < self.max_len:
-            ladder.append(min(2 * ladder[-1], self.max_len))
-        ladder = np.minimum(ladder, self.max_len)
+        lengths = np.sort(self.lengths)
+        share = np.cumsum(lengths) / lengths.sum()  # of all tokens
+        last = np.searchsorted(share, np.arange(1, self.num_buckets + 1) / self.num_buckets - 1e-9)
+        ladder = np.unique(np.minimum(-(-lengths[last] // MULTIPLE) * MULTIPLE, self.max_len))
         return ladder[np.searchsorted(ladder, self.lengths)], np.unique(ladder)
 
     @functools.cached_property
     def steps_per_epoch(self) -> int:
         bucket, ladder = self._buckets
-        return int(sum(-(-np.sum(bucket == length) // self.batch_size) for length in ladder))
+        return int(sum(-(-np.sum(bucket == length) // self.rows(length)) for length in ladder))
+
+    def rows(self, length: int) -> int:
+        """Rows of a batch that is `length` tokens long."""
+        rows = max(1, self.batch_tokens // int(length)) if self.batch_tokens else self.batch_size
+        return max(rows // self.num_devices, 1) * self.num_devices
+
+    @property
+    def mean_tokens(self) -> int:
+        """Tokens of a batch, padding left out, in the mean."""
+        return sum(self.lengths) // self.steps_per_epoch
+
+    @property
+    def padding(self) -> float:
+        """The share of padding in all batches of an epoch."""
+        bucket, ladder = self._buckets
+        places = sum(
+            -(-np.sum(bucket == length) // self.rows(length)) * self.rows(length) * length for length in ladder
+        )
+        return float(1 - sum(self.lengths) / places)
 
     def batch(self, step: int) -> tuple[np.ndarray, int]:
         """The examples of global step `step`, at most batch_size of them, and the length of the batch."""
@@ -117,7 +139,9 @@ class ExampleOrder:
             batches = []
             for length in ladder:
                 rows = shuffled[bucket[shuffled] == length]
-                batches += [(rows[i : i + self.batch_size], int(length)) for i in range(0, len(rows), self.batch_size)]
+                batches += [
+                    (rows[i : i + self.rows(length)], int(length)) for i in range(0, len(rows), self.rows(length))
+                ]
             for old in [old for old in list(kept) if old < epoch - 1]:
                 kept.pop(old, None)
             kept[epoch] = [batches[i] for i in rng.permutation(len(batches))]

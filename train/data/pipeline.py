@@ -41,25 +41,44 @@ def prefetch(make: Callable[[int], Batch], start_step: int, num_steps: int) -> I
     return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
 
 
-def fill(
-    texts: Sequence[np.ndarray], labels: Sequence[int], rows: np.ndarray, length: int, num_rows: int, pad_id: int
-) -> Batch:
-    """A batch of labelled texts.
+def fill(texts: Sequence[np.ndarray], rows: np.ndarray, length: int, num_rows: int, pad_id: int) -> tuple:
+    """Texts as a rectangle.
 
     Args:
       texts: token ids, one array for each example; rows: those to take.
-      length, num_rows: of the batch; what is beyond the texts is padding.
+      length, num_rows: of the rectangle; what is beyond the texts is padding.
     Returns:
-      `tokens` int32 and `is_token` bool [num_rows, length], `label` int32 and `is_example` bool [num_rows].
+      tokens int32 and is_token bool [num_rows, length].
     """
-    tokens = np.full((num_rows, length), pad_id, np.int32)
-    is_token = np.zeros((num_rows, length), bool)
-    label, is_example = np.zeros(num_rows, np.int32), np.arange(num_rows) < len(rows)
+    tokens, is_token = np.full((num_rows, length), pad_id, np.int32), np.zeros((num_rows, length), bool)
     for i, row in enumerate(rows):
         tokens[i, : len(texts[row])] = texts[row]
         is_token[i, : len(texts[row])] = True
-        label[i] = labels[row]
-    return {"tokens": tokens, "is_token": is_token, "label": label, "is_example": is_example}
+    return tokens, is_token
+
+
+def labelled_batch(
+    texts: Sequence[np.ndarray], labels: np.ndarray, rows: np.ndarray, length: int, num_rows: int, pad_id: int
+) -> Batch:
+    """`tokens` and `is_token` as of `fill`, `label` int32 and `is_example` bool [num_rows]."""
+    tokens, is_token = fill(texts, rows, length, num_rows, pad_id)
+    label = np.zeros(num_rows, np.int32)
+    label[: len(rows)] = labels[rows]
+    return {"tokens": tokens, "is_token": is_token, "label": label, "is_example": np.arange(num_rows) < len(rows)}
+
+
+def pair_batch(
+    sources: Sequence[np.ndarray],
+    targets: Sequence[np.ndarray],
+    rows: np.ndarray,
+    length: int,
+    num_rows: int,
+    pad_id: int,
+) -> Batch:
+    """`source` [num_rows, length] and `target` [num_rows, length + 1], as of `fill`, each with its `..._is_token`."""
+    source, source_is_token = fill(sources, rows, length, num_rows, pad_id)
+    target, target_is_token = fill(targets, rows, length + 1, num_rows, pad_id)
+    return {"source": source, "target": target, "source_is_token": source_is_token, "target_is_token": target_is_token}
 
 
 def window_batch(tokens: np.ndarray, order: TrainOrder, step: int) -> Batch:

@@ -1,6 +1,7 @@
 """The models, by what they read and write."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -21,7 +22,7 @@ from transformer_jax.models.seq2seq import Seq2Seq, Seq2SeqConfig
 
 __all__ = [
     "GPT", "MODELS", "Encoder", "MaskedLM", "Regressor", "SentenceEmbedder", "Seq2Seq", "Seq2SeqConfig",
-    "SequenceClassifier", "TokenTagger", "describe_model", "make_model", "parameter_shapes",
+    "SequenceClassifier", "TokenTagger", "describe_model", "first_params", "make_model", "parameter_shapes",
 ]  # fmt: skip
 
 MODELS = {
@@ -53,6 +54,11 @@ def make_model(values: dict[str, Any]) -> nn.Module:
 
 def parameter_shapes(model: nn.Module) -> Any:
     """Shapes and types of a model's parameters, nothing of it allocated."""
+    return jax.eval_shape(functools.partial(first_params, model), jax.random.key(0))
+
+
+def first_params(model: nn.Module, key: jax.Array) -> Any:
+    """Random parameters, as before any training."""
     tokens = jnp.zeros((1, 1), jnp.int32)  # no parameter's shape depends on the length
     inputs = (tokens, tokens) if isinstance(model, Seq2Seq) else (tokens,)
-    return jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
+    return model.init(key, *inputs)["params"]

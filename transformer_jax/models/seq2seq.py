@@ -67,8 +67,23 @@ class Seq2Seq(nn.Module):
         Raises:
           UserError: a row longer than its side's max_len.
         """
+        return self.logits(self.activations(source, target, source_is_token, target_is_token, deterministic))
+
+    def activations(
+        self,
+        source: jax.Array,
+        target: jax.Array,
+        source_is_token: jax.Array | None = None,
+        target_is_token: jax.Array | None = None,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """What `logits` projects: [B, T, D]. Arguments as for `__call__`."""
         read = self.read(source, source_is_token, deterministic)
-        return self.decoder(target, target_is_token, deterministic, source=read)
+        return self.decoder.activations(target, target_is_token, deterministic, source=read)
+
+    def logits(self, x: jax.Array) -> jax.Array:
+        """The output projection: [..., D] -> [..., V] float32."""
+        return self.decoder.logits(x)
 
     def start(self, source: jax.Array, is_token: jax.Array | None = None, capacity: int = 0) -> kv.DecodeCache:
         """Encode the source and project it to every layer's keys and values, once for all that is decoded from it.

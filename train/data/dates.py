@@ -1,0 +1,76 @@
+"""Dates, times, durations and quantities in two languages, as Unicode's CLDR writes them (through Babel).
+
+A small translation task that needs no download and has one right answer: the same value, in the same style.
+"""
+
+import datetime
+
+import numpy as np
+from babel import Locale, UnknownLocaleError
+from babel.dates import format_date, format_time, format_timedelta
+from babel.numbers import format_decimal
+from babel.units import format_unit
+
+from train.config import DataConfig
+from transformer_jax.config import UserError
+
+SIZES = {"train": 60_000, "val": 1_000, "test": 1_000}
+UNITS = ("length-kilometer", "mass-kilogram", "volume-liter", "length-meter", "temperature-celsius", "duration-hour")
+STYLES = ("short", "long", "full")  # medium and long are one in English May, and two in German
+
+
+def dates(config: DataConfig, fields: tuple[str, str], split: str) -> list[tuple[str, str]]:
+    """Pairs of `data.source_language` and `data.target_language`. No source of one part is in another.
+
+    Raises:
+      UserError: a language that CLDR does not have.
+    """
+    languages = []
+    for name in ("source_language", "target_language"):
+        try:
+            languages.append(Locale.parse(getattr(config, name)))
+        except (UnknownLocaleError, ValueError, TypeError) as error:
+            value = getattr(config, name)
+            raise UserError(f"data.{name}={value!r}: no such language. Give a code, such as en, de or fr.") from error
+    random = np.random.default_rng(0)
+    pairs: dict[str, str] = {}
+    while len(pairs) < sum(SIZES.values()):
+        write = WRITERS[random.integers(len(WRITERS))](random)
+        pairs.setdefault(*(write(language) for language in languages))
+    first = {"val": 0, "test": SIZES["val"], "train": SIZES["val"] + SIZES["test"]}[split]
+    return list(pairs.items())[first : first + SIZES[split]]
+
+
+def _date(random):
+    day = datetime.date(1950, 1, 1) + datetime.timedelta(days=int(random.integers(36_500)))
+    style = STYLES[random.integers(3)]
+    return lambda language: format_date(day, style, locale=language)
+
+
+def _time(random):
+    time = datetime.time(int(random.integers(24)), int(random.integers(60)), int(random.integers(60)))
+    style = ("short", "medium")[random.integers(2)]
+    return lambda language: format_time(time, style, locale=language)
+
+
+def _moment(random):
+    date, time = _date(random), _time(random)
+    return lambda language: f"{date(language)} {time(language)}"
+
+
+def _duration(random):
+    seconds = int(random.choice([60, 3600, 86_400, 604_800, 2_592_000])) * int(random.integers(1, 60))
+    return lambda language: format_timedelta(datetime.timedelta(seconds=seconds), threshold=1.5, locale=language)
+
+
+def _quantity(random):
+    unit, value = UNITS[random.integers(len(UNITS))], round(float(random.uniform(0, 10_000)), int(random.integers(3)))
+    return lambda language: format_unit(value, unit, "long", locale=language)
+
+
+def _number(random):
+    value = round(float(random.uniform(0, 10**7)), int(random.integers(4)))
+    return lambda language: format_decimal(value, locale=language)
+
+
+WRITERS = (_date, _date, _moment, _time, _duration, _quantity, _quantity, _number)
