@@ -1,5 +1,7 @@
 # make demo    an environment, a small GPT trained on Python's documentation, its loss curve, a sample
+# make demo-translate   English dates to German ones: trained, scored, tried
 # make test    the test suite                 make lint    ruff
+# make fuzz    10,000 damaged model folders, each of which must load or be refused in a line
 # make fixtures   the tiny reference models in tests/fixtures, anew, with transformers (in the environment of bench-env)
 # make bench   the benchmarks beside PyTorch, which make bench-env installs into an environment of its own
 PYTHON ?= python3
@@ -9,7 +11,7 @@ STEPS ?= 800
 DEMO := runs/demo
 BENCH := .bench
 
-.PHONY: demo test lint fixtures bench bench-env clean
+.PHONY: demo demo-translate test fuzz lint fixtures bench bench-env clean
 
 $(VENV)/installed: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "transformer_jax needs Python 3.11 or later; say which with: make PYTHON=python3.12")'
@@ -27,8 +29,18 @@ demo: $(VENV)/installed
 	$(BIN)/python -m transformer_jax sample --run_dir=$(DEMO) --prompt="The for statement" --max_new_tokens=150 \
 		--temperature=0.7 --top_k=40 --seed=1 | tee $(DEMO)/sample.txt
 
+demo-translate: $(VENV)/installed
+	$(BIN)/python -m train --config=configs/dates_en_de.py --workdir=runs/dates
+	$(BIN)/python -m train.evaluate --run_dir=runs/dates --split=test --num_beams=1
+	@echo
+	printf 'Saturday, November 21, 2026\n1,234.5 kilometers\n3 weeks\n' | \
+		$(BIN)/python -m transformer_jax translate --run_dir=runs/dates
+
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n 2
+
+fuzz: $(VENV)/installed-dev
+	FUZZ_EXAMPLES=10000 $(BIN)/python -m pytest -q tests/test_hostile_folders.py
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -9,7 +9,7 @@ import pytest
 
 from train import plan
 from train.data.pipeline import eval_batches
-from train.evaluate import evaluate
+from train.measure import measure
 from train.metrics import MetricsLog, bits_per_byte, perplexity, read_metrics
 from train.objectives import causal_lm
 from train.plot import draw_loss
@@ -136,7 +136,7 @@ def test_evaluation_does_not_depend_on_the_batch_size():
     tokens = np.random.default_rng(0).integers(3, vocab_size, 101, dtype=np.int32)
     params = jax.jit(model.init)(jax.random.key(0), tokens[None, :max_len])["params"]
     step = jax.jit(functools.partial(eval_step, model=model, objective=causal_lm))
-    losses = [evaluate(step, params, eval_batches(tokens, max_len, rows))["loss"] for rows in (1, 3, 17)]
+    losses = [measure(step, params, eval_batches(tokens, max_len, rows))["loss"] for rows in (1, 3, 17)]
     np.testing.assert_allclose(losses, losses[0], rtol=1e-6)
     # By hand, window by window: each predicts max_len tokens, or what is left.
     apply, nats = jax.jit(model.apply), []

@@ -1,24 +1,65 @@
-"""The loss, and what else a task measures, over a whole validation split."""
+"""`python -m train.evaluate --run_dir=runs/NAME --split=test`: scores of a run, and what they were made from."""
 
-from collections.abc import Callable, Iterable
-from typing import Any
+import json
+import sys
+from pathlib import Path
 
-from train.step import Batch
+from absl import flags
+
+from transformer_jax import startup
+from transformer_jax.commands.cli import HELP_FLAGS, UsageError, parse_flags, report_errors, show_help
+
+EXAMPLE = "python -m train.evaluate --run_dir=runs/multi30k --split=test"
+
+_RUN_DIR = flags.DEFINE_string("run_dir", None, "The directory of a training run.")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (least validation loss) | latest | a step")
+_AVERAGE = flags.DEFINE_integer("average", 0, "Instead: the mean of the parameters of so many newest checkpoints.")
+_SPLIT = flags.DEFINE_enum("split", "val", ["train", "val", "test"], "train | val | test")
+_PATH = flags.DEFINE_string("path", "", "The file of the split, if the run's configuration does not say it.")
+_TARGET_PATH = flags.DEFINE_string("target_path", "", "And its translation, line by line.")
+_NUM_BEAMS = flags.DEFINE_integer("num_beams", 5, "seq2seq: beams; 1: the likeliest token at every step.")
+_LENGTH_PENALTY = flags.DEFINE_float("length_penalty", 1.0, "seq2seq: alpha of Wu et al. 2016.")
 
 
-def evaluate(eval_step: Callable, params: Any, batches: Iterable[Batch]) -> dict[str, float]:
-    """Sums over all batches, divided by the sum of the weights: the same whatever the batches are.
+def main(argv: list[str]) -> None:
+    """Parse, load, score, save."""
+    if HELP_FLAGS & set(argv):
+        show_help(__name__, f"Score a trained run on a split.\n\n  {EXAMPLE}\n")
+        return
+    parse_flags(argv, EXAMPLE)
+    if not _RUN_DIR.value:
+        raise UsageError(f"--run_dir: is missing. Example: {EXAMPLE}")
 
-    Args:
-      eval_step: (params, batch) -> (loss_sum, weight_sum, counts).
-    Returns:
-      `loss`, in nats per target, and each count as a share.
-    """
-    sums: dict[str, float] = {"loss": 0.0}
-    weight_sum = 0.0
-    for batch in batches:
-        batch_loss, batch_weight, counts = eval_step(params, batch)
-        weight_sum += float(batch_weight)
-        for name, value in {"loss": batch_loss, **counts}.items():
-            sums[name] = sums.get(name, 0.0) + float(value)
-    return {name: value / weight_sum for name, value in sums.items()}
+    startup.prepare()
+    import transformer_jax as tj  # here, so that a mistake above is answered before JAX is loaded
+    from train.config import Config
+    from train.data.pairs import SPLITS
+    from train.scoring import SCORERS, Options
+
+    run, meta = tj.load(_RUN_DIR.value, _CHECKPOINT.value, average=_AVERAGE.value), tj.read_meta(_RUN_DIR.value)
+    if "config" not in meta:
+        raise UsageError(f"--run_dir={_RUN_DIR.value}: was not trained here, so it has no task. Give a training run.")
+    values = meta["config"]
+    for field, path in zip(SPLITS[_SPLIT.value], (_PATH.value, _TARGET_PATH.value), strict=True):
+        values["data"][field] = path or values["data"][field]
+    config = Config.from_dict(values)
+
+    def progress(done, total):
+        print(f"\r{done:,}/{total:,}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+    score = SCORERS[config.train.task](
+        run, config, _SPLIT.value, Options(_NUM_BEAMS.value, _LENGTH_PENALTY.value, progress)
+    )
+    folder = Path(_RUN_DIR.value).expanduser() / "evaluation" / _SPLIT.value
+    folder.mkdir(parents=True, exist_ok=True)
+    how = {"average_of": _AVERAGE.value} if _AVERAGE.value else {}
+    result = {"split": _SPLIT.value, "step": run.step, **how, **score.values}
+    (folder / "scores.json").write_text(json.dumps(result, indent=1) + "\n")
+    for name, lines in score.lines.items():
+        (folder / f"{name}.txt").write_text("".join(line.replace("\n", " ") + "\n" for line in lines))
+    print(json.dumps(result, indent=1))
+    print(f"{folder}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(report_errors(main, sys.argv))

@@ -18,7 +18,7 @@ import numpy as np
 
 from train import plan, resume
 from train.config import Config
-from train.evaluate import evaluate
+from train.measure import measure
 from train.metrics import MetricsLog
 from train.optimizer import make_optimizer, make_schedule
 from train.parallel import Jit, Pmap, make_parallel
@@ -108,7 +108,7 @@ def run(config: Any, workdir: str | Path) -> Path:
                     log.train(step, numbers, float(schedule(step - 1 - int(numbers["bad_steps"]))))
                 val_loss, is_best = None, False
                 if is_due(config.train.eval_every):
-                    measured = evaluate(parallel.evaluate, state.params, task.eval_batches())
+                    measured = measure(parallel.evaluate, state.params, task.eval_batches())
                     val_loss = measured["loss"]
                     is_best = best_val_loss is None or val_loss < best_val_loss
                     best_val_loss = val_loss if is_best else best_val_loss

@@ -11,7 +11,9 @@ from transformer_jax.config import RunError, TransformerConfig, UserError
 
 _HOMES = {
     **dict.fromkeys(("generate", "translate"), "generation"),
-    **dict.fromkeys(("Run", "from_pretrained", "load", "logits", "open_run", "save", "save_pretrained"), "run"),
+    **dict.fromkeys(
+        ("Run", "from_pretrained", "load", "logits", "open_run", "read_meta", "save", "save_pretrained"), "run"
+    ),
 }
 
 __all__ = ["RunError", "TransformerConfig", "UserError", *_HOMES]

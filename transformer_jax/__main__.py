@@ -7,6 +7,7 @@ from transformer_jax.commands.cli import UsageError, report_errors
 
 COMMANDS = {
     "sample": "continue a prompt with a trained model",
+    "translate": "stdin to stdout with a trained Seq2Seq",
     "convert": "Hugging Face folder to run directory, and back",
 }
 

@@ -35,11 +35,12 @@ class Run:
     origin: dict = dataclasses.field(default_factory=dict)  # config.json and generation_config.json, if it had any
 
 
-def load(run_dir: str | Path, checkpoint: str | int = "latest") -> Run:
+def load(run_dir: str | Path, checkpoint: str | int = "latest", average: int = 0) -> Run:
     """The run that `python -m train` left in a directory; nothing else is needed.
 
     Args:
       checkpoint: "latest" sound one, "best" by validation loss, or a step.
+      average: above 0, the parameters are the mean of those of so many newest checkpoints instead.
     Raises:
       CheckpointError: no run, no such checkpoint, or none that is sound.
     """
@@ -51,10 +52,29 @@ def load(run_dir: str | Path, checkpoint: str | int = "latest") -> Run:
     model = make_model(meta["model"])
     shapes = with_types(parameter_shapes(model), meta.get("types", {}))
     params = checkpoints.restore(step, params=abstract(shapes))["params"]
+    if average:
+        step, params = _average(checkpoints, average, shapes)
     tokenizer = tokenizer_from_dict(meta["tokenizer"]) if meta["tokenizer"] else None
     origin = meta.get("origin", {})
     rules, labels = _rules(origin, model, tokenizer), tuple(meta.get("labels", ()))
     return Run(model, params, tokenizer, model.config, step, rules, str(run_dir), labels, origin)
+
+
+def _average(checkpoints: Checkpoints, number: int, shapes: Any) -> tuple[int, Any]:
+    """The newest step, and the mean of the parameters of the newest checkpoints. Vaswani et al. 2017, section 6.1."""
+    steps = checkpoints.steps()[-number:]
+    if len(steps) < number:
+        raise CheckpointError(f"average={number}: there are {len(steps)} checkpoints only. Train with checkpoint.keep.")
+    for step in steps:
+        checkpoints.find(step)  # sound, or an error
+    params = [checkpoints.restore(step, params=abstract(shapes))["params"] for step in steps]
+    return steps[-1], jax.tree.map(lambda *leaves: sum(leaves) / number, *params)
+
+
+def read_meta(run_dir: str | Path) -> dict:
+    """What the newest sound checkpoint says of itself: configuration, fingerprint of the data, versions, losses."""
+    checkpoints = Checkpoints(run_dir)
+    return checkpoints.meta(checkpoints.find("latest"))
 
 
 def open_run(path: str | Path, checkpoint: str | int = "latest") -> Run:

@@ -43,9 +43,9 @@ def main(argv: list[str]) -> None:
     parse_flags(argv, EXAMPLE)
     if not _RUN_DIR.value:
         raise UsageError(f"--run_dir: is missing. Example: {EXAMPLE}")
+    startup.prepare()  # before stdin is read: it may start this process again
     prompt = _prompt()
 
-    startup.prepare()
     import transformer_jax as tj  # its functions load JAX, so that a mistake above is answered before
 
     run = tj.load(_RUN_DIR.value, _CHECKPOINT.value)

@@ -5,6 +5,7 @@ Nothing outside the folder is opened, nothing in it is executed, and whatever is
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -34,7 +35,7 @@ def printable(text: object) -> str:
     return text if text.isprintable() else ascii(text)[1:-1]
 
 
-def listed(items: Iterable[str], most: int = 20) -> str:
+def listed(items: Iterable[str], most: int = 5_000) -> str:
     """Strangers' words, sorted, as a part of a message; so many, and how many more there are."""
     items = sorted(items)
     more = [f"and {len(items) - most} more"] if len(items) > most else []
@@ -64,8 +65,6 @@ class Folder:
         """The path of a regular file in the folder. Raises PretrainedError for anything else."""
         if not isinstance(name, str) or name != os.path.basename(name) or name in ("", ".", ".."):
             raise PretrainedError(f"{self.path}: {name!r:.80} is not the bare name of a file in the folder.")
-        if not name.isprintable() or len(name) > 255:
-            raise PretrainedError(f"{self.path}: {name!r:.80} is no name that a file can have here.")
         path = self.path / name
         try:
             real = path.resolve(strict=True)
@@ -96,9 +95,10 @@ class Folder:
 
     def json(self, name: str) -> dict:
         """The object in a JSON file."""
+        text = self.text(name)
         try:
-            values = json.loads(self.text(name))
-            if _is_deep(values):
+            values = json.loads(text)
+            if _is_deep([values]):
                 raise RecursionError
             json.dumps(values, ensure_ascii=False).encode()  # half a character, which "\\ud800" is, cannot be written
         except (ValueError, RecursionError) as error:
@@ -183,8 +183,10 @@ def _files_of_index(folder: Folder) -> dict[str, set[str]]:
         raise PretrainedError(f"{folder.path / INDEX}: has no 'weight_map' from tensors to files.")
     files: dict[str, set[str]] = {}
     for tensor, name in weight_map.items():
-        if not isinstance(name, str) or name not in files:
-            folder.file(name)  # a bare name, or an error
+        if not isinstance(name, str) or not name.isprintable() or not re.fullmatch(r"[^/]{1,200}\.safetensors", name):
+            raise PretrainedError(f"{folder.path / INDEX}: {name!r:.80} is not the bare name of a .safetensors file.")
+        if name not in files:
+            folder.file(name)  # a file of the folder, or an error
         files.setdefault(name, set()).add(tensor)
     return files
 
