@@ -99,7 +99,7 @@ def loads_or_refuses(folder, beside=None):
             run.tokenizer.decode(run.tokenizer.encode("the cat: 3,14"))
     except tj.UserError as error:
         message = str(error)
-        assert message.isprintable() and 20 < len(message) < 5000, message
+        assert message.isprintable() and 20 < len(message) < 300_000, message[:5000]
         assert re.search(r"\.json|\.safetensors|\.spm|\.model|model\.\w+=|coder\.\w+=", message), message
     except BaseException as error:  # a panic of Rust is no Exception
         raise AssertionError(f"{type(error).__name__} is no answer: {error}"[:500]) from error

@@ -35,7 +35,7 @@ def printable(text: object) -> str:
     return text if text.isprintable() else ascii(text)[1:-1]
 
 
-def listed(items: Iterable[str], most: int = 5_000) -> str:
+def listed(items: Iterable[str], most: int = 1_000) -> str:
     """Strangers' words, sorted, as a part of a message; so many, and how many more there are."""
     items = sorted(items)
     more = [f"and {len(items) - most} more"] if len(items) > most else []
