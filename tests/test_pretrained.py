@@ -304,3 +304,22 @@ def test_a_tagger_has_as_many_tags_as_the_config_has_names(tmp_path):
     run = tj.from_pretrained(folder)
     assert isinstance(run.model, TokenTagger) and run.model.num_tags == 3
     assert tj.logits(run, [[1, 2, 5, 7, 3]]).shape == (1, 5, 3)
+
+
+def test_the_command_converts_there_and_back_and_what_it_made_can_be_sampled(tmp_path):
+    def command(*arguments):
+        env = os.environ | {"JAX_PLATFORMS": "cpu"}
+        words = [sys.executable, "-m", "transformer_jax", *map(str, arguments)]
+        return subprocess.run(words, env=env, cwd=FIXTURES.parents[1], text=True, capture_output=True)
+
+    there = command("convert", f"--from={FIXTURES / 'gpt2'}", f"--to={tmp_path / 'run'}")
+    assert there.returncode == 0 and "a GPT, written to" in there.stdout, there.stderr
+    sample = command("sample", f"--run_dir={tmp_path / 'run'}", "--prompt=the cat", "--max_new_tokens=3")
+    assert sample.returncode == 0 and sample.stdout.startswith("the cat"), sample.stderr
+    back = command("convert", f"--from={tmp_path / 'run'}", f"--to={tmp_path / 'folder'}")
+    assert back.returncode == 0, back.stderr
+    before, after = tensors_of(FIXTURES / "gpt2"), tensors_of(tmp_path / "folder")
+    assert all(tensor.tobytes() == after[name].tobytes() for name, tensor in before.items())
+    assert (tmp_path / "folder" / "tokenizer.json").read_bytes() == (FIXTURES / "gpt2" / "tokenizer.json").read_bytes()
+    again = command("convert", f"--from={FIXTURES / 'gpt2'}", f"--to={tmp_path / 'folder'}")
+    assert again.returncode == 2 and "there is something already" in again.stderr
