@@ -15,7 +15,9 @@ class DataConfig:
     """Where the text comes from and how it is split."""
 
     source: str = setting(
-        "python_docs", "text: python_docs | python_source | text; pairs: parallel | dates | copy | reverse | sort"
+        "python_docs",
+        "text: python_docs | python_source | text; of known entropy: markov | hmm | grammar; "
+        "pairs: parallel | dates | copy | reverse | sort",
     )
     path: str = setting("", "source=text: a file, a folder or a glob, .gz too; other sources: the file to train on")
     target_path: str = setting(
@@ -25,14 +27,19 @@ class DataConfig:
     val_target_path: str = setting("", "source=parallel: its translation")
     test_path: str = setting("", "the same for `python -m train.evaluate --split=test`")
     test_target_path: str = setting("", "source=parallel: its translation")
+    mask_fraction: float = setting(0.15, "task=masked_lm, spans: share of the tokens that is hidden")
     lowercase: bool = setting(False, "task=seq2seq: all in small letters")
     source_language: str = setting("en", "source=dates: a code that CLDR knows")
     target_language: str = setting("de", "source=dates: another")
     text_field: str = setting("", "task=classify: the column with the text; empty: the first, and no header")
-    label_field: str = setting("", "task=classify: the column with the label; empty: the last, and no header")
+    label_field: str = setting(
+        "", "task=classify: the column with the label; empty: the last, and no header; .conllu: upos"
+    )
     val_fraction: float = setting(0.1, "share of the characters, at the end of the text, kept for validation")
 
     def __post_init__(self):
+        if not 0 < self.mask_fraction < 1:
+            raise UserError(f"data.mask_fraction={self.mask_fraction}: must lie between 0 and 1. Take 0.15.")
         if not 0 < self.val_fraction < 1:
             raise UserError(f"data.val_fraction={self.val_fraction}: must lie between 0 and 1. Take 0.1.")
 
@@ -90,7 +97,7 @@ class OptimizerConfig:
 class TrainConfig:
     """The training run itself."""
 
-    task: str = setting("causal_lm", "causal_lm | classify | seq2seq")
+    task: str = setting("causal_lm", "causal_lm | masked_lm | spans | classify | tag | seq2seq")
     init_from: str = setting("", "start from a run directory, a Hugging Face folder or the name of a model on the hub")
     resize_vocab: bool = setting(False, "init_from: the model may get another number of token ids")
     resize_positions: bool = setting(False, "init_from: the model may get another max_len")

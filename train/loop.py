@@ -58,7 +58,8 @@ def run(config: Any, workdir: str | Path) -> Path:
         changes = resume.changed_fields(meta["config"], config) if meta else []
         num_steps = config.train.num_steps
         if step >= num_steps:
-            print(f"Already trained: step {step} of train.num_steps={num_steps}.\n{_how_to_sample(workdir)}")
+            print(f"Already trained: step {step} of train.num_steps={num_steps}.")
+            print(_what_next(workdir, config.train.task))
             return workdir
 
         # Data and model.
@@ -74,7 +75,7 @@ def run(config: Any, workdir: str | Path) -> Path:
         schedule = make_schedule(config.optimizer, num_steps)
         parallel = build_parallel(config, task.model, task.objective, optimizer)
         state, origin = first_state(task.model, optimizer, config.train.seed, start)
-        steps_per_call = choose_steps_per_call(config, task.model.config, state.params) if task.has_one_shape else 1
+        steps_per_call = choose_steps_per_call(config, task, state.params)
         _write_config(workdir, config, task.model.config)
         log = MetricsLog(workdir, step, num_steps, config.train.tensorboard)
         log.say(_describe(config, task, state, origin))
@@ -122,7 +123,10 @@ def run(config: Any, workdir: str | Path) -> Path:
         finally:
             log.close()
         draw_loss(workdir)
-        print(f"Trained to step {step}. Loss curve: {workdir / 'loss.png'}\n{_how_to_sample(workdir)}", flush=True)
+        print(
+            f"Trained to step {step}. Loss curve: {workdir / 'loss.png'}\n{_what_next(workdir, config.train.task)}",
+            flush=True,
+        )
     return workdir
 
 
@@ -170,9 +174,11 @@ def _write_config(workdir: Path, config: Config, model: Any) -> None:
     (workdir / "config.json").write_text(json.dumps(values, indent=1) + "\n")
 
 
-def choose_steps_per_call(config: Config, model: Any, params: Any) -> int:
+def choose_steps_per_call(config: Config, task: Task, params: Any) -> int:
     """How many steps a call of the compiled program takes: several where they are short."""
-    flops = plan.flops_per_token(params, model) * config.train.batch_size * model.max_len
+    if not task.has_one_shape:
+        return 1
+    flops = plan.flops_per_token(params, task.model.config) * task.tokens_per_step
     return config.train.steps_per_call or int(np.clip(SHORT_STEP_FLOPS // flops, 1, 10))
 
 
@@ -263,5 +269,9 @@ def _describe(config: Config, task: Task, state: TrainState, origin: str) -> str
     )
 
 
-def _how_to_sample(workdir: Path) -> str:
-    return f'Sample from {workdir} with: python -m transformer_jax sample --run_dir={workdir} --prompt="The "'
+def _what_next(workdir: Path, task: str) -> str:
+    if task == "causal_lm":
+        return f'Sample from {workdir} with: python -m transformer_jax sample --run_dir={workdir} --prompt="The "'
+    if task == "seq2seq":
+        return f"Translate with: python -m transformer_jax translate --run_dir={workdir} <input >output"
+    return f"Its scores: python -m train.evaluate --run_dir={workdir} --split=val"

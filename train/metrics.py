@@ -10,6 +10,8 @@ import rich.console
 import rich.progress
 from tensorboardX import SummaryWriter
 
+from train import floor
+
 
 def perplexity(nats_per_token: float) -> float:
     """exp(loss): the number of equally likely tokens that would be as hard to guess."""
@@ -83,10 +85,13 @@ class MetricsLog:
             loss = values["loss"]
             values |= {"perplexity": perplexity(loss), "bits_per_byte": bits_per_byte(loss, bytes_per_token)}
             words += f"  perplexity {values['perplexity']:.2f}  {values['bits_per_byte']:.4f} bits/byte"
+            words += f"  {floor.describe(values)}" if "floor" in values else ""
         else:
             words += "".join(f"  {name} {value:.4f}" for name, value in values.items() if name != "loss")
         self._event(step, "val", values)
         self.say(f"{self._step(step)}  {words}")
+        if values.get("leak"):
+            self.say(floor.warn(values))
 
     def _event(self, step: int, split: str, values: dict[str, Any]) -> None:
         values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}

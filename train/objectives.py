@@ -47,13 +47,42 @@ def classify(apply: Callable, batch: dict[str, jax.Array], deterministic: bool =
       The sum of the negative log-likelihoods, in nats, the number of texts, and how many are right.
     """
     logits = apply(batch["tokens"], batch["is_token"], deterministic=deterministic)
-    nats = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-    is_example = batch["is_example"]
-    is_right = is_example & (jnp.argmax(logits, axis=-1) == batch["label"])
-    return (
-        jnp.sum(jnp.where(is_example, nats, 0.0)), jnp.sum(is_example, dtype=jnp.float32),
-        {"accuracy": jnp.sum(is_right, dtype=jnp.float32)},
-    )  # fmt: skip
+    return _of_classes(logits, batch["label"], batch["is_example"])
+
+
+def tag(apply: Callable, batch: dict[str, jax.Array], deterministic: bool = True) -> Sums:
+    """Give each word its tag.
+
+    Args:
+      apply: tokens [B, T] -> logits [B, T, tags].
+      batch: `tokens` [B, T] int, `is_token` [B, T] bool, `tag` [B, T] int, `is_tagged` [B, T] bool: the first token of
+        each word.
+    Returns:
+      The sum of the negative log-likelihoods, in nats, the number of words, and how many are right.
+    """
+    logits = apply(batch["tokens"], batch["is_token"], deterministic=deterministic)
+    return _of_classes(logits, batch["tag"], batch["is_tagged"])
+
+
+def masked_lm(apply: Callable, batch: dict[str, jax.Array], deterministic: bool = True) -> Sums:
+    """Which token stood in each gap. Devlin et al. 2019, section 3.1.
+
+    Args:
+      apply: tokens [B, T] -> logits [B, T, V].
+      batch: `tokens` [B, T] int, with gaps, `is_token` [B, T] bool, `target` [B, T] int, `is_target` [B, T] bool.
+    Returns:
+      The sum of the negative log-likelihoods, in nats, the number of gaps, and how many are filled right.
+    """
+    logits = apply(batch["tokens"], batch["is_token"], deterministic=deterministic)
+    return _of_classes(logits, batch["target"], batch["is_target"])
+
+
+def _of_classes(logits: jax.Array, target: jax.Array, is_target: jax.Array) -> Sums:
+    """Losses, number and right answers of [..., classes] logits, where there is a target [...]."""
+    nats = optax.softmax_cross_entropy_with_integer_labels(logits, target)
+    is_right = is_target & (jnp.argmax(logits, axis=-1) == target)
+    loss_sum, weight_sum = jnp.sum(jnp.where(is_target, nats, 0.0)), jnp.sum(is_target, dtype=jnp.float32)
+    return loss_sum, weight_sum, {"accuracy": jnp.sum(is_right, dtype=jnp.float32)}
 
 
 def seq2seq(

@@ -11,14 +11,20 @@ from sacrebleu.metrics import BLEU, CHRF
 
 from train import objectives
 from train.config import Config
-from train.data.labelled import read_labelled
+from train.data.entropy import TRUTHS, draw_part
+from train.data.labelled import labelled_split
 from train.data.pairs import load_split
-from train.data.pipeline import eval_batches, labelled_batch, load_corpus
+from train.data.pipeline import eval_batches, labelled_batch, load_corpus, tagged_batch
+from train.data.tagged import encode_sentence, entity_f1, read_tagged
+from train.floor import floor_of, paired, with_floor
 from train.measure import measure
 from train.metrics import bits_per_byte, perplexity
+from train.start import find_start
 from train.step import eval_step
+from train.tasks import load_task
 from transformer_jax.config import UserError
 from transformer_jax.generation import translate
+from transformer_jax.models import describe_model
 from transformer_jax.run import Run
 
 ROWS = 32
@@ -64,10 +70,7 @@ def seq2seq(run: Run, config: Config, split: str, options: Options) -> Score:
 
 def classify(run: Run, config: Config, split: str, options: Options) -> Score:
     """Accuracy and the mean of the labels' F1."""
-    path = {"train": config.data.path, "val": config.data.val_path, "test": config.data.test_path}[split]
-    if not path:
-        raise UserError(f"data.{split}_path='': the {split} split needs a file. Give it with --path.")
-    rows = read_labelled(path, config.data)
+    rows = labelled_split(config.data, split)
     index = {label: i for i, label in enumerate(run.labels)}
     for _, label, where in rows:
         if label not in index:
@@ -86,6 +89,35 @@ def classify(run: Run, config: Config, split: str, options: Options) -> Score:
     return Score(values, {"hypotheses": names, "references": [run.labels[i] for i in labels]})
 
 
+def tag(run: Run, config: Config, split: str, options: Options) -> Score:
+    """The share of words that have their tag and, where tags are B-, I- and O, the F1 of entities."""
+    path = {"train": config.data.path, "val": config.data.val_path, "test": config.data.test_path}[split]
+    sentences = read_tagged(path, config.data)
+    index = {label: i for i, label in enumerate(run.labels)}
+    if unknown := next((s for s in sentences if set(s.tags) - set(index)), None):
+        raise UserError(f"{unknown.where}: has a tag that is none of the run's ({', '.join(run.labels)}).")
+    encoded = [encode_sentence(run.tokenizer, sentence, index) for sentence in sentences]
+    encoded = [tuple(array[: run.config.max_len] for array in sentence) for sentence in encoded]
+    apply = jax.jit(lambda params, *args: run.model.apply({"params": params}, *args))
+    order, guesses = np.argsort([len(s[0]) for s in encoded], kind="stable"), [[] for _ in encoded]
+    for first in range(0, len(encoded), ROWS):
+        part = order[first : first + ROWS]
+        length = min(-(-max(len(encoded[i][0]) for i in part) // 16) * 16, run.config.max_len)
+        batch = tagged_batch(encoded, part, length, ROWS, run.tokenizer.pad_id)
+        best = np.argmax(apply(run.params, batch["tokens"], batch["is_token"]), axis=-1)
+        for row, i in enumerate(part):
+            found = [run.labels[t] for t in best[row][batch["is_tagged"][row]]]
+            guesses[i] = found + ["O"] * (len(sentences[i].words) - len(found))  # words beyond the context have no tag
+    references = [sentence.tags for sentence in sentences]
+    right = [r == g for rs, gs in zip(references, guesses, strict=True) for r, g in zip(rs, gs, strict=True)]
+    values = {"accuracy": float(np.mean(right))}
+    if any(label.startswith("B-") for label in run.labels):
+        values["entity_f1"] = entity_f1(references, guesses)
+    return Score(
+        values, {"hypotheses": [" ".join(g) for g in guesses], "references": [" ".join(r) for r in references]}
+    )
+
+
 def macro_f1(labels: np.ndarray, guesses: np.ndarray, num_labels: int) -> float:
     """The mean over all labels of 2 TP / (2 TP + FP + FN); 0 for a label that neither has."""
     scores = []
@@ -96,17 +128,36 @@ def macro_f1(labels: np.ndarray, guesses: np.ndarray, num_labels: int) -> float:
 
 
 def causal_lm(run: Run, config: Config, split: str, options: Options) -> Score:
-    """Loss in windows that follow each other, perplexity, and bits per byte."""
-    if split == "test":
+    """Loss in windows that follow each other, perplexity, bits per byte, and the floor where it is known."""
+    if split == "test" and config.data.source not in TRUTHS:
         raise UserError("split='test': running text has no test part. Take val, or train.")
     corpus = load_corpus(config.data, config.tokenizer, run.tokenizer)
-    tokens = corpus.val_tokens if split == "val" else corpus.train_tokens
-    evaluate = jax.jit(functools.partial(eval_step, model=run.model, objective=objectives.causal_lm))
-    loss = measure(evaluate, run.params, eval_batches(tokens, run.config.max_len, ROWS))["loss"]
-    values = {"loss": loss, "perplexity": perplexity(loss)}
+    if split == "test":
+        tokens = run.tokenizer.encode(draw_part(config.data.source, split, len(corpus.val_tokens)))
+    else:
+        tokens = corpus.val_tokens if split == "val" else corpus.train_tokens
+    objective, batches = objectives.causal_lm, functools.partial(eval_batches, tokens, run.config.max_len, ROWS)
+    # Not of what the model was trained on: to know that by heart is no leak.
+    if split != "train" and (floor := floor_of(config.data.source, run.tokenizer)):
+        objective, batches = paired(objective), with_floor(batches, floor)
+    values = measure(jax.jit(functools.partial(eval_step, model=run.model, objective=objective)), run.params, batches())
+    loss = values["loss"]
+    values |= {"perplexity": perplexity(loss)}
     if split == "val":
         values["bits_per_byte"] = bits_per_byte(loss, corpus.val_bytes_per_token)
     return Score(values)
 
 
-SCORERS = {"causal_lm": causal_lm, "classify": classify, "seq2seq": seq2seq}
+def gaps(run: Run, config: Config, split: str, options: Options) -> Score:
+    """Loss and share of right tokens in the gaps of the validation text, the same that training measures."""
+    if split != "val":
+        raise UserError(f"split={split!r}: gaps are measured in the validation part. Take --split=val.")
+    meta = {"labels": [], "model": describe_model(run.model), "tokenizer": run.tokenizer.to_dict()}
+    task = load_task(config, find_start("", meta, False, False), meta)
+    evaluate = jax.jit(functools.partial(eval_step, model=run.model, objective=task.objective))
+    return Score(measure(evaluate, run.params, task.eval_batches()))
+
+
+SCORERS = {
+    "causal_lm": causal_lm, "masked_lm": gaps, "spans": gaps, "classify": classify, "tag": tag, "seq2seq": seq2seq,
+}  # fmt: skip

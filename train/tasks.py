@@ -13,6 +13,7 @@ import numpy as np
 
 from train import objectives
 from train.config import Config
+from train.data.corrupt import hide_spans, hide_tokens, num_hidden
 from train.data.labelled import load_labelled
 from train.data.order import ExampleOrder, TrainOrder
 from train.data.pairs import load_pairs
@@ -23,14 +24,18 @@ from train.data.pipeline import (
     load_corpus,
     pair_batch,
     prefetch,
+    tagged_batch,
     window_batch,
 )
+from train.data.tagged import encode_sentence, load_tagged
+from train.floor import floor_of, paired, with_floor
 from train.resume import with_vocabulary
 from train.start import Start
 from transformer_jax.config import UserError
-from transformer_jax.models import GPT, Seq2Seq, Seq2SeqConfig, SequenceClassifier
+from transformer_jax.models import GPT, MaskedLM, Seq2Seq, Seq2SeqConfig, SequenceClassifier, TokenTagger
 from transformer_jax.tokenizers import Tokenizer
 
+MEAN_SPAN = 3.0  # tokens in a gap, in the mean, as in T5
 EVAL_TOKENS = 8192  # targets in one evaluation batch, about: enough to be fast, few enough for their logits
 
 
@@ -67,16 +72,82 @@ def causal_lm(config: Config, start: Start, meta: dict | None) -> Task:
     shape = with_vocabulary(start.merged(config.model), corpus.tokenizer.vocab_size)
     start.check_kind(GPT)
     order = TrainOrder(len(corpus.train_tokens), shape.max_len, config.train.batch_size, config.train.seed)
+    objective = objectives.causal_lm
+    validation = functools.partial(eval_batches, corpus.val_tokens, shape.max_len, _eval_rows(shape.max_len))
+    if floor := floor_of(config.data.source, corpus.tokenizer):
+        objective, validation = paired(objective), with_floor(validation, floor)
 
     return Task(
-        GPT(shape), corpus.tokenizer, objectives.causal_lm,
+        GPT(shape), corpus.tokenizer, objective,
         functools.partial(window_batch, corpus.train_tokens, order),
-        lambda: eval_batches(corpus.val_tokens, shape.max_len, _eval_rows(shape.max_len)),
+        validation,
         corpus.fingerprint,
         f"{len(corpus.train_tokens):,} tokens to train on, {len(corpus.val_tokens):,} to validate on",
         lambda batch: int(batch["is_token"][..., 1:].sum()), config.train.batch_size * shape.max_len,
         has_one_shape=True,
         bytes_per_token=corpus.val_bytes_per_token,
+    )  # fmt: skip
+
+
+def masked_lm(config: Config, start: Start, meta: dict | None) -> Task:
+    """A MaskedLM on running text; the gaps of a window are drawn anew in every epoch."""
+    corpus = load_corpus(config.data, config.tokenizer, start.tokenizer)
+    tokenizer = corpus.tokenizer
+    shape = with_vocabulary(start.merged(config.model), max(tokenizer.vocab_size, tokenizer.mask_id + 1))
+    start.check_kind(MaskedLM)
+    order = TrainOrder(len(corpus.train_tokens), shape.max_len, config.train.batch_size, config.train.seed)
+
+    def with_gaps(batch: Batch, *seed: int) -> Batch:
+        tokens, is_token = batch["tokens"][:, :-1], batch["is_token"][:, :-1]
+        random, fraction = np.random.default_rng(seed), config.data.mask_fraction
+        gaps, is_chosen = hide_tokens(tokens, random, fraction, tokenizer.mask_id, tokenizer.vocab_size)
+        return {"tokens": gaps, "is_token": is_token, "target": tokens, "is_target": is_chosen & is_token}
+
+    def validation() -> Iterator[Batch]:
+        for i, batch in enumerate(eval_batches(corpus.val_tokens, shape.max_len, _eval_rows(shape.max_len))):
+            yield with_gaps(batch, i)
+
+    return Task(
+        MaskedLM(shape), tokenizer, objectives.masked_lm,
+        lambda step: with_gaps(window_batch(corpus.train_tokens, order, step), config.train.seed, step), validation,
+        corpus.fingerprint,
+        f"{len(corpus.train_tokens):,} tokens to train on, {len(corpus.val_tokens):,} to validate on",
+        lambda batch: int(batch["is_token"].sum()), config.train.batch_size * shape.max_len, has_one_shape=True,
+    )  # fmt: skip
+
+
+def spans(config: Config, start: Start, meta: dict | None) -> Task:
+    """A Seq2Seq that writes what is missing in running text, as T5 is trained; gaps are drawn anew in every epoch."""
+    corpus = load_corpus(config.data, config.tokenizer, start.tokenizer)
+    tokenizer, max_len = corpus.tokenizer, config.model.max_len - 1
+    first_sentinel, (_, num_spans) = tokenizer.mask_id, num_hidden(max_len, config.data.mask_fraction, MEAN_SPAN)
+    shape = _two_sides(config, start, first_sentinel + num_spans)
+    order = TrainOrder(len(corpus.train_tokens), max_len, config.train.batch_size, config.train.seed)
+
+    def with_gaps(tokens: np.ndarray, *seed: int) -> Batch:
+        source, target = hide_spans(
+            tokens, np.random.default_rng(seed), config.data.mask_fraction, MEAN_SPAN, first_sentinel,
+            (tokenizer.bos_id, tokenizer.eos_id),
+        )  # fmt: skip
+        whole = {"source": source, "target": target}
+        return whole | {f"{side}_is_token": np.ones(tokens.shape, bool) for side, tokens in whole.items()}
+
+    def train_batch(step: int) -> Batch:
+        return with_gaps(window_batch(corpus.train_tokens, order, step)["tokens"][:, :-1], config.train.seed, step)
+
+    def validation() -> Iterator[Batch]:
+        windows = corpus.val_tokens[: len(corpus.val_tokens) // max_len * max_len].reshape(-1, max_len)
+        rows = min(_eval_rows(max_len), len(windows) // jax.device_count() * jax.device_count())
+        for i in range(0, len(windows) - rows + 1, max(rows, 1)):
+            yield with_gaps(windows[i : i + rows], i)
+
+    return Task(
+        Seq2Seq(shape), tokenizer, objectives.seq2seq,
+        train_batch, validation, corpus.fingerprint,
+        f"{len(corpus.train_tokens):,} tokens to train on, {len(corpus.val_tokens):,} to validate on, "
+        f"{num_spans} gaps in {max_len} tokens",
+        lambda batch: int(batch["target_is_token"][..., 1:].sum()), config.train.batch_size * max_len,
+        has_one_shape=True,
     )  # fmt: skip
 
 
@@ -108,16 +179,37 @@ def classify(config: Config, start: Start, meta: dict | None) -> Task:
     )  # fmt: skip
 
 
+def tag(config: Config, start: Start, meta: dict | None) -> Task:
+    """A TokenTagger on sentences with a tag for each word."""
+    data = load_tagged(config.data, config.tokenizer, start.tokenizer, tuple(meta["labels"]) if meta else ())
+    shape = with_vocabulary(start.merged(config.model), data.tokenizer.vocab_size)
+    start.check_kind(TokenTagger)
+    index, num_cut, parts = {label: i for i, label in enumerate(data.labels)}, 0, []
+    for part in (data.train, data.validation):
+        encoded = [encode_sentence(data.tokenizer, sentence, index) for sentence in part]
+        num_cut += sum(len(sentence[0]) > shape.max_len for sentence in encoded)
+        parts.append([tuple(array[: shape.max_len] for array in sentence) for sentence in encoded])
+    order, plan = _orders(config, shape.max_len, *([len(sentence[0]) for sentence in part] for part in parts))
+
+    def make(part: int, order: ExampleOrder, step: int) -> Batch:
+        rows, length = order.batch(step)
+        return tagged_batch(parts[part], rows, length, order.rows(length), data.tokenizer.pad_id)
+
+    cut = f"; {num_cut:,} longer than {shape.max_len} tokens were cut" if num_cut else ""
+    return Task(
+        TokenTagger(shape, len(data.labels)), data.tokenizer, objectives.tag,
+        functools.partial(make, 0, order), lambda: (make(1, plan, step) for step in range(plan.steps_per_epoch)),
+        data.fingerprint,
+        f"{len(parts[0]):,} sentences to train on, {len(parts[1]):,} to validate on, {len(data.labels)} tags{cut}, "
+        f"{order.padding:.0%} padding",
+        lambda batch: int(batch["is_token"].sum()), order.mean_tokens, has_one_shape=False, labels=data.labels,
+    )  # fmt: skip
+
+
 def seq2seq(config: Config, start: Start, meta: dict | None) -> Task:
     """A Seq2Seq on pairs of texts; both sides have the shape of `model` and one vocabulary."""
     data = load_pairs(config.data, config.tokenizer, start.tokenizer)
-    if start.run is not None:
-        raise UserError("train.init_from: cannot start a Seq2Seq yet. Leave it out.")
-    if start.model is not None:
-        shape = start.model.config
-    else:
-        side = with_vocabulary(config.model, data.tokenizer.vocab_size)
-        shape = Seq2SeqConfig(side, side)
+    shape = _two_sides(config, start, data.tokenizer.vocab_size)
     max_len = min(shape.encoder.max_len, shape.decoder.max_len)
     sides, num_dropped = [], 0
     for part in (data.train, data.validation):
@@ -144,6 +236,16 @@ def seq2seq(config: Config, start: Start, meta: dict | None) -> Task:
     )  # fmt: skip
 
 
+def _two_sides(config: Config, start: Start, vocab_size: int) -> Seq2SeqConfig:
+    """Both sides of a Seq2Seq with the shape of `model` and one vocabulary."""
+    if start.run is not None:
+        raise UserError("train.init_from: cannot start a Seq2Seq yet. Leave it out.")
+    if start.model is not None:
+        return start.model.config
+    side = with_vocabulary(config.model, vocab_size)
+    return Seq2SeqConfig(side, side)
+
+
 def encode_pair(tokenizer: Tokenizer, source: str, target: str) -> tuple[np.ndarray, np.ndarray]:
     """A source with its end, and a target with its beginning and its end."""
     return tokenizer.encode_source(source), tokenizer.encode_whole(target)
@@ -161,7 +263,10 @@ def _orders(config: Config, max_len: int, train: list[int], validation: list[int
     )
 
 
-TASKS = {"causal_lm": causal_lm, "classify": classify, "seq2seq": seq2seq}
+TASKS = {
+    "causal_lm": causal_lm, "masked_lm": masked_lm, "spans": spans, "classify": classify, "tag": tag,
+    "seq2seq": seq2seq,
+}  # fmt: skip
 
 
 def load_task(config: Config, start: Start, meta: dict | None) -> Task:

@@ -6,6 +6,7 @@ print(tj.generate(run, "The for statement", max_new_tokens=100))
 """
 
 import importlib
+import types
 
 from transformer_jax.config import RunError, TransformerConfig, UserError
 
@@ -16,13 +17,27 @@ _HOMES = {
     ),
 }
 
-__all__ = ["RunError", "TransformerConfig", "UserError", *_HOMES]
+__all__ = ["RunError", "TransformerConfig", "UserError", "attention", *_HOMES]
+
+
+class CallableModule(types.ModuleType):
+    """What the module attention.py is: called, it is the function `attention` of seeing.py.
+
+    Importing a module makes it an attribute of its package, over __getattr__ and whatever was there. So `tj.attention`
+    becomes that module sooner or later, and `from transformer_jax import attention` should be it at any time.
+    """
+
+    def __call__(self, run, text, target=None):
+        """As `seeing.attention`, which see."""
+        return importlib.import_module("transformer_jax.seeing").attention(run, text, target)
 
 
 def __getattr__(name: str):
     """What needs JAX is imported at its first use, so that a command answers a mistake at once (PEP 562)."""
     if name in _HOMES:
         return getattr(importlib.import_module(f"transformer_jax.{_HOMES[name]}"), name)
+    if name == "attention":
+        return importlib.import_module("transformer_jax.attention")
     raise AttributeError(f"module 'transformer_jax' has no attribute {name!r}")
 
 

@@ -8,6 +8,7 @@ from transformer_jax.commands.cli import UsageError, report_errors
 COMMANDS = {
     "sample": "continue a prompt with a trained model",
     "translate": "stdin to stdout with a trained Seq2Seq",
+    "attention": "draw what a model looks at in a text",
     "convert": "Hugging Face folder to run directory, and back",
 }
 
@@ -15,7 +16,7 @@ HELP = "\n".join(
     [
         "usage: python -m transformer_jax COMMAND [--flags]",
         "",
-        *(f"  {name:<10}{meaning}" for name, meaning in COMMANDS.items()),
+        *(f"  {name:<11}{meaning}" for name, meaning in COMMANDS.items()),
         "",
         "python -m transformer_jax COMMAND --help lists a command's flags.",
     ]

@@ -1,6 +1,7 @@
 """Attention: `attend`, the formula as a pure function, its backends, and `Attention`, the module with projections."""
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+import transformer_jax
 from transformer_jax import cache as kv
 from transformer_jax import linear
 from transformer_jax.blockwise import attend_in_blocks
@@ -29,6 +31,11 @@ class Extras(NamedTuple):
     relative: Relative | None = None
     dropout_rate: float = 0.0
     dropout_key: jax.Array | None = None
+
+
+def _extras(q_BTNH, bias, scale, softcap, relative, dropout_rate=0.0, dropout_key=None):
+    bias = bias if bias is None or hasattr(bias, "part") else DenseBias(jnp.asarray(bias))
+    return Extras(bias, scale or q_BTNH.shape[-1] ** -0.5, softcap, relative, dropout_rate, dropout_key)
 
 
 def attend(
@@ -66,8 +73,7 @@ def attend(
       UserError: the backend is unknown, or cannot do what is asked.
     """
     mask = mask if isinstance(mask, Mask) else Mask(may_attend=mask)
-    bias = bias if bias is None or hasattr(bias, "part") else DenseBias(jnp.asarray(bias))
-    extras = Extras(bias, scale or q_BTNH.shape[-1] ** -0.5, softcap, relative, dropout_rate, dropout_key)
+    extras = _extras(q_BTNH, bias, scale, softcap, relative, dropout_rate, dropout_key)
     asked = {
         "bias": bias is not None, "softcap": bool(softcap), "relative": relative is not None,
         "dropout": dropout_key is not None,
@@ -223,7 +229,8 @@ class Attention(nn.Module):
     ) -> tuple[jax.Array, kv.KVCache | linear.LinearState | None]:
         """Returns [B, T, D] and, if a cache came in, the cache with the new keys and values in the queries' slots.
 
-        For cross-attention the cache is the source's `keys_values`, and stays as it is.
+        For cross-attention the cache is the source's `keys_values`, and stays as it is. Where the collection
+        "attention" is mutable, `weights` [B, N, T, S] float32 are put into it: seeing.py.
         """
         config = self.config
         q = self.query(x)
@@ -243,10 +250,15 @@ class Attention(nn.Module):
             if cache is not None:
                 k, v = cache = kv.write(cache, k, v, mask.first_slot)
         drops = config.dropout_rate > 0 and not deterministic
-        out = attend(
-            q, k, v, mask, bias,
+        how = dict(
             scale=config.attention_scale, softcap=config.attention_softcap,
             relative=Relative(self.relative_keys, self.relative_values) if self.scheme.is_relative else None,
+        )  # fmt: skip
+        # Apart from the backend, which need not have them at any time. While initializing, every collection is mutable.
+        if self.is_mutable_collection("attention") and not self.is_initializing():
+            self.sow("attention", "weights", attention_weights(q, k, mask, _extras(q, bias, **how)))
+        out = attend(
+            q, k, v, mask, bias, **how,
             dropout_rate=config.dropout_rate if drops else 0.0,
             dropout_key=self.make_rng("dropout") if drops else None,
             backend=config.backend,
@@ -263,3 +275,6 @@ class Attention(nn.Module):
         start = state or linear.empty_state(B, *k.shape[2:])
         out, new_state = linear.extend_linearly(q, k, v, start, is_key)
         return out, None if state is None else new_state
+
+
+sys.modules[__name__].__class__ = transformer_jax.CallableModule  # so that this is `tj.attention(run, text)`, too

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -69,14 +70,15 @@ def translate(
 ) -> list[str]:  # fmt: skip
     """The best target that beam search finds for each source; with one beam the greedy one.
 
-    Sources of about one length are translated together, and what comes back is in the order of `texts`.
+    Sources of about one length are translated together, and what comes back is in the order of `texts`. One that is
+    longer than the context is cut, with a warning on stderr.
 
     Args:
       length_penalty: alpha of Wu et al. 2016, equation 14; above 0 longer targets are favoured.
       max_new_tokens: of a target; 0: twice the length of the source and ten more, the decoder's context at most.
       progress: called with the number of texts done, from time to time.
     Raises:
-      UserError: the run is no Seq2Seq, or a source is empty or longer than the context.
+      UserError: the run is no Seq2Seq.
     """
     if not isinstance(run.model, Seq2Seq):
         raise UserError(f"a {type(run.model).__name__} does not translate. Ask it with generate, or logits.")
@@ -84,7 +86,11 @@ def translate(
         raise UserError(
             f"num_beams={num_beams}, batch_size={batch_size}: must be at least 1; max_new_tokens at least 0."
         )
-    sources = [_encode_prompt(run, text) for text in texts]
+    context = run.config.encoder.max_len
+    sources = [run.tokenizer.encode_source(text) for text in texts]
+    if num_cut := sum(len(source) > context for source in sources):
+        print(f"warning: {num_cut} of {len(texts)} sources are cut to {context} tokens.", file=sys.stderr)
+    sources = [source if len(source) <= context else np.append(source[: context - 1], source[-1]) for source in sources]
     order = sorted(range(len(sources)), key=lambda i: len(sources[i]))
     done = {}
     for first in range(0, len(order), batch_size):

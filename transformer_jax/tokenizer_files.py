@@ -86,6 +86,19 @@ class FileTokenizer(Tokenizer):
 
     encode_source = encode_whole
 
+    @property
+    def ends(self) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens that `encode` puts before and after a text."""
+        around = self.encode("")
+        # What it puts around nothing is cut where a text would stand: before the last token, if there are any.
+        return around[:-1] if len(around) > 1 else around[:0], around[-1:]
+
+    def encode_piece(self, text: str) -> np.ndarray:
+        """Token ids of a part of a text, int32 [T], without the tokens around a whole one."""
+        first, last = self.ends
+        whole = self.encode(text)
+        return whole[len(first) : len(whole) - len(last)]
+
     def decode(self, ids: Any) -> str:
         """The text of integers [T], special tokens left out. Raises UserError for a negative id."""
         ids = np.asarray(ids)
@@ -110,6 +123,11 @@ class JsonTokenizer(FileTokenizer):
     @property
     def vocab_size(self) -> int:
         return self._parts.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def mask_id(self) -> int:
+        known = (self._parts.token_to_id(token) for token in ("[MASK]", "<mask>"))
+        return next((i for i in known if i is not None), self.vocab_size)
 
     def _encode(self, text: str, allow_special: bool) -> list[int]:
         self._parts.encode_special_tokens = not allow_special

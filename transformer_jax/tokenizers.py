@@ -37,6 +37,11 @@ class Tokenizer:
     def vocab_size(self) -> int:
         return FIRST_TEXT_ID + len(self.learned)
 
+    @property
+    def mask_id(self) -> int:
+        """The first id that no text has: for what is hidden."""
+        return self.vocab_size
+
     @classmethod
     def train(cls, text: str, vocab_size: int = 0) -> "Tokenizer":
         """A tokenizer for `text`; only bpe heeds `vocab_size`."""
@@ -45,6 +50,15 @@ class Tokenizer:
     def to_dict(self) -> dict:
         """Plain data for JSON; `tokenizer_from_dict` is the way back."""
         return {"kind": self.kind, "learned": list(self.learned)}
+
+    @property
+    def ends(self) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens before and after a text that stands alone."""
+        return np.array([self.bos_id], np.int32), np.array([self.eos_id], np.int32)
+
+    def encode_piece(self, text: str) -> np.ndarray:
+        """Token ids of a part of a text, int32 [T], without the tokens around a whole one."""
+        return self.encode(text)
 
     def encode_source(self, text: str) -> np.ndarray:
         """Token ids of what an encoder reads, int32 [T]: the text, and the end."""

@@ -40,17 +40,7 @@ def load_labelled(
     Raises:
       UserError: no such file, a malformed line (file and line are named), a label that training does not have.
     """
-    train = read_labelled(config.path, config)
-    if config.val_path:
-        validation = read_labelled(config.val_path, config)
-    else:
-        # By a shuffle of its own: files are often sorted by label.
-        order = np.random.default_rng(0).permutation(len(train))
-        num_val = max(1, round(len(train) * config.val_fraction))
-        validation = [train[i] for i in sorted(order[:num_val])]
-        train = [train[i] for i in sorted(order[num_val:])]
-    if not train or not validation:
-        raise UserError(f"data.path={config.path!r}: has too few lines for a training and a validation part.")
+    train, validation = labelled_split(config, "train"), labelled_split(config, "val")
     labels = labels or tuple(sorted(Counter(label for _, label, _ in train)))
     index = {label: i for i, label in enumerate(labels)}
     parts = []
@@ -69,6 +59,21 @@ def load_labelled(
         "tokenizer_sha256": hashlib.sha256(json.dumps(tokenizer.to_dict(), sort_keys=True).encode()).hexdigest(),
     }  # fmt: skip
     return Labelled(*parts, labels, tokenizer, fingerprint)
+
+
+def labelled_split(config: DataConfig, split: str) -> list[tuple[str, str, str]]:
+    """One part, train, val or test, as of `read_labelled`. Raises UserError where it has no line."""
+    if split == "test" or (split == "val" and config.val_path):
+        return read_labelled(config.test_path if split == "test" else config.val_path, config)
+    rows = read_labelled(config.path, config)
+    if not config.val_path:
+        # By a shuffle of its own: files are often sorted by label.
+        order = np.random.default_rng(0).permutation(len(rows))
+        num_val = max(1, round(len(rows) * config.val_fraction))
+        rows = [rows[i] for i in sorted(order[:num_val] if split == "val" else order[num_val:])]
+    if not rows:
+        raise UserError(f"data.path={config.path!r}: has too few lines for a training and a validation part.")
+    return rows
 
 
 def read_labelled(path: str, config: DataConfig) -> list[tuple[str, str, str]]:

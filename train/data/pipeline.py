@@ -67,6 +67,14 @@ def labelled_batch(
     return {"tokens": tokens, "is_token": is_token, "label": label, "is_example": np.arange(num_rows) < len(rows)}
 
 
+def tagged_batch(sentences: Sequence[tuple], rows: np.ndarray, length: int, num_rows: int, pad_id: int) -> Batch:
+    """Of `tagged.encode_sentence`: `tokens`, `is_token`, `tag` and `is_tagged`, [num_rows, length] each."""
+    tokens, is_token = fill([sentence[0] for sentence in sentences], rows, length, num_rows, pad_id)
+    tag, _ = fill([sentence[1] for sentence in sentences], rows, length, num_rows, 0)
+    is_tagged, _ = fill([sentence[2] for sentence in sentences], rows, length, num_rows, 0)
+    return {"tokens": tokens, "is_token": is_token, "tag": tag, "is_tagged": is_tagged.astype(bool)}
+
+
 def pair_batch(
     sources: Sequence[np.ndarray],
     targets: Sequence[np.ndarray],

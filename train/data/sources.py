@@ -5,9 +5,11 @@ import gzip
 import os
 import sysconfig
 import zlib
+from collections.abc import Callable
 from fractions import Fraction
 
 from train.config import DataConfig
+from train.data.entropy import NUM_CHARACTERS, TRUTHS, draw_part
 from transformer_jax.config import UserError, choose
 
 ENDINGS = (".txt", ".md", ".py", ".txt.gz", ".md.gz", ".py.gz")
@@ -60,7 +62,18 @@ def text(config: DataConfig) -> str:
     return BETWEEN.join(filter(None, map(read_file, files)))
 
 
+def _drawn(name: str) -> Callable[[DataConfig], str]:
+    """A text of known entropy. Its two parts are drawn apart, so that the end of one says nothing of the other."""
+
+    def make(config: DataConfig) -> str:
+        lengths = [len(part) for part in split_text("." * NUM_CHARACTERS, config.val_fraction)]
+        return "".join(draw_part(name, part, n) for part, n in zip(("train", "val"), lengths, strict=True))
+
+    return make
+
+
 SOURCES = {"python_docs": python_docs, "python_source": python_source, "text": text}
+SOURCES |= {name: _drawn(name) for name in TRUTHS}
 
 
 def load_text(config: DataConfig) -> str:
