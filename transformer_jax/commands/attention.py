@@ -13,11 +13,11 @@ from transformer_jax.commands.cli import HELP_FLAGS, UsageError, parse_flags, sh
 
 EXAMPLE = 'python -m transformer_jax attention --run_dir=runs/a --text="To be or not to be" --output=maps'
 
-_RUN_DIR = flags.DEFINE_string("run_dir", None, "A training run, a Hugging Face folder or the name of a model on the hub.")
+_RUN_DIR = flags.DEFINE_string("run_dir", None, "A training run, a Hugging Face folder, or a name on the hub.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "Of a run: latest | best | a step")
 _TEXT = flags.DEFINE_string("text", None, "What the model reads; the source of a Seq2Seq.")
 _TARGET = flags.DEFINE_string("target", None, "What a Seq2Seq has written.")
-_OUTPUT = flags.DEFINE_string("output", "attention", "Writes attention.npz and a picture a layer, attention_layer_0.png.")
+_OUTPUT = flags.DEFINE_string("output", "attention", "How the files begin: .npz, and _layer_0.png and so on.")
 
 # Inches. A letter of DejaVu Sans Mono, which comes with matplotlib, is 0.602 of its size wide; a size is in 1/72 inch.
 FONT, LETTER, TOKEN = "DejaVu Sans Mono", 7 * 0.602 / 72, 0.13  # TOKEN: from a label to the next
@@ -72,7 +72,7 @@ def pages(maps: Any) -> Iterator[tuple[str, str, np.ndarray, list[str], list[str
 def draw(path: str, title: str, weights: np.ndarray, rows: list[str], columns: list[str]) -> None:
     """One picture: a map for each head, weights [N, T, S], with a token at each row and each column.
 
-    Sizes are reckoned here: matplotlib's own layout takes many seconds for so many labels, and changes from page to page.
+    Sizes are reckoned here: matplotlib's own layout takes long for so many labels, and changes from page to page.
     """
     import matplotlib
 
@@ -81,7 +81,7 @@ def draw(path: str, title: str, weights: np.ndarray, rows: list[str], columns: l
     from matplotlib.colors import PowerNorm
 
     N, T, S = weights.shape
-    rows, columns = ([_label(token) for token in tokens] for tokens in (rows, columns))
+    rows, columns = ([label(token) for token in tokens] for tokens in (rows, columns))
     height, width = (min(max(TOKEN * n, SMALLEST), LARGEST) for n in (T, S))
     below, left = (LETTER * max(map(len, labels)) + 0.12 for labels in (columns, rows))
     pitch_x, pitch_y = left + width + 0.2, 0.3 + height + below + 0.1
@@ -114,7 +114,7 @@ def draw(path: str, title: str, weights: np.ndarray, rows: list[str], columns: l
     plt.close(figure)
 
 
-def _label(token: str) -> str:
+def label(token: str) -> str:
     """A token with all of it to be seen: ␣ for a space, and \\n or \\u4e2d for what the font cannot show."""
     from matplotlib import font_manager
 
@@ -124,5 +124,5 @@ def _label(token: str) -> str:
         is_shown = char.isprintable() and font.get_char_index(ord(char))
         return char if is_shown else char.encode("unicode_escape", "surrogatepass").decode()
 
-    label = "".join("␣" if char == " " else visible(char) for char in token)
-    return label if len(label) <= MOST_LETTERS else label[: MOST_LETTERS - 1] + "…"
+    text = "".join("␣" if char == " " else visible(char) for char in token)
+    return text if len(text) <= MOST_LETTERS else text[: MOST_LETTERS - 1] + "…"
