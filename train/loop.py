@@ -57,9 +57,9 @@ def run(config: Any, workdir: str | Path) -> Path:
         step, meta = resume.last_checkpoint(checkpoints)
         changes = resume.changed_fields(meta["config"], config) if meta else []
         num_steps = config.train.num_steps
+        what_next = _what_next(workdir, config.train.task)
         if step >= num_steps:
-            print(f"Already trained: step {step} of train.num_steps={num_steps}.")
-            print(_what_next(workdir, config.train.task))
+            print(f"Already trained: step {step} of train.num_steps={num_steps}.\n{what_next}")
             return workdir
 
         # Data and model.
@@ -123,10 +123,7 @@ def run(config: Any, workdir: str | Path) -> Path:
         finally:
             log.close()
         draw_loss(workdir)
-        print(
-            f"Trained to step {step}. Loss curve: {workdir / 'loss.png'}\n{_what_next(workdir, config.train.task)}",
-            flush=True,
-        )
+        print(f"Trained to step {step}. Loss curve: {workdir / 'loss.png'}\n{what_next}", flush=True)
     return workdir
 
 

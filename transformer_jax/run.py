@@ -50,7 +50,9 @@ def load(run_dir: str | Path, checkpoint: str | int = "latest", average: int = 0
     step = checkpoints.find(checkpoint)
     meta = checkpoints.meta(step)
     if "model" not in meta:
-        raise CheckpointError(f"{run_dir}: was written by an earlier version, which said less of its model. Train anew.")
+        raise CheckpointError(
+            f"{run_dir}: was written by an earlier version, which said less of its model. Train anew."
+        )
     model = make_model(meta["model"])
     shapes = with_types(parameter_shapes(model), meta.get("types", {}))
     params = checkpoints.restore(step, params=abstract(shapes))["params"]
