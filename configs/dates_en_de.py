@@ -23,7 +23,8 @@ def get_config():
     config.optimizer.weight_decay = 0.0
     config.train.task = "seq2seq"
     config.train.batch_tokens = 2048
-    config.train.num_steps = 1500
-    config.train.eval_every = 500
-    config.checkpoint.save_every = 500
+    config.train.num_buckets = 2
+    config.train.num_steps = 800
+    config.train.eval_every = 400
+    config.checkpoint.save_every = 400
     return config
