@@ -13,6 +13,7 @@ from configs import finetune_bert, finetune_gpt2
 from train.config import OptimizerConfig
 from train.loop import run as train
 from train.optimizer import make_optimizer
+from train.tasks import encode_pair
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SENTENCE = "The cat sat on the mat, and the dog walked in the garden. "
@@ -98,6 +99,28 @@ def test_a_run_of_ones_own_is_a_start_too_and_a_classifier_keeps_its_head(tmp_pa
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), after, before)
 
 
+@pytest.mark.parametrize("folder", ["t5", "marian", "bart"])
+def test_a_translator_goes_on_from_its_weights_and_is_saved_as_what_it_was(folder, tmp_path):
+    (tmp_path / "pairs.tsv").write_text("the cat sat\ta dog\nthis text\tthe end of it\nthe mat\tit walks\n" * 3)
+    changes = dict(
+        train__task="seq2seq", data__source="parallel", data__path=str(tmp_path / "pairs.tsv"),
+        data__val_path=str(tmp_path / "pairs.tsv"), train__init_from=str(FIXTURES / folder), train__num_steps=1,
+        optimizer__peak_lr=1e-12, optimizer__warmup_steps=0, train__num_buckets=1,
+    )  # fmt: skip
+    before = tj.from_pretrained(FIXTURES / folder)
+    after = tj.load(train(gpt2_config(tmp_path, **changes), tmp_path / "run"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), after.params, before.params)
+    assert after.rules == before.rules and after.rules.start_id >= 0
+    source, target = encode_pair(before.tokenizer, before.rules.start_id, "the cat sat", "the end")
+    assert target[0] == before.rules.start_id and target[-1] in before.rules.eos_ids and source[-1] == target[-1]
+    tj.save_pretrained(after, tmp_path / "folder")
+    again = tj.from_pretrained(tmp_path / "folder")
+    np.testing.assert_array_equal(
+        tj.logits(again, source[None], None, target[None]), tj.logits(after, source[None], None, target[None])
+    )
+    assert json.loads((tmp_path / "folder" / "config.json").read_text())["model_type"] == folder
+
+
 def test_it_goes_on_after_a_stop_without_the_folder_that_it_started_from(tmp_path):
     shutil.copytree(FIXTURES / "gpt2", tmp_path / "folder")
     changes = dict(train__init_from=str(tmp_path / "folder"), optimizer__schedule="constant")
@@ -151,6 +174,7 @@ def test_vocabulary_and_positions_are_resized_when_asked_for_and_keep_what_both_
         ({"train__init_from": "/nowhere/at all"}, "no such folder"),
         ({"train__init_from": str(FIXTURES / "bert")}, "holds a MaskedLM, and this train.task trains a GPT"),
         ({"train__init_from": str(FIXTURES / "t5")}, "holds a Seq2Seq"),
+        ({"train__task": "seq2seq", "data__source": "reverse"}, "holds a GPT, and this task trains a Seq2Seq"),
         ({"train__task": "sing"}, "train.task='sing'.*causal_lm, .*classify"),
         ({"optimizer__freeze": "nowhere"}, "no parameter has 'nowhere'"),
         ({"optimizer__freeze": "."}, "leaves no parameter to train"),

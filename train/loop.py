@@ -253,6 +253,7 @@ def _meta(config: Config, task: Task, step: int, val_loss: float | None, best_va
         "config": dataclasses.asdict(config),
         "tokenizer": task.tokenizer.to_dict(),
         "labels": list(task.labels),
+        "origin": task.origin,
         "fingerprint": task.fingerprint,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
     }

@@ -6,10 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from train.resume import with_vocabulary
 from transformer_jax.config import TransformerConfig, UserError
-from transformer_jax.models import Encoder, make_model
-from transformer_jax.run import Run, open_run
-from transformer_jax.tokenizers import Tokenizer, tokenizer_from_dict
+from transformer_jax.models import Encoder, Seq2SeqConfig, make_model
+from transformer_jax.run import Run, open_run, rules_of
+from transformer_jax.tokenizers import BOS_ID, Tokenizer, tokenizer_from_dict
 
 # Fields of a recipe that say something new of a model that was trained before. All others are as they were.
 ITS_OWN = ("dropout_rate", "dtype", "backend", "init_std", "zero_init")
@@ -24,6 +25,7 @@ class Start:
     run: Run | None = None  # the model of `train.init_from`
     model: Any = None  # that of the checkpoint to go on from, which stays as it is
     tokenizer: Tokenizer | None = None
+    origin: dict = dataclasses.field(default_factory=dict)  # config.json and generation_config.json, if there were any
     resize_vocab: bool = False
     resize_positions: bool = False
 
@@ -37,10 +39,35 @@ class Start:
             return self.model.config
         if self.run is None:
             return asked
-        default, before = TransformerConfig(), self.run.config
-        if not isinstance(before, TransformerConfig):
+        if not isinstance(self.run.config, TransformerConfig):
             raise UserError(f"train.init_from: holds a {type(self.run.model).__name__}, which this task cannot train.")
-        new = {}
+        return self._merged(asked, self.run.config)
+
+    def merged_sides(self, asked: TransformerConfig, vocab_size: int) -> Seq2SeqConfig:
+        """The same for a Seq2Seq, both of whose sides are asked for alike.
+
+        Args:
+          vocab_size: that of the tokenizer, for a new model.
+        """
+        if self.model is not None:
+            return self.model.config
+        if self.run is None:
+            side = with_vocabulary(asked, vocab_size)
+            return Seq2SeqConfig(side, side)
+        before = self.run.config
+        if not isinstance(before, Seq2SeqConfig):
+            raise UserError(
+                f"train.init_from: holds a {type(self.run.model).__name__}, and this task trains a Seq2Seq."
+            )
+        sides = (self._merged(asked, side) for side in (before.encoder, before.decoder))
+        return Seq2SeqConfig(*sides, before.share_embeddings)
+
+    def start_id(self) -> int:
+        """The token that starts a target."""
+        return rules_of(self.origin, self.model or self.run.model, self.tokenizer).start_id if self.origin else BOS_ID
+
+    def _merged(self, asked: TransformerConfig, before: TransformerConfig) -> TransformerConfig:
+        default, new = TransformerConfig(), {}
         for field in dataclasses.fields(asked):
             value, old = getattr(asked, field.name), getattr(before, field.name)
             may = field.name in ITS_OWN
@@ -70,11 +97,11 @@ def find_start(init_from: str, meta: dict | None, resize_vocab: bool, resize_pos
       meta: of the run's own checkpoint, which counts alone where there is one.
     """
     if meta:
-        return Start(None, make_model(meta["model"]), tokenizer_from_dict(meta["tokenizer"]))
+        return Start(None, make_model(meta["model"]), tokenizer_from_dict(meta["tokenizer"]), meta.get("origin", {}))
     if not init_from:
         return Start()
     run = open_run(init_from)
-    return Start(run, None, run.tokenizer, resize_vocab, resize_positions)
+    return Start(run, None, run.tokenizer, run.origin, resize_vocab, resize_positions)
 
 
 def take_over(start: Start, params: Any) -> tuple[Any, str]:

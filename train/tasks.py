@@ -32,7 +32,7 @@ from train.floor import floor_of, paired, with_floor
 from train.resume import with_vocabulary
 from train.start import Start
 from transformer_jax.config import UserError
-from transformer_jax.models import GPT, MaskedLM, Seq2Seq, Seq2SeqConfig, SequenceClassifier, TokenTagger
+from transformer_jax.models import GPT, MaskedLM, Seq2Seq, SequenceClassifier, TokenTagger
 from transformer_jax.tokenizers import Tokenizer
 
 MEAN_SPAN = 3.0  # tokens in a gap, in the mean, as in T5
@@ -55,6 +55,7 @@ class Task:
     has_one_shape: bool  # of all batches: then several steps may share a call
     bytes_per_token: float | None = None  # turns a loss per token into bits per byte
     labels: tuple[str, ...] = ()
+    origin: dict = dataclasses.field(default_factory=dict)  # of a pre-trained model that it starts from
 
     def batches(self, first_step: int, num_steps: int) -> Iterator[Batch]:
         """The batches of steps first_step to num_steps - 1, in order, made ahead of time in a thread of their own."""
@@ -121,13 +122,13 @@ def spans(config: Config, start: Start, meta: dict | None) -> Task:
     corpus = load_corpus(config.data, config.tokenizer, start.tokenizer)
     tokenizer, max_len = corpus.tokenizer, config.model.max_len - 1
     first_sentinel, (_, num_spans) = tokenizer.mask_id, num_hidden(max_len, config.data.mask_fraction, MEAN_SPAN)
-    shape = _two_sides(config, start, first_sentinel + num_spans)
+    shape = start.merged_sides(config.model, first_sentinel + num_spans)
     order = TrainOrder(len(corpus.train_tokens), max_len, config.train.batch_size, config.train.seed)
 
     def with_gaps(tokens: np.ndarray, *seed: int) -> Batch:
         source, target = hide_spans(
             tokens, np.random.default_rng(seed), config.data.mask_fraction, MEAN_SPAN, first_sentinel,
-            (tokenizer.bos_id, tokenizer.eos_id),
+            (start.start_id(), tokenizer.eos_id),
         )  # fmt: skip
         whole = {"source": source, "target": target}
         return whole | {f"{side}_is_token": np.ones(tokens.shape, bool) for side, tokens in whole.items()}
@@ -153,7 +154,12 @@ def spans(config: Config, start: Start, meta: dict | None) -> Task:
 
 def classify(config: Config, start: Start, meta: dict | None) -> Task:
     """A SequenceClassifier on labelled texts."""
-    data = load_labelled(config.data, config.tokenizer, start.tokenizer, tuple(meta["labels"]) if meta else ())
+    known = tuple(meta["labels"]) if meta else ()
+    data = load_labelled(config.data, config.tokenizer, start.tokenizer, known)
+    if start.run is not None and set(start.run.labels) == set(
+        data.labels
+    ):  # a head for them is there, in its own order
+        data = load_labelled(config.data, config.tokenizer, start.tokenizer, start.run.labels)
     shape = with_vocabulary(start.merged(config.model), data.tokenizer.vocab_size)
     start.check_kind(SequenceClassifier)
     texts, labels, num_cut = [], [], 0
@@ -209,11 +215,11 @@ def tag(config: Config, start: Start, meta: dict | None) -> Task:
 def seq2seq(config: Config, start: Start, meta: dict | None) -> Task:
     """A Seq2Seq on pairs of texts; both sides have the shape of `model` and one vocabulary."""
     data = load_pairs(config.data, config.tokenizer, start.tokenizer)
-    shape = _two_sides(config, start, data.tokenizer.vocab_size)
+    shape = start.merged_sides(config.model, data.tokenizer.vocab_size)
     max_len = min(shape.encoder.max_len, shape.decoder.max_len)
     sides, num_dropped = [], 0
     for part in (data.train, data.validation):
-        pairs = [encode_pair(data.tokenizer, *pair) for pair in part]
+        pairs = [encode_pair(data.tokenizer, start.start_id(), *pair) for pair in part]
         kept = [pair for pair in pairs if len(pair[0]) <= max_len and len(pair[1]) <= max_len + 1]
         num_dropped += len(pairs) - len(kept)
         sides.append(([source for source, _ in kept], [target for _, target in kept]))
@@ -236,19 +242,9 @@ def seq2seq(config: Config, start: Start, meta: dict | None) -> Task:
     )  # fmt: skip
 
 
-def _two_sides(config: Config, start: Start, vocab_size: int) -> Seq2SeqConfig:
-    """Both sides of a Seq2Seq with the shape of `model` and one vocabulary."""
-    if start.run is not None:
-        raise UserError("train.init_from: cannot start a Seq2Seq yet. Leave it out.")
-    if start.model is not None:
-        return start.model.config
-    side = with_vocabulary(config.model, vocab_size)
-    return Seq2SeqConfig(side, side)
-
-
-def encode_pair(tokenizer: Tokenizer, source: str, target: str) -> tuple[np.ndarray, np.ndarray]:
-    """A source with its end, and a target with its beginning and its end."""
-    return tokenizer.encode_source(source), tokenizer.encode_whole(target)
+def encode_pair(tokenizer: Tokenizer, start_id: int, source: str, target: str) -> tuple[np.ndarray, np.ndarray]:
+    """A source with its end, and a target with the token that starts one and its end."""
+    return tokenizer.encode_source(source), np.insert(tokenizer.encode_target(target), 0, start_id)
 
 
 def _orders(config: Config, max_len: int, train: list[int], validation: list[int]) -> tuple[ExampleOrder, ExampleOrder]:
@@ -273,4 +269,5 @@ def load_task(config: Config, start: Start, meta: dict | None) -> Task:
     """The task that `train.task` names; `meta` is that of the checkpoint to go on from."""
     if config.train.task not in TASKS:
         raise UserError(f"train.task={config.train.task!r}: unknown. Choose one of: {', '.join(TASKS)}.")
-    return TASKS[config.train.task](config, start, meta)
+    task = TASKS[config.train.task](config, start, meta)
+    return dataclasses.replace(task, origin=start.origin)

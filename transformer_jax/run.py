@@ -60,7 +60,7 @@ def load(run_dir: str | Path, checkpoint: str | int = "latest", average: int = 0
         step, params = _average(checkpoints, average, shapes)
     tokenizer = tokenizer_from_dict(meta["tokenizer"]) if meta["tokenizer"] else None
     origin = meta.get("origin", {})
-    rules, labels = _rules(origin, model, tokenizer), tuple(meta.get("labels", ()))
+    rules, labels = rules_of(origin, model, tokenizer), tuple(meta.get("labels", ()))
     return Run(model, params, tokenizer, model.config, step, rules, str(run_dir), labels, origin)
 
 
@@ -102,7 +102,7 @@ def from_pretrained(folder: str | Path) -> Run:
     ids = {name: value for name, value in ids.items() if type(value) is int}
     tokenizer = read_tokenizer(read.folder.has, read.folder.data, ids)
     origin = {"config": read.config, "generation": read.generation}
-    rules, labels = _rules(origin, read.model, tokenizer), _labels(read.config)
+    rules, labels = rules_of(origin, read.model, tokenizer), _labels(read.config)
     return Run(read.model, read.params, tokenizer, read.model.config, 0, rules, str(folder), labels, origin)
 
 
@@ -149,7 +149,8 @@ def _labels(config: dict) -> tuple[str, ...]:
     return tuple(str(names[number]) for number in sorted(names, key=lambda n: int(n) if n.isdecimal() else 0))
 
 
-def _rules(origin: dict, model: Any, tokenizer: Tokenizer | None) -> Rules:
+def rules_of(origin: dict, model: Any, tokenizer: Tokenizer | None) -> Rules:
+    """What a pre-trained model's generation_config.json says, or else the special tokens of the tokenizer."""
     if origin:
         decoder = getattr(model.config, "decoder", model.config)
         return read_rules(origin["config"], origin["generation"], decoder.vocab_size)

@@ -75,16 +75,19 @@ class FileTokenizer(Tokenizer):
 
     def encode(self, text: str, allow_special: bool = False) -> np.ndarray:
         """Token ids, int32 [T], with the special tokens that the model wants around a text."""
+        return self._ids(text, lambda: self._encode(text, allow_special))
+
+    def _ids(self, text: str, encode: Callable[[], list[int]]) -> np.ndarray:
         if lone_surrogate := re.search(r"[\ud800-\udfff]", text):
             raise no_id(self.kind, text, lone_surrogate.start(), "byte")
         with self._asking_library("no ids by"):
-            return np.array(self._encode(text, allow_special), np.int32)
+            return np.array(encode(), np.int32)
 
     def encode_whole(self, text: str) -> np.ndarray:
         """Token ids of a text that stands alone: as `encode`, which puts special tokens around it already."""
         return self.encode(text)
 
-    encode_source = encode_whole
+    encode_source = encode_target = encode_whole
 
     @property
     def ends(self) -> tuple[np.ndarray, np.ndarray]:
@@ -204,6 +207,14 @@ class MarianTokenizer(FileTokenizer):
         for part in re.split("(</s>|<pad>|<unk>)", rest) if allow_special else [rest]:
             pieces += [part] if allow_special and part in ids else source.encode(part, out_type=str)
         return [ids.get(piece, ids["<unk>"]) for piece in [*pieces, "</s>"]]
+
+    def encode_target(self, text: str) -> np.ndarray:
+        """Token ids of a text of the other language, int32 [T], and the end."""
+        _, target, _, pieces = self._parts
+        ids = {piece: i for i, piece in pieces.items()}
+        return self._ids(
+            text, lambda: [ids.get(piece, ids["<unk>"]) for piece in [*target.encode(text, out_type=str), "</s>"]]
+        )
 
     def _decode(self, ids: list[int]) -> str:
         _, target, _, pieces = self._parts

@@ -64,6 +64,10 @@ class Tokenizer:
         """Token ids of what an encoder reads, int32 [T]: the text, and the end."""
         return np.append(self.encode(text), self.eos_id).astype(np.int32)
 
+    def encode_target(self, text: str) -> np.ndarray:
+        """Token ids that a decoder writes after the one that starts it, int32 [T]: the text, and the end."""
+        return self.encode_source(text)
+
     def encode_whole(self, text: str) -> np.ndarray:
         """Token ids of a text that stands alone, int32 [T]: the token that begins one, the text, and the end."""
         return np.concatenate([[self.bos_id], self.encode(text), [self.eos_id]]).astype(np.int32)
