@@ -226,6 +226,8 @@ def test_scores_are_saved_beside_what_they_were_made_from(trained):
     hypotheses, references = ((folder / f"{n}.txt").read_text().splitlines() for n in ("hypotheses", "references"))
     assert len(hypotheses) == 13 and references == (trained[1] / "test.de").read_text().splitlines()
     assert abs(BLEU().corpus_score(hypotheses, [references]).score - saved["bleu"]) < 0.01
+    helped = command("train.evaluate", "--help")
+    assert helped.returncode == 0 and all(f"--{name}" in helped.stdout for name in ("run_dir", "split", "average"))
     missing = command("train.evaluate", f"--run_dir={trained[0]}", "--split=nothing")
     assert missing.returncode == 2 and len(missing.stderr.strip().splitlines()) == 1
 

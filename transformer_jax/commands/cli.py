@@ -31,6 +31,7 @@ def parse_flags(argv: list[str], example: str) -> None:
 def show_help(module: str, head: str) -> None:
     """Print `head` and the flags that a command module defines, with their defaults."""
     print(head)
+    module = sys.argv[0] if module == "__main__" else module  # as absl names the module that runs
     for flag in flags.FLAGS.flags_by_module_dict()[module]:
         default = "" if flag.default is None else f"={flag.default}"
         print(f"  {f'--{flag.name}{default}':<24}{flag.help}")
