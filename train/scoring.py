@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -19,12 +19,11 @@ from train.data.tagged import encode_sentence, entity_f1, read_tagged
 from train.floor import floor_of, paired, with_floor
 from train.measure import measure
 from train.metrics import bits_per_byte, perplexity
-from train.start import find_start
+from train.start import Start
 from train.step import eval_step
 from train.tasks import load_task
 from transformer_jax.config import UserError
 from transformer_jax.generation import translate
-from transformer_jax.models import describe_model
 from transformer_jax.run import Run
 
 ROWS = 32
@@ -78,11 +77,9 @@ def classify(run: Run, config: Config, split: str, options: Options) -> Score:
     texts = [run.tokenizer.encode_whole(text)[: run.config.max_len] for text, _, _ in rows]
     labels = np.array([index[label] for _, label, _ in rows], np.int32)
     apply = jax.jit(lambda params, *args: run.model.apply({"params": params}, *args))
-    order, guesses = np.argsort([len(tokens) for tokens in texts], kind="stable"), np.zeros(len(texts), np.int32)
-    for first in range(0, len(texts), ROWS):
-        part = order[first : first + ROWS]
-        length = -(-max(len(texts[i]) for i in part) // 16) * 16
-        batch = labelled_batch(texts, labels, part, min(length, run.config.max_len), ROWS, run.tokenizer.pad_id)
+    guesses = np.zeros(len(texts), np.int32)
+    for part, length in _by_length([len(tokens) for tokens in texts], run.config.max_len):
+        batch = labelled_batch(texts, labels, part, length, ROWS, run.tokenizer.pad_id)
         guesses[part] = np.argmax(apply(run.params, batch["tokens"], batch["is_token"]), axis=-1)[: len(part)]
     names = [run.labels[i] for i in guesses]
     values = {"accuracy": float(np.mean(guesses == labels)), "macro_f1": macro_f1(labels, guesses, len(run.labels))}
@@ -99,10 +96,8 @@ def tag(run: Run, config: Config, split: str, options: Options) -> Score:
     encoded = [encode_sentence(run.tokenizer, sentence, index) for sentence in sentences]
     encoded = [tuple(array[: run.config.max_len] for array in sentence) for sentence in encoded]
     apply = jax.jit(lambda params, *args: run.model.apply({"params": params}, *args))
-    order, guesses = np.argsort([len(s[0]) for s in encoded], kind="stable"), [[] for _ in encoded]
-    for first in range(0, len(encoded), ROWS):
-        part = order[first : first + ROWS]
-        length = min(-(-max(len(encoded[i][0]) for i in part) // 16) * 16, run.config.max_len)
+    guesses = [[] for _ in encoded]
+    for part, length in _by_length([len(sentence[0]) for sentence in encoded], run.config.max_len):
         batch = tagged_batch(encoded, part, length, ROWS, run.tokenizer.pad_id)
         best = np.argmax(apply(run.params, batch["tokens"], batch["is_token"]), axis=-1)
         for row, i in enumerate(part):
@@ -116,6 +111,14 @@ def tag(run: Run, config: Config, split: str, options: Options) -> Score:
     return Score(
         values, {"hypotheses": [" ".join(g) for g in guesses], "references": [" ".join(r) for r in references]}
     )
+
+
+def _by_length(lengths: list[int], max_len: int) -> Iterator[tuple[np.ndarray, int]]:
+    """ROWS examples of about one length at a time, and a length that holds them, one of few."""
+    order = np.argsort(lengths, kind="stable")
+    for first in range(0, len(order), ROWS):
+        part = order[first : first + ROWS]
+        yield part, min(-(-max(lengths[i] for i in part) // 16) * 16, max_len)
 
 
 def macro_f1(labels: np.ndarray, guesses: np.ndarray, num_labels: int) -> float:
@@ -152,8 +155,7 @@ def gaps(run: Run, config: Config, split: str, options: Options) -> Score:
     """Loss and share of right tokens in the gaps of the validation text, the same that training measures."""
     if split != "val":
         raise UserError(f"split={split!r}: gaps are measured in the validation part. Take --split=val.")
-    meta = {"labels": [], "model": describe_model(run.model), "tokenizer": run.tokenizer.to_dict()}
-    task = load_task(config, find_start("", meta, False, False), meta)
+    task = load_task(config, Start(model=run.model, tokenizer=run.tokenizer, origin=run.origin), None)
     evaluate = jax.jit(functools.partial(eval_step, model=run.model, objective=task.objective))
     return Score(measure(evaluate, run.params, task.eval_batches()))
 

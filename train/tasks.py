@@ -31,7 +31,7 @@ from train.data.tagged import encode_sentence, load_tagged
 from train.floor import floor_of, paired, with_floor
 from train.resume import with_vocabulary
 from train.start import Start
-from transformer_jax.config import UserError
+from transformer_jax.config import choose
 from transformer_jax.models import GPT, MaskedLM, Seq2Seq, SequenceClassifier, TokenTagger
 from transformer_jax.tokenizers import Tokenizer
 
@@ -83,7 +83,7 @@ def causal_lm(config: Config, start: Start, meta: dict | None) -> Task:
         functools.partial(window_batch, corpus.train_tokens, order),
         validation,
         corpus.fingerprint,
-        f"{len(corpus.train_tokens):,} tokens to train on, {len(corpus.val_tokens):,} to validate on",
+        corpus.description,
         lambda batch: int(batch["is_token"][..., 1:].sum()), config.train.batch_size * shape.max_len,
         has_one_shape=True,
         bytes_per_token=corpus.val_bytes_per_token,
@@ -112,7 +112,7 @@ def masked_lm(config: Config, start: Start, meta: dict | None) -> Task:
         MaskedLM(shape), tokenizer, objectives.masked_lm,
         lambda step: with_gaps(window_batch(corpus.train_tokens, order, step), config.train.seed, step), validation,
         corpus.fingerprint,
-        f"{len(corpus.train_tokens):,} tokens to train on, {len(corpus.val_tokens):,} to validate on",
+        corpus.description,
         lambda batch: int(batch["is_token"].sum()), config.train.batch_size * shape.max_len, has_one_shape=True,
     )  # fmt: skip
 
@@ -145,8 +145,7 @@ def spans(config: Config, start: Start, meta: dict | None) -> Task:
     return Task(
         Seq2Seq(shape), tokenizer, objectives.seq2seq,
         train_batch, validation, corpus.fingerprint,
-        f"{len(corpus.train_tokens):,} tokens to train on, {len(corpus.val_tokens):,} to validate on, "
-        f"{num_spans} gaps in {max_len} tokens",
+        f"{corpus.description}, {num_spans} gaps in {max_len} tokens",
         lambda batch: int(batch["target_is_token"][..., 1:].sum()), config.train.batch_size * max_len,
         has_one_shape=True,
     )  # fmt: skip
@@ -154,12 +153,8 @@ def spans(config: Config, start: Start, meta: dict | None) -> Task:
 
 def classify(config: Config, start: Start, meta: dict | None) -> Task:
     """A SequenceClassifier on labelled texts."""
-    known = tuple(meta["labels"]) if meta else ()
-    data = load_labelled(config.data, config.tokenizer, start.tokenizer, known)
-    if start.run is not None and set(start.run.labels) == set(
-        data.labels
-    ):  # a head for them is there, in its own order
-        data = load_labelled(config.data, config.tokenizer, start.tokenizer, start.run.labels)
+    labels, head_labels = tuple(meta["labels"]) if meta else (), start.run.labels if start.run else ()
+    data = load_labelled(config.data, config.tokenizer, start.tokenizer, labels, head_labels)
     shape = with_vocabulary(start.merged(config.model), data.tokenizer.vocab_size)
     start.check_kind(SequenceClassifier)
     texts, labels, num_cut = [], [], 0
@@ -168,16 +163,14 @@ def classify(config: Config, start: Start, meta: dict | None) -> Task:
         num_cut += sum(len(tokens) > shape.max_len for tokens in encoded)
         texts.append([tokens[: shape.max_len] for tokens in encoded])
         labels.append(np.array([label for _, label in part], np.int32))
-    order, plan = _orders(config, shape.max_len, [len(tokens) for tokens in texts[0]], [len(t) for t in texts[1]])
-
-    def make(part: int, order: ExampleOrder, step: int) -> Batch:
-        rows, length = order.batch(step)
-        return labelled_batch(texts[part], labels[part], rows, length, order.rows(length), data.tokenizer.pad_id)
-
+    order, *batches = _by_length(
+        config, shape.max_len, [[len(tokens) for tokens in part] for part in texts],
+        lambda part, *batch: labelled_batch(texts[part], labels[part], *batch, data.tokenizer.pad_id),
+    )  # fmt: skip
     cut = f"; {num_cut:,} longer than {shape.max_len} tokens were cut" if num_cut else ""
     return Task(
         SequenceClassifier(shape, len(data.labels)), data.tokenizer, objectives.classify,
-        functools.partial(make, 0, order), lambda: (make(1, plan, step) for step in range(plan.steps_per_epoch)),
+        *batches,
         data.fingerprint,
         f"{len(texts[0]):,} texts to train on, {len(texts[1]):,} to validate on, {len(data.labels)} labels{cut}, "
         f"{order.padding:.0%} padding",
@@ -195,16 +188,14 @@ def tag(config: Config, start: Start, meta: dict | None) -> Task:
         encoded = [encode_sentence(data.tokenizer, sentence, index) for sentence in part]
         num_cut += sum(len(sentence[0]) > shape.max_len for sentence in encoded)
         parts.append([tuple(array[: shape.max_len] for array in sentence) for sentence in encoded])
-    order, plan = _orders(config, shape.max_len, *([len(sentence[0]) for sentence in part] for part in parts))
-
-    def make(part: int, order: ExampleOrder, step: int) -> Batch:
-        rows, length = order.batch(step)
-        return tagged_batch(parts[part], rows, length, order.rows(length), data.tokenizer.pad_id)
-
+    order, *batches = _by_length(
+        config, shape.max_len, [[len(sentence[0]) for sentence in part] for part in parts],
+        lambda part, *batch: tagged_batch(parts[part], *batch, data.tokenizer.pad_id),
+    )  # fmt: skip
     cut = f"; {num_cut:,} longer than {shape.max_len} tokens were cut" if num_cut else ""
     return Task(
         TokenTagger(shape, len(data.labels)), data.tokenizer, objectives.tag,
-        functools.partial(make, 0, order), lambda: (make(1, plan, step) for step in range(plan.steps_per_epoch)),
+        *batches,
         data.fingerprint,
         f"{len(parts[0]):,} sentences to train on, {len(parts[1]):,} to validate on, {len(data.labels)} tags{cut}, "
         f"{order.padding:.0%} padding",
@@ -224,17 +215,14 @@ def seq2seq(config: Config, start: Start, meta: dict | None) -> Task:
         num_dropped += len(pairs) - len(kept)
         sides.append(([source for source, _ in kept], [target for _, target in kept]))
     lengths = [[max(len(s), len(t) - 1) for s, t in zip(*part, strict=True)] for part in sides]
-    order, plan = _orders(config, max_len, *lengths)
-
-    def make(part: int, order: ExampleOrder, step: int) -> Batch:
-        rows, length = order.batch(step)
-        return pair_batch(*sides[part], rows, length, order.rows(length), data.tokenizer.pad_id)
-
+    order, *batches = _by_length(
+        config, max_len, lengths, lambda part, *batch: pair_batch(*sides[part], *batch, data.tokenizer.pad_id)
+    )
     dropped = f"; {num_dropped:,} longer than {max_len} tokens were left out" if num_dropped else ""
     return Task(
         Seq2Seq(shape), data.tokenizer,
         functools.partial(objectives.seq2seq, label_smoothing=config.train.label_smoothing),
-        functools.partial(make, 0, order), lambda: (make(1, plan, step) for step in range(plan.steps_per_epoch)),
+        *batches,
         data.fingerprint,
         f"{len(lengths[0]):,} pairs to train on, {len(lengths[1]):,} to validate on{dropped}, {order.padding:.0%} "
         f"padding, {order.steps_per_epoch:,} steps an epoch",
@@ -247,16 +235,30 @@ def encode_pair(tokenizer: Tokenizer, start_id: int, source: str, target: str) -
     return tokenizer.encode_source(source), np.insert(tokenizer.encode_target(target), 0, start_id)
 
 
-def _orders(config: Config, max_len: int, train: list[int], validation: list[int]) -> tuple[ExampleOrder, ExampleOrder]:
-    """The order of training, and the batches of validation."""
+def _by_length(
+    config: Config, max_len: int, lengths: list[list[int]], make: Callable[..., Batch]
+) -> tuple[ExampleOrder, Callable[[int], Batch], Callable[[], Iterator[Batch]]]:
+    """The order of training, and the batches of training and of validation.
+
+    Args:
+      lengths: of the examples of both parts, in tokens.
+      make: (0 for training or 1, examples, length, number of rows) -> batch.
+    """
     order = functools.partial(
         ExampleOrder, max_len=max_len, num_devices=jax.device_count(), num_buckets=config.train.num_buckets
     )
     rows = {"batch_size": config.train.batch_size, "batch_tokens": config.train.batch_tokens}
-    return (
-        order(tuple(train), seed=config.train.seed, **rows),
-        order(tuple(validation), seed=0, batch_size=1, batch_tokens=EVAL_TOKENS),
-    )
+    train = order(tuple(lengths[0]), seed=config.train.seed, **rows)
+    validation = order(tuple(lengths[1]), seed=0, batch_size=1, batch_tokens=EVAL_TOKENS)
+
+    def batch(part: int, order: ExampleOrder, step: int) -> Batch:
+        examples, length = order.batch(step)
+        return make(part, examples, length, order.rows(length))
+
+    def validate() -> Iterator[Batch]:
+        return (batch(1, validation, step) for step in range(validation.steps_per_epoch))
+
+    return train, functools.partial(batch, 0, train), validate
 
 
 TASKS = {
@@ -267,7 +269,5 @@ TASKS = {
 
 def load_task(config: Config, start: Start, meta: dict | None) -> Task:
     """The task that `train.task` names; `meta` is that of the checkpoint to go on from."""
-    if config.train.task not in TASKS:
-        raise UserError(f"train.task={config.train.task!r}: unknown. Choose one of: {', '.join(TASKS)}.")
-    task = TASKS[config.train.task](config, start, meta)
+    task = choose(TASKS, config.train.task, "train.task")(config, start, meta)
     return dataclasses.replace(task, origin=start.origin)

@@ -109,11 +109,8 @@ def _best(run: Run, sources: list[np.ndarray], num_beams: int, length_penalty: f
     if num_beams == 1:
         keys = jax.random.split(jax.random.key(0), len(sources))  # the greedy choice does not look at them
         return _write_targets(run, sources, keys, sampling.Sampler("greedy"), num_new)
-    source, is_token = _batch(sources, _room(sources, run.config.encoder.max_len), run.rules.pad_id)
-    cache = _start(run.model, run.params, source, is_token, num_new)
-    first = np.full((len(sources), 1), run.rules.start_id, np.int32)
     beams = sampling.beam_search(
-        step_function(run), cache, first, first >= 0, num_beams=num_beams, max_new_tokens=num_new,
+        *_begin(run, sources, num_new), num_beams=num_beams, max_new_tokens=num_new,
         eos_id=run.rules.eos_ids[0], pad_id=run.rules.pad_id, length_penalty=length_penalty,
     )  # fmt: skip
     return list(np.asarray(beams.tokens[:, 0]))
@@ -174,15 +171,20 @@ def _start(model: Seq2Seq, params: Any, source: jax.Array, is_token: jax.Array, 
     return model.apply({"params": params}, source, is_token, capacity, method="start")
 
 
+def _begin(run: Run, sources: list[np.ndarray], num_new: int) -> tuple:
+    """What decoding wants: the step, a cache that has read the sources, the first token of each, and that it is one."""
+    source, is_token = _batch(sources, _room(sources, run.config.encoder.max_len), run.rules.pad_id)
+    first = np.full((len(sources), 1), run.rules.start_id, np.int32)
+    return step_function(run), _start(run.model, run.params, source, is_token, num_new), first, first >= 0
+
+
 def _write_targets(
     run: Run, sources: list[np.ndarray], keys: jax.Array, sampler: Any, num_new: int
 ) -> list[np.ndarray]:
     """A target for each source, chosen by `sampler`."""
     num_new = min(num_new, run.config.decoder.max_len)
-    source, is_token = _batch(sources, _room(sources, run.config.encoder.max_len), run.rules.pad_id)
-    first = np.full((len(sources), 1), run.rules.start_id, np.int32)
     new = sampling.generate(
-        step_function(run), _start(run.model, run.params, source, is_token, num_new), first, first >= 0, keys,
+        *_begin(run, sources, num_new), keys,
         max_new_tokens=num_new, sampler=sampler, eos_id=run.rules.eos_ids, pad_id=run.rules.pad_id, rules=run.rules,
     )  # fmt: skip
     return list(np.asarray(new))

@@ -55,9 +55,10 @@ def load(run_dir: str | Path, checkpoint: str | int = "latest", average: int = 0
         )
     model = make_model(meta["model"])
     shapes = with_types(parameter_shapes(model), meta.get("types", {}))
-    params = checkpoints.restore(step, params=abstract(shapes))["params"]
     if average:
         step, params = _average(checkpoints, average, shapes)
+    else:
+        params = checkpoints.restore(step, params=abstract(shapes))["params"]
     tokenizer = tokenizer_from_dict(meta["tokenizer"]) if meta["tokenizer"] else None
     origin = meta.get("origin", {})
     rules, labels = rules_of(origin, model, tokenizer), tuple(meta.get("labels", ()))

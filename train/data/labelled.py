@@ -2,15 +2,14 @@
 
 import csv
 import dataclasses
-import hashlib
 import io
 import json
 import os
-from collections import Counter
 
 import numpy as np
 
 from train.config import DataConfig, TokenizerConfig
+from train.data.pipeline import sha256, tokenizer_sha256
 from train.data.sources import read_file
 from transformer_jax.config import UserError
 from transformer_jax.tokenizers import Tokenizer, train_tokenizer
@@ -30,18 +29,24 @@ class Labelled:
 
 
 def load_labelled(
-    config: DataConfig, tokenizer_config: TokenizerConfig, tokenizer: Tokenizer | None, labels: tuple[str, ...]
+    config: DataConfig,
+    tokenizer_config: TokenizerConfig,
+    tokenizer: Tokenizer | None,
+    labels: tuple[str, ...] = (),
+    head_labels: tuple[str, ...] = (),
 ) -> Labelled:
     """Read `data.path` and `data.val_path`; without the latter a random share of the former is kept for validation.
 
     Args:
       tokenizer: one to use; None: a new one learns from the training texts.
       labels: those that are known already, in order; (): those of the training texts, sorted.
+      head_labels: those that a head was trained for; where they are the same, theirs is the order.
     Raises:
       UserError: no such file, a malformed line (file and line are named), a label that training does not have.
     """
     train, validation = labelled_split(config, "train"), labelled_split(config, "val")
-    labels = labels or tuple(sorted(Counter(label for _, label, _ in train)))
+    found = {label for _, label, _ in train}
+    labels = labels or (head_labels if set(head_labels) == found else tuple(sorted(found)))
     index = {label: i for i, label in enumerate(labels)}
     parts = []
     for part in (train, validation):
@@ -52,11 +57,11 @@ def load_labelled(
     if tokenizer is None:
         lesson = "\n".join(text for text, _ in parts[0] + (parts[1] if tokenizer_config.kind == "char" else []))
         tokenizer = train_tokenizer(tokenizer_config.kind, tokenizer_config.vocab_size, lesson)
-    digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    digest = sha256(json.dumps(parts))
     fingerprint = {
         "examples_sha256": digest, "train_examples": len(parts[0]), "val_examples": len(parts[1]),
         "labels": ", ".join(labels),
-        "tokenizer_sha256": hashlib.sha256(json.dumps(tokenizer.to_dict(), sort_keys=True).encode()).hexdigest(),
+        "tokenizer_sha256": tokenizer_sha256(tokenizer),
     }  # fmt: skip
     return Labelled(*parts, labels, tokenizer, fingerprint)
 

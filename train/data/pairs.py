@@ -1,7 +1,6 @@
 """Pairs of texts, a source and its target: from files, or made here."""
 
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -10,6 +9,7 @@ import numpy as np
 
 from train.config import DataConfig, TokenizerConfig
 from train.data.dates import dates
+from train.data.pipeline import sha256, tokenizer_sha256
 from train.data.sources import read_file
 from transformer_jax.config import UserError, choose
 from transformer_jax.tokenizers import Tokenizer, train_tokenizer
@@ -42,9 +42,9 @@ def load_pairs(config: DataConfig, tokenizer_config: TokenizerConfig, tokenizer:
         )
         tokenizer = train_tokenizer(tokenizer_config.kind, tokenizer_config.vocab_size, lesson)
     fingerprint = {
-        "pairs_sha256": hashlib.sha256(json.dumps([train, validation]).encode()).hexdigest(),
+        "pairs_sha256": sha256(json.dumps([train, validation])),
         "train_pairs": len(train), "val_pairs": len(validation),
-        "tokenizer_sha256": hashlib.sha256(json.dumps(tokenizer.to_dict(), sort_keys=True).encode()).hexdigest(),
+        "tokenizer_sha256": tokenizer_sha256(tokenizer),
     }  # fmt: skip
     return Pairs(train, validation, tokenizer, fingerprint)
 

@@ -119,6 +119,11 @@ class Corpus:
     val_bytes_per_token: float  # UTF-8 bytes; turns a loss per token into bits per byte
     fingerprint: dict[str, str | int]  # equal when the text, the split and the tokenizer are
 
+    @property
+    def description(self) -> str:
+        """How much there is, for people."""
+        return f"{len(self.train_tokens):,} tokens to train on, {len(self.val_tokens):,} to validate on"
+
 
 def load_corpus(
     data_config: DataConfig, tokenizer_config: TokenizerConfig, tokenizer: Tokenizer | None = None
@@ -143,8 +148,8 @@ def load_corpus(
             "at least 2, one to predict the other from. Take a larger fraction, or more text."
         )
     fingerprint = {
-        "text_sha256": _sha256(text),
-        "tokenizer_sha256": _sha256(json.dumps(tokenizer.to_dict(), sort_keys=True)),
+        "text_sha256": sha256(text),
+        "tokenizer_sha256": tokenizer_sha256(tokenizer),
         "train_tokens": len(train_tokens),
         "val_tokens": len(val_tokens),
     }
@@ -156,5 +161,11 @@ def _utf8(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-def _sha256(text: str) -> str:
+def tokenizer_sha256(tokenizer: Tokenizer) -> str:
+    """Equal when the tokenizers are."""
+    return sha256(json.dumps(tokenizer.to_dict(), sort_keys=True))
+
+
+def sha256(text: str) -> str:
+    """Equal when the texts are."""
     return hashlib.sha256(_utf8(text)).hexdigest()

@@ -1,7 +1,6 @@
 """Sentences with a tag for each word: CoNLL and CoNLL-U."""
 
 import dataclasses
-import hashlib
 import json
 import os
 import sys
@@ -10,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from train.config import DataConfig, TokenizerConfig
+from train.data.pipeline import sha256, tokenizer_sha256
 from train.data.sources import read_file
 from transformer_jax.config import UserError
 from transformer_jax.tokenizers import Tokenizer, train_tokenizer
@@ -59,9 +59,9 @@ def load_tagged(
         tokenizer = train_tokenizer(tokenizer_config.kind, tokenizer_config.vocab_size, text)
     parts = [[(s.words, s.tags) for s in part] for part in (train, validation)]
     fingerprint = {
-        "examples_sha256": hashlib.sha256(json.dumps(parts).encode()).hexdigest(),
+        "examples_sha256": sha256(json.dumps(parts)),
         "train_examples": len(train), "val_examples": len(validation), "labels": ", ".join(labels),
-        "tokenizer_sha256": hashlib.sha256(json.dumps(tokenizer.to_dict(), sort_keys=True).encode()).hexdigest(),
+        "tokenizer_sha256": tokenizer_sha256(tokenizer),
     }  # fmt: skip
     return Tagged(train, validation, labels, tokenizer, fingerprint)
 
