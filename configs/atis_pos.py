@@ -10,6 +10,7 @@ from configs import default
 
 def get_config():
     config = default.get_config()
+    config.data.source = "tagged"
     config.tokenizer.kind = "bpe"
     config.tokenizer.vocab_size = 2000
     config.model.max_len = 128

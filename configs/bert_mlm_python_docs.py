@@ -1,6 +1,6 @@
 """A small BERT on Python's documentation: it learns to fill gaps.
 
-    python -m train --config=configs/bert_mlm_python_docs.py --workdir=runs/bert
+python -m train --config=configs/bert_mlm_python_docs.py --workdir=runs/bert
 """
 
 from configs import default

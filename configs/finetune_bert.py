@@ -11,6 +11,7 @@ from configs import default
 
 def get_config():
     config = default.get_config()
+    config.data.source = "labelled"
     config.train.task = "classify"
     config.train.init_from = "bert-base-uncased"
     config.optimizer.peak_lr = 5e-5

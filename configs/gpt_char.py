@@ -1,6 +1,6 @@
 """A small character GPT on any text; here the documentation that comes with Python.
 
-    python -m train --config=configs/gpt_char.py --workdir=runs/a --config.data.source=text --config.data.path=my.txt
+python -m train --config=configs/gpt_char.py --workdir=runs/a --config.data.source=text --config.data.path=my.txt
 """
 
 from configs import default

@@ -1,6 +1,6 @@
 """A small T5 on Python's documentation: it writes the spans that are missing.
 
-    python -m train --config=configs/t5_spans.py --workdir=runs/spans
+python -m train --config=configs/t5_spans.py --workdir=runs/spans
 """
 
 from configs import default

@@ -25,7 +25,7 @@ def arrays(step):
 
 def save(checkpoints, step, val_loss=None):
     params, state = arrays(step)
-    checkpoints.save(step, params, {"step": step, "val_loss": val_loss}, state)
+    checkpoints.save(step, params, {"step": step, "val_score": None if val_loss is None else -val_loss}, state)
 
 
 def restore(checkpoints, step):
@@ -156,7 +156,7 @@ def test_a_directory_that_is_no_run_is_refused(tmp_path, which):
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_best_needs_a_validation_loss(tmp_path):
+def test_best_needs_a_validation_score(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     save(checkpoints, 3)
     checkpoints.wait()

@@ -154,6 +154,7 @@ def tiny(recipe, tmp_path):
             config.data.source = "text"
             write(tmp_path / "a.txt", "\n".join(lines * 20))
             config.data.path = str(tmp_path / "a.txt")
+            config.data.documents = config.data.documents and "lines"
         config.tokenizer.vocab_size = 300
     elif task == "classify" and config.data.source != "languages":
         write(tmp_path / "a.tsv", "".join(f"{line}\t{i % 2}\n" for i, line in enumerate(lines)))
@@ -164,7 +165,8 @@ def tiny(recipe, tmp_path):
                                                 for line in lines))  # fmt: skip
         config.data.path = config.data.val_path = str(tmp_path / "a.conll")
         config.data.label_field = ""
-    elif config.data.source == "parallel":
+    elif config.data.source in ("parallel", "tfds"):
+        config.data.source = "parallel"
         for side in ("path", "val_path", "target_path", "val_target_path"):
             write(tmp_path / side, "".join(f"{line}\n" for line in lines))
             config.data[side] = str(tmp_path / side)

@@ -7,7 +7,7 @@ back into these frozen dataclasses, which check it.
 import dataclasses
 import re
 
-from transformer_jax.config import TransformerConfig, UserError, from_dict, setting
+from transformer_jax.config import TransformerConfig, UserError, choose, from_dict, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,28 +16,40 @@ class DataConfig:
 
     source: str = setting(
         "python_docs",
-        "text: python_docs | python_source | text; of known entropy: markov | hmm | grammar; "
-        "pairs: parallel | dates | copy | reverse | sort",
+        "text: python_docs | python_source | text | tfds; of known entropy: markov | hmm | grammar; "
+        "pairs: parallel | dates | copy | reverse | sort | tfds; labelled texts: labelled | languages | tfds; "
+        "tagged words: tagged | python_tokens | tfds",
     )
-    path: str = setting("", "source=text: a file, a folder or a glob, .gz too; other sources: the file to train on")
+    path: str = setting(
+        "",
+        "source=text: a file, a folder or a glob, .gz too; tfds: a name such as glue/sst2; else the file to train on",
+    )
+    documents: str = setting(
+        "", "task=causal_lm: files | lines: each is a text of its own, packed into rows; empty: one running text"
+    )
     target_path: str = setting(
         "", "source=parallel: its translation, line by line; empty: both are in one .tsv or .jsonl"
     )
-    val_path: str = setting("", "the same for validation; task=classify: empty for a share of the examples")
+    val_path: str = setting("", "the same for validation; source=labelled: empty for a share of the examples")
     val_target_path: str = setting("", "source=parallel: its translation")
     test_path: str = setting("", "the same for `python -m train.evaluate --split=test`")
     test_target_path: str = setting("", "source=parallel: its translation")
     mask_fraction: float = setting(0.15, "task=masked_lm, spans: share of the tokens that is hidden")
     lowercase: bool = setting(False, "task=seq2seq: all in small letters")
-    source_language: str = setting("en", "source=dates: a code that CLDR knows")
-    target_language: str = setting("de", "source=dates: another")
-    text_field: str = setting("", "task=classify: the column with the text; empty: the first, and no header")
+    source_language: str = setting("en", "source=dates: a code that CLDR knows; tfds: the field of one language")
+    target_language: str = setting("de", "source=dates, tfds: another")
+    text_field: str = setting("", "source=labelled: the column with the text; empty: the first, and no header; tfds")
     label_field: str = setting(
-        "", "task=classify: the column with the label; empty: the last, and no header; .conllu: upos"
+        "", "source=labelled: the column with the label; empty: the last, and no header; .conllu: upos; tfds"
     )
+    tfds_dir: str = setting("", "source=tfds: where its datasets are kept; empty: where TFDS keeps them")
+    train_split: str = setting("train", "source=tfds: the split to train on; TFDS can cut them, say train[:90%]")
+    val_split: str = setting("validation", "source=tfds: the split to validate on")
+    test_split: str = setting("test", "source=tfds: the split for --split=test")
     val_fraction: float = setting(0.1, "share of the characters, at the end of the text, kept for validation")
 
     def __post_init__(self):
+        choose(dict.fromkeys(("", "files", "lines")), self.documents, "data.documents")
         if not 0 < self.mask_fraction < 1:
             raise UserError(f"data.mask_fraction={self.mask_fraction}: must lie between 0 and 1. Take 0.15.")
         if not 0 < self.val_fraction < 1:
@@ -48,8 +60,10 @@ class DataConfig:
 class TokenizerConfig:
     """How text becomes token ids."""
 
-    kind: str = setting("char", "char | byte | bpe")
-    vocab_size: int = setting(4096, "for bpe: ids in all, special ones included")
+    kind: str = setting("char", "char | byte | bpe | wordpiece | unigram")
+    vocab_size: int = setting(4096, "for bpe, wordpiece and unigram: ids in all, special ones included")
+    path: str = setting("", "instead: a tokenizer.json, or a folder or run that has a tokenizer")
+    separate: bool = setting(False, "task=seq2seq: source and target each have a tokenizer of their own")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +111,7 @@ class OptimizerConfig:
 class TrainConfig:
     """The training run itself."""
 
-    task: str = setting("causal_lm", "causal_lm | masked_lm | spans | classify | tag | seq2seq")
+    task: str = setting("causal_lm", "causal_lm | masked_lm | spans | classify | regress | tag | seq2seq")
     init_from: str = setting("", "start from a run directory, a Hugging Face folder or the name of a model on the hub")
     resize_vocab: bool = setting(False, "init_from: the model may get another number of token ids")
     resize_positions: bool = setting(False, "init_from: the model may get another max_len")
@@ -109,11 +123,17 @@ class TrainConfig:
     )
     num_buckets: int = setting(4, "lengths of batches, at most: each is compiled once, more of them need less padding")
     label_smoothing: float = setting(0.0, "task=seq2seq: share of each target that is spread over the vocabulary")
+    pooling: str = setting("first", "task=classify, regress: first | mean | max | attention: a text's vector")
     accumulation: int = setting(1, "micro-batches that one step's batch is computed in, one after the other")
     parallel: str = setting("jit", "jit | pmap: how a step is spread over the devices")
     steps_per_call: int = setting(0, "steps in one call of the compiled program; 0: up to 10 when steps are short")
     log_every: int = setting(50, "steps between lines of training loss (their mean)")
     eval_every: int = setting(250, "steps between passes over the whole validation split")
+    best_by: str = setting(
+        "", "number of an evaluation that says which is the best; empty: as the task wants, else loss"
+    )
+    patience: int = setting(0, "evaluations without a better one after which to stop early; 0: never")
+    ema_decay: float = setting(0.0, "use an exponential moving average of the parameters, say 0.999; 0: the parameters")
     max_bad_steps: int = setting(10, "steps in a row with NaN or infinity (each is skipped) after which to stop")
     tensorboard: bool = setting(True, "write TensorBoard files beside metrics.jsonl")
 
@@ -124,6 +144,10 @@ class TrainConfig:
                 raise UserError(f"train.{name}={getattr(self, name)}: must be at least 1.")
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"train.label_smoothing={self.label_smoothing}: must be at least 0 and below 1. Take 0.1.")
+        if not 0 <= self.ema_decay < 1:
+            raise UserError(f"train.ema_decay={self.ema_decay}: must be at least 0 and below 1. Take 0.999.")
+        if self.patience < 0:
+            raise UserError(f"train.patience={self.patience}: must be 0 (never stop early) or more.")
         if self.batch_tokens < 0:
             raise UserError(f"train.batch_tokens={self.batch_tokens}: must be 0 (use batch_size) or more.")
         if self.steps_per_call < 0:
@@ -139,7 +163,7 @@ class CheckpointConfig:
     """What is kept of a run."""
 
     save_every: int = setting(250, "steps between checkpoints; the last step is always saved")
-    keep: int = setting(3, "newest checkpoints kept; the best by validation loss is kept besides")
+    keep: int = setting(3, "newest checkpoints kept; the best on validation is kept besides")
 
     def __post_init__(self):
         for name in ("save_every", "keep"):

@@ -12,7 +12,7 @@ from transformer_jax.commands.cli import HELP_FLAGS, UsageError, parse_flags, re
 EXAMPLE = "python -m train.evaluate --run_dir=runs/multi30k --split=test"
 
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "The directory of a training run.")
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (least validation loss) | latest | a step")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (on validation) | latest | a step")
 _AVERAGE = flags.DEFINE_integer("average", 0, "Instead: the mean of the parameters of so many newest checkpoints.")
 _SPLIT = flags.DEFINE_enum("split", "val", ["train", "val", "test"], "train | val | test")
 _PATH = flags.DEFINE_string("path", "", "The file of the split, if the run's configuration does not say it.")
@@ -34,6 +34,7 @@ def main(argv: list[str]) -> None:
     import transformer_jax as tj  # here, so that a mistake above is answered before JAX is loaded
     from train.config import Config
     from train.data.pairs import SPLITS
+    from train.plot import draw_confusion
     from train.scoring import SCORERS, Options
 
     run, meta = tj.load(_RUN_DIR.value, _CHECKPOINT.value, average=_AVERAGE.value), tj.read_meta(_RUN_DIR.value)
@@ -57,6 +58,8 @@ def main(argv: list[str]) -> None:
     (folder / "scores.json").write_text(json.dumps(result, indent=1) + "\n")
     for name, lines in score.lines.items():
         (folder / f"{name}.txt").write_text("".join(line.replace("\n", " ") + "\n" for line in lines))
+    if score.confusion is not None:
+        draw_confusion(score.confusion, score.names or run.labels, folder / "confusion.png")
     print(json.dumps(result, indent=1))
     print(f"{folder}", file=sys.stderr)
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from train import plan, resume
+from train.best import Best, best_of
 from train.config import Config
 from train.measure import measure
 from train.metrics import MetricsLog
@@ -24,10 +25,11 @@ from train.optimizer import make_optimizer, make_schedule
 from train.parallel import Jit, Pmap, make_parallel
 from train.plot import draw_loss
 from train.start import Start, find_start, take_over
-from train.state import TrainState, create_state
+from train.state import TrainState, create_state, join, split, used_params
 from train.step import Batch, eval_step, train_step
 from train.stop import Stopped, StopSignals
-from train.tasks import Task, load_task
+from train.task import Task
+from train.tasks import load_task
 from transformer_jax.checkpoint import Checkpoints, abstract
 from transformer_jax.config import RunError, UserError
 from transformer_jax.models import describe_model, first_params
@@ -74,20 +76,20 @@ def run(config: Any, workdir: str | Path) -> Path:
         optimizer = make_optimizer(config.optimizer, num_steps)
         schedule = make_schedule(config.optimizer, num_steps)
         parallel = build_parallel(config, task.model, task.objective, optimizer)
-        state, origin = first_state(task.model, optimizer, config.train.seed, start)
+        state, origin = first_state(config, task.model, optimizer, start)
         steps_per_call = choose_steps_per_call(config, task, state.params)
         _write_config(workdir, config, task.model.config)
-        log = MetricsLog(workdir, step, num_steps, config.train.tensorboard)
+        log = MetricsLog(workdir, step, num_steps, config.train.tensorboard, task.has_perplexity)
         log.say(_describe(config, task, state, origin))
         if meta:
             state = _restore(checkpoints, step, state, parallel)
             log.say("\n".join([f"resumed at step {step}", *changes]))
-        best_val_loss = meta["best_val_loss"] if meta else None
+        best, patience = best_of(meta, task.best_by), config.train.patience * config.train.eval_every
         state = parallel.put(state)
 
         try:
             asked_to_stop = None
-            while step < num_steps and not asked_to_stop:
+            while step < num_steps and not asked_to_stop and not best.is_stale(step, patience):
                 # Step. The very first goes alone, to tell how long it took; `n` is not compiled in.
                 n = min(steps_per_call, _steps_to_next_event(step, config)) if log.steps_timed else 1
                 began = time.perf_counter()
@@ -107,17 +109,18 @@ def run(config: Any, workdir: str | Path) -> Path:
                 is_due = functools.partial(_is_due, step, num_steps)
                 if is_due(config.train.log_every):
                     log.train(step, numbers, float(schedule(step - 1 - int(numbers["bad_steps"]))))
-                val_loss, is_best = None, False
+                score = None
                 if is_due(config.train.eval_every):
-                    measured = measure(parallel.evaluate, state.params, task.eval_batches())
-                    val_loss = measured["loss"]
-                    is_best = best_val_loss is None or val_loss < best_val_loss
-                    best_val_loss = val_loss if is_best else best_val_loss
+                    measured = measure(parallel.evaluate, used_params(state), task.eval_batches())
+                    score, best = best.score_of(measured), best.after(measured, step)
                     log.val(step, measured, task.bytes_per_token)
-                if is_due(config.checkpoint.save_every) or is_best or asked_to_stop:
-                    _save(checkpoints, parallel.get(state), step, _meta(config, task, step, val_loss, best_val_loss))
+                is_last = asked_to_stop or best.is_stale(step, patience)
+                if is_due(config.checkpoint.save_every) or best.step == step or is_last:
+                    _save(checkpoints, parallel.get(state), step, _meta(config, task, step, score, best))
             checkpoints.wait()
-            if step < num_steps:
+            if best.is_stale(step, patience):
+                log.say(f"stopped early: the best is {best}, train.patience={config.train.patience} evaluations ago")
+            elif step < num_steps:
                 log.say(f"stopped and saved at step {step}; the same command goes on from there")
                 raise Stopped(asked_to_stop)
         finally:
@@ -148,21 +151,22 @@ def build_parallel(config: Config, model: Any, objective: Any, optimizer: Any) -
     step = functools.partial(
         train_step, model=model, objective=objective, optimizer=optimizer, seed=config.train.seed,
         accumulation=config.train.accumulation, max_bad_steps=config.train.max_bad_steps,
-        log_every=config.train.log_every,
+        log_every=config.train.log_every, ema_decay=config.train.ema_decay,
     )  # fmt: skip
     rows = config.train.batch_size // config.train.accumulation
     evaluate = functools.partial(eval_step, model=model, objective=objective)
     return make_parallel(config.train.parallel, step, evaluate, rows)
 
 
-def first_state(model: Any, optimizer: Any, seed: int, start: Start) -> tuple[TrainState, str]:
+def first_state(config: Config, model: Any, optimizer: Any, start: Start) -> tuple[TrainState, str]:
     """The state before the first step, made on the device in one program; and what of it was trained before."""
-
     create = functools.partial(first_params, model)
+    begin = functools.partial(create_state, optimizer=optimizer, has_average=config.train.ema_decay > 0)
+    key = jax.random.key(config.train.seed)
     if start.run is None:
-        return jax.jit(lambda key: create_state(create(key), optimizer))(jax.random.key(seed)), ""
-    params, origin = take_over(start, jax.jit(create)(jax.random.key(seed)))
-    return jax.jit(lambda params: create_state(params, optimizer))(params), origin
+        return jax.jit(lambda key: begin(create(key)))(key), ""
+    params, origin = take_over(start, jax.jit(create)(key))
+    return jax.jit(begin)(params), origin
 
 
 def _write_config(workdir: Path, config: Config, model: Any) -> None:
@@ -224,35 +228,30 @@ def _are_finite(params: Any) -> jax.Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(params)]))
 
 
-def _split(state: TrainState) -> tuple[Any, dict]:
-    """Parameters and the rest, two items of a checkpoint."""
-    rest = {f.name: getattr(state, f.name) for f in dataclasses.fields(state) if f.name != "params"}
-    return state.params, rest
-
-
 def _save(checkpoints: Checkpoints, state: TrainState, step: int, meta: dict) -> None:
-    params, rest = _split(state)
+    params, rest = split(state)
     if not _are_finite(params):
         raise RunError(f"step {step}: a parameter is NaN or infinite, so it is not saved. Lower optimizer.peak_lr.")
     checkpoints.save(step, params, meta, rest)
 
 
 def _restore(checkpoints: Checkpoints, step: int, state: TrainState, parallel: Jit | Pmap) -> TrainState:
-    params, rest = _split(abstract(state, parallel.sharding))
+    params, rest = split(abstract(state, parallel.sharding))
     restored = checkpoints.restore(step, params=params, state=rest)
-    return TrainState(params=restored["params"], **restored["state"])
+    return join(restored["params"], restored["state"])
 
 
-def _meta(config: Config, task: Task, step: int, val_loss: float | None, best_val_loss: float | None) -> dict:
+def _meta(config: Config, task: Task, step: int, val_score: float | None, best: Best) -> dict:
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     return {
         "step": step,
-        "val_loss": val_loss,
-        "best_val_loss": best_val_loss,
+        "val_score": val_score,
+        "best": dataclasses.asdict(best),
         "model": describe_model(task.model),
         "config": dataclasses.asdict(config),
         "tokenizer": task.tokenizer.to_dict(),
         "labels": list(task.labels),
+        "texts": {"lowercase": config.data.lowercase, "separator": task.separator},
         "origin": task.origin,
         "fingerprint": task.fingerprint,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},

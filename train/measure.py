@@ -3,6 +3,9 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import jax
+import numpy as np
+
 from train.floor import compare
 from train.step import Batch
 
@@ -13,15 +16,20 @@ def measure(eval_step: Callable, params: Any, batches: Iterable[Batch]) -> dict[
     Args:
       eval_step: (params, batch) -> (loss_sum, weight_sum, counts).
     Returns:
-      `loss`, in nats per target, and each count as a share; where the batches have a floor, what `compare` says.
+      `loss`, in nats per target, and each count as a share: of the weights or, of a pair (part, whole), the mean of
+      part / whole over their elements; where the batches have a floor, what `compare` says.
     """
-    sums: dict[str, float] = {"loss": 0.0}
-    weight_sum = 0.0
+    sums: dict[str, Any] = {}
     for batch in batches:
-        batch_loss, batch_weight, counts = eval_step(params, batch)
-        weight_sum += float(batch_weight)
-        for name, value in {"loss": batch_loss, **counts}.items():
-            sums[name] = sums.get(name, 0.0) + float(value)
+        loss_sum, weight_sum, counts = eval_step(params, batch)
+        new = jax.tree.map(lambda x: np.asarray(x, np.float64), {"loss": loss_sum, "weight": weight_sum, **counts})
+        sums = jax.tree.map(np.add, sums, new) if sums else new
+    weight_sum = sums.pop("weight")
     if "floor" in sums:
-        return compare(sums, weight_sum)
-    return {name: value / weight_sum for name, value in sums.items()}
+        return compare({name: float(value) for name, value in sums.items()}, float(weight_sum))
+    return {name: _share(value, weight_sum) for name, value in sums.items()}
+
+
+def _share(value: Any, weight_sum: Any) -> float:
+    part, whole = value if isinstance(value, tuple) else (value, weight_sum)
+    return float(np.mean(part / np.maximum(whole, 1.0))) if isinstance(value, tuple) else float(part / whole)

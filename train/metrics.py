@@ -30,12 +30,13 @@ class MetricsLog:
       first_step: the step that the run starts or resumes from. Lines after it, written by a process that
         went further than its last checkpoint, are dropped: they will be written again.
       num_steps: the last step.
+      has_perplexity: whether the loss is that of tokens in a text.
     """
 
-    def __init__(self, workdir: Path, first_step: int, num_steps: int, tensorboard: bool):
+    def __init__(self, workdir: Path, first_step: int, num_steps: int, tensorboard: bool, has_perplexity: bool = True):
         self.steps_timed, self.seconds = 0, 0.0  # in all; those with an underscore since the last line
         self._tokens, self._seconds, self._seconds_left, self._text = 0, 0.0, 0.0, ""
-        self._num_steps = num_steps
+        self._num_steps, self._has_perplexity = num_steps, has_perplexity
         path = workdir / "metrics.jsonl"
         _drop_lines_after(path, first_step)
         self._file = open(path, "a", encoding="utf-8")
@@ -67,12 +68,13 @@ class MetricsLog:
         loss = float(numbers["loss_sum"]) / weight_sum if weight_sum else math.nan
         speed = self._tokens / self._seconds if self._seconds else math.nan
         self._event(step, "train", {
-            "loss": loss, "perplexity": perplexity(loss), "learning_rate": learning_rate,
+            "loss": loss, **self._perplexity(loss), "learning_rate": learning_rate,
             "grad_norm": float(numbers["grad_norm"]), "tokens_per_second": round(speed, 1) if speed == speed else speed,
             "bad_steps": int(numbers["bad_steps"]),
         })  # fmt: skip
         self._tokens = self._seconds = 0
-        self._text = f"loss {loss:.4f}  perplexity {perplexity(loss):.2f}  {speed:,.0f} tokens/s"
+        words = "".join(f"  {name} {value:.2f}" for name, value in self._perplexity(loss).items())
+        self._text = f"loss {loss:.4f}{words}  {speed:,.0f} tokens/s"
         if self._bar:
             self._bar.update(self._task, text=self._text + self._time_left())
         else:
@@ -80,18 +82,25 @@ class MetricsLog:
 
     def val(self, step: int, values: dict[str, float], bytes_per_token: float | None) -> None:
         """What was measured over the whole validation split, `loss` first; of text bits per byte, too."""
-        words = f"validation loss {values['loss']:.4f}"
+        loss = values["loss"]
+        values = values | self._perplexity(loss)
+        words = f"validation loss {loss:.4f}"
+        words += f"  perplexity {values['perplexity']:.2f}" if self._has_perplexity else ""
         if bytes_per_token is not None:
-            loss = values["loss"]
-            values |= {"perplexity": perplexity(loss), "bits_per_byte": bits_per_byte(loss, bytes_per_token)}
-            words += f"  perplexity {values['perplexity']:.2f}  {values['bits_per_byte']:.4f} bits/byte"
-            words += f"  {floor.describe(values)}" if "floor" in values else ""
+            values |= {"bits_per_byte": bits_per_byte(loss, bytes_per_token)}
+            words += f"  {values['bits_per_byte']:.4f} bits/byte"
+        if "floor" in values:
+            words += f"  {floor.describe(values)}"
         else:
-            words += "".join(f"  {name} {value:.4f}" for name, value in values.items() if name != "loss")
+            shown = [name for name in values if name not in ("loss", "perplexity", "bits_per_byte")]
+            words += "".join(f"  {name} {values[name]:.4f}" for name in shown)
         self._event(step, "val", values)
         self.say(f"{self._step(step)}  {words}")
         if values.get("leak"):
             self.say(floor.warn(values))
+
+    def _perplexity(self, loss: float) -> dict[str, float]:
+        return {"perplexity": perplexity(loss)} if self._has_perplexity else {}
 
     def _event(self, step: int, split: str, values: dict[str, Any]) -> None:
         values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}

@@ -1,7 +1,8 @@
 """What a model is trained to do: (apply, batch, deterministic) -> (loss_sum, weight_sum, counts).
 
 Sums, not means: micro-batches and devices may hold different numbers of real targets, and only sums can
-be added before they are divided. `counts` are sums, too, by the name of the metric that they become when divided.
+be added before they are divided. `counts` are sums, too, by the name of the metric that they become when divided by
+weight_sum; a pair is divided by itself.
 """
 
 from collections.abc import Callable
@@ -24,16 +25,25 @@ def causal_lm(apply: Callable, batch: dict[str, jax.Array], deterministic: bool 
       apply: a model's `apply` with its parameters: method="activations" turns tokens [B, T] into [B, T, D],
         method="logits" these into [B, T, V].
       batch: `tokens` [B, T + 1] int, `is_token` [B, T + 1] bool. Padding stands on the right, where a causal
-        model cannot see it, so it needs no mask; it only never counts as a target.
+        model cannot see it, so it needs no mask; it only never counts as a target. Where documents are packed into
+        rows, also `segments` [B, T + 1] int: the first token of one is no target, and sees none before it.
       deterministic: False while training: dropout.
     Returns:
       The sum of the negative log-likelihoods, in nats, the number of targets, and no counts.
     """
     inputs, targets = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
-    is_target = batch["is_token"][:, 1:]
-    activations = apply(inputs, deterministic=deterministic, method="activations")
+    segments = {"segments": batch["segments"][:, :-1]} if "segments" in batch else {}
+    is_target = packed_targets(batch)
+    activations = apply(inputs, deterministic=deterministic, method="activations", **segments)
     nats = cross_entropy(lambda x: apply(x, method="logits"), activations, targets)
     return jnp.sum(jnp.where(is_target, nats, 0.0)), jnp.sum(is_target, dtype=jnp.float32), {}
+
+
+def packed_targets(batch: dict[str, jax.Array]) -> jax.Array:
+    """Which of the tokens after the first are targets, [..., T] bool: those that follow one of their own document."""
+    is_target = batch["is_token"][..., 1:]
+    segments = batch.get("segments")
+    return is_target if segments is None else is_target & (segments[..., 1:] == segments[..., :-1])
 
 
 def classify(apply: Callable, batch: dict[str, jax.Array], deterministic: bool = True) -> Sums:
@@ -44,24 +54,88 @@ def classify(apply: Callable, batch: dict[str, jax.Array], deterministic: bool =
       batch: `tokens` [B, T] int, `is_token` [B, T] bool, `label` [B] int, `is_example` [B] bool: False for rows that
         only fill up the batch.
     Returns:
-      The sum of the negative log-likelihoods, in nats, the number of texts, and how many are right.
+      The sum of the negative log-likelihoods, in nats, the number of texts, how many are right, and of each label
+      twice the right ones beside all that have it or were given it: their ratios' mean is the macro-F1.
     """
     logits = apply(batch["tokens"], batch["is_token"], deterministic=deterministic)
-    return _of_classes(logits, batch["label"], batch["is_example"])
+    loss_sum, weight_sum, counts = _of_classes(logits, batch["label"], batch["is_example"])
+    label, guess = (
+        jax.nn.one_hot(x, logits.shape[-1]) * batch["is_example"][:, None]
+        for x in (batch["label"], jnp.argmax(logits, axis=-1))
+    )
+    macro_f1 = 2.0 * jnp.sum(label * guess, axis=0), jnp.sum(label + guess, axis=0)  # [classes] each
+    return loss_sum, weight_sum, counts | {"macro_f1": macro_f1}
 
 
-def tag(apply: Callable, batch: dict[str, jax.Array], deterministic: bool = True) -> Sums:
+def regress(apply: Callable, batch: dict[str, jax.Array], deterministic: bool = True) -> Sums:
+    """Give each text its number.
+
+    Args:
+      apply: tokens [B, T] -> [B].
+      batch: as for `classify`, `label` [B] float.
+    Returns:
+      The sum of the squared errors, the number of texts, and the sum of the errors' sizes.
+    """
+    errors = apply(batch["tokens"], batch["is_token"], deterministic=deterministic) - batch["label"]
+    errors = jnp.where(batch["is_example"], errors, 0.0)
+    weight_sum = jnp.sum(batch["is_example"], dtype=jnp.float32)
+    return jnp.sum(errors**2), weight_sum, {"mean_absolute_error": jnp.sum(jnp.abs(errors))}
+
+
+def tag(
+    apply: Callable, batch: dict[str, jax.Array], deterministic: bool = True, *, labels: tuple[str, ...] = ()
+) -> Sums:
     """Give each word its tag.
 
     Args:
       apply: tokens [B, T] -> logits [B, T, tags].
       batch: `tokens` [B, T] int, `is_token` [B, T] bool, `tag` [B, T] int, `is_tagged` [B, T] bool: the first token of
         each word.
+      labels: names of the tags; where some begin with "B-", entities are counted, too.
     Returns:
-      The sum of the negative log-likelihoods, in nats, the number of words, and how many are right.
+      The sum of the negative log-likelihoods, in nats, the number of words, how many are right, and twice the right
+      entities beside all: their ratio is the entity F1.
     """
     logits = apply(batch["tokens"], batch["is_token"], deterministic=deterministic)
-    return _of_classes(logits, batch["tag"], batch["is_tagged"])
+    loss_sum, weight_sum, counts = _of_classes(logits, batch["tag"], batch["is_tagged"])
+    if any(label.startswith("B-") for label in labels):
+        guess = jnp.argmax(logits, axis=-1)
+        counts |= {"entity_f1": count_entities(batch["tag"], guess, batch["is_tagged"], labels)}
+    return loss_sum, weight_sum, counts
+
+
+def count_entities(
+    tag: jax.Array, guess: jax.Array, is_tagged: jax.Array, labels: tuple[str, ...]
+) -> tuple[jax.Array, jax.Array]:
+    """Entities in BIO tags with both ends and the kind right, twice, and all of both sides: [B, T] each -> scalars.
+
+    `train.data.tagged.entities` says what an entity is, slowly and plainly.
+    """
+    is_entity, is_inside, kind = _label_table(labels)
+    # Words to the front: the later pieces of a word stand between its tag and the next one.
+    order = jnp.argsort(~is_tagged, axis=1, stable=True)
+    is_word = jnp.take_along_axis(is_tagged, order, axis=1)
+
+    def ends_of(tags):
+        """Of each word: whether an entity ends with it, where that began, and its kind, [B, T] each."""
+        tags = jnp.take_along_axis(tags, order, axis=1)
+        inside = is_entity[tags] & is_word
+        same = (kind[tags][:, 1:] == kind[tags][:, :-1]) & inside[:, 1:] & inside[:, :-1]
+        goes_on = jnp.pad(is_inside[tags][:, 1:] & same, [(0, 0), (1, 0)])  # from the word before
+        first = jax.lax.cummax(jnp.where(goes_on, 0, jnp.arange(tags.shape[1])), axis=1)
+        return inside & ~jnp.pad(goes_on[:, 1:], [(0, 0), (0, 1)]), first, kind[tags]
+
+    (is_end, first, kinds), (is_guessed, guessed_first, guessed_kinds) = ends_of(tag), ends_of(guess)
+    is_right = is_end & is_guessed & (first == guessed_first) & (kinds == guessed_kinds)
+    return tuple(jnp.sum(x, dtype=jnp.float32) for x in (2 * is_right, is_end + 1 * is_guessed))
+
+
+def _label_table(labels: tuple[str, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Of each label: whether it is in an entity, whether it may go on with one, and the number of its kind."""
+    kinds = [label[2:] if label[:2] in ("B-", "I-") else "" for label in labels]
+    names = sorted(set(kinds))
+    is_entity, is_inside = [label[:2] in ("B-", "I-") for label in labels], [label[:2] == "I-" for label in labels]
+    return jnp.array(is_entity), jnp.array(is_inside), jnp.array([names.index(kind) for kind in kinds])
 
 
 def masked_lm(apply: Callable, batch: dict[str, jax.Array], deterministic: bool = True) -> Sums:

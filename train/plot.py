@@ -1,8 +1,10 @@
-"""loss.png: the training and validation loss of a run over its steps."""
+"""Pictures: the loss of a run over its steps, and which labels are taken for which."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (the backend without a screen has to be chosen first)
@@ -29,3 +31,19 @@ def draw_loss(workdir: str | Path) -> Path:
     figure.savefig(path, dpi=120)
     plt.close(figure)
     return path
+
+
+def draw_confusion(counts: np.ndarray, names: Sequence[str], path: Path) -> None:
+    """Write a picture of how often each label (row) was taken for each (column), as shares of the row."""
+    size = min(24.0, 2.5 + 0.5 * len(names))
+    figure, axes = plt.subplots(figsize=(size, size), dpi=120)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
+    for row, column in np.argwhere(counts) if len(names) <= 40 else ():
+        color = "white" if shares[row, column] > 0.5 else "black"
+        axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", color=color, fontsize=7)
+    axes.set_xticks(range(len(names)), names, rotation=90)
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="guessed", ylabel="right", title="How often each label was taken for each")
+    figure.savefig(path, bbox_inches="tight")
+    plt.close(figure)

@@ -13,7 +13,7 @@ MAY_CHANGE = {
     "optimizer.peak_lr", "optimizer.muon_lr", "optimizer.schedule", "optimizer.warmup_steps",
     "optimizer.final_lr_fraction", "optimizer.weight_decay", "optimizer.b1", "optimizer.b2",
     "train.num_steps", "train.parallel", "train.steps_per_call", "train.log_every", "train.eval_every",
-    "train.max_bad_steps", "train.tensorboard",
+    "train.max_bad_steps", "train.tensorboard", "train.patience", "train.best_by",
     "checkpoint.save_every", "checkpoint.keep",
 }  # fmt: skip
 

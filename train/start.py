@@ -43,17 +43,19 @@ class Start:
             raise UserError(f"train.init_from: holds a {type(self.run.model).__name__}, which this task cannot train.")
         return self._merged(asked, self.run.config)
 
-    def merged_sides(self, asked: TransformerConfig, vocab_size: int) -> Seq2SeqConfig:
+    def merged_sides(self, asked: TransformerConfig, vocab_size: int, source_vocab_size: int = 0) -> Seq2SeqConfig:
         """The same for a Seq2Seq, both of whose sides are asked for alike.
 
         Args:
           vocab_size: that of the tokenizer, for a new model.
+          source_vocab_size: that of the source's, where it has one of its own: then embeddings are not shared.
         """
         if self.model is not None:
             return self.model.config
         if self.run is None:
-            side = with_vocabulary(asked, vocab_size)
-            return Seq2SeqConfig(side, side)
+            decoder = with_vocabulary(asked, vocab_size)
+            encoder = with_vocabulary(asked, source_vocab_size or vocab_size)
+            return Seq2SeqConfig(encoder, decoder, share_embeddings=not source_vocab_size)
         before = self.run.config
         if not isinstance(before, Seq2SeqConfig):
             raise UserError(

@@ -24,6 +24,7 @@ def train_step(
     accumulation: int,
     max_bad_steps: int,
     log_every: int,
+    ema_decay: float = 0.0,
     axis_name: str | None = None,
 ) -> TrainState:
     """Gradient of the mean loss over the batch, and the optimizer's update.
@@ -36,6 +37,8 @@ def train_step(
     Args:
       batch: arrays [B, ...]; `accumulation` divides B.
       log_every: the window of summed losses starts anew after every step that this divides.
+      ema_decay: of the average of the parameters, where the state has one; smaller in the first steps, so that
+        the initial values are soon forgotten: at most (1 + step) / (10 + step).
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)  # dropout: a function of seed and step alone
     if axis_name:
@@ -72,14 +75,18 @@ def train_step(
     keep_if_bad = functools.partial(jax.tree.map, lambda old, new: jnp.where(is_bad, old, new))
     window = jax.tree.map(lambda x: jnp.where(state.step % log_every == 0, 0.0, x), state.window)
     window = keep_if_bad(window, Window(window.loss_sum + loss_sum, window.weight_sum + weight_sum))
+    params = keep_if_bad(state.params, params)
+    decay = jnp.where(is_bad, 1.0, jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step)))
     return TrainState(
         step=state.step + 1,
-        params=keep_if_bad(state.params, params),
+        params=params,
         opt_state=keep_if_bad(state.opt_state, opt_state),
         bad_in_row=jnp.where(is_bad, state.bad_in_row + 1, 0),
         num_bad=state.num_bad + is_bad,
         grad_norm=grad_norm,
         window=window,
+        # Of no parameters (), there is nothing to average.
+        average=state.average and jax.tree.map(lambda a, p: decay * a + (1.0 - decay) * p, state.average, params),
     )
 
 

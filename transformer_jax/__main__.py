@@ -8,6 +8,9 @@ from transformer_jax.commands.cli import UsageError, report_errors
 COMMANDS = {
     "sample": "continue a prompt with a trained model",
     "translate": "stdin to stdout with a trained Seq2Seq",
+    "classify": "a label, or a number, for each line of stdin",
+    "tag": "a tag for each word of stdin",
+    "score": "how likely each line of stdin is",
     "attention": "draw what a model looks at in a text",
     "convert": "Hugging Face folder to run directory, and back",
 }

@@ -67,7 +67,7 @@ class Checkpoints:
 
     Args:
       run_dir: the run directory; it need not exist yet.
-      keep: newest checkpoints to keep when saving; the best by `meta["val_loss"]` is kept besides.
+      keep: newest checkpoints to keep when saving; the best by `meta["val_score"]` is kept besides.
     """
 
     def __init__(self, run_dir: str | Path, keep: int = 3):
@@ -104,7 +104,7 @@ class Checkpoints:
         """The step of a sound checkpoint.
 
         Args:
-          which: "latest", "best" (least validation loss) or a step. "latest" and "best" pass over damaged
+          which: "latest", "best" (by the validation score) or a step. "latest" and "best" pass over damaged
             checkpoints, with a warning on stderr that names the damaged file.
         Raises:
           CheckpointError: there is none, or the step asked for is damaged or absent.
@@ -115,10 +115,10 @@ class Checkpoints:
         if which == "latest":
             candidates = steps[::-1]
         elif which == "best":
-            losses = {step: self._val_loss(step) for step in steps}
-            candidates = sorted((s for s in steps if losses[s] is not None), key=lambda s: (losses[s], -s))
+            scores = {step: self._val_score(step) for step in steps}
+            candidates = sorted((s for s in steps if scores[s] is not None), key=lambda s: (scores[s], s), reverse=True)
             if not candidates:
-                raise CheckpointError(f"{self.folder}: no checkpoint has a validation loss yet. Use checkpoint=latest.")
+                raise CheckpointError(f"{self.folder}: no checkpoint was validated yet. Use checkpoint=latest.")
         elif str(which).isdecimal() and int(which) in steps:
             problem = self.damage(int(which))
             if problem:
@@ -198,15 +198,15 @@ class Checkpoints:
     def _prune(self, newest: int) -> None:
         # Later ones are damaged, or the run would have gone on from them: they do not count among the kept.
         sealed = [step for step in self.steps() if step <= newest and (self._path(step) / _SEAL).exists()]
-        losses = {step: loss for step in sealed if (loss := self._val_loss(step)) is not None}
-        best = min(losses, key=lambda s: (losses[s], -s), default=None)
+        scores = {step: score for step in sealed if (score := self._val_score(step)) is not None}
+        best = max(scores, key=lambda s: (scores[s], s), default=None)
         for step in sealed[: -self._keep]:
             if step != best:
                 shutil.rmtree(self._path(step), ignore_errors=True)
 
-    def _val_loss(self, step: int) -> float | None:
+    def _val_score(self, step: int) -> float | None:
         try:
-            return self.meta(step)["val_loss"]
+            return self.meta(step)["val_score"]
         except (CheckpointError, KeyError):
             return None  # damaged: `damage` tells what, to whoever wants to load it
 

@@ -14,6 +14,7 @@ from transformer_jax import sampling
 from transformer_jax.cache import make_cache
 from transformer_jax.config import UserError
 from transformer_jax.models import GPT, Seq2Seq
+from transformer_jax.predicting import by_length
 from transformer_jax.run import Run, step_function
 
 PROMPT_MULTIPLE = 16  # prompts are padded to multiples of it, so that few lengths are compiled
@@ -87,14 +88,12 @@ def translate(
             f"num_beams={num_beams}, batch_size={batch_size}: must be at least 1; max_new_tokens at least 0."
         )
     context = run.config.encoder.max_len
-    sources = [run.tokenizer.encode_source(text) for text in texts]
+    sources = [run.tokenizer.encode_source(run.prepare(text)) for text in texts]
     if num_cut := sum(len(source) > context for source in sources):
         print(f"warning: {num_cut} of {len(texts)} sources are cut to {context} tokens.", file=sys.stderr)
     sources = [source if len(source) <= context else np.append(source[: context - 1], source[-1]) for source in sources]
-    order = sorted(range(len(sources)), key=lambda i: len(sources[i]))
     done = {}
-    for first in range(0, len(order), batch_size):
-        rows = order[first : first + batch_size]
+    for rows in by_length([len(source) for source in sources], batch_size):
         batch = [sources[i] for i in rows] + [sources[rows[-1]]] * (batch_size - len(rows))  # one shape for all batches
         room = min(max_new_tokens or 2 * _room(batch, run.config.encoder.max_len) + 10, run.config.decoder.max_len)
         for i, tokens in zip(rows, _best(run, batch, num_beams, length_penalty, room), strict=False):
@@ -118,7 +117,7 @@ def _best(run: Run, sources: list[np.ndarray], num_beams: int, length_penalty: f
 
 def _encode_prompt(run: Run, text: str) -> np.ndarray:
     is_source = isinstance(run.model, Seq2Seq)
-    tokens = run.tokenizer.encode_source(text) if is_source else run.tokenizer.encode(text)
+    tokens = run.tokenizer.encode_source(run.prepare(text)) if is_source else run.tokenizer.encode(text)
     context = getattr(run.config, "encoder", run.config).max_len
     if not len(tokens):
         raise UserError("prompt='': must have at least one character; a new line will do.")

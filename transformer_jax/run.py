@@ -33,13 +33,19 @@ class Run:
     name: str = ""  # where it was loaded from
     labels: tuple[str, ...] = ()  # of a classifier, in the order of its logits
     origin: dict = dataclasses.field(default_factory=dict)  # config.json and generation_config.json, if it had any
+    lowercase: bool = False  # its texts were in small letters
+    separator: str = " "  # between the words that it tags; "" where it tags characters
+
+    def prepare(self, text: str) -> str:
+        """A text as those were that the run was trained on."""
+        return text.lower() if self.lowercase else text
 
 
 def load(run_dir: str | Path, checkpoint: str | int = "latest", average: int = 0) -> Run:
     """The run that `python -m train` left in a directory; nothing else is needed.
 
     Args:
-      checkpoint: "latest" sound one, "best" by validation loss, or a step.
+      checkpoint: "latest" sound one, "best" on the validation part, or a step.
       average: above 0, the parameters are the mean of those of so many newest checkpoints instead.
     Raises:
       CheckpointError: no run, no such checkpoint, or none that is sound.
@@ -62,7 +68,9 @@ def load(run_dir: str | Path, checkpoint: str | int = "latest", average: int = 0
     tokenizer = tokenizer_from_dict(meta["tokenizer"]) if meta["tokenizer"] else None
     origin = meta.get("origin", {})
     rules, labels = rules_of(origin, model, tokenizer), tuple(meta.get("labels", ()))
-    return Run(model, params, tokenizer, model.config, step, rules, str(run_dir), labels, origin)
+    return Run(
+        model, params, tokenizer, model.config, step, rules, str(run_dir), labels, origin, **meta.get("texts", {})
+    )
 
 
 def _average(checkpoints: Checkpoints, number: int, shapes: Any) -> tuple[int, Any]:
@@ -125,13 +133,36 @@ def save(run: Run, run_dir: str | Path) -> None:
         raise UserError(f"{run_dir}: there is a run already. Give a new directory.")
     leaves = jax.tree_util.tree_leaves_with_path(run.params)
     meta = {
-        "step": run.step, "val_loss": None, "model": describe_model(run.model), "origin": run.origin,
-        "labels": list(run.labels),
+        "step": run.step, "val_score": None, "model": describe_model(run.model), "origin": run.origin,
+        "labels": list(run.labels), "texts": {"lowercase": run.lowercase, "separator": run.separator},
         "types": {jax.tree_util.keystr(path): str(leaf.dtype) for path, leaf in leaves if leaf.dtype != "float32"},
         "tokenizer": run.tokenizer.to_dict() if run.tokenizer else None,
     }  # fmt: skip
     checkpoints.save(run.step, run.params, meta)
     checkpoints.wait()
+
+
+def open_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer of a run directory or of a Hugging Face folder, or a tokenizer.json alone.
+
+    Raises:
+      UserError: there is none of a known kind.
+    """
+    path = Path(path).expanduser()
+    if (path / "checkpoints").is_dir():
+        tokenizer = tokenizer_from_dict(read_meta(path)["tokenizer"])
+    else:
+        folder, names = (path.parent, {path.name}) if path.is_file() else (path, None)
+        tokenizer = read_tokenizer(
+            lambda name: (folder / name).is_file() and (names is None or name in names),
+            lambda name: (folder / name).read_bytes(), {},
+        )  # fmt: skip
+    if tokenizer is None:
+        raise UserError(
+            f"tokenizer.path={str(path)!r}: there is no tokenizer. Give a file named tokenizer.json, a folder that has "
+            "one (or spiece.model), or a run directory."
+        )
+    return tokenizer
 
 
 def with_types(shapes: Any, types: dict[str, str]) -> Any:

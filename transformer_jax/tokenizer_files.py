@@ -18,7 +18,7 @@ import sentencepiece
 import tokenizers as hugging_face
 
 from transformer_jax.config import UserError
-from transformer_jax.tokenizers import Tokenizer, no_id
+from transformer_jax.tokenizer_base import Tokenizer, no_id
 
 BINARY = (".model", ".spm")  # kept as base64 in JSON
 
@@ -111,10 +111,37 @@ class FileTokenizer(Tokenizer):
             return self._decode([int(i) for i in ids])
 
 
+USUAL_NAMES = {
+    "pad": ("<pad>", "[PAD]"), "bos": ("<s>", "<bos>", "[CLS]", "<|endoftext|>"),
+    "eos": ("</s>", "<eos>", "[SEP]", "<|endoftext|>"),
+}  # fmt: skip
+
+
 class JsonTokenizer(FileTokenizer):
-    """tokenizer.json, for the library that Hugging Face's fast tokenizers are made with."""
+    """tokenizer.json, for the library that Hugging Face's fast tokenizers are made with.
+
+    Without a model beside it that says so, the special tokens are those that have their usual names.
+    """
 
     kind = "tokenizer.json"
+
+    def _special(self, name: str, missing: int) -> int:
+        if name in self._saved["ids"]:
+            return self._saved["ids"][name]
+        known = (self._parts.token_to_id(token) for token in USUAL_NAMES[name])
+        return next((i for i in known if i is not None), missing)
+
+    @property
+    def pad_id(self) -> int:
+        return self._special("pad", 0)
+
+    @property
+    def bos_id(self) -> int:
+        return self._special("bos", -1)
+
+    @property
+    def eos_id(self) -> int:
+        return self._special("eos", -1)
 
     @functools.cached_property
     def _parts(self) -> hugging_face.Tokenizer:

@@ -1,28 +1,31 @@
-"""Texts with a label each: TSV, CSV or JSONL."""
+"""Texts with a label each: from TSV, CSV or JSONL files, from TFDS, or made here."""
 
 import csv
 import dataclasses
 import io
 import json
+import math
 import os
 
 import numpy as np
 
 from train.config import DataConfig, TokenizerConfig
-from train.data.pipeline import sha256, tokenizer_sha256
+from train.data.from_tfds import tfds_labelled
+from train.data.languages import languages
+from train.data.pipeline import make_tokenizer, sha256, tokenizer_sha256
 from train.data.sources import read_file
-from transformer_jax.config import UserError
-from transformer_jax.tokenizers import Tokenizer, train_tokenizer
+from transformer_jax.config import UserError, choose
+from transformer_jax.tokenizers import Tokenizer
 
-Rows = list[tuple[str, int]]  # text, index of its label
+Row = tuple[str, str, str]  # text, label, where it is
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Labelled:
     """Texts and labels in two parts."""
 
-    train: Rows
-    validation: Rows
+    train: list[tuple[str, float]]  # text, and the number of its label or the number that it has
+    validation: list[tuple[str, float]]
     labels: tuple[str, ...]
     tokenizer: Tokenizer
     fingerprint: dict[str, str | int]
@@ -34,29 +37,30 @@ def load_labelled(
     tokenizer: Tokenizer | None,
     labels: tuple[str, ...] = (),
     head_labels: tuple[str, ...] = (),
+    are_numbers: bool = False,
 ) -> Labelled:
-    """Read `data.path` and `data.val_path`; without the latter a random share of the former is kept for validation.
+    """The texts of `data.source` with their labels, in two parts.
 
     Args:
       tokenizer: one to use; None: a new one learns from the training texts.
       labels: those that are known already, in order; (): those of the training texts, sorted.
       head_labels: those that a head was trained for; where they are the same, theirs is the order.
+      are_numbers: what stands where labels do are numbers, to be guessed as such.
     Raises:
-      UserError: no such file, a malformed line (file and line are named), a label that training does not have.
+      UserError: an unknown source, and what it refuses; a label that training does not have, or that is no number.
     """
     train, validation = labelled_split(config, "train"), labelled_split(config, "val")
-    found = {label for _, label, _ in train}
-    labels = labels or (head_labels if set(head_labels) == found else tuple(sorted(found)))
-    index = {label: i for i, label in enumerate(labels)}
-    parts = []
-    for part in (train, validation):
-        for _, label, where in part:
-            if label not in index:
-                raise UserError(f"{where}: label {label!r:.80} does not occur in training ({', '.join(labels)[:200]}).")
-        parts.append([(text, index[label]) for text, label, _ in part])
+    if are_numbers:
+        parts = [[(text, to_number(label, where)) for text, label, where in part] for part in (train, validation)]
+    else:
+        found = {label for _, label, _ in train}
+        labels = labels or (head_labels if set(head_labels) == found else tuple(sorted(found)))
+        parts = [
+            [(text, to_index(label, labels, where)) for text, label, where in part] for part in (train, validation)
+        ]
     if tokenizer is None:
         lesson = "\n".join(text for text, _ in parts[0] + (parts[1] if tokenizer_config.kind == "char" else []))
-        tokenizer = train_tokenizer(tokenizer_config.kind, tokenizer_config.vocab_size, lesson)
+        tokenizer = make_tokenizer(tokenizer_config, lesson)
     digest = sha256(json.dumps(parts))
     fingerprint = {
         "examples_sha256": digest, "train_examples": len(parts[0]), "val_examples": len(parts[1]),
@@ -66,22 +70,52 @@ def load_labelled(
     return Labelled(*parts, labels, tokenizer, fingerprint)
 
 
-def labelled_split(config: DataConfig, split: str) -> list[tuple[str, str, str]]:
-    """One part, train, val or test, as of `read_labelled`. Raises UserError where it has no line."""
-    if split == "test" or (split == "val" and config.val_path):
-        return read_labelled(config.test_path if split == "test" else config.val_path, config)
-    rows = read_labelled(config.path, config)
-    if not config.val_path:
-        # By a shuffle of its own: files are often sorted by label.
-        order = np.random.default_rng(0).permutation(len(rows))
-        num_val = max(1, round(len(rows) * config.val_fraction))
-        rows = [rows[i] for i in sorted(order[:num_val] if split == "val" else order[num_val:])]
+def to_index(label: str, labels: tuple[str, ...], where: str) -> int:
+    """The place of a label among all. Raises UserError, with file and line, where it is none of them."""
+    if label not in labels:
+        raise UserError(f"{where}: label {label!r:.80} does not occur in training ({', '.join(labels)[:200]}).")
+    return labels.index(label)
+
+
+def to_number(label: str, where: str) -> float:
+    """A label as a number. Raises UserError, with file and line, where it is none."""
+    try:
+        value = float(label)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UserError(f"{where}: {label!r:.80} must be a number, for train.task=regress. Mend the line.")
+    return value
+
+
+def labelled_split(config: DataConfig, split: str) -> list[Row]:
+    """One part, train, val or test, of `data.source`. Raises UserError where it has no line."""
+    rows = choose(LABELLED_SOURCES, config.source, "data.source")(config, split)
     if not rows:
-        raise UserError(f"data.path={config.path!r}: has too few lines for a training and a validation part.")
+        raise UserError(f"data.source={config.source!r}: has too few examples for a training and a validation part.")
     return rows
 
 
-def read_labelled(path: str, config: DataConfig) -> list[tuple[str, str, str]]:
+def labelled(config: DataConfig, split: str) -> list[Row]:
+    """The files of `data.path`, `data.val_path` and `data.test_path`, as `read_labelled` reads them.
+
+    Without `data.val_path` a random share of the first is kept for validation.
+    """
+    if split == "test" or (split == "val" and config.val_path):
+        return read_labelled(config.test_path if split == "test" else config.val_path, config)
+    rows = read_labelled(config.path, config)
+    if config.val_path:
+        return rows
+    # By a shuffle of its own: files are often sorted by label.
+    order = np.random.default_rng(0).permutation(len(rows))
+    num_val = max(1, round(len(rows) * config.val_fraction))
+    return [rows[i] for i in sorted(order[:num_val] if split == "val" else order[num_val:])]
+
+
+LABELLED_SOURCES = {"labelled": labelled, "languages": languages, "tfds": tfds_labelled}
+
+
+def read_labelled(path: str, config: DataConfig) -> list[Row]:
     """(text, label, "file, line n") for each line of a .tsv, .csv or .jsonl file, .gz too.
 
     With `data.text_field` and `data.label_field` a table has a header; without, the text is its first column and the
@@ -91,7 +125,7 @@ def read_labelled(path: str, config: DataConfig) -> list[tuple[str, str, str]]:
       UserError: no such file; a line that is empty, has no such field or another number of columns, is no JSON.
     """
     if not path:
-        raise UserError("data.path='': train.task=classify needs texts with labels. Give a .tsv, .csv or .jsonl file.")
+        raise UserError("data.path='': data.source=labelled needs texts with labels. Give a .tsv, .csv or .jsonl file.")
     name = os.path.expanduser(path)
     kind = name.removesuffix(".gz").rsplit(".", 1)[-1]
     if kind not in ("tsv", "csv", "jsonl"):
@@ -122,7 +156,7 @@ def read_labelled(path: str, config: DataConfig) -> list[tuple[str, str, str]]:
     return [(row[first], row[last], where) for row, where in rows]
 
 
-def _json_lines(path: str, text: str, text_field: str, label_field: str) -> list[tuple[str, str, str]]:
+def _json_lines(path: str, text: str, text_field: str, label_field: str) -> list[Row]:
     rows = []
     for number, line in enumerate(text.splitlines(), 1):
         where = f"{path}, line {number}"

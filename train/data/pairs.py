@@ -9,10 +9,11 @@ import numpy as np
 
 from train.config import DataConfig, TokenizerConfig
 from train.data.dates import dates
-from train.data.pipeline import sha256, tokenizer_sha256
+from train.data.from_tfds import tfds_pairs
+from train.data.pipeline import make_tokenizer, sha256, tokenizer_sha256
 from train.data.sources import read_file
 from transformer_jax.config import UserError, choose
-from transformer_jax.tokenizers import Tokenizer, train_tokenizer
+from transformer_jax.tokenizers import PairTokenizer, Tokenizer
 
 TextPairs = list[tuple[str, str]]
 SPLITS = {"train": ("path", "target_path"), "val": ("val_path", "val_target_path"),
@@ -37,10 +38,12 @@ def load_pairs(config: DataConfig, tokenizer_config: TokenizerConfig, tokenizer:
     """
     train, validation = (load_split(config, split) for split in ("train", "val"))
     if tokenizer is None:
-        lesson = "\n".join(
-            side for pair in train + (validation if tokenizer_config.kind == "char" else []) for side in pair
-        )
-        tokenizer = train_tokenizer(tokenizer_config.kind, tokenizer_config.vocab_size, lesson)
+        sides = zip(*train, *(validation if tokenizer_config.kind == "char" else ()), strict=True)
+        lessons = ["\n".join(side) for side in sides]
+        if tokenizer_config.separate:
+            tokenizer = PairTokenizer.of(*(make_tokenizer(tokenizer_config, lesson) for lesson in lessons))
+        else:
+            tokenizer = make_tokenizer(tokenizer_config, "\n".join(lessons))
     fingerprint = {
         "pairs_sha256": sha256(json.dumps([train, validation])),
         "train_pairs": len(train), "val_pairs": len(validation),
@@ -122,6 +125,7 @@ def _made(rule: Callable[[str], str]) -> Callable:
 PAIR_SOURCES = {
     "parallel": parallel,
     "dates": dates,
+    "tfds": tfds_pairs,
     "copy": _made(lambda word: word),
     "reverse": _made(lambda word: word[::-1]),
     "sort": _made(lambda word: "".join(sorted(word))),

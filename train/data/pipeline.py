@@ -14,8 +14,9 @@ import numpy as np
 
 from train.config import DataConfig, TokenizerConfig
 from train.data.order import TrainOrder
-from train.data.sources import load_text, split_text
+from train.data.sources import load_parts
 from transformer_jax.config import UserError
+from transformer_jax.run import open_tokenizer
 from transformer_jax.tokenizers import PAD_ID, Tokenizer, train_tokenizer
 
 Batch = dict[str, np.ndarray]
@@ -136,11 +137,11 @@ def load_corpus(
     Raises:
       UserError: what the source, the split or the tokenizer refuses; fewer than 2 validation tokens.
     """
-    text = load_text(data_config)
-    train_text, val_text = split_text(text, data_config.val_fraction)
+    train_text, val_text = load_parts(data_config)
+    text = train_text + val_text
     if tokenizer is None:
         lesson = text if tokenizer_config.kind == "char" else train_text
-        tokenizer = train_tokenizer(tokenizer_config.kind, tokenizer_config.vocab_size, lesson)
+        tokenizer = make_tokenizer(tokenizer_config, lesson)
     train_tokens, val_tokens = tokenizer.encode(train_text), tokenizer.encode(val_text)
     if len(val_tokens) < 2:
         raise UserError(
@@ -153,11 +154,19 @@ def load_corpus(
         "train_tokens": len(train_tokens),
         "val_tokens": len(val_tokens),
     }
-    bytes_per_token = len(_utf8(val_text)) / len(val_tokens)
+    bytes_per_token = len(utf8(val_text)) / len(val_tokens)
     return Corpus(train_tokens, val_tokens, tokenizer, bytes_per_token, fingerprint)
 
 
-def _utf8(text: str) -> bytes:
+def make_tokenizer(config: TokenizerConfig, lesson: str) -> Tokenizer:
+    """A tokenizer that learned from `lesson`, or the one of `tokenizer.path`, which has learned already."""
+    if config.path:
+        return open_tokenizer(config.path)
+    return train_tokenizer(config.kind, config.vocab_size, lesson)
+
+
+def utf8(text: str) -> bytes:
+    """The bytes of a text; a lone surrogate is three."""
     return text.encode("utf-8", "surrogatepass")
 
 
@@ -168,4 +177,4 @@ def tokenizer_sha256(tokenizer: Tokenizer) -> str:
 
 def sha256(text: str) -> str:
     """Equal when the texts are."""
-    return hashlib.sha256(_utf8(text)).hexdigest()
+    return hashlib.sha256(utf8(text)).hexdigest()

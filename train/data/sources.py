@@ -8,8 +8,11 @@ import zlib
 from collections.abc import Callable
 from fractions import Fraction
 
+import numpy as np
+
 from train.config import DataConfig
 from train.data.entropy import NUM_CHARACTERS, TRUTHS, draw_part
+from train.data.from_tfds import tfds_documents
 from transformer_jax.config import UserError, choose
 
 ENDINGS = (".txt", ".md", ".py", ".txt.gz", ".md.gz", ".py.gz")
@@ -17,26 +20,26 @@ NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "__pycache__"}
 BETWEEN = "\n\n"
 
 
-def python_docs(config: DataConfig) -> str:
+def python_docs(config: DataConfig) -> list[str]:
     """The reference texts of Python's own `help()`, about half a million characters, different in each version."""
     from pydoc_data.topics import topics  # here, because the module is as large as its text
 
-    return BETWEEN.join(dict.fromkeys(topics[name] for name in sorted(topics)))  # aliases share a text: once is enough
+    return list(dict.fromkeys(topics[name] for name in sorted(topics)))  # aliases share a text: once is enough
 
 
-def python_source(config: DataConfig) -> str:
+def python_source(config: DataConfig) -> list[str]:
     """The standard library's own .py files without their tests, about 12 million characters."""
     texts = []
-    for file in _files_under(sysconfig.get_path("stdlib"), (".py",), NOT_LIBRARY):
+    for file in files_under(sysconfig.get_path("stdlib"), (".py",), NOT_LIBRARY):
         try:
             texts.append(_read(file).decode("utf-8"))
         except UnicodeDecodeError:
             continue  # Python allows other encodings; nothing but such a file is left out
-    return BETWEEN.join(texts)
+    return texts
 
 
-def text(config: DataConfig) -> str:
-    """The files that `data.path` names, sorted by path, an empty line between them; one file comes back exactly.
+def text(config: DataConfig) -> list[str]:
+    """The files that `data.path` names, sorted by path.
 
     The path is a file, a folder (everything below it that ends in .txt, .md or .py, or these with .gz, except what is
     hidden) or a glob, in which ** stands for any depth. Files ending in .gz are decompressed.
@@ -50,7 +53,7 @@ def text(config: DataConfig) -> str:
     if os.path.isfile(path):
         files = [path]
     elif os.path.isdir(path):
-        files = _files_under(path, ENDINGS)
+        files = files_under(path, ENDINGS)
     else:
         files = sorted(file for file in glob.glob(path, recursive=True) if os.path.isfile(file))
     if not files:
@@ -59,15 +62,15 @@ def text(config: DataConfig) -> str:
             f"data.path={config.path!r}: must name at least one file. "
             f"Give a file, a folder with some of {kinds}, or a glob in quotes, such as 'books/**/*.txt'."
         )
-    return BETWEEN.join(filter(None, map(read_file, files)))
+    return list(filter(None, map(read_file, files)))
 
 
-def _drawn(name: str) -> Callable[[DataConfig], str]:
+def _drawn(name: str) -> Callable[[DataConfig], list[str]]:
     """A text of known entropy. Its two parts are drawn apart, so that the end of one says nothing of the other."""
 
-    def make(config: DataConfig) -> str:
+    def make(config: DataConfig) -> list[str]:
         lengths = [len(part) for part in split_text("." * NUM_CHARACTERS, config.val_fraction)]
-        return "".join(draw_part(name, part, n) for part, n in zip(("train", "val"), lengths, strict=True))
+        return ["".join(draw_part(name, part, n) for part, n in zip(("train", "val"), lengths, strict=True))]
 
     return make
 
@@ -76,13 +79,44 @@ SOURCES = {"python_docs": python_docs, "python_source": python_source, "text": t
 SOURCES |= {name: _drawn(name) for name in TRUTHS}
 
 
+def load_parts(config: DataConfig) -> tuple[str, str]:
+    """The text to train on and that to validate on. Raises UserError as `load_text` and `split_text` do."""
+    if config.source == "tfds":  # which has parts of its own
+        return tuple(map(BETWEEN.join, tfds_documents(config)))
+    return split_text(load_text(config), config.val_fraction)
+
+
+def load_documents(config: DataConfig) -> tuple[list[str], list[str]]:
+    """Texts that are read each by itself, to train on and to validate on; the latter are a random share.
+
+    Raises:
+      UserError: fewer than two documents, and what the source refuses.
+    """
+    if config.source == "tfds":
+        return tfds_documents(config)
+    documents = choose(SOURCES, config.source, "data.source")(config)
+    if config.documents == "lines":
+        documents = [line for document in documents for line in document.splitlines() if line.strip()]
+    if len(documents) < 2:
+        what = "lines" if config.documents == "lines" else "files"
+        raise UserError(
+            f"data.documents={config.documents!r}: there are fewer than two {what}, one to train on and one to "
+            "validate on. Give more, or take data.documents=''."
+        )
+    order = np.random.default_rng(0).permutation(len(documents))
+    num_val = max(1, round(len(documents) * config.val_fraction))
+    return tuple([documents[i] for i in sorted(part)] for part in (order[num_val:], order[:num_val]))
+
+
 def load_text(config: DataConfig) -> str:
     """All text of `config.source`, as it is: no normalisation of Unicode, line ends or spaces.
+
+    An empty line stands between files; one file comes back exactly.
 
     Raises:
       UserError: an unknown source, an empty text, and what the source itself refuses.
     """
-    loaded = choose(SOURCES, config.source, "data.source")(config)
+    loaded = BETWEEN.join(choose(SOURCES, config.source, "data.source")(config))
     if not loaded:
         where = f", data.path={config.path!r}" if config.source == "text" else ""
         raise UserError(f"data.source={config.source!r}{where}: must not be empty. Give a text with characters in it.")
@@ -108,7 +142,7 @@ def split_text(text: str, val_fraction: float) -> tuple[str, str]:
     return text[:num_train], text[num_train:]
 
 
-def _files_under(folder: str, endings: tuple[str, ...], left_out: frozenset | set = frozenset()) -> list[str]:
+def files_under(folder: str, endings: tuple[str, ...], left_out: frozenset | set = frozenset()) -> list[str]:
     """Files below `folder` with these endings, sorted; not what is hidden, nor folders named in `left_out`."""
     files = []
     for parent, folders, names in os.walk(folder):

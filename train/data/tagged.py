@@ -1,4 +1,4 @@
-"""Sentences with a tag for each word: CoNLL and CoNLL-U."""
+"""Sentences with a tag for each word: from CoNLL and CoNLL-U files, from TFDS, or made here."""
 
 import dataclasses
 import json
@@ -9,10 +9,13 @@ from typing import NamedTuple
 import numpy as np
 
 from train.config import DataConfig, TokenizerConfig
-from train.data.pipeline import sha256, tokenizer_sha256
+from train.data.from_tfds import tfds_tagged
+from train.data.pipeline import make_tokenizer, sha256, tokenizer_sha256
+from train.data.python_tokens import python_tokens
 from train.data.sources import read_file
-from transformer_jax.config import UserError
-from transformer_jax.tokenizers import Tokenizer, train_tokenizer
+from transformer_jax.config import UserError, choose
+from transformer_jax.predicting import encode_words
+from transformer_jax.tokenizers import Tokenizer
 
 CONLLU_COLUMNS = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
 
@@ -22,7 +25,8 @@ class Sentence(NamedTuple):
 
     words: list[str]
     tags: list[str]
-    where: str
+    where: str = ""
+    separator: str = " "  # between the words: nothing where they are characters
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,14 +43,14 @@ class Tagged:
 def load_tagged(
     config: DataConfig, tokenizer_config: TokenizerConfig, tokenizer: Tokenizer | None, labels: tuple[str, ...]
 ) -> Tagged:
-    """Read `data.path` and `data.val_path`; arguments as for `labelled.load_labelled`.
+    """The sentences of `data.source` in two parts; arguments as for `labelled.load_labelled`.
 
     A tag that only validation has is told with file and line, and is always wrong.
 
     Raises:
       UserError: no such file, a malformed line. File and line are named.
     """
-    train, validation = read_tagged(config.path, config), read_tagged(config.val_path, config)
+    train, validation = tagged_split(config, "train"), tagged_split(config, "val")
     seen = {tag for sentence in train for tag in sentence.tags}
     for sentence in validation:
         for tag in sorted(set(sentence.tags) - seen):  # real corpora have such; it has an output that nothing trains
@@ -55,8 +59,8 @@ def load_tagged(
     labels = labels or tuple(sorted(seen))
     if tokenizer is None:
         lesson = train + (validation if tokenizer_config.kind == "char" else [])
-        text = "\n".join(" " + " ".join(sentence.words) for sentence in lesson)
-        tokenizer = train_tokenizer(tokenizer_config.kind, tokenizer_config.vocab_size, text)
+        text = "\n".join("".join(s.separator + word for word in s.words) for s in lesson)
+        tokenizer = make_tokenizer(tokenizer_config, text)
     parts = [[(s.words, s.tags) for s in part] for part in (train, validation)]
     fingerprint = {
         "examples_sha256": sha256(json.dumps(parts)),
@@ -69,18 +73,31 @@ def load_tagged(
 def encode_sentence(
     tokenizer: Tokenizer, sentence: Sentence, index: dict[str, int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """tokens [T] int32, tag [T] int32 and is_tagged [T] bool: a word's tag stands at its first piece.
-
-    Words are encoded with the space before them, as they stand in a text.
-    """
-    pieces = [tokenizer.encode_piece(" " + word) for word in sentence.words]
-    first, last = tokenizer.ends
-    lengths = [len(first), *map(len, pieces)]
-    tokens = np.concatenate([first, *pieces, last]).astype(np.int32)
+    """tokens [T] int32, tag [T] int32 and is_tagged [T] bool: a word's tag stands at its first piece."""
+    tokens, starts = encode_words(tokenizer, sentence.words, sentence.separator)
     tag, is_tagged = np.zeros(len(tokens), np.int32), np.zeros(len(tokens), bool)
-    starts = np.cumsum(lengths)[:-1]
     tag[starts], is_tagged[starts] = [index[t] for t in sentence.tags], True
     return tokens, tag, is_tagged
+
+
+def tagged_split(config: DataConfig, split: str) -> list[Sentence]:
+    """One part, train, val or test, of `data.source`. Raises UserError for an unknown source, and what it refuses."""
+    sentences = choose(TAGGED_SOURCES, config.source, "data.source")(config, split)
+    if not sentences:
+        raise UserError(f"data.source={config.source!r}: there is no sentence in its {split} part.")
+    return sentences
+
+
+def tagged(config: DataConfig, split: str) -> list[Sentence]:
+    """The file of `data.path`, `data.val_path` or `data.test_path`, as `read_tagged` reads it."""
+    return read_tagged({"train": config.path, "val": config.val_path, "test": config.test_path}[split], config)
+
+
+TAGGED_SOURCES = {
+    "tagged": tagged,
+    "python_tokens": lambda *args: [Sentence(*example, separator="") for example in python_tokens(*args)],
+    "tfds": lambda *args: [Sentence(*example) for example in tfds_tagged(*args)],
+}
 
 
 def read_tagged(path: str, config: DataConfig) -> list[Sentence]:
@@ -93,7 +110,7 @@ def read_tagged(path: str, config: DataConfig) -> list[Sentence]:
       UserError: no such file; a line with too few columns.
     """
     if not path:
-        raise UserError("data.path, data.val_path: train.task=tag needs a .conll or .conllu file for each. Give both.")
+        raise UserError("data.path, data.val_path: data.source=tagged needs a .conll or .conllu file for each.")
     name = os.path.expanduser(path)
     is_conllu = name.removesuffix(".gz").endswith(".conllu")
     field = config.label_field or "upos"

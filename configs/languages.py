@@ -1,0 +1,31 @@
+"""Which of ten languages is this name in? Names of countries, languages, scripts and currencies, as CLDR has them.
+
+python -m train --config=configs/languages.py --workdir=runs/languages
+python -m train.evaluate --run_dir=runs/languages --split=test
+echo Jugoslawien | python -m transformer_jax classify --run_dir=runs/languages
+"""
+
+from configs import default
+
+
+def get_config():
+    config = default.get_config()
+    config.data.source = "languages"
+    config.model.max_len = 64
+    config.model.num_layers = 2
+    config.model.d_model = 96
+    config.model.num_heads = 4
+    config.model.d_ff = 192
+    config.model.norm = "rmsnorm"
+    config.model.positions = "rotary"
+    config.model.dropout_rate = 0.3
+    config.optimizer.peak_lr = 2e-3
+    config.optimizer.schedule = "warmup_linear"
+    config.optimizer.final_lr_fraction = 0.0
+    config.train.task = "classify"
+    config.train.pooling = "mean"
+    config.train.batch_size = 64
+    config.train.num_steps = 1500
+    config.train.eval_every = 250
+    config.checkpoint.save_every = 250
+    return config

@@ -1,0 +1,115 @@
+"""TensorFlow Datasets without TensorFlow: prepared as array_record files, read through `as_data_source`.
+
+A split is a list of plain dicts: texts as str, the number of a class as its name, sequences as lists.
+"""
+
+import contextlib
+import os
+import sys
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from train.config import DataConfig
+from transformer_jax.config import UserError
+
+SPLIT_FIELDS = {"train": "train_split", "val": "val_split", "test": "test_split"}
+# Builders open files by TensorFlow's names for what Python has: with these, most need no TensorFlow.
+_FILES = types.SimpleNamespace(
+    GFile=open, Open=open, isdir=os.path.isdir, exists=os.path.exists, listdir=os.listdir, makedirs=os.makedirs
+)
+
+
+def tfds_documents(config: DataConfig) -> tuple[list[str], list[str]]:
+    """The texts of the two splits; `data.text_field` is "text" unless it is set."""
+    field = config.text_field or "text"
+    return tuple([row[field] for row in tfds_rows(config, split, (field,))] for split in ("train", "val"))
+
+
+def tfds_pairs(config: DataConfig, fields: tuple[str, str], split: str) -> list[tuple[str, str]]:
+    """Texts in the two languages, whose codes are the names of their fields in translation datasets."""
+    names = (config.source_language, config.target_language)
+    return [tuple(row[name] for name in names) for row in tfds_rows(config, split, names)]
+
+
+def tfds_labelled(config: DataConfig, split: str) -> list[tuple[str, str, str]]:
+    """(text, label, where it is), of `data.text_field` ("sentence") and `data.label_field` ("label")."""
+    text, label = config.text_field or "sentence", config.label_field or "label"
+    rows = tfds_rows(config, split, (text, label))
+    return [(row[text], str(row[label]), f"{config.path}, {split} example {i}") for i, row in enumerate(rows)]
+
+
+def tfds_tagged(config: DataConfig, split: str) -> list[tuple[list[str], list[str], str]]:
+    """(words, tags, where they are), of `data.text_field` ("tokens") and `data.label_field` ("ner")."""
+    words, tags = config.text_field or "tokens", config.label_field or "ner"
+    rows = tfds_rows(config, split, (words, tags))
+    return [(row[words], row[tags], f"{config.path}, {split} example {i}") for i, row in enumerate(rows)]
+
+
+def tfds_rows(config: DataConfig, split: str, fields: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Some fields of all examples of a split, train, val or test, in the order of the files.
+
+    A dataset that is not in `data.tfds_dir` yet is downloaded and prepared there.
+
+    Raises:
+      UserError: no such dataset, split or field; no network; a builder that needs TensorFlow.
+    """
+    if not config.path:
+        raise UserError("data.path='': data.source=tfds needs a name. Give one such as tiny_shakespeare or glue/sst2.")
+    import tensorflow_datasets as tfds  # here, because it takes a third of a second that other sources need not wait
+
+    with _as_user_error(config, "cannot be found"):
+        directory = os.path.expanduser(config.tfds_dir) if config.tfds_dir else None
+        builder = tfds.builder(config.path, data_dir=directory, file_format="array_record")
+    if not builder.is_prepared():
+        print(f"tfds: {config.path} is downloaded and prepared in {builder.data_dir}", file=sys.stderr, flush=True)
+        with _as_user_error(config, "cannot be prepared"), _files_without_tensorflow(builder):
+            builder.download_and_prepare()
+    name = getattr(config, SPLIT_FIELDS[split])
+    if unknown := next((field for field in fields if field not in builder.info.features), None):
+        raise UserError(
+            f"data.path={config.path!r}: has no field {unknown!r}. It has: {', '.join(builder.info.features)}."
+        )
+    with _as_user_error(config, f"has no split data.{SPLIT_FIELDS[split]}={name!r}"):
+        rows = builder.as_data_source(split=name)
+        return [{field: _plain(row[field], builder.info.features[field]) for field in fields} for row in rows]
+
+
+def _plain(value: Any, feature: Any) -> Any:
+    """A value as Python has it."""
+    if hasattr(feature, "int2str"):
+        return feature.int2str(int(value))
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, np.ndarray | list | tuple):
+        return [_plain(item, getattr(feature, "feature", None)) for item in value]
+    return value
+
+
+@contextlib.contextmanager
+def _as_user_error(config: DataConfig, problem: str) -> Iterator[None]:
+    """TFDS raises nearly every kind of exception, of its own and of the libraries below it."""
+    try:
+        yield
+    except (UserError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"data.path={config.path!r}: this dataset {problem} ({type(error).__name__}: {reason})."
+        ) from error
+
+
+@contextlib.contextmanager
+def _files_without_tensorflow(builder: Any) -> Iterator[None]:
+    module = sys.modules[type(builder).__module__]
+    before = vars(module).get("tf")
+    if before is not None:
+        module.tf = types.SimpleNamespace(io=types.SimpleNamespace(gfile=_FILES))
+    try:
+        yield
+    finally:
+        if before is not None:
+            module.tf = before
