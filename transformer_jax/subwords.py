@@ -1,9 +1,11 @@
 """Pieces of words, learned from a text: byte-pair encoding, WordPiece and a unigram language model.
 
 All three work on bytes, written as 256 printable characters, within the words that GPT-2's pattern cuts (Radford et al.
-2019, section 2.2). So they have an id for every text, and give back exactly what went in.
+2019, section 2.2). So they have an id for every text, and give back exactly what went in. Of the same text BPE learns
+the same each time; the library lets chance decide between equals in WordPiece, and rounds in any order in unigram.
 """
 
+import collections
 import dataclasses
 import functools
 import json
@@ -109,8 +111,8 @@ class WordPieceTokenizer(SubwordTokenizer):
 
     def __post_init__(self):
         known = set(ByteLevel.alphabet())
-        for piece in self.learned:
-            if not known.issuperset(piece.removeprefix(INSIDE)) or len(piece.removeprefix(INSIDE)) < 2:
+        for piece, times in collections.Counter(self.learned).items():
+            if not known.issuperset(piece.removeprefix(INSIDE)) or len(piece.removeprefix(INSIDE)) < 2 or times > 1:
                 raise malformed(f"pieces of known characters for kind 'wordpiece', not {piece!r:.80}")
 
     @classmethod
@@ -161,11 +163,13 @@ class UnigramTokenizer(SubwordTokenizer):
     kind = "unigram"
 
     def __post_init__(self):
-        known = set(self._alphabet())
+        known, pieces = set(self._alphabet()), set()
         for item in self.learned:
             piece, _, number = item.partition(" ")
-            if not known.issuperset(piece) or not re.fullmatch(r"-?\d+(\.\d+)?(e[-+]?\d+)?", number):
+            is_number = re.fullmatch(r"-?\d{1,3}(\.\d+)?(e-\d+)?", number)
+            if not known.issuperset(piece) or not is_number or piece in pieces or not piece:
                 raise malformed(f"pieces and their log-probabilities for kind 'unigram', not {item!r:.80}")
+            pieces.add(piece)
 
     @classmethod
     def _trainer(cls, num_ids: int) -> hugging_face.trainers.UnigramTrainer:
@@ -175,7 +179,8 @@ class UnigramTokenizer(SubwordTokenizer):
 
     @classmethod
     def _learn(cls, model: dict, num_ids: int) -> tuple[str, ...]:
-        return tuple(f"{piece} {score!r}" for piece, score in model["vocab"] if score > UNSEEN)
+        pieces = sorted((-round(score, 4), piece) for piece, score in model["vocab"] if score > UNSEEN)
+        return tuple(f"{piece} {-score:.4f}" for score, piece in pieces)
 
     def _library_model(self) -> hugging_face.models.Unigram:
         pieces = dict(item.split(" ") for item in self.learned)

@@ -136,4 +136,5 @@ def no_id(kind: str, text: str, i: int, instead: str) -> UserError:
 
 
 def malformed(rule: str) -> UserError:
+    """The error for a saved tokenizer that is none."""
     return UserError(f"saved tokenizer: must hold {rule}. Copy it anew from the run it belongs to.")

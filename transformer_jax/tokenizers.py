@@ -93,5 +93,9 @@ def tokenizer_from_dict(values: Any) -> Tokenizer:
     if kind in FILE_TOKENIZERS:
         return FILE_TOKENIZERS[kind][0](tuple(learned))
     if kind == PairTokenizer.kind:
-        return PairTokenizer.of(*(tokenizer_from_dict(json.loads(side)) for side in learned))
+        try:
+            source, target = map(json.loads, learned)
+        except (ValueError, RecursionError) as error:
+            raise malformed("the JSON of two tokenizers for kind 'pair'") from error
+        return PairTokenizer.of(tokenizer_from_dict(source), tokenizer_from_dict(target))
     return choose(TOKENIZERS, kind, "tokenizer.kind")(tuple(learned))
