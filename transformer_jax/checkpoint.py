@@ -116,7 +116,9 @@ class Checkpoints:
             candidates = steps[::-1]
         elif which == "best":
             scores = {step: self._val_score(step) for step in steps}
-            candidates = sorted((s for s in steps if scores[s] is not None), key=lambda s: (scores[s], s), reverse=True)
+            candidates = sorted(
+                (s for s in steps if scores[s] is not None), key=lambda s: (scores[s], -s), reverse=True
+            )
             if not candidates:
                 raise CheckpointError(f"{self.folder}: no checkpoint was validated yet. Use checkpoint=latest.")
         elif str(which).isdecimal() and int(which) in steps:
@@ -199,7 +201,7 @@ class Checkpoints:
         # Later ones are damaged, or the run would have gone on from them: they do not count among the kept.
         sealed = [step for step in self.steps() if step <= newest and (self._path(step) / _SEAL).exists()]
         scores = {step: score for step in sealed if (score := self._val_score(step)) is not None}
-        best = max(scores, key=lambda s: (scores[s], s), default=None)
+        best = max(scores, key=lambda s: (scores[s], -s), default=None)
         for step in sealed[: -self._keep]:
             if step != best:
                 shutil.rmtree(self._path(step), ignore_errors=True)

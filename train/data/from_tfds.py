@@ -79,12 +79,12 @@ def tfds_rows(config: DataConfig, split: str, fields: tuple[str, ...]) -> list[d
 
 def _plain(value: Any, feature: Any) -> Any:
     """A value as Python has it."""
-    if hasattr(feature, "int2str"):
-        return feature.int2str(int(value))
+    if isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim):
+        return [_plain(item, getattr(feature, "feature", None)) for item in value]
     if isinstance(value, bytes):
         return value.decode()
-    if isinstance(value, np.ndarray | list | tuple):
-        return [_plain(item, getattr(feature, "feature", None)) for item in value]
+    if hasattr(feature, "int2str"):
+        return feature.int2str(int(value))
     return value
 
 

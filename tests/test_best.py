@@ -1,0 +1,132 @@
+"""The best evaluation, early stopping, and the average of the parameters."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from test_step import make, make_batch
+
+import transformer_jax as tj
+from train.best import Best, best_of
+from train.data.tagged import entity_f1
+from train.loop import run as train
+from train.measure import measure
+from train.metrics import read_metrics
+from train.objectives import classify, count_entities
+from train.scoring import confusions, macro_f1
+from train.state import create_state, join, split, used_params
+from transformer_jax.checkpoint import Checkpoints
+
+LABELS = ("B-a", "I-a", "O", "B-b", "I-b")
+
+
+def settings(folder, **changes):
+    config = {
+        "data": {"source": "text", "path": str(folder / "a.txt")}, "tokenizer": {"kind": "byte"},
+        "model": {"num_layers": 1, "d_model": 10, "num_heads": 2, "max_len": 13},
+        "optimizer": {"schedule": "constant", "warmup_steps": 0},
+        "train": {"batch_size": 3, "num_steps": 12, "log_every": 1, "eval_every": 2, "tensorboard": False},
+        "checkpoint": {"save_every": 100, "keep": 1},
+    }  # fmt: skip
+    for name, value in changes.items():
+        section, field = name.split("__")
+        config.setdefault(section, {})[field] = value
+    (folder / "a.txt").write_text("the quick brown fox jumps over the lazy dog. " * 40)
+    return config
+
+
+def test_the_best_is_the_smallest_loss_or_the_largest_of_anything_else():
+    best = Best("loss")
+    for step, loss in ((2, 3.0), (4, 2.0), (6, 2.5), (8, 2.0), (10, float("nan"))):
+        best = best.after({"loss": loss}, step)
+    assert (best.step, best.score, str(best)) == (4, -2.0, "loss 2.0000 at step 4")
+    best = Best("accuracy").after({"accuracy": 0.5, "loss": 1.0}, 2).after({"accuracy": 0.7, "loss": 2.0}, 4)
+    assert (best.step, best.score) == (4, 0.7)
+    assert best.is_stale(8, 4) and not best.is_stale(7, 4) and not best.is_stale(99, 0)
+    with pytest.raises(tj.UserError, match="train.best_by='bleu': must be a number that this task measures: loss"):
+        Best("bleu").after({"loss": 1.0}, 2)
+
+
+def test_another_measure_begins_anew():
+    meta = {"best": {"metric": "loss", "score": -2.0, "step": 4}}
+    assert best_of(meta, "loss") == Best("loss", -2.0, 4)
+    assert best_of(meta, "accuracy") == Best("accuracy") == best_of(None, "accuracy")
+
+
+def test_a_run_whose_loss_does_not_fall_stops_early_and_stays_stopped(tmp_path, capsys):
+    # A learning rate that changes nothing: the first evaluation is the best.
+    config = settings(tmp_path, train__patience=2, optimizer__peak_lr=1e-30, optimizer__weight_decay=0.0)
+    workdir = train(config, tmp_path / "run")
+    assert "stopped early: the best is loss" in capsys.readouterr().out
+    assert [e["step"] for e in read_metrics(workdir / "metrics.jsonl") if e["split"] == "val"] == [2, 4, 6]
+    assert Checkpoints(workdir).steps() == [2, 6] and tj.load(workdir, "best").step == 2
+    train(config, workdir)
+    assert Checkpoints(workdir).steps() == [2, 6]
+    train(settings(tmp_path, optimizer__peak_lr=1e-30, optimizer__weight_decay=0.0), workdir)  # patience may change
+    assert Checkpoints(workdir).steps()[-1] == 12
+
+
+def test_the_average_is_that_of_all_parameters_so_far_and_is_what_is_used():
+    step, state = make(optax.sgd(0.1), ema_decay=0.6)
+    state = create_state(state.params, optax.sgd(0.1), has_average=True)
+    step, expected = jax.jit(step), jax.tree.map(np.asarray, state.params)
+    for i in range(5):
+        state = step(state, make_batch(i))
+        decay = min(0.6, (1 + i) / (10 + i))
+        expected = jax.tree.map(lambda a, p, d=decay: d * a + (1 - d) * np.asarray(p), expected, state.params)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    jax.tree.map(close, used_params(state), expected)
+    bad = {"tokens": make_batch(7)["tokens"], "is_token": make_batch(7)["is_token"]}
+    bad_step, _ = make(optax.sgd(0.1), ema_decay=0.6, objective=lambda *a, **k: (jnp.nan, jnp.float32(1), {}))
+    jax.tree.map(np.testing.assert_array_equal, jax.jit(bad_step)(state, bad).average, state.average)
+    used, rest = split(state)
+    jax.tree.map(np.testing.assert_array_equal, join(used, rest), state)
+
+
+def test_a_run_with_an_average_is_measured_saved_and_resumed_by_it(tmp_path):
+    config = settings(tmp_path, train__ema_decay=0.9, checkpoint__save_every=6, checkpoint__keep=3)
+    workdir = train(config, tmp_path / "run")
+    plain = train(settings(tmp_path), tmp_path / "plain")
+    losses = [[e["loss"] for e in read_metrics(w / "metrics.jsonl") if e["split"] == "val"] for w in (workdir, plain)]
+    assert losses[0] != losses[1]
+    half = train(config | {"train": config["train"] | {"num_steps": 6}}, tmp_path / "half")
+    train(config, half)
+    jax.tree.map(np.testing.assert_array_equal, tj.load(half).params, tj.load(workdir).params)
+
+
+# Counts that become metrics
+
+
+def test_entities_counted_in_the_batch_are_those_counted_in_lists():
+    rng = np.random.default_rng(5)
+    for _ in range(20):
+        tag, guess = rng.integers(0, len(LABELS), (2, 7, 11))
+        is_tagged = rng.random((7, 11)) < 0.7
+        names = [[[LABELS[t] for t in row[w]] for row, w in zip(x, is_tagged, strict=True)] for x in (tag, guess)]
+        part, whole = count_entities(*map(jnp.asarray, (tag, guess, is_tagged)), LABELS)
+        assert float(part / whole) == pytest.approx(entity_f1(*names))
+    part, whole = count_entities(*map(jnp.asarray, (tag, tag, is_tagged)), LABELS)
+    assert part == whole > 0
+
+
+def test_macro_f1_is_the_same_from_batches_of_any_size_and_from_all_at_once():
+    rng = np.random.default_rng(6)
+    logits, label = rng.normal(size=(23, 5)).astype(np.float32), rng.integers(0, 4, 23)  # no text has label 4
+
+    def batches(size):
+        for first in range(0, 23, size):
+            part = np.arange(first, first + size)
+            rows = np.minimum(part, 22)
+            yield {"tokens": logits[rows], "is_token": None, "label": label[rows], "is_example": part < 23}
+
+    def evaluate(params, batch):
+        return classify(lambda tokens, is_token, deterministic: tokens, batch)
+
+    expected = macro_f1(confusions("01234", [str(i) for i in label], [str(i) for i in logits.argmax(1)]))
+    for size in (4, 23, 7):
+        measured = measure(evaluate, None, batches(size))
+        assert measured["macro_f1"] == pytest.approx(expected)
+        assert measured["accuracy"] == pytest.approx(np.mean(logits.argmax(1) == label))

@@ -1,0 +1,152 @@
+"""Labels, numbers, tags and likelihoods of texts, from runs that were trained here, as functions and as commands."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import transformer_jax as tj
+from train.config import Config
+from train.loop import run as train
+from train.scoring import SCORERS, Options, confusions, macro_f1
+
+ROOT = Path(__file__).parents[1]
+TEXTS = ["good film", "a bad one", "good", "what a bad bad film it was in all ways", "fine"]
+SENTENCES = ["Anna lives in Rome", "Bob", "no name here"]
+
+
+def settings(task, source, folder, **data):
+    return {
+        "data": {"source": source, "val_fraction": 0.2, **data},
+        "tokenizer": {"kind": "byte"},
+        "model": {"num_layers": 1, "d_model": 12, "num_heads": 2, "max_len": 19},
+        "train": {"task": task, "batch_size": 4, "num_steps": 3, "eval_every": 3, "tensorboard": False},
+        "checkpoint": {"save_every": 3},
+    }
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A run directory, its configuration, for each task."""
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "a.tsv").write_text("".join(f"{text}\t{'good' in text}\n" for text in TEXTS * 4))
+    (folder / "n.tsv").write_text("".join(f"{text}\t{len(text) / 7}\n" for text in TEXTS * 4))
+    tagged = [" ".join(f"{word}/{'B-x' if word[0].isupper() else 'O'}" for word in s.split()) for s in SENTENCES]
+    (folder / "a.conll").write_text("\n\n".join(s.replace(" ", "\n").replace("/", "\t") for s in tagged))
+    (folder / "a.txt").write_text("the quick brown fox. " * 40)
+    (folder / "pairs.tsv").write_text("".join(f"{t}\t{t.upper()}\n" for t in TEXTS * 3))
+    tables = {"classify": "a.tsv", "regress": "n.tsv", "tag": "a.conll", "causal_lm": "a.txt", "seq2seq": "pairs.tsv"}
+    sources = {"tag": "tagged", "causal_lm": "text", "seq2seq": "parallel"}
+    made = {}
+    for task, file in tables.items():
+        paths = {"path": str(folder / file)}
+        paths |= {"val_path": str(folder / file)} if task in ("tag", "seq2seq") else {}
+        paths |= {"lowercase": True} if task == "seq2seq" else {}
+        config = settings(task, sources.get(task, "labelled"), folder, **paths)
+        made[task] = train(config, folder / task), Config.from_dict(config)
+    return made
+
+
+def command(name, *args, stdin):
+    arguments = [sys.executable, "-m", "transformer_jax", name, *args]
+    return subprocess.run(arguments, cwd=ROOT, input=stdin, capture_output=True, text=True, timeout=300)
+
+
+def test_labels_do_not_depend_on_the_batch_and_keep_their_order(runs):
+    run = tj.load(runs["classify"][0])
+    together = tj.classify(run, TEXTS, batch_size=3)
+    for text, answer in zip(TEXTS, together, strict=True):
+        alone = tj.classify(run, [text])[0]
+        assert answer.label == alone.label == run.labels[np.argmax(answer.probabilities)]
+        np.testing.assert_allclose(answer.probabilities, alone.probabilities, rtol=1e-5)
+        tokens = run.tokenizer.encode_whole(text)[None, :19]
+        np.testing.assert_allclose(jax.nn.softmax(tj.logits(run, tokens))[0], answer.probabilities, rtol=1e-4)
+    assert tj.classify(run, []) == []
+
+
+def test_a_regressor_gives_numbers_and_learns_them(runs):
+    workdir, config = runs["regress"]
+    run = tj.load(workdir)
+    numbers = tj.classify(run, TEXTS, batch_size=2)
+    assert all(isinstance(number, float) for number in numbers)
+    np.testing.assert_allclose(numbers, [tj.classify(run, [text])[0] for text in TEXTS], rtol=1e-4)
+    values = SCORERS["regress"](run, config, "val", Options()).values
+    assert values["root_mean_squared_error"] >= values["mean_absolute_error"] > 0
+
+
+def test_each_word_gets_a_tag_also_beyond_the_context(runs):
+    run = tj.load(runs["tag"][0])
+    sentences = [*SENTENCES, "w " * 30, ["a list", "of words"]]
+    together = tj.tag(run, sentences, batch_size=2)
+    assert [len(tags) for tags in together] == [4, 1, 3, 30, 2]
+    assert together == [tj.tag(run, [sentence])[0] for sentence in sentences]
+    assert together[3][-1] == "O" and set(run.labels) == {"O", "B-x"}
+
+
+def test_a_text_is_as_likely_as_its_tokens_one_by_one(runs):
+    run = tj.load(runs["causal_lm"][0])
+    texts = ["the fox", "q", "", "the quick brown fox. the quick brown fox. the"]  # the last is longer than the context
+    scores = tj.score(run, texts, batch_size=3)
+    assert [score.num_tokens for score in scores] == [6, 0, 0, len(texts[3]) - 1]
+    tokens = run.tokenizer.encode(texts[3])
+    total = 0.0
+    for first in range(0, len(tokens) - 1, 19):
+        piece = tokens[first : first + 20]
+        log_probs = jax.nn.log_softmax(tj.logits(run, piece[None, :-1]))[0]
+        total += float(np.sum(np.take_along_axis(np.asarray(log_probs), piece[1:, None], axis=1)))
+    assert scores[3].log_probability == pytest.approx(total, rel=1e-5)
+    assert scores[3].perplexity == pytest.approx(np.exp(-total / (len(tokens) - 1)), rel=1e-5)
+
+
+def test_a_target_is_scored_beside_its_source_in_small_letters_as_in_training(runs):
+    run = tj.load(runs["seq2seq"][0])
+    assert run.lowercase
+    scores = tj.score(run, TEXTS[:2], ["GOOD", "no"], batch_size=5)
+    small = tj.score(run, [TEXTS[0].upper()], ["good"])[0]
+    assert scores[0].num_tokens == 5 and small.log_probability == pytest.approx(scores[0].log_probability, rel=1e-5)
+    assert tj.translate(run, ["GOOD FILM"]) == tj.translate(run, ["good film"])
+    with pytest.raises(tj.UserError, match="targets: a Seq2Seq needs one for each text"):
+        tj.score(run, ["a"])
+    with pytest.raises(tj.UserError, match="is a Seq2Seq, and this needs a TokenTagger"):
+        tj.tag(run, ["a"])
+
+
+@pytest.mark.parametrize("name, task, stdin, num_lines", [
+    ("classify", "classify", "good film\n\na bad one\n", 3), ("classify", "regress", "good film\n", 1),
+    ("tag", "tag", "Anna lives\nBob\n", 5), ("score", "causal_lm", "the fox\nq\n", 2),
+    ("score", "seq2seq", "a\tb\n", 1),
+])  # fmt: skip
+def test_commands_answer_line_by_line(runs, name, task, stdin, num_lines):
+    done = command(name, f"--run_dir={runs[task][0]}", stdin=stdin)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == num_lines and "/" in done.stderr
+    if task == "classify":
+        assert lines[1] == "" and float(lines[0].split("\t")[1]) >= 0.5
+    if name == "tag":
+        assert [line.split("\t")[0] for line in lines] == ["Anna", "lives", "", "Bob", ""]
+
+
+@pytest.mark.parametrize("name, stdin, message", [
+    ("classify", "", "--run_dir: is missing"), ("score", "a b\n", "line 1: must be a source, a tab and a target"),
+])  # fmt: skip
+def test_what_is_asked_wrongly_is_one_line_and_code_2(runs, name, stdin, message):
+    done = command(name, *([f"--run_dir={runs['seq2seq'][0]}"] if stdin else []), stdin=stdin)
+    assert done.returncode == 2 and message in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_evaluating_saves_lines_numbers_and_a_picture_of_who_is_taken_for_whom(runs):
+    workdir, config = runs["classify"]
+    done = subprocess.run([sys.executable, "-m", "train.evaluate", f"--run_dir={workdir}"], cwd=ROOT,
+                          capture_output=True, text=True, timeout=300)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    folder = workdir / "evaluation" / "val"
+    assert (folder / "confusion.png").read_bytes().startswith(b"\x89PNG")
+    guesses, references = ((folder / f"{n}.txt").read_text().splitlines() for n in ("hypotheses", "references"))
+    assert len(guesses) == len(references) == 4
+    counts = confusions(["x", "y", "z"], ["x", "x", "y"], ["x", "y", "y"])
+    assert counts.tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
+    assert macro_f1(counts) == pytest.approx((2 / 3 + 2 / 3 + 0) / 3)
