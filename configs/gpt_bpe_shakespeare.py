@@ -20,7 +20,10 @@ def get_config():
     config.model.d_ff = 1024
     config.model.norm = "rmsnorm"
     config.model.positions = "rotary"
+    config.model.qk_norm = True
     config.model.feed_forward = "squared_relu"
+    config.model.zero_init = True
+    config.model.logit_softcap = 15.0
     config.model.use_bias = False
     config.model.dropout_rate = 0.3
     config.optimizer.name = "muon"
@@ -29,6 +32,7 @@ def get_config():
     config.optimizer.peak_lr = 2e-3
     config.optimizer.schedule = "warmup_linear"
     config.optimizer.warmup_steps = 50
+    config.optimizer.weight_decay = 0.0
     config.optimizer.final_lr_fraction = 0.0
     config.train.batch_size = 16
     config.train.num_steps = 1500

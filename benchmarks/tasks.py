@@ -1,0 +1,126 @@
+"""What small models learn from scratch of labels and tags, beside a baseline that is computed here from the same data.
+
+    python benchmarks/tasks.py sst2 --data=FOLDER --seeds=3       FOLDER: where the files of the recipe are
+    python benchmarks/tasks.py languages
+
+Trains the recipe once for each seed, scores its last checkpoint on the validation part, and writes
+benchmarks/results/NAME.json: every seed, their mean, the baseline, and the seconds of each training.
+
+Baselines: for texts naive Bayes (words, or character n-grams up to 3 for names; add-one smoothing), for tags the most
+frequent tag of each word in training, and of all words for one that training does not have.
+"""
+
+import argparse
+import importlib
+import json
+import math
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import report
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from train.config import Config  # noqa: E402  (from this checkout)
+from train.data.labelled import labelled_split  # noqa: E402
+from train.data.tagged import entity_f1, tagged_split  # noqa: E402
+
+
+def words(text: str) -> list[str]:
+    """The words of a text and whatever else stands between spaces."""
+    return text.lower().split()
+
+
+def ngrams(text: str) -> list[str]:
+    """All pieces of one to three characters, with the ends of the text marked."""
+    marked = f"^{text}$"
+    return [marked[i : i + n] for n in (1, 2, 3) for i in range(len(marked) - n + 1)]
+
+
+def naive_bayes(config, features) -> float:
+    """Accuracy of naive Bayes with add-one smoothing."""
+    counts, labels = defaultdict(Counter), Counter()
+    for text, label, _ in labelled_split(config, "train"):
+        labels[label] += 1
+        counts[label].update(features(text))
+    known = {feature for counter in counts.values() for feature in counter}
+    totals = {label: counts[label].total() + len(known) for label in labels}
+
+    def guess(text):
+        seen = [feature for feature in features(text) if feature in known]
+        return max(labels, key=lambda label: math.log(labels[label]) + sum(
+            math.log((counts[label][feature] + 1) / totals[label]) for feature in seen
+        ))  # fmt: skip
+
+    return statistics.mean(guess(text) == label for text, label, _ in labelled_split(config, "val"))
+
+
+def frequent_tags(config) -> tuple[list[list[str]], list[list[str]]]:
+    """The right tags of the validation part, and each word's most frequent tag in training."""
+    counts, of_all = defaultdict(Counter), Counter()
+    for sentence in tagged_split(config, "train"):
+        for word, tag in zip(sentence.words, sentence.tags, strict=True):
+            counts[word][tag] += 1
+            of_all[tag] += 1
+    usual = of_all.most_common(1)[0][0]
+    best = {word: counter.most_common(1)[0][0] for word, counter in counts.items()}
+    sentences = tagged_split(config, "val")
+    return [s.tags for s in sentences], [[best.get(word, usual) for word in s.words] for s in sentences]
+
+
+def tag_accuracy(config) -> float:
+    """The share of words that have their most frequent tag."""
+    pairs = [pair for tags in zip(*frequent_tags(config), strict=True) for pair in zip(*tags, strict=True)]
+    return statistics.mean(right == guess for right, guess in pairs)
+
+
+TASKS = {  # files of the recipe, the number that counts, the baseline
+    "sst2": ({"path": "train.tsv", "val_path": "dev.tsv"}, "accuracy", lambda config: naive_bayes(config, words)),
+    "languages": ({}, "accuracy", lambda config: naive_bayes(config, ngrams)),
+    "atis_pos": ({"path": "en_atis-ud-train.conllu.gz", "val_path": "en_atis-ud-dev.conllu.gz"}, "accuracy",
+                 tag_accuracy),
+    "wnut17_ner": ({"path": "wnut17train.conll", "val_path": "emerging.dev.conll"}, "entity_f1",
+                   lambda config: entity_f1(*frequent_tags(config))),
+    "python_tokens": ({}, "accuracy", tag_accuracy),
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=TASKS)
+    parser.add_argument("--data", default=".")
+    parser.add_argument("--seeds", type=int, default=3)
+    args = parser.parse_args()
+    files, metric, baseline = TASKS[args.task]
+    config = importlib.import_module(f"configs.{args.task}").get_config()
+    paths = {field: str(Path(args.data).absolute() / file) for field, file in files.items()}
+    config.data.update(paths)
+    figures = {"metric": metric, "baseline": round(baseline(Config.from_dict(config).data), 4), "seeds": []}
+    print(f"baseline {figures['baseline']:.4f}", flush=True)
+    for seed in range(args.seeds):
+        workdir, began = ROOT / "runs" / f"{args.task}_seed{seed}", time.perf_counter()
+        flags = [f"--config.data.{field}={path}" for field, path in paths.items()]
+        command = [sys.executable, "-m", "train", f"--config=configs/{args.task}.py", f"--workdir={workdir}"]
+        done = subprocess.run(
+            [*command, f"--config.train.seed={seed}", *flags], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        seconds = time.perf_counter() - began
+        score = subprocess.run([sys.executable, "-m", "train.evaluate", f"--run_dir={workdir}"], cwd=ROOT, check=True,
+                               stdout=subprocess.PIPE, text=True)  # fmt: skip
+        result = json.loads(score.stdout)
+        parameters = int(re.search(r"model: ([\d,]+) parameters", done.stdout)[1].replace(",", ""))
+        one = {"seed": seed, metric: round(result[metric], 4), "step": result["step"], "seconds": round(seconds)}
+        figures |= {"parameters": parameters, "seeds": [*figures["seeds"], one]}
+        print(json.dumps(one), flush=True)
+    figures["mean"] = round(statistics.mean(one[metric] for one in figures["seeds"]), 4)
+    print(f"mean {figures['mean']:.4f}, baseline {figures['baseline']:.4f}: {report.save(args.task, figures)}")
+
+
+if __name__ == "__main__":
+    main()
