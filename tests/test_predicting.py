@@ -21,7 +21,7 @@ SENTENCES = ["Anna lives in Rome", "Bob", "no name here"]
 def settings(task, source, folder, **data):
     return {
         "data": {"source": source, "val_fraction": 0.2, **data},
-        "tokenizer": {"kind": "byte"},
+        "tokenizer": {"kind": "byte", "separate": task == "seq2seq"},
         "model": {"num_layers": 1, "d_model": 12, "num_heads": 2, "max_len": 19},
         "train": {"task": task, "batch_size": 4, "num_steps": 3, "eval_every": 3, "tensorboard": False},
         "checkpoint": {"save_every": 3},

@@ -243,7 +243,7 @@ def test_the_decoder_of_a_model_from_elsewhere_reads_what_it_would_have_written(
     run = tj.from_pretrained(FIXTURES / folder)
     maps = tj.attention(run, "The cat sat.", "this text")
     source = run.tokenizer.encode("The cat sat.")
-    target = [run.rules.start_id, *run.tokenizer.encode("this text")[:-1]]
+    target = [run.rules.start_id, *run.tokenizer.encode_target("this text")[:-1]]
     assert len(maps.source_tokens) == len(source) and len(maps.target_tokens) == len(target)
     assert maps.target_tokens[0] == first
     config, sizes = run.config, (len(target), len(source))

@@ -93,7 +93,7 @@ def test_a_unigram_model_takes_the_likeliest_cut_not_the_longest_piece():
 
 def test_a_pair_reads_sources_with_one_tokenizer_and_writes_targets_with_the_other():
     pair = saved_and_loaded(PairTokenizer.of(TRAINED["char"], BPE))
-    assert (pair.source_vocab_size, pair.vocab_size) == (TRAINED["char"].vocab_size, 307)
+    assert (pair.source.vocab_size, pair.vocab_size) == (TRAINED["char"].vocab_size, 307)
     np.testing.assert_array_equal(pair.encode_source("the dog"), TRAINED["char"].encode_source("the dog"))
     np.testing.assert_array_equal(pair.encode_target("the dog"), BPE.encode_target("the dog"))
     assert pair.decode(pair.encode("näive 狐")) == "näive 狐"

@@ -97,7 +97,7 @@ def tag(config: Config, start: Start, meta: dict | None) -> Task:
 def seq2seq(config: Config, start: Start, meta: dict | None) -> Task:
     """A Seq2Seq on pairs of texts; both sides have the shape of `model` and one vocabulary."""
     data = load_pairs(config.data, config.tokenizer, start.tokenizer)
-    source_size = data.tokenizer.source_vocab_size if config.tokenizer.separate else 0
+    source_size = data.tokenizer.source.vocab_size if config.tokenizer.separate else 0
     shape = start.merged_sides(config.model, data.tokenizer.vocab_size, source_size)
     max_len = min(shape.encoder.max_len, shape.decoder.max_len)
     sides, num_dropped = [], 0

@@ -57,7 +57,8 @@ def attention(run: Run, text: str, target: str | None = None) -> AttentionMaps |
     names = ("text", "target")[: len(sides)]
     rows = [_encode(run, *args) for args in zip(names, (text, target), sides, strict=False)]
     recorded = jax.device_get(_record(run.model, run.params, *(row[None] for row in rows)))
-    tokens = [_pieces(run.tokenizer, row) for row in rows]
+    tokenizers = (run.tokenizer.source, run.tokenizer)
+    tokens = [_pieces(tokenizer, row) for tokenizer, row in zip(tokenizers, rows, strict=False)]
     if is_seq2seq:
         encoder, decoder = recorded["encoder"], recorded["decoder"]
         parts = (encoder, "attention"), (decoder, "attention"), (decoder, "cross")
@@ -84,11 +85,11 @@ def _encode(run: Run, name: str, text: str, side: Any) -> np.ndarray:
         raise UserError(f"{name}={text!r:.80}: must be one text.")
     tokenizer = run.tokenizer
     if name == "target":
-        start, tokens = run.rules.start_id, tokenizer.encode_whole(text).tolist()
+        start, tokens = run.rules.start_id, tokenizer.encode_target(run.prepare(text)).tolist()
         tokens = tokens[tokens[:1] == [start] :]  # what begins any text is what starts a target in some models only
         tokens = [start, *(tokens[:-1] if tokens[-1:] and tokens[-1] in run.rules.eos_ids else tokens)]
     elif isinstance(run.model, Seq2Seq):
-        tokens = tokenizer.encode_source(text)
+        tokens = tokenizer.encode_source(run.prepare(text))
     else:
         tokens = tokenizer.encode(text) if isinstance(run.model, GPT) else tokenizer.encode_whole(text)
     tokens = np.array(tokens, np.int32)

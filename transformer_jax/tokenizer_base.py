@@ -24,9 +24,9 @@ class Tokenizer:
         return FIRST_TEXT_ID + len(self.learned)
 
     @property
-    def source_vocab_size(self) -> int:
-        """That of what an encoder reads, where it has a tokenizer of its own."""
-        return self.vocab_size
+    def source(self) -> "Tokenizer":
+        """The tokenizer of what an encoder reads: another one in a PairTokenizer."""
+        return self
 
     @property
     def mask_id(self) -> int:

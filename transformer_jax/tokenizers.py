@@ -46,33 +46,34 @@ class PairTokenizer(Tokenizer):
         return cls(tuple(json.dumps(side.to_dict()) for side in (source, target)))
 
     @functools.cached_property
-    def sides(self) -> tuple[Tokenizer, Tokenizer]:
-        """The tokenizers of source and target."""
-        return tuple(tokenizer_from_dict(json.loads(side)) for side in self.learned)
+    def source(self) -> Tokenizer:
+        """The tokenizer of what an encoder reads."""
+        return tokenizer_from_dict(json.loads(self.learned[0]))
+
+    @functools.cached_property
+    def target(self) -> Tokenizer:
+        """That of what a decoder writes."""
+        return tokenizer_from_dict(json.loads(self.learned[1]))
 
     @property
     def vocab_size(self) -> int:
-        return self.sides[1].vocab_size
-
-    @property
-    def source_vocab_size(self) -> int:
-        return self.sides[0].vocab_size
+        return self.target.vocab_size
 
     def encode(self, text: str) -> np.ndarray:
         """Token ids of a target, int32 [T], without its end."""
-        return self.sides[1].encode(text)
+        return self.target.encode(text)
 
     def encode_source(self, text: str) -> np.ndarray:
         """Token ids of what an encoder reads, int32 [T]: the text, and the end."""
-        return self.sides[0].encode_source(text)
+        return self.source.encode_source(text)
 
     def encode_target(self, text: str) -> np.ndarray:
         """Token ids that a decoder writes, int32 [T]: the text, and the end."""
-        return self.sides[1].encode_target(text)
+        return self.target.encode_target(text)
 
     def decode(self, ids: Any) -> str:
         """The text of a target, of integers [T]."""
-        return self.sides[1].decode(ids)
+        return self.target.decode(ids)
 
 
 TOKENIZERS = {
