@@ -28,9 +28,10 @@ def get_config():
     config.optimizer.schedule = "warmup_linear"
     config.optimizer.final_lr_fraction = 0.0
     config.train.task = "classify"
-    config.train.pooling = "mean"
+    config.train.pooling = "max"
     config.train.batch_size = 64
-    config.train.num_steps = 1000
-    config.train.eval_every = 100
-    config.checkpoint.save_every = 1000
+    config.train.token_dropout = 0.3
+    config.train.num_steps = 500
+    config.train.eval_every = 250
+    config.checkpoint.save_every = 500
     return config

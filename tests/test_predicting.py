@@ -1,5 +1,6 @@
 """Labels, numbers, tags and likelihoods of texts, from runs that were trained here, as functions and as commands."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ import transformer_jax as tj
 from train.config import Config
 from train.loop import run as train
 from train.scoring import SCORERS, Options, confusions, macro_f1
+from train.start import Start
+from train.tasks import load_task
 
 ROOT = Path(__file__).parents[1]
 TEXTS = ["good film", "a bad one", "good", "what a bad bad film it was in all ways", "fine"]
@@ -150,3 +153,20 @@ def test_evaluating_saves_lines_numbers_and_a_picture_of_who_is_taken_for_whom(r
     counts = confusions(["x", "y", "z"], ["x", "x", "y"], ["x", "y", "y"])
     assert counts.tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
     assert macro_f1(counts) == pytest.approx((2 / 3 + 2 / 3 + 0) / 3)
+
+
+def test_while_training_other_tokens_are_left_out_of_a_text_in_each_step_but_never_its_first(runs):
+    config = runs["classify"][1]
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, token_dropout=0.4))
+    task, plain = load_task(config, Start(), None), load_task(runs["classify"][1], Start(), None)
+    kept = []
+    for step in range(30):
+        batch, whole = task.train_batch(step), plain.train_batch(step)
+        np.testing.assert_array_equal(batch["tokens"], whole["tokens"])
+        assert not np.any(batch["is_token"] & ~whole["is_token"])
+        np.testing.assert_array_equal(batch["is_token"][:, 0], whole["is_token"][:, 0])
+        np.testing.assert_array_equal(batch["is_token"], task.train_batch(step)["is_token"])
+        kept.append(batch["is_token"][:, 1:].sum() / whole["is_token"][:, 1:].sum())
+    assert abs(np.mean(kept) - 0.6) < 0.05 and len(set(kept)) > 10
+    for batch, whole in zip(task.eval_batches(), plain.eval_batches(), strict=True):
+        np.testing.assert_array_equal(batch["is_token"], whole["is_token"])

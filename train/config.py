@@ -124,6 +124,9 @@ class TrainConfig:
     num_buckets: int = setting(4, "lengths of batches, at most: each is compiled once, more of them need less padding")
     label_smoothing: float = setting(0.0, "task=seq2seq: share of each target that is spread over the vocabulary")
     pooling: str = setting("first", "task=classify, regress: first | mean | max | attention: a text's vector")
+    token_dropout: float = setting(
+        0.0, "task=classify, regress: share of a text's tokens that are left out, others in each epoch"
+    )
     accumulation: int = setting(1, "micro-batches that one step's batch is computed in, one after the other")
     parallel: str = setting("jit", "jit | pmap: how a step is spread over the devices")
     steps_per_call: int = setting(0, "steps in one call of the compiled program; 0: up to 10 when steps are short")
@@ -144,6 +147,8 @@ class TrainConfig:
                 raise UserError(f"train.{name}={getattr(self, name)}: must be at least 1.")
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"train.label_smoothing={self.label_smoothing}: must be at least 0 and below 1. Take 0.1.")
+        if not 0 <= self.token_dropout < 1:
+            raise UserError(f"train.token_dropout={self.token_dropout}: must be at least 0 and below 1. Take 0.3.")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"train.ema_decay={self.ema_decay}: must be at least 0 and below 1. Take 0.999.")
         if self.patience < 0:

@@ -8,10 +8,10 @@ import flax.linen as nn
 import numpy as np
 
 from train import objectives
-from train.config import Config
+from train.config import Config, TrainConfig
 from train.data.labelled import Labelled, load_labelled
 from train.data.pairs import load_pairs
-from train.data.pipeline import labelled_batch, pair_batch, tagged_batch
+from train.data.pipeline import Batch, labelled_batch, pair_batch, tagged_batch
 from train.data.tagged import encode_sentence, load_tagged
 from train.resume import with_vocabulary
 from train.start import Start
@@ -52,14 +52,25 @@ def _of_texts(config: Config, model: nn.Module, data: Labelled, objective: Calla
         config, max_len, [[len(tokens) for tokens in part] for part in texts],
         lambda part, *batch: labelled_batch(texts[part], labels[part], *batch, data.tokenizer.pad_id),
     )  # fmt: skip
+    train_batch, validation = batches
     return Task(
         model, data.tokenizer, objective,
-        *batches,
+        functools.partial(_leave_out, train_batch, config.train), validation,
         data.fingerprint,
         f"{len(texts[0]):,} texts to train on, {len(texts[1]):,} to validate on{_cut(num_cut, max_len)}, "
         f"{order.padding:.0%} padding",
         lambda batch: int(batch["is_token"].sum()), order.mean_tokens, has_one_shape=False, has_perplexity=False,
     )  # fmt: skip
+
+
+def _leave_out(make: Callable[[int], Batch], config: TrainConfig, step: int) -> Batch:
+    """The batch of a step without a random share of its tokens, but for the first of each text. Iyyer et al. 2015."""
+    batch = make(step)
+    if config.token_dropout:
+        is_kept = np.random.default_rng((config.seed, step)).random(batch["tokens"].shape) >= config.token_dropout
+        is_kept[:, 0] = True
+        batch["is_token"] &= is_kept
+    return batch
 
 
 def _cut(number: int, max_len: int, what: str = "cut") -> str:
