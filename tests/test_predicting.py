@@ -170,3 +170,10 @@ def test_while_training_other_tokens_are_left_out_of_a_text_in_each_step_but_nev
     assert abs(np.mean(kept) - 0.6) < 0.05 and len(set(kept)) > 10
     for batch, whole in zip(task.eval_batches(), plain.eval_batches(), strict=True):
         np.testing.assert_array_equal(batch["is_token"], whole["is_token"])
+
+
+@pytest.mark.parametrize("name", ["classify", "tag", "score", "translate"])
+def test_help_lists_the_flags_that_commands_share(name):
+    done = command(name, "--help", stdin="")
+    assert done.returncode == 0, done.stderr
+    assert all(f"--{flag}" in done.stdout for flag in ("run_dir", "checkpoint", "batch_size"))

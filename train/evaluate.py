@@ -24,7 +24,7 @@ _LENGTH_PENALTY = flags.DEFINE_float("length_penalty", 1.0, "seq2seq: alpha of W
 def main(argv: list[str]) -> None:
     """Parse, load, score, save."""
     if HELP_FLAGS & set(argv):
-        show_help(__name__, f"Score a trained run on a split.\n\n  {EXAMPLE}\n")
+        show_help(f"Score a trained run on a split.\n\n  {EXAMPLE}\n", __name__)
         return
     parse_flags(argv, EXAMPLE)
     if not _RUN_DIR.value:

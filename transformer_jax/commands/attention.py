@@ -28,7 +28,7 @@ MOST_LETTERS, MOST_PIXELS = 14, 8000
 def main(argv: list[str]) -> None:
     """Parse, load, look, draw."""
     if HELP_FLAGS & set(argv):
-        show_help(__name__, f"Draw what every head of a model looks at in a text.\n\n  {EXAMPLE}\n")
+        show_help(f"Draw what every head of a model looks at in a text.\n\n  {EXAMPLE}\n", __name__)
         return
     parse_flags(argv, EXAMPLE)
     for flag in (_RUN_DIR, _TEXT, _OUTPUT):

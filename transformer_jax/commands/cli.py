@@ -28,11 +28,12 @@ def parse_flags(argv: list[str], example: str) -> None:
         raise UsageError(f"{rest[0]!r}: belongs to no flag; text with spaces needs quotes. Example: {example}")
 
 
-def show_help(module: str, head: str) -> None:
-    """Print `head` and the flags that a command module defines, with their defaults."""
+def show_help(head: str, *modules: str) -> None:
+    """Print `head` and the flags that the modules of a command define, with their defaults."""
     print(head)
-    module = sys.argv[0] if module == "__main__" else module  # as absl names the module that runs
-    for flag in flags.FLAGS.flags_by_module_dict()[module]:
+    modules = [sys.argv[0] if module == "__main__" else module for module in modules]  # as absl names what runs
+    known = flags.FLAGS.flags_by_module_dict()
+    for flag in [flag for module in modules for flag in known.get(module, [])]:
         default = "" if flag.default is None else f"={flag.default}"
         print(f"  {f'--{flag.name}{default}':<24}{flag.help}")
 

@@ -17,7 +17,7 @@ _CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "Of a run: latest | be
 def main(argv: list[str]) -> None:
     """Parse, load, save."""
     if HELP_FLAGS & set(argv):
-        show_help(__name__, f"Convert between Hugging Face folders and run directories.\n\n  {EXAMPLE}\n")
+        show_help(f"Convert between Hugging Face folders and run directories.\n\n  {EXAMPLE}\n", __name__)
         return
     parse_flags(argv, EXAMPLE)
     for flag in (_FROM, _TO):

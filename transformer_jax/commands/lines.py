@@ -25,7 +25,7 @@ def begin(argv: list[str], module: str, run_dir: flags.FlagHolder, what: str, ex
       UsageError: wrong flags, no --run_dir, or stdin that is not UTF-8.
     """
     if HELP_FLAGS & set(argv):
-        show_help(module, f"{what}\n\n  {example}\n")
+        show_help(f"{what}\n\n  {example}\n", __name__, module)
         return None
     parse_flags(argv, example)
     if not run_dir.value:

@@ -38,7 +38,7 @@ def _prompt() -> str:
 def main(argv: list[str]) -> None:
     """Parse, load, print."""
     if HELP_FLAGS & set(argv):
-        show_help(__name__, f"Continue a prompt with a trained model.\n\n  {EXAMPLE}\n")
+        show_help(f"Continue a prompt with a trained model.\n\n  {EXAMPLE}\n", __name__)
         return
     parse_flags(argv, EXAMPLE)
     if not _RUN_DIR.value:
