@@ -6,8 +6,8 @@
     python -m train.evaluate --run_dir=runs/multi30k --split=test --average=5 --num_beams=5 \
         --path=test_2016_flickr.en.gz --target_path=test_2016_flickr.de.gz
 
-2.3 million parameters, 5,000 steps, about an hour on two cores: 39.95 lower-cased sacreBLEU (13a) on test_2016_flickr with
-the mean of the last five checkpoints and five beams.
+2.3 million parameters, 5,000 steps, about an hour on two cores: 39.95 lower-cased sacreBLEU (13a) on test_2016_flickr
+with the mean of the last five checkpoints and five beams.
 """
 
 from configs import default
