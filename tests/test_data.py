@@ -1,6 +1,7 @@
 import concurrent.futures
 import functools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,13 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from text_files import TEXT, lightly, text_config, write
 
+import transformer_jax as tj
 from train.config import TokenizerConfig
 from train.data.order import TrainOrder, _epoch_starts
-from train.data.pipeline import eval_batches, load_corpus, prefetch, window_batch
+from train.data.pipeline import eval_batches, load_corpus, make_tokenizer, prefetch, window_batch
 from train.data.sources import split_text
 from transformer_jax.config import UserError
 from transformer_jax.tokenizers import ByteTokenizer, CharTokenizer
 
+FIXTURES = Path(__file__).parent / "fixtures"
 ORDER = TrainOrder(num_tokens=211, max_len=7, batch_size=3, seed=5)  # 29 windows, 9 steps an epoch, 2 windows over
 TOKENS = np.arange(211, dtype=np.int32)  # each token is its own position
 
@@ -189,3 +192,17 @@ def test_a_validation_part_of_one_token_is_refused(tmp_path):
     with pytest.raises(UserError, match="data.val_fraction=0.1: the validation part has 1 token, and needs at least 2"):
         load_corpus(text_config(file), TokenizerConfig("char"))
     assert len(load_corpus(text_config(file, 0.2), TokenizerConfig("char")).val_tokens) == 2
+
+
+def test_a_tokenizer_may_come_from_a_file_a_folder_or_a_run(tmp_path):
+    gpt2 = tj.from_pretrained(FIXTURES / "gpt2")
+    tj.save(gpt2, tmp_path / "run")
+    text = "The quick brown fox"
+    for path in (FIXTURES / "gpt2" / "tokenizer.json", FIXTURES / "gpt2", tmp_path / "run"):
+        tokenizer = make_tokenizer(TokenizerConfig(kind="char", path=str(path)), "another lesson")
+        np.testing.assert_array_equal(tokenizer.encode(text), gpt2.tokenizer.encode(text))
+        assert tokenizer.eos_id == gpt2.tokenizer.eos_id
+    assert make_tokenizer(TokenizerConfig(path=str(FIXTURES / "t5")), "").kind == "sentencepiece"
+    for nothing in (tmp_path / "no", FIXTURES / "gpt2" / "config.json"):
+        with pytest.raises(UserError, match="tokenizer.path=.*there is no tokenizer"):
+            make_tokenizer(TokenizerConfig(path=str(nothing)), "")
