@@ -107,12 +107,12 @@ def main() -> None:
         workdir, began = ROOT / "runs" / f"{args.task}_seed{seed}", time.perf_counter()
         flags = [f"--config.data.{field}={path}" for field, path in paths.items()]
         command = [sys.executable, "-m", "train", f"--config=configs/{args.task}.py", f"--workdir={workdir}"]
-        done = subprocess.run(
-            [*command, f"--config.train.seed={seed}", *flags], cwd=ROOT, stdout=subprocess.PIPE, text=True
-        )
+        command += [f"--config.train.seed={seed}", *flags]
+        done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
         seconds = time.perf_counter() - began
-        score = subprocess.run([sys.executable, "-m", "train.evaluate", f"--run_dir={workdir}"], cwd=ROOT, check=True,
-                               stdout=subprocess.PIPE, text=True)  # fmt: skip
+        # The last checkpoint: the best one was chosen on the part that is scored here.
+        command = [sys.executable, "-m", "train.evaluate", f"--run_dir={workdir}", "--checkpoint=latest"]
+        score = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
         result = json.loads(score.stdout)
         parameters = int(re.search(r"model: ([\d,]+) parameters", done.stdout)[1].replace(",", ""))
         one = {"seed": seed, metric: round(result[metric], 4), "step": result["step"], "seconds": round(seconds)}
