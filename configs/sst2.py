@@ -5,6 +5,7 @@
     python -m train.evaluate --run_dir=runs/sst2 --split=val
     python -m transformer_jax classify --run_dir=runs/sst2 <reviews.txt
 
+About a minute on two cores. Accuracy on dev 78 to 81 % from seed to seed; naive Bayes has 81.0 (benchmarks/tasks.py).
 Lines are a text, a tab and a label; with a header, name its columns in data.text_field and data.label_field.
 """
 
