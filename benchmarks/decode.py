@@ -81,7 +81,7 @@ def main() -> int:
     def decode(num_new):
         return sampling.generate(
             step, make_cache(CONFIG, 1, PROMPT + NEW), tokens, jnp.ones_like(tokens, bool), keys,
-            max_new_tokens=num_new, sampler=sampling.Sampler("greedy"), eos_id=-1, pad_id=0,
+            max_new_tokens=num_new, choice="greedy", eos_ids=(), pad_id=0,
         )  # fmt: skip
 
     weights = matrices(params)

@@ -12,7 +12,7 @@ from arrays import random_like
 from transformer_jax.cache import make_cache
 from transformer_jax.config import TransformerConfig, UserError
 from transformer_jax.models import GPT
-from transformer_jax.sampling import Sampler, generate
+from transformer_jax.sampling import generate
 from transformer_jax.sampling.beam import LENGTH_PENALTIES, Beams, beam_search
 
 EOS, PAD, NUM_HASHES = 1, 99, 10007  # no toy model has a token 99
@@ -65,7 +65,7 @@ def searched(table, texts, step=hash_step, missing_slots=0, **kwargs):
     tokens, is_token = padded(texts)
     capacity = tokens.shape[1] + kwargs["max_new_tokens"] - 1 - missing_slots
     history = History(jnp.full((len(texts), capacity), -1), jnp.int32(0))
-    kwargs = {"eos_id": EOS, "pad_id": PAD} | kwargs
+    kwargs = {"eos_ids": (EOS,), "pad_id": PAD} | kwargs
     found = beam_search(jax.tree_util.Partial(step, jnp.array(table)), history, tokens, is_token, **kwargs)
     shape = (len(texts), kwargs.get("num_return", 1))
     assert found.tokens.shape == (*shape, kwargs["max_new_tokens"]) and found.scores.shape == shape
@@ -189,18 +189,18 @@ def test_scores_are_the_penalized_log_probabilities_of_the_tokens_and_padding_fo
             np.testing.assert_allclose(score, expected, rtol=1e-5)
 
 
-def greedily(table, texts, max_new_tokens, eos_id):
+def greedily(table, texts, max_new_tokens, eos_ids):
     tokens, is_token = padded(texts)
     history = History(jnp.full((len(texts), tokens.shape[1] + max_new_tokens - 1), -1), jnp.int32(0))
     keys = jax.random.split(jax.random.key(0), len(texts))
     step = jax.tree_util.Partial(hash_step, jnp.array(table))
     return np.asarray(generate(step, history, tokens, is_token, keys, max_new_tokens=max_new_tokens,
-                               sampler=Sampler(method="greedy"), eos_id=eos_id, pad_id=PAD))  # fmt: skip
+                               choice="greedy", eos_ids=eos_ids, pad_id=PAD).tokens)  # fmt: skip
 
 
 def test_one_beam_without_an_end_is_greedy():
-    found = searched(random_table(5), MANY, num_beams=1, max_new_tokens=7, length_penalty=0.0, eos_id=-1)
-    np.testing.assert_array_equal(found.tokens[:, 0], greedily(random_table(5), MANY, 7, -1))
+    found = searched(random_table(5), MANY, num_beams=1, max_new_tokens=7, length_penalty=0.0, eos_ids=())
+    np.testing.assert_array_equal(found.tokens[:, 0], greedily(random_table(5), MANY, 7, ()))
     assert np.all(found.lengths == 7)
 
 
@@ -208,7 +208,7 @@ def test_one_beam_without_an_end_is_greedy():
 def test_one_beam_is_never_worse_than_greedy(alpha, penalty):
     # Nor always equal: it also ends where EOS is not the likeliest token, and keeps what is best of all that.
     found = searched(random_table(5), MANY, num_beams=1, max_new_tokens=7, length_penalty=alpha, penalty=penalty)
-    greedy = greedily(random_table(5), MANY, 7, EOS)
+    greedy = greedily(random_table(5), MANY, 7, (EOS,))
     for score, text, tokens in zip(found.scores[:, 0], MANY, greedy, strict=True):
         tokens = tokens[tokens != PAD].tolist()
         assert score >= penalized(log_prob(5, text, tokens), len(tokens), alpha, penalty) - 1e-5
@@ -282,7 +282,7 @@ def test_over_a_cached_gpt_with_padded_prompts_it_equals_full_passes_over_every_
     step = jax.tree_util.Partial(functools.partial(model.apply, method="extend", last_only=True), params)
     cache = make_cache(config, len(texts), tokens.shape[1] + max_new_tokens - 1)
     found = Beams(*map(np.asarray, beam_search(
-        step, cache, tokens, is_token, num_beams=89, num_return=89, max_new_tokens=max_new_tokens, eos_id=EOS,
+        step, cache, tokens, is_token, num_beams=89, num_return=89, max_new_tokens=max_new_tokens, eos_ids=(EOS,),
         pad_id=PAD, length_penalty=0.6,
     )))  # fmt: skip
     endings = list(itertools.product(range(V), repeat=max_new_tokens))

@@ -18,7 +18,7 @@ from transformer_jax.cache import make_cache
 from transformer_jax.interop.files import PretrainedError
 from transformer_jax.models import GPT, Encoder, MaskedLM, TokenTagger
 from transformer_jax.run import step_function
-from transformer_jax.sampling import Sampler, generate
+from transformer_jax.sampling import generate
 
 FIXTURES = Path(__file__).parent / "fixtures"
 FOLDERS = [
@@ -119,11 +119,10 @@ def test_greedy_tokens_are_those_of_the_reference_library(folder):
         tokens, is_token = given["tokens"], given["is_token"]
         cache = make_cache(run.config, len(tokens), tokens.shape[1] + num_new)
     new = generate(
-        step_function(run), cache, tokens, is_token, jax.random.split(jax.random.key(0), len(tokens)),
-        max_new_tokens=num_new, sampler=Sampler("greedy"), eos_id=run.rules.eos_ids, pad_id=run.rules.pad_id,
-        rules=run.rules,
+        step_function(run), cache, tokens, is_token, jax.random.split(jax.random.key(0), len(tokens)), 0,
+        run.rules.methods, max_new_tokens=num_new, choice="greedy", eos_ids=run.rules.eos_ids, pad_id=run.rules.pad_id,
     )  # fmt: skip
-    np.testing.assert_array_equal(new, given["greedy"])
+    np.testing.assert_array_equal(new.tokens, given["greedy"])
 
 
 def test_a_text_goes_in_and_a_text_comes_out():

@@ -1,5 +1,4 @@
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +12,8 @@ from transformer_jax.cache import make_cache
 from transformer_jax.config import TransformerConfig, UserError
 from transformer_jax.models import GPT
 from transformer_jax.positions import POSITIONS
-from transformer_jax.sampling import METHODS, Sampler, generate
-from transformer_jax.sampling import logits as transforms
+from transformer_jax.sampling import CHOICES, Temperature, TopK, TopP, generate
+from transformer_jax.sampling.logits import RULED_OUT, _keep_first, apply
 
 B, V, PAD, EOS, MAX_NEW = 5, 7, 0, 2, 11
 lightly = settings(max_examples=100, deadline=None, database=None)
@@ -25,7 +24,6 @@ ENDLESS = TABLE.copy()
 ENDLESS[:, EOS] = -1e9
 PROMPTS = np.array([[1, 3, 4], [0, 0, 5], [0, 6, 1], [3, 0, 0], [4, 5, 0]])  # padded on either side
 KEYS = jax.random.split(jax.random.key(0), B)
-GREEDY = Sampler(method="greedy")
 
 
 def markov_step(table, tokens, is_token, last):
@@ -36,11 +34,13 @@ def markov_step(table, tokens, is_token, last):
     return table[last], last
 
 
-def generated(table, sampler, prompts=PROMPTS, keys=KEYS, first_index=0, max_new_tokens=MAX_NEW):
+def generated(table, *methods, choice="sample", prompts=PROMPTS, keys=KEYS, first_index=0, max_new_tokens=MAX_NEW):
     step = jax.tree_util.Partial(markov_step, jnp.array(table))
     cache = jnp.full(len(prompts), -1)
-    out = generate(step, cache, jnp.array(prompts), jnp.array(prompts != PAD), keys, first_index,
-                   max_new_tokens=max_new_tokens, sampler=sampler, eos_id=EOS, pad_id=PAD)  # fmt: skip
+    found = generate(step, cache, jnp.array(prompts), jnp.array(prompts != PAD), keys, first_index, methods,
+                     max_new_tokens=max_new_tokens, choice=choice, eos_ids=(EOS,), pad_id=PAD)  # fmt: skip
+    out = found.tokens
+    np.testing.assert_array_equal(found.lengths, np.sum(np.asarray(out) != PAD, axis=1))
     assert out.shape == (len(prompts), max_new_tokens) and out.dtype == jnp.int32
     return np.asarray(out)
 
@@ -67,17 +67,17 @@ def chain_table():
 
 @pytest.mark.parametrize("table", [TABLE, ENDLESS, chain_table()], ids=["random", "endless", "chain"])
 @pytest.mark.parametrize(
-    "sampler",
-    [GREEDY, Sampler(top_k=1), Sampler(temperature=1e-5), Sampler(top_p=1e-5)],
+    "choice, methods",
+    [("greedy", ()), ("sample", (TopK(1),)), ("sample", (Temperature(1e-5),)), ("sample", (TopP(1e-5),))],
     ids=["greedy", "top_k=1", "cold", "top_p~0"],
 )
-def test_greedy_top_1_and_cold_sampling_follow_the_most_likely_chain(table, sampler):
-    np.testing.assert_array_equal(generated(table, sampler), greedy_chains(table))
+def test_greedy_top_1_and_cold_sampling_follow_the_most_likely_chain(table, choice, methods):
+    np.testing.assert_array_equal(generated(table, *methods, choice=choice), greedy_chains(table))
 
 
-@pytest.mark.parametrize("sampler", [GREEDY, Sampler(), Sampler(temperature=2.0)], ids=str)
-def test_after_the_end_of_a_row_there_is_only_padding(sampler):
-    out = generated(TABLE + 2 * np.eye(V)[EOS], sampler)
+@pytest.mark.parametrize("choice, methods", [("greedy", ()), ("sample", ()), ("sample", (Temperature(2.0),))], ids=str)
+def test_after_the_end_of_a_row_there_is_only_padding(choice, methods):
+    out = generated(TABLE + 2 * np.eye(V)[EOS], *methods, choice=choice)
     assert np.any(out == EOS)
     for row in out:
         ends = np.flatnonzero(row == EOS)
@@ -95,48 +95,57 @@ def test_the_loop_stops_when_every_row_has_ended():
 
     prompts = jnp.array([[1], [4]])  # 1 3 4 5 end; 4 5 end
     out = generate(jax.tree_util.Partial(counting_step), jnp.array([-1, -1]), prompts, prompts != PAD, KEYS[:2],
-                   max_new_tokens=MAX_NEW, sampler=GREEDY, eos_id=EOS, pad_id=PAD)  # fmt: skip
+                   max_new_tokens=MAX_NEW, choice="greedy", eos_ids=(EOS,), pad_id=PAD).tokens  # fmt: skip
     jax.effects_barrier()
     np.testing.assert_array_equal(out, [[3, 4, 5, EOS] + 7 * [PAD], [5, EOS] + 9 * [PAD]])
     assert len(calls) == 4  # the prompt, then three tokens: the last one is chosen and not read
 
 
 def test_one_new_token_is_the_choice_after_the_prompt():
-    np.testing.assert_array_equal(generated(TABLE, GREEDY, max_new_tokens=1), greedy_chains(TABLE)[:, :1])
+    np.testing.assert_array_equal(generated(TABLE, choice="greedy", max_new_tokens=1), greedy_chains(TABLE)[:, :1])
 
 
 def test_sampling_is_a_function_of_the_keys():
-    first, again = generated(ENDLESS, Sampler()), generated(ENDLESS, Sampler())
+    first, again = generated(ENDLESS), generated(ENDLESS)
     np.testing.assert_array_equal(first, again)
-    others = generated(ENDLESS, Sampler(), keys=jax.random.split(jax.random.key(1), B))
+    others = generated(ENDLESS, keys=jax.random.split(jax.random.key(1), B))
     assert np.all(np.any(first != others, axis=1))
 
 
 def test_equal_prompts_with_different_keys_go_different_ways():
-    out = generated(ENDLESS, Sampler(), prompts=np.repeat(PROMPTS[:1], B, axis=0))
+    out = generated(ENDLESS, prompts=np.repeat(PROMPTS[:1], B, axis=0))
     assert len(np.unique(out, axis=0)) == B
 
 
 def test_a_row_does_not_depend_on_its_batch():
-    together = generated(TABLE, Sampler())
+    together = generated(TABLE)
     for row in range(B):
-        alone = generated(TABLE, Sampler(), prompts=PROMPTS[row : row + 1], keys=KEYS[row : row + 1])
+        alone = generated(TABLE, prompts=PROMPTS[row : row + 1], keys=KEYS[row : row + 1])
         np.testing.assert_array_equal(alone[0], together[row])
 
 
 def test_generating_in_two_calls_gives_the_same_tokens():
-    whole = generated(ENDLESS, Sampler())
-    begun = generated(ENDLESS, Sampler(), max_new_tokens=5)
+    whole = generated(ENDLESS)
+    begun = generated(ENDLESS, max_new_tokens=5)
     prompts = np.concatenate([PROMPTS, begun], axis=1)
-    rest = generated(ENDLESS, Sampler(), prompts=prompts, first_index=5, max_new_tokens=MAX_NEW - 5)
+    rest = generated(ENDLESS, prompts=prompts, first_index=5, max_new_tokens=MAX_NEW - 5)
     np.testing.assert_array_equal(np.concatenate([begun, rest], axis=1), whole)
 
 
-def choices(sampler, logits, num=3001):
+def applied(logits, *methods):
+    """What methods that look at logits alone make of rows of them."""
+    logits = jnp.array(logits, jnp.float32)
+    tokens, lengths = jnp.zeros((len(logits), 1), jnp.int32), jnp.ones(len(logits), jnp.int32)
+    return apply(methods, logits, tokens, lengths, ((),) * len(methods))[0]
+
+
+jitted = jax.jit(applied)
+
+
+def choices(logits, *methods, num=3001):
     """How often each token of one row of logits is chosen, over many keys."""
     keys = jax.random.split(jax.random.key(7), num)
-    tokens = jax.jit(sampler)(jnp.broadcast_to(jnp.array(logits, jnp.float32), (num, V)), keys)
-    assert tokens.dtype == jnp.int32
+    tokens = jax.jit(CHOICES["sample"])(jitted(np.tile(logits, (num, 1)), *methods), keys)
     return np.bincount(tokens, minlength=V)
 
 
@@ -144,25 +153,30 @@ def choices(sampler, logits, num=3001):
 def test_frequencies_agree_with_the_softmax_at_the_temperature(temperature):
     logits = np.array([0.3, -1.0, 1.2, 0.0, 0.8, -0.5, 0.1])
     expected = np.exp(logits / temperature) / np.exp(logits / temperature).sum()
-    counts = choices(Sampler(temperature=temperature), logits)
+    counts = choices(logits, Temperature(temperature))
     chi_square = np.sum((counts - 3001 * expected) ** 2 / (3001 * expected))
     assert chi_square < 27.9  # exceeded once in ten thousand seeds, with 6 degrees of freedom
 
 
-def test_temperature_comes_before_top_k_and_top_k_before_top_p():
+def test_methods_apply_in_their_order():
     logits = np.log(np.array([0.4, 0.25, 0.15, 0.1, 0.05, 0.03, 0.02]))
-    assert np.flatnonzero(choices(Sampler(top_p=0.6), logits)).tolist() == [0, 1]
-    assert np.flatnonzero(choices(Sampler(top_p=0.6, temperature=0.25), logits)).tolist() == [0]
-    assert np.flatnonzero(choices(Sampler(top_k=2, top_p=0.6), logits)).tolist() == [0]
-    assert np.flatnonzero(choices(Sampler(top_k=3), logits)).tolist() == [0, 1, 2]
-
-
-jitted_top_k = jax.jit(transforms.top_k, static_argnums=1)
-jitted_top_p = jax.jit(transforms.top_p)
+    assert np.flatnonzero(choices(logits, TopP(0.6))).tolist() == [0, 1]
+    assert np.flatnonzero(choices(logits, Temperature(0.25), TopP(0.6))).tolist() == [0]
+    assert np.flatnonzero(choices(logits, TopP(0.6), Temperature(0.25))).tolist() == [0, 1]
+    assert np.flatnonzero(choices(logits, TopK(2), TopP(0.6))).tolist() == [0]
+    assert np.flatnonzero(choices(logits, TopK(3))).tolist() == [0, 1, 2]
 
 
 def support(logits):
-    return np.asarray(logits) > np.finfo(np.float32).min
+    return np.asarray(logits) > RULED_OUT
+
+
+def top_p(rows, p):
+    """One program for every p; 1 as the method itself takes it."""
+    return jitted_top_p(jnp.array(rows, jnp.float32), p)
+
+
+jitted_top_p = jax.jit(lambda logits, p: _keep_first(logits, -logits, p))
 
 
 def most_likely_first(row):
@@ -172,7 +186,7 @@ def most_likely_first(row):
 @given(st.lists(rows_of_logits, min_size=2, max_size=2), st.floats(1e-3, 1.0))
 @lightly
 def test_the_support_of_top_p_is_exactly_the_minimal_set(rows, p):
-    kept = support(jitted_top_p(jnp.array(rows, jnp.float32), p))
+    kept = support(top_p(rows, p))
     for row, is_kept in zip(np.array(rows, np.float64), kept, strict=True):
         probability, expected, total = np.exp(row) / np.exp(row).sum(), [], 0.0
         for token in most_likely_first(row):
@@ -188,40 +202,26 @@ def test_the_support_of_top_p_is_exactly_the_minimal_set(rows, p):
 @lightly
 def test_top_k_keeps_exactly_k_and_of_equals_the_smaller_ids(rows, k):
     logits = jnp.array(rows, jnp.float32)
-    filtered = jitted_top_k(logits, k)
+    filtered = jitted(logits, TopK(k))
     for row, is_kept in zip(rows, support(filtered), strict=True):
         assert np.flatnonzero(is_kept).tolist() == sorted(most_likely_first(row)[:k])
     np.testing.assert_array_equal(filtered[support(filtered)], logits[support(filtered)])
 
 
-def test_top_p_of_1_and_top_k_of_0_keep_everything():
+def test_top_p_of_1_keeps_everything_and_as_many_as_there_are_too():
     logits = np.linspace(-1, 1, V)
-    np.testing.assert_array_equal(choices(Sampler(top_p=1.0, top_k=0), logits), choices(Sampler(), logits))
-    np.testing.assert_array_equal(choices(Sampler(top_k=V), logits), choices(Sampler(), logits))
-    assert np.all(choices(Sampler(), logits) > 0)
+    np.testing.assert_array_equal(choices(logits, TopP(1.0)), choices(logits))
+    np.testing.assert_array_equal(choices(logits, TopK(V)), choices(logits))
+    assert np.all(choices(logits) > 0)
 
 
 def test_temperature_divides():
-    np.testing.assert_array_equal(transforms.temperature(jnp.array([[2.0, -3.0]]), 0.5), [[4.0, -6.0]])
+    np.testing.assert_array_equal(applied([[2.0, -3.0]], Temperature(0.5)), [[4.0, -6.0]])
 
 
-@pytest.mark.parametrize(
-    "kwargs",
-    [
-        {"method": "beam"}, {"temperature": 0.0}, {"temperature": -1.0}, {"temperature": math.nan},
-        {"temperature": math.inf}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}, {"top_p": math.nan},
-    ],
-    ids=str,
-)  # fmt: skip
-def test_a_sampler_refuses_what_has_no_meaning(kwargs):
-    ((field, value),) = kwargs.items()
-    with pytest.raises(UserError, match=f"{field}={value!r}"):
-        Sampler(**kwargs)
-
-
-def test_an_unknown_method_is_refused_with_the_list():
-    with pytest.raises(UserError, match=", ".join(METHODS)):
-        Sampler(method="nonsense")
+def test_an_unknown_choice_is_refused_with_the_list():
+    with pytest.raises(UserError, match="choice='nonsense': unknown. Choose one of: sample, greedy"):
+        generated(TABLE, choice="nonsense")
 
 
 @functools.cache
@@ -260,13 +260,13 @@ def test_cached_greedy_generation_equals_full_passes_over_each_prompt_alone(posi
         at = slice(T - len(prompt), T) if side == "left" else slice(0, len(prompt))
         tokens[row, at], is_token[row, at] = prompt, True
     out = generate(step, make_cache(config, B, T + MAX_NEW - 1), tokens, is_token, KEYS,
-                   max_new_tokens=MAX_NEW, sampler=GREEDY, eos_id=-1, pad_id=PAD)  # fmt: skip
+                   max_new_tokens=MAX_NEW, choice="greedy", eos_ids=(), pad_id=PAD).tokens  # fmt: skip
     for row, continued in enumerate(naively_continued(full_pass, prompts)):
         assert out[row].tolist() == continued, prompts[row]
 
 
 def test_a_temperature_whose_division_would_overflow_is_refused_and_the_smallest_allowed_is_greedy():
     with pytest.raises(UserError, match="temperature=1e-38"):
-        Sampler(temperature=1e-38)
+        Temperature(1e-38)
     logits = np.array([0.0, 1.0, 9.0, 2.0, 0.0, 0.0, 0.0], np.float32)
-    assert set(choices(Sampler(temperature=1e-6), logits).nonzero()[0]) == {2}
+    assert set(choices(logits, Temperature(1e-6)).nonzero()[0]) == {2}

@@ -13,7 +13,7 @@ from arrays import close, random_like
 from transformer_jax.cache import reorder
 from transformer_jax.config import TransformerConfig, UserError
 from transformer_jax.models import Seq2Seq, Seq2SeqConfig
-from transformer_jax.sampling import Sampler, generate
+from transformer_jax.sampling import generate
 from transformer_jax.sampling.beam import beam_search
 
 B, T, S, V = 3, 5, 7, 23
@@ -257,8 +257,8 @@ def decode(search, rows, places=slice(None)):
 def test_greedy_decoding_is_the_argmax_of_full_passes_and_each_row_its_own():
     def greedy(step, cache, tokens, is_token):
         keys = jax.random.split(jax.random.key(0), len(tokens))
-        return generate(step, cache, tokens, is_token, keys, max_new_tokens=NUM_NEW, sampler=Sampler("greedy"),
-                        eos_id=EOS, pad_id=PAD)  # fmt: skip
+        return generate(step, cache, tokens, is_token, keys, max_new_tokens=NUM_NEW, choice="greedy",
+                        eos_ids=(EOS,), pad_id=PAD).tokens  # fmt: skip
 
     expected, text = np.full((B, NUM_NEW), PAD), STARTS
     for i in range(NUM_NEW):
@@ -273,7 +273,7 @@ def test_greedy_decoding_is_the_argmax_of_full_passes_and_each_row_its_own():
 def test_a_beam_search_as_wide_as_it_gets_equals_full_passes_over_every_target_and_each_row_its_own():
     num_beams = FEW**NUM_NEW
     search = functools.partial(beam_search, num_beams=num_beams, num_return=num_beams, max_new_tokens=NUM_NEW,
-                               eos_id=EOS, pad_id=PAD, length_penalty=0.6)  # fmt: skip
+                               eos_ids=(EOS,), pad_id=PAD, length_penalty=0.6)  # fmt: skip
     found, alone = decode(search, slice(None)), decode(search, [2], slice(0, 4))
     endings = np.array([*itertools.product(range(FEW), repeat=NUM_NEW)])
     for row in range(B):

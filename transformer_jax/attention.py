@@ -229,14 +229,17 @@ class Attention(nn.Module):
     ) -> tuple[jax.Array, kv.KVCache | linear.LinearState | None]:
         """Returns [B, T, D] and, if a cache came in, the cache with the new keys and values in the queries' slots.
 
-        For cross-attention the cache is the source's `keys_values`, and stays as it is. Where the collection
-        "attention" is mutable, `weights` [B, N, T, S] float32 are put into it: seeing.py.
+        For cross-attention the cache is the source's `keys_values`, and stays as it is; W rows of x in turn may share
+        one of its rows. Where the collection "attention" is mutable, `weights` [B, N, T, S] float32 are put into it:
+        seeing.py.
         """
         config = self.config
         q = self.query(x)
         q = self.query_norm(q) if config.qk_norm else q
+        B, T, *heads = q.shape
         if self.is_cross:
             k, v = cache
+            q = q.reshape(len(k), -1, *heads)  # beams share a source: their queries stand in one row
         else:
             k, v = self.keys_values(x)
             if self.scheme.turn:
@@ -263,7 +266,7 @@ class Attention(nn.Module):
             dropout_key=self.make_rng("dropout") if drops else None,
             backend=config.backend,
         )  # fmt: skip
-        return self.out(out), cache
+        return self.out(out.reshape(B, T, *heads)), cache
 
     def _linear(self, q, k, v, mask, state):
         B, T = q.shape[:2]

@@ -21,7 +21,10 @@ class KVCache(NamedTuple):
 
 
 class Source(NamedTuple):
-    """What cross-attention looks at: each layer's keys and values of the encoded source, and which of it are tokens."""
+    """What cross-attention looks at: each layer's keys and values of the encoded source, and which of it are tokens.
+
+    It has B rows where the rest of the cache has W B: beams 0 to W - 1 of row 0 first, then those of row 1.
+    """
 
     layers: tuple[KVCache, ...]
     is_token: jax.Array  # [B, source length] bool
@@ -100,6 +103,11 @@ def has_slots(cache: DecodeCache) -> bool:
     return not isinstance(cache.layers[0], linear.LinearState)
 
 
-def reorder(cache: DecodeCache, rows: jax.Array) -> DecodeCache:
-    """Row i of the result is row `rows[i]` of the cache; there may be more rows than before, or fewer."""
+def reorder(cache: DecodeCache, rows: jax.Array, with_source: bool = True) -> DecodeCache:
+    """Row i of the result is row `rows[i]` of the cache; there may be more rows than before, or fewer.
+
+    Without the source, which then stays as it is: for beams, W to a row of the source, which look at it together.
+    """
+    if not with_source and isinstance(cache, DecodeCache):
+        return reorder(cache._replace(source=None), rows)._replace(source=cache.source)
     return jax.tree.map(lambda x: x[rows] if x.ndim else x, cache)

@@ -1,6 +1,5 @@
 """What a run writes: continuations of prompts, and targets of sources."""
 
-import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ import numpy as np
 
 from transformer_jax import sampling
 from transformer_jax.cache import make_cache
-from transformer_jax.config import UserError
+from transformer_jax.config import UserError, choose
 from transformer_jax.models import GPT, Seq2Seq
 from transformer_jax.predicting import by_length
 from transformer_jax.run import Run, step_function
@@ -48,7 +47,8 @@ def generate(
     Raises:
       UserError: an empty prompt, one longer than the context, or a number out of range.
     """
-    sampler = sampling.Sampler(method, temperature, top_k, top_p)
+    choose(sampling.CHOICES, method, "method")
+    methods = (*run.rules.methods, *_shaping(temperature, top_k, top_p))
     if not isinstance(run.model, GPT | Seq2Seq):
         raise UserError(f"a {type(run.model).__name__} writes no text. Ask it with logits.")
     if run.tokenizer is None:
@@ -61,8 +61,15 @@ def generate(
     sample_index = jnp.tile(jnp.arange(num_samples), len(prompts))
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), sample_index)
     go_on = _write_targets if isinstance(run.model, Seq2Seq) else _continue
-    texts = [run.tokenizer.decode(row) for row in go_on(run, rows, keys, sampler, max_new_tokens)]
+    texts = [run.tokenizer.decode(row) for row in go_on(run, rows, keys, method, methods, max_new_tokens)]
     return texts[0] if isinstance(prompt, str) and num_samples == 1 else texts
+
+
+def _shaping(temperature: float, top_k: int, top_p: float) -> tuple:
+    """Temperature first, then top-k, then top-p; what would change nothing is left away."""
+    methods = (sampling.Temperature(temperature),) if temperature != 1 else ()
+    methods += (sampling.TopK(top_k),) if top_k != 0 else ()
+    return methods + ((sampling.TopP(top_p),) if top_p != 1 else ())
 
 
 def translate(
@@ -107,12 +114,12 @@ def _best(run: Run, sources: list[np.ndarray], num_beams: int, length_penalty: f
     """The best target of each source."""
     if num_beams == 1:
         keys = jax.random.split(jax.random.key(0), len(sources))  # the greedy choice does not look at them
-        return _write_targets(run, sources, keys, sampling.Sampler("greedy"), num_new)
+        return _write_targets(run, sources, keys, "greedy", run.rules.methods, num_new)
     beams = sampling.beam_search(
-        *_begin(run, sources, num_new), num_beams=num_beams, max_new_tokens=num_new,
-        eos_id=run.rules.eos_ids[0], pad_id=run.rules.pad_id, length_penalty=length_penalty,
+        *_begin(run, sources, num_new), run.rules.methods, num_beams=num_beams, max_new_tokens=num_new,
+        eos_ids=run.rules.eos_ids, pad_id=run.rules.pad_id, length_penalty=length_penalty,
     )  # fmt: skip
-    return list(np.asarray(beams.tokens[:, 0]))
+    return _rows(beams.tokens[:, 0], beams.lengths[:, 0])
 
 
 def _encode_prompt(run: Run, text: str) -> np.ndarray:
@@ -129,26 +136,34 @@ def _encode_prompt(run: Run, text: str) -> np.ndarray:
     return tokens
 
 
-def _continue(run: Run, rows: list[np.ndarray], keys: jax.Array, sampler: Any, num_new: int) -> list[np.ndarray]:
-    """The rows with up to `num_new` tokens more, in pieces that fit the context."""
+def _continue(
+    run: Run, rows: list[np.ndarray], keys: jax.Array, choice: str, methods: tuple, num_new: int
+) -> list[np.ndarray]:
+    """The rows with up to `num_new` tokens more, in pieces that fit the context. Methods see what the model sees."""
     context, pad_id = run.config.max_len, run.rules.pad_id
     room = _room(rows, context)
     # A piece needs room - 1 + piece slots: the last token chosen is not read.
     piece = min(num_new, context - room + 1)
     done, is_done = 0, np.zeros(len(rows), bool)
+    lengths = jnp.array([len(row) for row in rows], jnp.int32)
+    states = sampling.start(methods, jnp.zeros((len(rows), 0), jnp.int32), lengths, num_new)
     while done < num_new and not is_done.all():
         tokens, is_token = _batch(rows, room, pad_id)
-        new = sampling.generate(
+        found = sampling.generate(
             step_function(run), make_cache(run.config, len(rows), room + piece - 1), tokens, is_token, keys, done,
-            max_new_tokens=piece, sampler=sampler, eos_id=run.rules.eos_ids, pad_id=pad_id,
-            rules=dataclasses.replace(run.rules, last_id=-1),  # a text that goes on has no last token
+            methods, states, max_new_tokens=piece, choice=choice, eos_ids=run.rules.eos_ids, pad_id=pad_id,
         )  # fmt: skip
-        new = np.asarray(new)[:, : num_new - done]
+        new, states = _rows(found.tokens[:, : num_new - done], found.lengths), found.states
         rows = [row if is_done[i] else np.concatenate([row, new[i]]) for i, row in enumerate(rows)]
-        is_done |= np.isin(new, run.rules.eos_ids).any(axis=1)
+        is_done |= np.array([len(row) < piece or row[-1] in run.rules.eos_ids for row in new])
         done += piece
         room, piece = max(context // 2, 1), context - max(context // 2, 1) + 1
     return rows
+
+
+def _rows(tokens: jax.Array, lengths: jax.Array) -> list[np.ndarray]:
+    """Each row up to its length."""
+    return [row[:length] for row, length in zip(np.asarray(tokens), lengths.tolist(), strict=True)]
 
 
 def _room(rows: list[np.ndarray], context: int) -> int:
@@ -178,12 +193,12 @@ def _begin(run: Run, sources: list[np.ndarray], num_new: int) -> tuple:
 
 
 def _write_targets(
-    run: Run, sources: list[np.ndarray], keys: jax.Array, sampler: Any, num_new: int
+    run: Run, sources: list[np.ndarray], keys: jax.Array, choice: str, methods: tuple, num_new: int
 ) -> list[np.ndarray]:
-    """A target for each source, chosen by `sampler`."""
+    """A target for each source."""
     num_new = min(num_new, run.config.decoder.max_len)
-    new = sampling.generate(
-        *_begin(run, sources, num_new), keys,
-        max_new_tokens=num_new, sampler=sampler, eos_id=run.rules.eos_ids, pad_id=run.rules.pad_id, rules=run.rules,
+    found = sampling.generate(
+        *_begin(run, sources, num_new), keys, 0, methods,
+        max_new_tokens=num_new, choice=choice, eos_ids=run.rules.eos_ids, pad_id=run.rules.pad_id,
     )  # fmt: skip
-    return list(np.asarray(new))
+    return _rows(found.tokens, found.lengths)

@@ -1,7 +1,9 @@
-"""generation_config.json: which tokens begin, end, are forced and are suppressed."""
+"""generation_config.json: which tokens begin and end a text, and what may come when."""
 
 from typing import Any
 
+from transformer_jax import sampling
+from transformer_jax.config import UserError
 from transformer_jax.interop.files import PretrainedError
 from transformer_jax.sampling import Rules
 
@@ -9,8 +11,11 @@ from transformer_jax.sampling import Rules
 def read_rules(config: dict, generation: dict, vocab_size: int) -> Rules:
     """The rules of a folder. Before there was a generation_config.json, they stood in config.json.
 
+    The methods stand in the order in which the reference library applies them. How a token is then chosen
+    (temperature, top_k, num_beams, ...) is the caller's affair, and not read.
+
     Raises:
-      PretrainedError: ids that are no numbers.
+      PretrainedError: ids that are no numbers, numbers that are none or out of range.
     """
     values = generation or config
 
@@ -24,21 +29,46 @@ def read_rules(config: dict, generation: dict, vocab_size: int) -> Rules:
     def one(name: str, default: int = -1) -> int:
         return (*ids(name), default)[0]
 
-    return Rules(
-        eos_ids=ids("eos_token_id"), pad_id=one("pad_token_id", 0),
-        start_id=one("decoder_start_token_id", one("bos_token_id")),
-        first_id=one("forced_bos_token_id"), last_id=one("forced_eos_token_id"),
-        never=ids("suppress_tokens") + _single_words(values.get("bad_words_ids"), vocab_size),
-        never_first=ids("begin_suppress_tokens"),
-    )  # fmt: skip
+    def number(name: str, default: float, *types: type) -> Any:
+        found = default if values.get(name) is None else values[name]
+        if type(found) not in types:
+            raise PretrainedError(f"generation_config.json: {name}={found!r:.80}: must be a number.")
+        return found
+
+    eos_ids, first = ids("eos_token_id"), ids("forced_bos_token_id")
+    methods = []
+
+    def add(is_asked: Any, method: type, *arguments: Any) -> None:
+        if is_asked:
+            methods.append(method(*arguments))
+
+    penalty, ngram = number("repetition_penalty", 1.0, int, float), number("no_repeat_ngram_size", 0, int)
+    words = _words(values.get("bad_words_ids"), vocab_size)
+    words = tuple(word for word in words if len(word) > 1 or word[0] not in eos_ids)  # else no text would end
+    min_length, min_new = number("min_length", 0, int), number("min_new_tokens", 0, int)
+    try:
+        add(penalty != 1, sampling.RepetitionPenalty, penalty)
+        add(ngram != 0, sampling.NoRepeat, ngram)
+        add(words, sampling.BadWords, words)
+        add(min_length > 0 and eos_ids, sampling.MinLength, min_length, eos_ids, True)
+        add(min_new > 0 and eos_ids, sampling.MinLength, min_new, eos_ids)
+        add(first, sampling.ForceFirst, *first[:1])
+        add(last := ids("forced_eos_token_id"), sampling.ForceLast, *last[:1])
+        add(never := ids("suppress_tokens"), sampling.Suppress, never)
+        # Where the first token is forced, the one after it is the first that could be another.
+        add(never := ids("begin_suppress_tokens"), sampling.SuppressFirst, never, int(bool(first)))
+    except UserError as error:
+        raise PretrainedError(f"generation_config.json: {error}") from error
+    add(number("renormalize_logits", False, bool), sampling.Renormalize)
+    start_id = one("decoder_start_token_id", one("bos_token_id"))
+    return Rules(eos_ids, one("pad_token_id", 0), start_id, tuple(methods))
 
 
-def _single_words(words: Any, vocab_size: int) -> tuple[int, ...]:
-    """Of bad words those of one token, which is what models are shipped with (Marian's padding)."""
+def _words(words: Any, vocab_size: int) -> tuple[tuple[int, ...], ...]:
+    """The bad words that the vocabulary can write."""
     words = words or []
-    if not isinstance(words, list) or not all(isinstance(word, list) for word in words):
+    if not isinstance(words, list) or not all(isinstance(word, list) and word for word in words):
         raise PretrainedError(f"generation_config.json: bad_words_ids={words!r:.80}: must be lists of ids.")
-    single = tuple(word[0] for word in words if len(word) == 1)
-    if not all(type(i) is int for i in single):
+    if not all(type(i) is int for word in words for i in word):
         raise PretrainedError(f"generation_config.json: bad_words_ids={words!r:.80}: must be token ids.")
-    return tuple(i for i in single if 0 <= i < vocab_size)
+    return tuple(tuple(word) for word in words if all(0 <= i < vocab_size for i in word))

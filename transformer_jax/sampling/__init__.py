@@ -1,6 +1,43 @@
 """Decoding from logits. Nothing here knows a model."""
 
 from transformer_jax.sampling.beam import LENGTH_PENALTIES, Beams, beam_search
-from transformer_jax.sampling.generate import METHODS, Rules, Sampler, generate
+from transformer_jax.sampling.generate import CHOICES, Generated, generate
+from transformer_jax.sampling.logits import (
+    Custom,
+    LogitBias,
+    MinP,
+    Renormalize,
+    Temperature,
+    TopK,
+    TopP,
+    Typical,
+    start,
+)
+from transformer_jax.sampling.rules import (
+    BadWords,
+    ForceFirst,
+    ForceLast,
+    FrequencyPenalty,
+    MinLength,
+    NoRepeat,
+    PresencePenalty,
+    RepetitionPenalty,
+    Rules,
+    Suppress,
+    SuppressFirst,
+)  # fmt: skip
 
-__all__ = ["LENGTH_PENALTIES", "METHODS", "Beams", "Rules", "Sampler", "beam_search", "generate"]
+METHODS = {  # what is done to logits before a token is chosen
+    "temperature": Temperature, "top_k": TopK, "top_p": TopP, "min_p": MinP, "typical": Typical,
+    "logit_bias": LogitBias, "renormalize": Renormalize, "custom": Custom, "repetition_penalty": RepetitionPenalty,
+    "presence_penalty": PresencePenalty, "frequency_penalty": FrequencyPenalty, "no_repeat": NoRepeat,
+    "bad_words": BadWords, "force_first": ForceFirst, "force_last": ForceLast, "suppress": Suppress,
+    "suppress_first": SuppressFirst, "min_length": MinLength,
+}  # fmt: skip
+
+__all__ = [
+    "CHOICES", "LENGTH_PENALTIES", "METHODS", "BadWords", "Beams", "Custom", "ForceFirst", "ForceLast",
+    "FrequencyPenalty", "Generated", "LogitBias", "MinLength", "MinP", "NoRepeat", "PresencePenalty", "Renormalize",
+    "RepetitionPenalty", "Rules", "Suppress", "SuppressFirst", "Temperature", "TopK", "TopP", "Typical", "beam_search",
+    "generate", "start",
+]  # fmt: skip
