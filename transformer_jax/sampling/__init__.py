@@ -1,6 +1,7 @@
 """Decoding from logits. Nothing here knows a model."""
 
-from transformer_jax.sampling.beam import LENGTH_PENALTIES, Beams, beam_search
+from transformer_jax.sampling.beam import LENGTH_PENALTIES, STOPPING, Beams, beam_search
+from transformer_jax.sampling.constrain import Constraint, matching, one_of
 from transformer_jax.sampling.generate import CHOICES, Generated, generate
 from transformer_jax.sampling.logits import (
     Custom,
@@ -32,12 +33,12 @@ METHODS = {  # what is done to logits before a token is chosen
     "logit_bias": LogitBias, "renormalize": Renormalize, "custom": Custom, "repetition_penalty": RepetitionPenalty,
     "presence_penalty": PresencePenalty, "frequency_penalty": FrequencyPenalty, "no_repeat": NoRepeat,
     "bad_words": BadWords, "force_first": ForceFirst, "force_last": ForceLast, "suppress": Suppress,
-    "suppress_first": SuppressFirst, "min_length": MinLength,
+    "suppress_first": SuppressFirst, "min_length": MinLength, "constraint": Constraint,
 }  # fmt: skip
 
 __all__ = [
-    "CHOICES", "LENGTH_PENALTIES", "METHODS", "BadWords", "Beams", "Custom", "ForceFirst", "ForceLast",
-    "FrequencyPenalty", "Generated", "LogitBias", "MinLength", "MinP", "NoRepeat", "PresencePenalty", "Renormalize",
-    "RepetitionPenalty", "Rules", "Suppress", "SuppressFirst", "Temperature", "TopK", "TopP", "Typical", "beam_search",
-    "generate", "start",
+    "CHOICES", "LENGTH_PENALTIES", "METHODS", "STOPPING", "BadWords", "Beams", "Constraint", "Custom", "ForceFirst",
+    "ForceLast", "FrequencyPenalty", "Generated", "LogitBias", "MinLength", "MinP", "NoRepeat", "PresencePenalty",
+    "Renormalize", "RepetitionPenalty", "Rules", "Suppress", "SuppressFirst", "Temperature", "TopK", "TopP", "Typical",
+    "beam_search", "generate", "matching", "one_of", "start",
 ]  # fmt: skip

@@ -1,0 +1,246 @@
+"""Each method against a slow obvious twin over lists: by itself, in sampling and in beam search."""
+
+import functools
+import itertools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_beam import TEXTS, assert_best, log_probs_after, penalized, random_table, searched
+
+from transformer_jax import sampling
+from transformer_jax.config import UserError
+from transformer_jax.sampling import METHODS
+from transformer_jax.sampling.logits import RULED_OUT, apply, start
+
+EOS, V, MAX_NEW = 1, 5, 3
+BYTES, PATTERN = [b"a", b"", b"b", b"ab", b"c"], "(ab)*c?b?"
+
+
+def softmax(x):
+    return [p / sum(map(math.exp, x)) for p in map(math.exp, x)]
+
+
+def only(x, is_allowed):
+    return [value if is_allowed(token) else -math.inf for token, value in enumerate(x)]
+
+
+def smallest_set(x, rank, p):
+    """The first tokens of an order that together have a probability of p."""
+    kept, total = set(), 0.0
+    for token in sorted(range(V), key=lambda token: (rank[token], token)):
+        if kept and total >= p:
+            break
+        kept.add(token)
+        total += softmax(x)[token]
+    return only(x, kept.__contains__)
+
+
+def top_k(x, text, num_prompt, room):
+    return only(x, sorted(range(V), key=lambda token: (-x[token], token))[:2].__contains__)
+
+
+def typical(x, text, num_prompt, room):
+    surprise = [-math.log(p) if p else math.inf for p in softmax(x)]
+    entropy = sum(p * s for p, s in zip(softmax(x), surprise, strict=True) if p)
+    return smallest_set(x, [round(abs(s - entropy), 6) for s in surprise], 0.55)
+
+
+def repetition(x, text, num_prompt, room):
+    return [(v / 1.7 if v > 0 else v * 1.7) if t in text else v for t, v in enumerate(x)]
+
+
+def no_repeat(x, text, num_prompt, room):
+    return only(x, lambda token: (text[-1], token) not in itertools.pairwise(text))
+
+
+def bad_words(x, text, num_prompt, room):
+    return only(x, lambda token: all(tuple([*text, token][-len(word) :]) != word for word in ((3,), (0, 4), (2, 0, 0))))
+
+
+def spelled(tokens):
+    return b"".join(BYTES[token] for token in tokens).decode()
+
+
+@functools.cache
+def can_match(tokens, room):
+    return re.fullmatch(PATTERN, spelled(tokens)) is not None or (
+        room > 0 and any(can_match((*tokens, token), room - 1) for token in range(V) if BYTES[token])
+    )
+
+
+def constraint(x, text, num_prompt, room):
+    new = tuple(text[num_prompt:])
+    return only(x, lambda t: can_match((*new, t), room - 1) if BYTES[t] else can_match(new, 0))
+
+
+CASES = {  # name: a method, and (logits, text so far, prompt length, tokens that there is room for) -> logits
+    "temperature": (sampling.Temperature(0.7), lambda x, *_: [v / 0.7 for v in x]),
+    "top_k": (sampling.TopK(2), top_k),
+    "top_p": (sampling.TopP(0.61), lambda x, *_: smallest_set(x, [-v for v in x], 0.61)),
+    "min_p": (sampling.MinP(0.3), lambda x, *_: only(x, lambda t: softmax(x)[t] >= 0.3 * max(softmax(x)))),
+    "typical": (sampling.Typical(0.55), typical),
+    "logit_bias": (sampling.LogitBias(((2, 1.5), (4, -2.0))), lambda x, *_: [*x[:2], x[2] + 1.5, x[3], x[4] - 2]),
+    "renormalize": (sampling.Renormalize(), lambda x, *_: [v - math.log(sum(map(math.exp, x))) for v in x]),
+    "custom": (sampling.Custom(lambda x, tokens, lengths: x.at[:, 2].add(-0.5 * lengths)),
+               lambda x, text, *_: [*x[:2], x[2] - 0.5 * len(text), *x[3:]]),
+    "repetition_penalty": (sampling.RepetitionPenalty(1.7), repetition),
+    "presence_penalty": (sampling.PresencePenalty(0.8), lambda x, text, num_prompt, _:
+                         [v - 0.8 * (t in text[num_prompt:]) for t, v in enumerate(x)]),
+    "frequency_penalty": (sampling.FrequencyPenalty(0.6), lambda x, text, num_prompt, _:
+                          [v - 0.6 * text[num_prompt:].count(t) for t, v in enumerate(x)]),
+    "no_repeat": (sampling.NoRepeat(2), no_repeat),
+    "bad_words": (sampling.BadWords(((3,), (0, 4), (2, 0, 0))), bad_words),
+    "force_first": (sampling.ForceFirst(4), lambda x, text, num_prompt, _:
+                    only([0.0] * V, {4}.__contains__) if len(text) == num_prompt else x),
+    "force_last": (sampling.ForceLast(EOS), lambda x, text, num_prompt, room:
+                   only([0.0] * V, {EOS}.__contains__) if room == 1 else x),
+    "suppress": (sampling.Suppress((2, 4)), lambda x, *_: only(x, {0, 1, 3}.__contains__)),
+    "suppress_first": (sampling.SuppressFirst((EOS, 3), 1), lambda x, text, num_prompt, _:
+                       only(x, {0, 2, 4}.__contains__) if len(text) == num_prompt + 1 else x),
+    "min_length": (sampling.MinLength(2, (EOS,)), lambda x, text, num_prompt, _:
+                   only(x, {0, 2, 3, 4}.__contains__) if len(text) - num_prompt < 2 else x),
+    "constraint": (sampling.matching(PATTERN, BYTES, (EOS,)), constraint),
+}  # fmt: skip
+MORE = CASES | {
+    "no_repeat of one": (sampling.NoRepeat(1), lambda x, text, *_: only(x, lambda token: token not in text)),
+    "no_repeat longer than the text": (sampling.NoRepeat(13), lambda x, *_: x),
+    "min_length with the prompt": (sampling.MinLength(4, (EOS,), counts_prompt=True), lambda x, text, *_:
+                                   only(x, {0, 2, 3, 4}.__contains__) if len(text) < 4 else x),
+}  # fmt: skip
+cases = pytest.mark.parametrize("name", CASES)
+
+
+def test_every_method_has_a_twin_here():
+    assert CASES.keys() == METHODS.keys()
+    assert all(type(CASES[name][0]) is METHODS[name] for name in METHODS)
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_a_method_does_what_its_twin_does_token_by_token(name):
+    method, twin = MORE[name]
+    random, rows = np.random.default_rng(3), 53
+    num_prompt = random.integers(1, 8, rows)
+    tokens = random.integers(0, V, (rows, 7 + MAX_NEW)).astype(np.int32)  # beyond a row's length there is anything
+    call, states = jax.jit(apply), start((method,), tokens, jnp.array(num_prompt, jnp.int32), MAX_NEW)
+    for i in range(MAX_NEW):
+        logits = random.integers(-3, 4, (rows, V)).astype(np.float32)  # ties are common
+        out, states = call((method,), logits, tokens, jnp.array(num_prompt + i, jnp.int32), states)
+        assert np.all(np.isfinite(out))
+        for row in range(rows):
+            if name == "constraint" and not can_match(
+                tuple(tokens[row, num_prompt[row] : num_prompt[row] + i]), MAX_NEW - i
+            ):
+                continue  # such a text cannot be there
+            text = tokens[row, : num_prompt[row] + i].tolist()
+            expected = np.array(twin(logits[row].tolist(), text, num_prompt[row], MAX_NEW - i))
+            np.testing.assert_array_equal(np.asarray(out[row]) <= RULED_OUT, expected == -np.inf)
+            is_left = expected > -np.inf
+            np.testing.assert_allclose(np.asarray(out[row])[is_left], expected[is_left], rtol=1e-5, atol=1e-5)
+
+
+@cases
+def test_what_was_ruled_out_stays_so_whether_as_the_least_number_or_as_minus_infinity(name):
+    method = CASES[name][0]
+    tokens, lengths = jnp.array([[0, 2, 0], [4, 3, 3]], jnp.int32), jnp.array([2, 1], jnp.int32)
+    for value in (-np.inf, RULED_OUT):
+        logits = jnp.array([[value, 1.0, value, -2.0, 0.5], [value] * 5], jnp.float32)
+        out, _ = apply((method,), logits, tokens, lengths, start((method,), tokens, lengths, 2))
+        forced = 4 if name == "force_first" else None
+        for row, out_row in zip(logits, out, strict=True):
+            assert all(out_row[t] == RULED_OUT for t in range(V) if row[t] <= RULED_OUT and t != forced)
+
+
+@cases
+def test_a_row_does_not_depend_on_its_batch(name):
+    method, random = CASES[name][0], np.random.default_rng(5)
+    tokens, lengths = random.integers(0, V, (7, 11)).astype(np.int32), jnp.arange(3, 10, dtype=jnp.int32)
+    logits = random.normal(size=(7, V)).astype(np.float32)
+    call = jax.jit(apply)
+    together, _ = call((method,), logits, tokens, lengths, start((method,), tokens, lengths, MAX_NEW))
+    states = start((method,), tokens[4:5], lengths[4:5], MAX_NEW)
+    alone, _ = call((method,), logits[4:5], tokens[4:5], lengths[4:5], states)
+    np.testing.assert_allclose(together[4:5], alone, rtol=1e-6)
+
+
+def everything(text, twin):
+    """Every hypothesis after `text`, {tokens: sum of what the twin makes of log-probabilities}."""
+    found, open_beams = {}, {(): 0.0}
+    for n in range(1, MAX_NEW + 1):
+        longer = {}
+        for tokens, total in open_beams.items():
+            after = twin(log_probs_after(V, (*text, *tokens)).tolist(), [*text, *tokens], len(text), MAX_NEW + 1 - n)
+            longer |= {(*tokens, token): total + value for token, value in enumerate(after) if value > -math.inf}
+        found |= {tokens: total for tokens, total in longer.items() if tokens[-1] == EOS or n == MAX_NEW}
+        open_beams = {tokens: total for tokens, total in longer.items() if tokens[-1] != EOS}
+    return found
+
+
+@cases
+def test_a_search_with_beams_for_all_texts_is_exhaustive_under_every_method(name):
+    method, twin = CASES[name]
+    found = searched(random_table(V), TEXTS, methods=(method,), max_new_tokens=MAX_NEW, num_beams=V**MAX_NEW,
+                     num_return=V**MAX_NEW, length_penalty=0.6)  # fmt: skip
+    for row, text in enumerate(TEXTS):
+        totals = everything(text, twin)
+        assert 1 <= len(totals) <= 85
+        assert_best(found, row, {tokens: penalized(total, len(tokens), 0.6, "wu") for tokens, total in totals.items()})
+
+
+LOGITS = np.array([0.3, -0.7, 1.1, 0.0, 0.6], np.float32)
+
+
+@cases
+def test_the_first_two_tokens_are_drawn_as_often_as_the_changed_distribution_says(name):
+    method, twin = CASES[name]
+    prompt, rows = [3, 2, 0], 5003
+    keys = jax.random.split(jax.random.key(11), rows)
+    step = jax.tree_util.Partial(
+        lambda logits, tokens, is_token, cache: (jnp.tile(logits, (len(tokens), 1)), cache), LOGITS
+    )
+    tokens = jnp.tile(jnp.array(prompt), (rows, 1))
+    found = sampling.generate(step, (), tokens, tokens >= 0, keys, 0, (method,), max_new_tokens=2, eos_ids=(), pad_id=0)
+    counts = np.zeros((V, V))
+    has_two = np.asarray(found.lengths) == 2  # a constraint without an end may have nothing more to say
+    np.add.at(counts, tuple(np.asarray(found.tokens)[has_two].T), 1)
+    expected = np.zeros((V, V))
+    for first, p in enumerate(softmax(twin(LOGITS.tolist(), prompt, 3, 2))):
+        after = twin(LOGITS.tolist(), [*prompt, first], 3, 1) if p else [-math.inf]
+        if max(after) > -math.inf:
+            expected[first] = rows * p * np.array(softmax(after))
+    if name == "constraint":  # an end ends nothing here
+        expected, counts = expected[:, [0, 2, 3, 4]], counts[:, [0, 2, 3, 4]]
+        expected, counts = expected[[0, 2, 3, 4]], counts[[0, 2, 3, 4]]
+    assert np.all(counts[expected == 0] == 0)
+    likely = expected >= 5
+    rest = [[expected[~likely].sum()], [counts[~likely].sum()]] if expected[~likely].sum() > 5 else [[], []]
+    expected, counts = (np.append(all_[likely], more) for all_, more in zip((expected, counts), rest, strict=True))
+    chi_square, freedom = np.sum((counts - expected) ** 2 / expected), len(expected) - 1
+    assert chi_square <= freedom + 4 * math.sqrt(2 * freedom) + 8  # exceeded less than once in ten thousand seeds
+
+
+@pytest.mark.parametrize("make, message", [
+    (lambda: sampling.Temperature(math.nan), "temperature=nan: must be above 0"),
+    (lambda: sampling.Temperature(0.0), "temperature=0.0: must be above 0"),
+    (lambda: sampling.Temperature(math.inf), "temperature=inf: must be above 0"),
+    (lambda: sampling.TopK(0), "top_k=0: must be 1 or more"),
+    (lambda: sampling.TopP(0.0), "top_p=0.0: must be above 0"),
+    (lambda: sampling.TopP(math.nan), "top_p=nan: must be above 0"),
+    (lambda: sampling.MinP(1.5), "min_p=1.5: must be above 0"),
+    (lambda: sampling.Typical(0.0), "typical_p=0.0: must be above 0"),
+    (lambda: sampling.LogitBias(((-1, 2.0),)), "biases=((-1, 2.0),): must be pairs"),
+    (lambda: sampling.RepetitionPenalty(0.0), "repetition_penalty=0.0: must be from"),
+    (lambda: sampling.PresencePenalty(math.inf), "presence_penalty=inf: must be from"),
+    (lambda: sampling.FrequencyPenalty(math.nan), "frequency_penalty=nan: must be from"),
+    (lambda: sampling.NoRepeat(0), "no_repeat_ngram_size=0: must be 1 or more"),
+    (lambda: sampling.BadWords(((2,), ())), "bad_words=((2,), ()): a word must have a token"),
+    (lambda: sampling.Suppress((-1,)), "ids=(-1,): must be token ids"),
+    (lambda: sampling.MinLength(-1, (2,)), "min_length=-1: must be 0 or more"),
+])  # fmt: skip
+def test_a_method_refuses_what_has_no_meaning(make, message):
+    with pytest.raises(UserError) as error:
+        make()
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
