@@ -162,6 +162,19 @@ def test_reordering_a_cache_reorders_its_source(name):
     np.testing.assert_array_equal(logits, np.asarray(expected)[rows])
 
 
+@pytest.mark.parametrize("name", ["t5", "linear"])
+def test_beams_that_share_their_rows_source_see_what_each_would_with_a_source_of_its_own(name):
+    model, rows = compiled(name), np.repeat(np.arange(B), 2)
+    cache = model.start(model.params, SOURCE, SOURCE_IS_TOKEN)
+    shared = reorder(cache, rows, with_source=False)
+    assert shared.source is cache.source and shared.num_tokens.shape == (2 * B, 1)
+    target = np.random.default_rng(4).integers(0, V, (2 * B, T))
+    logits, after = model.extend(model.params, target, target >= 0, shared)
+    expected, _ = model.extend(model.params, target, target >= 0, reorder(cache, rows))
+    close(logits, expected)
+    np.testing.assert_array_equal(after.source.is_token, cache.source.is_token)
+
+
 def test_a_source_of_padding_alone_is_finite_in_value_and_gradient_and_harms_no_other_row():
     model, is_token = compiled("t5"), SOURCE_IS_TOKEN & (np.arange(B) != 0)[:, None]
     logits = model.logits(source_is_token=is_token)
