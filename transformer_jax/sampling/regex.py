@@ -2,8 +2,7 @@
 
 Literals, `.`, classes, `\\d \\w \\s` and their opposites (ASCII, as with re.ASCII), groups, `|`, `*`, `+`, `?`, `{m}`,
 `{m,}`, `{,n}`, `{m,n}`. All of a text must match. Characters are those of Unicode, and the automaton reads their
-UTF-8: parse -> a nondeterministic automaton (Thompson 1968) -> a deterministic one (Rabin and Scott 1959, subsets)
--> the smallest one (Moore 1956).
+UTF-8: parse -> a nondeterministic automaton (Thompson 1968) -> a deterministic one (Rabin and Scott 1959, subsets).
 """
 
 import functools
@@ -24,7 +23,7 @@ _ESCAPES = {"n": 10, "t": 9, "r": 13, "f": 12, "v": 11, "a": 7}
 
 
 class Automaton(NamedTuple):
-    """State 0 is the start. All states can be reached, and from all an accepting one."""
+    """State 0 is the start. All states can be reached, but not all need lead to a match."""
 
     table: np.ndarray  # int32 [states, 256]: the state after each byte; -1: no match any more
     is_accepting: np.ndarray  # bool [states]
@@ -35,7 +34,7 @@ def compile_regex(pattern: str) -> Automaton:
     """The automaton of the texts that match `pattern` from end to end.
 
     Raises:
-      UserError: what is not of the subset, with its place; no text can match; more than MAX_STATES states.
+      UserError: what is not of the subset, with its place; more than MAX_STATES states.
     """
     parser = _Parser(pattern)
     node = parser.alternatives()
@@ -43,8 +42,7 @@ def compile_regex(pattern: str) -> Automaton:
         parser.fail("has no opening parenthesis")
     nfa = _Nfa(pattern)
     end = node(nfa, nfa.new())
-    table, is_accepting = _subsets(nfa, end)
-    return _smallest(pattern, table, is_accepting)
+    return _subsets(nfa, end)
 
 
 def _too_large(pattern: str) -> UserError:
@@ -257,7 +255,7 @@ class _Nfa:
 
 
 def _subsets(nfa, end):
-    """Deterministic: a state is a set of states. Table and which accept."""
+    """Deterministic: a state is a set of states."""
     sets = {nfa.closure([0]): 0}
     rows = []
     for states in (waiting := list(sets)):
@@ -273,24 +271,4 @@ def _subsets(nfa, end):
         rows.append(row)
         if len(rows) > MAX_STATES:
             raise _too_large(nfa.pattern)
-    return np.stack(rows), np.array([end in states for states in sets])
-
-
-def _smallest(pattern, table, is_accepting):
-    """States that no continuation tells apart become one, and those from which nothing matches -1."""
-    table = np.where(table < 0, len(table), table)
-    table = np.concatenate([table, np.full((1, 256), len(table))])  # the last one is -1
-    kind = np.append(is_accepting, False).astype(np.int64)
-    while True:
-        seen = np.column_stack([kind, kind[table]])
-        _, first, finer = np.unique(seen, axis=0, return_index=True, return_inverse=True)
-        finer = finer.reshape(-1)  # some versions of NumPy give [states, 1]
-        if len(first) == len(np.unique(kind)):
-            break
-        kind = finer
-    if finer[0] == finer[-1]:
-        raise UserError(f"pattern={pattern!r:.80}: no text matches it. Give one that some text does.")
-    live = [finer[0], *(kind for kind in range(len(first)) if kind not in (finer[0], finer[-1]))]
-    number = np.full(len(first), -1, np.int32)
-    number[live] = np.arange(len(live))
-    return Automaton(number[finer[table[first[live]]]], is_accepting[first[live]])
+    return Automaton(np.stack(rows), np.array([end in states for states in sets]))
