@@ -145,6 +145,7 @@ def test_a_table_allows_the_tokens_after_which_a_match_is_possible_and_no_others
 @pytest.mark.parametrize("make, message", [
     (lambda: matching("xyz", BYTES, (EOS,)), "pattern='xyz': no tokens spell a match."),
     (lambda: matching("[^\\s\\S]", BYTES, (EOS,)), "pattern='[^\\\\s\\\\S]': no tokens spell a match."),
+    (lambda: one_of(["ab", "aéé", "a"], BYTES, (EOS,)), "strings: no tokens spell 'aéé'."),
     (lambda: one_of([], BYTES, (EOS,)), "strings=[]: must have one or more."),
     (lambda: matching("a{9000}", [b"a"] * 30000, ()), "pattern='a{9000}': 9001 states for 30000 tokens need more"),
 ])  # fmt: skip
@@ -216,7 +217,7 @@ def test_without_an_end_a_row_stops_where_nothing_may_follow():
 
 
 def test_one_of_some_strings_is_written_however_they_are_cut_into_tokens():
-    strings = ["abc", "ab", "€ a", "a.b", "é", "0-0(1)"]
+    strings = ["abc", "ab", "€ a", "a.b", "aé", "0-0(1)", ""]
     method = one_of(strings, [*BYTES, b"(", b")"], (EOS,))
     table, found = np.asarray(method.table), set()
 

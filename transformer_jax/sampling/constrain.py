@@ -45,9 +45,17 @@ class Constraint(Method):
 
 
 def one_of(strings: Sequence[str], token_bytes: Sequence[bytes], eos_ids: Sequence[int]) -> Constraint:
-    """The text is one of `strings`. Arguments and errors: `matching`."""
+    """The text is one of `strings`, each of which some tokens spell (or UserError). The rest as for `matching`."""
     if not strings:
         raise UserError("strings=[]: must have one or more.")
+    pieces = set(token_bytes)
+    for string in strings:
+        data, is_spelled = string.encode(), {0}
+        for end in range(1, len(data) + 1):
+            if any(first in is_spelled and data[first:end] in pieces for first in range(end)):
+                is_spelled.add(end)
+        if len(data) not in is_spelled:
+            raise UserError(f"strings: no tokens spell {string!r:.80}. Leave it away, or take other token_bytes.")
     return matching("|".join(map(re.escape, strings)), token_bytes, eos_ids)
 
 

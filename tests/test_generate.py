@@ -1,0 +1,216 @@
+"""The loop around the step: ends, stop sequences, scores, states; and what generation_config.json makes of it."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_sampling import EOS, KEYS, MAX_NEW, PAD, PROMPTS, TABLE, B, V, markov_step
+
+import transformer_jax as tj
+from transformer_jax import sampling
+from transformer_jax.config import UserError
+from transformer_jax.interop.files import PretrainedError
+from transformer_jax.interop.generation import read_rules
+from transformer_jax.sampling import ForceLast, MinLength, PresencePenalty, Suppress, Temperature, TopK, generate
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+def found(*methods, table=TABLE, prompts=PROMPTS, first_index=0, states=None, **kwargs):
+    kwargs = dict(max_new_tokens=MAX_NEW, eos_ids=(EOS,), pad_id=PAD) | kwargs
+    step = jax.tree_util.Partial(markov_step, jnp.array(table))
+    out = generate(step, jnp.full(B, -1), prompts, prompts != PAD, KEYS, first_index, methods, states, **kwargs)
+    return jax.tree.map(np.asarray, out)
+
+
+def ended(tokens, is_end):
+    """Rows cut by hand: nothing after the first end. `is_end(tokens so far)`."""
+    out = np.full_like(tokens, PAD)
+    for row, whole in zip(out, tokens.tolist(), strict=True):
+        n = next((n for n in range(1, len(whole) + 1) if is_end(whole[:n])), len(whole))
+        row[:n] = whole[:n]
+    return out
+
+
+# Ends
+
+
+def test_each_of_several_ends_ends_a_row():
+    endless = found(eos_ids=())
+    assert np.all(endless.lengths == MAX_NEW)
+    both = found(eos_ids=(EOS, 5))
+    np.testing.assert_array_equal(both.tokens, ended(endless.tokens, lambda new: new[-1] in (EOS, 5)))
+    assert {row[n - 1] for row, n in zip(both.tokens.tolist(), both.lengths, strict=True)} >= {EOS, 5}
+
+
+@pytest.mark.parametrize("sequences", [((3, 2),), ((4,), (5, 3)), ((3, 3, 2), (6, 6))], ids=str)
+def test_a_stop_sequence_ends_a_row_when_it_is_complete(sequences):
+    endless = found(eos_ids=())
+    stopped = found(eos_ids=(), stop_sequences=sequences)
+    expected = ended(endless.tokens, lambda new: any(tuple(new[-len(s) :]) == s for s in sequences))
+    np.testing.assert_array_equal(stopped.tokens, expected)
+    np.testing.assert_array_equal(stopped.lengths, np.sum(expected != PAD, axis=1))
+    assert np.any(stopped.lengths < MAX_NEW)
+
+
+def test_a_stop_sequence_may_not_begin_in_the_prompt_but_in_an_earlier_call():
+    prompts = np.tile([[3, 1]], (B, 1))
+    table = np.full((V, V), -9.0) + 18 * np.eye(V)[[0, 4, 4, 1, 5, 6, 6]]  # 1 -> 4 -> 5 -> 6 -> 6 ...
+    kwargs = dict(table=table, eos_ids=(), choice="greedy")
+    assert found(prompts=prompts, stop_sequences=((1, 4),), **kwargs).tokens[0, :4].tolist() == [4, 5, 6, 6]
+    first = found(prompts=prompts, max_new_tokens=1, **kwargs)
+    both = np.concatenate([prompts, first.tokens], axis=1)
+    rest = found(prompts=both, first_index=1, stop_sequences=((4, 5),), **kwargs)
+    assert np.all(rest.lengths == 1) and np.all(rest.tokens[:, 0] == 5)
+
+
+def test_a_row_whose_every_token_is_ruled_out_ends_there_and_the_others_go_on():
+    table = np.where(np.arange(V)[:, None] == 4, -np.inf, TABLE)  # nothing may follow token 4
+    out = found(table=table, eos_ids=())
+    expected = ended(found(eos_ids=()).tokens, lambda new: new[-1] == 4)
+    last = PROMPTS[np.arange(B), [2, 2, 2, 0, 1]]
+    expected[last == 4] = PAD
+    np.testing.assert_array_equal(out.tokens, expected)
+    np.testing.assert_array_equal(out.lengths, np.sum(expected != PAD, axis=1))
+    assert 0 in out.lengths and MAX_NEW in out.lengths
+
+
+# Scores
+
+
+def log_softmax(x):
+    return x - np.log(np.sum(np.exp(x.astype(np.float64)), axis=-1, keepdims=True))
+
+
+@pytest.mark.parametrize("methods", [(), (Temperature(0.3), TopK(3))], ids=["none", "some"])
+def test_log_probabilities_are_the_models_own_whatever_the_methods(methods):
+    out = found(*methods, num_top=3)
+    assert out.top_tokens.shape == (B, MAX_NEW, 3) and out.top_log_probs.shape == (B, MAX_NEW, 3)
+    for row in range(B):
+        token = [t for t in PROMPTS[row] if t != PAD][-1]
+        for i in range(MAX_NEW):
+            if i >= out.lengths[row]:
+                assert out.log_probs[row, i] == 0 and np.all(out.top_tokens[row, i] == PAD)
+                assert np.all(out.top_log_probs[row, i] == 0)
+                continue
+            log_probs = log_softmax(TABLE[token])
+            best = np.argsort(-log_probs, kind="stable")[:3]
+            token = out.tokens[row, i]
+            np.testing.assert_allclose(out.log_probs[row, i], log_probs[token], rtol=1e-5)
+            np.testing.assert_array_equal(out.top_tokens[row, i], best)
+            np.testing.assert_allclose(out.top_log_probs[row, i], log_probs[best], rtol=1e-5)
+    assert np.any(out.lengths < MAX_NEW)
+
+
+# States and programs
+
+
+def test_two_calls_that_hand_on_their_states_are_one():
+    methods = (MinLength(7, (EOS,)), PresencePenalty(1.5), ForceLast(3))
+    states = sampling.start(methods, jnp.array(PROMPTS), jnp.sum(jnp.array(PROMPTS) != PAD, axis=1), MAX_NEW)
+    whole = found(*methods)
+    begun = found(*methods, states=states, max_new_tokens=5)
+    prompts = np.concatenate([PROMPTS, begun.tokens], axis=1)
+    rest = found(*methods, prompts=prompts, first_index=5, states=begun.states, max_new_tokens=MAX_NEW - 5)
+    np.testing.assert_array_equal(np.concatenate([begun.tokens, rest.tokens], axis=1), whole.tokens)
+    assert np.all(whole.tokens[whole.lengths == MAX_NEW, -1] == 3) and np.all(whole.lengths > 7)
+
+
+def test_methods_of_equal_fields_share_a_program_and_others_have_their_own():
+    traced = []
+
+    def step(tokens, is_token, cache):
+        traced.append(1)
+        return markov_step(jnp.array(TABLE), tokens, is_token, cache)
+
+    step = jax.tree_util.Partial(step)
+    for value, num in ((0.5, 2), (0.5, 2), (0.7, 4)):  # a program has the step twice: the prompt's, and the loop's
+        generate(step, jnp.full(B, -1), PROMPTS, PROMPTS != PAD, KEYS, 0, (Temperature(value),), max_new_tokens=3,
+                 eos_ids=(EOS,), pad_id=PAD)  # fmt: skip
+        assert len(traced) == num
+
+
+@pytest.mark.parametrize("kwargs, message", [
+    ({"max_new_tokens": 0}, "max_new_tokens=0: must be at least 1."), ({"num_top": -1}, "num_top=-1: must be"),
+    ({"eos_ids": (-1,)}, "eos_ids=(-1,): must be token ids"),
+    ({"stop_sequences": ((3,), ())}, "stop_sequences=((3,), ())"),
+])  # fmt: skip
+def test_what_has_no_meaning_is_refused(kwargs, message):
+    with pytest.raises(UserError) as error:
+        found(**kwargs)
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+# generation_config.json
+
+
+def test_generation_config_becomes_methods_in_the_order_of_the_reference_library():
+    rules = read_rules({}, {
+        "eos_token_id": [7, 3], "pad_token_id": 5, "bos_token_id": 6, "renormalize_logits": True,
+        "begin_suppress_tokens": [9], "suppress_tokens": [8, 99], "forced_eos_token_id": [3, 7],
+        "forced_bos_token_id": 4, "min_new_tokens": 2, "min_length": 5, "bad_words_ids": [[7], [1, 2], [4], [1, 99]],
+        "no_repeat_ngram_size": 3, "repetition_penalty": 1.3, "temperature": 0.1, "top_k": 50, "num_beams": 4,
+    }, 11)  # fmt: skip
+    assert (rules.eos_ids, rules.pad_id, rules.start_id) == ((7, 3), 5, 6)
+    assert rules.methods == (
+        sampling.RepetitionPenalty(1.3), sampling.NoRepeat(3), sampling.BadWords(((1, 2), (4,))),
+        MinLength(5, (7, 3), True), MinLength(2, (7, 3)), sampling.ForceFirst(4), ForceLast(3), Suppress((8,)),
+        sampling.SuppressFirst((9,), 1), sampling.Renormalize(),
+    )  # fmt: skip
+    neutral = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0, "bad_words_ids": None}
+    assert read_rules({}, neutral, 11).methods == ()
+
+
+@pytest.mark.parametrize("name, value", [
+    ("repetition_penalty", "1.2"), ("repetition_penalty", -1.0), ("repetition_penalty", float("nan")),
+    ("no_repeat_ngram_size", 2.5), ("no_repeat_ngram_size", -2), ("min_length", 10**30), ("bad_words_ids", [[]]),
+    ("bad_words_ids", [["a"]]), ("bad_words_ids", 3), ("suppress_tokens", [True]), ("renormalize_logits", 1),
+])  # fmt: skip
+def test_a_generation_config_that_will_not_do_is_told_in_a_line(name, value):
+    with pytest.raises(PretrainedError) as error:
+        read_rules({}, {"eos_token_id": 7, name: value}, 11)
+    assert str(error.value).startswith("generation_config.json: ") and "\n" not in str(error.value)
+
+
+def with_methods(folder, *methods):
+    run = tj.from_pretrained(FIXTURES / folder)
+    return dataclasses.replace(run, rules=dataclasses.replace(run.rules, methods=methods))
+
+
+def test_a_text_that_outgrows_the_context_has_the_last_token_of_the_whole():
+    run, seen = with_methods("gpt2", Suppress((7,)), ForceLast(7)), []
+    run = dataclasses.replace(run, rules=dataclasses.replace(run.rules, eos_ids=()), tokenizer=Recording(run, seen))
+    num_new = run.config.max_len + 9
+    tj.generate(run, "the cat", max_new_tokens=num_new, method="greedy")
+    num_prompt = len(run.tokenizer.encode("the cat"))
+    assert len(seen[0]) == num_prompt + num_new
+    assert seen[0][-1] == 7 and 7 not in seen[0][num_prompt:-1]
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_translating_obeys_the_models_rules(num_beams):
+    run, seen = with_methods("marian"), []
+    run = dataclasses.replace(run, tokenizer=Recording(run, seen))
+    tj.translate(run, ["the cat sat", "this"], num_beams=num_beams, max_new_tokens=7)
+    first = {row[0] for row in seen}
+    seen.clear()
+    obedient = dataclasses.replace(with_methods("marian", Suppress(tuple(first))), tokenizer=run.tokenizer)
+    tj.translate(obedient, ["the cat sat", "this"], num_beams=num_beams, max_new_tokens=7)
+    assert len(seen) == 2 and not first & {token for row in seen for token in row}
+
+
+class Recording:
+    """A tokenizer that remembers what it was asked to decode."""
+
+    def __init__(self, run, seen):
+        self.tokenizer, self.seen = run.tokenizer, seen
+
+    def __getattr__(self, name):
+        return getattr(self.tokenizer, name)
+
+    def decode(self, tokens):
+        self.seen.append(tokens.tolist())
+        return self.tokenizer.decode(tokens)
