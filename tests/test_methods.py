@@ -164,6 +164,12 @@ def test_a_row_does_not_depend_on_its_batch(name):
     np.testing.assert_allclose(together[4:5], alone, rtol=1e-6)
 
 
+def test_min_p_of_1_keeps_all_that_are_the_likeliest():
+    logits = jnp.array([[2.0, 2.0, 1.0, 0.0, 2.0], [0.0, -1.0, 3.0, 0.5, 2.5]])
+    out, _ = apply((sampling.MinP(1.0),), logits, jnp.zeros((2, 3), jnp.int32), jnp.ones(2, jnp.int32), ((),))
+    assert (out > RULED_OUT).tolist() == [[True, True, False, False, True], [False, False, True, False, False]]
+
+
 def everything(text, twin):
     """Every hypothesis after `text`, {tokens: sum of what the twin makes of log-probabilities}."""
     found, open_beams = {}, {(): 0.0}
