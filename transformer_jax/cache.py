@@ -93,6 +93,25 @@ def mark(cache: DecodeCache, is_token: jax.Array) -> DecodeCache:
     return marked._replace(is_token=jax.lax.dynamic_update_slice(cache.is_token, is_token, (0, cache.num_written)))
 
 
+def rewind(cache: DecodeCache, num_slots: jax.Array | int) -> DecodeCache:
+    """The cache without its newest slots, as many of every row; what they hold is written over later.
+
+    Raises:
+      UserError: linear attention, which remembers a sum; more slots than there are (where that is known, outside jit).
+    """
+    if not has_slots(cache):
+        raise UserError("cache: linear attention keeps a sum of its tokens, from which none can be taken back.")
+    if not isinstance(num_slots, jax.core.Tracer) and not isinstance(cache.num_written, jax.core.Tracer):
+        if not 0 <= num_slots <= cache.num_written:
+            raise UserError(f"num_slots={num_slots}: must be from 0 to {cache.num_written}, the slots written.")
+    num_written = cache.num_written - num_slots
+    is_left = jnp.arange(cache.capacity) < num_written
+    num_gone = jnp.sum(cache.is_token & ~is_left, axis=1, keepdims=True, dtype=jnp.int32)
+    return cache._replace(
+        is_token=cache.is_token & is_left, num_tokens=cache.num_tokens - num_gone, num_written=num_written
+    )
+
+
 def is_overrun(cache: DecodeCache) -> jax.Array | bool:
     """Whether more slots were marked than there are (a bool scalar, also under jit)."""
     return cache.num_written > cache.capacity if has_slots(cache) else False

@@ -2,7 +2,7 @@
 
 from transformer_jax.sampling.beam import LENGTH_PENALTIES, STOPPING, Beams, beam_search
 from transformer_jax.sampling.constrain import Constraint, matching, one_of
-from transformer_jax.sampling.generate import CHOICES, Generated, generate
+from transformer_jax.sampling.generate import CHOICES, Decode, Generated, advance, begin, generate
 from transformer_jax.sampling.logits import (
     Custom,
     LogitBias,
@@ -37,8 +37,8 @@ METHODS = {  # what is done to logits before a token is chosen
 }  # fmt: skip
 
 __all__ = [
-    "CHOICES", "LENGTH_PENALTIES", "METHODS", "STOPPING", "BadWords", "Beams", "Constraint", "Custom", "ForceFirst",
-    "ForceLast", "FrequencyPenalty", "Generated", "LogitBias", "MinLength", "MinP", "NoRepeat", "PresencePenalty",
+    "CHOICES", "LENGTH_PENALTIES", "METHODS", "STOPPING", "BadWords", "Beams", "Constraint", "Custom", "Decode",
+    "ForceFirst", "ForceLast", "FrequencyPenalty", "Generated", "LogitBias", "MinLength", "MinP", "NoRepeat", "PresencePenalty",
     "Renormalize", "RepetitionPenalty", "Rules", "Suppress", "SuppressFirst", "Temperature", "TopK", "TopP", "Typical",
-    "beam_search", "generate", "matching", "one_of", "start",
+    "advance", "beam_search", "begin", "generate", "matching", "one_of", "start",
 ]  # fmt: skip

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from transformer_jax.cache import has_slots, rewind
 from transformer_jax.config import choose
 from transformer_jax.sampling import logits as transforms
 
@@ -38,6 +39,17 @@ class Generated(NamedTuple):
     states: tuple  # of the methods, for a call that goes on
 
 
+class Decode(NamedTuple):
+    """Where a decode stands: `advance` goes on from it."""
+
+    num_new: jax.Array  # int32: tokens chosen, what a row that has ended is padded with included
+    is_done: jax.Array  # bool [B]; who sets one ends that row
+    text: jax.Array  # int32 [B, S]: prompts and new tokens, left-aligned
+    prompt_lengths: jax.Array  # int32 [B]
+    found: Generated  # of the tokens so far, with room for all
+    cache: Any
+
+
 @functools.partial(
     jax.jit, static_argnames=("max_new_tokens", "choice", "eos_ids", "pad_id", "stop_sequences", "num_top")
 )
@@ -58,7 +70,7 @@ def generate(
     stop_sequences: tuple[tuple[int, ...], ...] = (),
     num_top: int = 0,
 ) -> Generated:
-    """Read the prompts, then choose up to `max_new_tokens` tokens for each row.
+    """Read the prompts, then choose up to `max_new_tokens` tokens for each row: `begin` and `advance` in one.
 
     Args:
       step: see the top of this file. The cache must have room for T + max_new_tokens - 1 slots.
@@ -76,60 +88,125 @@ def generate(
       UserError: max_new_tokens below 1, an unknown choice, num_top or an id below 0, an empty stop sequence.
     """
     transforms.check(max_new_tokens >= 1, "max_new_tokens", max_new_tokens, "must be at least 1")
+    settings = dict(choice=choice, eos_ids=eos_ids, pad_id=pad_id, stop_sequences=stop_sequences)
+    decode = begin(
+        step, cache, tokens, is_token, keys, max_new_tokens, first_index, methods, states,
+        num_places=max_new_tokens, text_size=tokens.shape[1] + max_new_tokens, num_top=num_top, **settings,
+    )  # fmt: skip
+    return advance(step, decode, keys, max_new_tokens, first_index, methods, **settings).found
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("num_places", "text_size", "choice", "eos_ids", "pad_id", "stop_sequences", "num_top"),
+)
+def begin(
+    step: Callable,
+    cache: Any,
+    tokens: jax.Array,
+    is_token: jax.Array,
+    keys: jax.Array,
+    max_new_tokens: jax.Array | int,
+    first_index: jax.Array | int = 0,
+    methods: tuple = (),
+    states: tuple | None = None,
+    num_unused: jax.Array | int | None = None,
+    *,
+    num_places: int,
+    text_size: int,
+    eos_ids: tuple[int, ...],
+    pad_id: int,
+    choice: str = "sample",
+    stop_sequences: tuple[tuple[int, ...], ...] = (),
+    num_top: int = 0,
+) -> Decode:
+    """Read the prompts and choose the first token of each row. Only shapes are compiled in, not how many come.
+
+    Args:
+      max_new_tokens: that will be asked for; methods heed it.
+      num_unused: columns at the end of `tokens` that are padding in every row; the cache gives their slots back.
+      num_places: room for new tokens, max_new_tokens or more.
+      text_size: room for the tokens of a row, its prompt's and the new ones.
+      The others are those of `generate`.
+    Raises:
+      UserError: as `generate`.
+    """
     transforms.check(num_top >= 0, "num_top", num_top, "must be at least 0")
-    transforms.check(all(token >= 0 for token in eos_ids), "eos_ids", eos_ids, "must be token ids, 0 or more")
-    transforms.check(all(stop_sequences), "stop_sequences", stop_sequences, "must have a token or more each")
-    choose_one, B = choose(CHOICES, choice, "choice"), len(tokens)
-    text, prompt_lengths = left_aligned(tokens, is_token, max_new_tokens)
+    B = len(tokens)
+    text, prompt_lengths = left_aligned(tokens, is_token, text_size - tokens.shape[1])
     if states is None:
         states = transforms.start(methods, text, prompt_lengths, max_new_tokens)
-
-    def ends(token, text, lengths):
-        is_end = jnp.isin(token, jnp.array(eos_ids, jnp.int32))
-        for sequence in stop_sequences:
-            at = lengths[:, None] - len(sequence) + jnp.arange(len(sequence))
-            newest = jnp.take_along_axis(text, jnp.maximum(at, 0), axis=1)
-            is_new = lengths - len(sequence) >= prompt_lengths - first_index
-            is_end |= jnp.all(newest == jnp.array(sequence), axis=1) & is_new
-        return is_end
-
-    def choose_tokens(i, logits, is_done, text, found):
-        """Token i of each row: whether the rows are done now, the texts with it, and what was found."""
-        logits, lengths = logits.astype(jnp.float32), prompt_lengths + i
-        log_probs = jax.nn.log_softmax(logits, axis=-1)
-        logits, states = transforms.apply(methods, logits, text, lengths, found.states)
-        is_done |= jnp.all(logits <= transforms.RULED_OUT, axis=-1)
-        row_keys = jax.vmap(functools.partial(jax.random.fold_in, data=first_index + i))(keys)
-        token = jnp.where(is_done, pad_id, choose_one(logits, row_keys).astype(jnp.int32))
-        log_prob = jnp.take_along_axis(log_probs, token[:, None], axis=1, mode="fill", fill_value=0.0)[:, 0]
-        top_log_probs, top_tokens = jax.lax.top_k(log_probs, num_top)
-        text = text.at[jnp.arange(B), lengths].set(token)
-        found = Generated(
-            found.tokens.at[:, i].set(token),
-            found.lengths + ~is_done,
-            found.log_probs.at[:, i].set(jnp.where(is_done, 0.0, log_prob)),
-            found.top_tokens.at[:, i].set(jnp.where(is_done[:, None], pad_id, top_tokens)),
-            found.top_log_probs.at[:, i].set(jnp.where(is_done[:, None], 0.0, top_log_probs)),
-            states,
-        )
-        return is_done | ends(token, text, lengths + 1), text, found
-
-    def go_on(carry):
-        i, is_done, _, _, _ = carry
-        return (i < max_new_tokens) & ~jnp.all(is_done)
-
-    def one_token(carry):
-        i, is_done, text, found, cache = carry
-        logits, cache = step(found.tokens[:, i - 1, None], ~is_done[:, None], cache)
-        return i + 1, *choose_tokens(i, logits, is_done, text, found), cache
-
     logits, cache = step(tokens, is_token, cache)
-    padding = jnp.full((B, max_new_tokens, num_top), pad_id, jnp.int32)
-    zeros = jnp.zeros((B, max_new_tokens), jnp.float32)
+    if num_unused is not None and has_slots(cache):  # padding leaves nothing in a cache without slots
+        cache = rewind(cache, num_unused)
+    padding = jnp.full((B, num_places, num_top), pad_id, jnp.int32)
+    zeros = jnp.zeros((B, num_places), jnp.float32)
     found = Generated(jnp.full(zeros.shape, pad_id, jnp.int32), jnp.zeros(B, jnp.int32), zeros, padding,
                       jnp.zeros(padding.shape, jnp.float32), states)  # fmt: skip
-    carry = (1, *choose_tokens(0, logits, jnp.zeros(B, bool), text, found), cache)
-    return jax.lax.while_loop(go_on, one_token, carry)[3]
+    decode = Decode(jnp.int32(0), jnp.zeros(B, bool), text, prompt_lengths, found, cache)
+    return _choose_tokens(decode, logits, keys, first_index, methods, choice, eos_ids, pad_id, stop_sequences)
+
+
+@functools.partial(jax.jit, static_argnames=("choice", "eos_ids", "pad_id", "stop_sequences"))
+def advance(
+    step: Callable,
+    decode: Decode,
+    keys: jax.Array,
+    until: jax.Array | int,
+    first_index: jax.Array | int = 0,
+    methods: tuple = (),
+    *,
+    eos_ids: tuple[int, ...],
+    pad_id: int,
+    choice: str = "sample",
+    stop_sequences: tuple[tuple[int, ...], ...] = (),
+) -> Decode:
+    """Choose tokens until there are `until` of them, or all rows have ended. Arguments as for `begin`.
+
+    One program serves every `until`, so that a decode in pieces gives bit for bit what one call gives.
+    """
+
+    def go_on(decode):
+        return (decode.num_new < until) & ~jnp.all(decode.is_done)
+
+    def one_token(decode):
+        newest = decode.found.tokens[:, decode.num_new - 1, None]
+        logits, cache = step(newest, ~decode.is_done[:, None], decode.cache)
+        decode = decode._replace(cache=cache)
+        return _choose_tokens(decode, logits, keys, first_index, methods, choice, eos_ids, pad_id, stop_sequences)
+
+    return jax.lax.while_loop(go_on, one_token, decode)
+
+
+def _choose_tokens(decode, logits, keys, first_index, methods, choice, eos_ids, pad_id, stop_sequences):
+    """One more token for each row, from logits [B, V]."""
+    transforms.check(all(token >= 0 for token in eos_ids), "eos_ids", eos_ids, "must be token ids, 0 or more")
+    transforms.check(all(stop_sequences), "stop_sequences", stop_sequences, "must have a token or more each")
+    choose_one, i, found = choose(CHOICES, choice, "choice"), decode.num_new, decode.found
+    logits, lengths = logits.astype(jnp.float32), decode.prompt_lengths + i
+    log_probs = jax.nn.log_softmax(logits, axis=-1)
+    logits, states = transforms.apply(methods, logits, decode.text, lengths, found.states)
+    is_done = decode.is_done | jnp.all(logits <= transforms.RULED_OUT, axis=-1)
+    row_keys = jax.vmap(functools.partial(jax.random.fold_in, data=first_index + i))(keys)
+    token = jnp.where(is_done, pad_id, choose_one(logits, row_keys).astype(jnp.int32))
+    log_prob = jnp.take_along_axis(log_probs, token[:, None], axis=1, mode="fill", fill_value=0.0)[:, 0]
+    top_log_probs, top_tokens = jax.lax.top_k(log_probs, found.top_tokens.shape[2])
+    text = decode.text.at[jnp.arange(len(token)), lengths].set(token)
+    found = Generated(
+        found.tokens.at[:, i].set(token),
+        found.lengths + ~is_done,
+        found.log_probs.at[:, i].set(jnp.where(is_done, 0.0, log_prob)),
+        found.top_tokens.at[:, i].set(jnp.where(is_done[:, None], pad_id, top_tokens)),
+        found.top_log_probs.at[:, i].set(jnp.where(is_done[:, None], 0.0, top_log_probs)),
+        states,
+    )
+    is_done |= jnp.isin(token, jnp.array(eos_ids, jnp.int32))
+    for sequence in stop_sequences:
+        at = lengths[:, None] + 1 - len(sequence) + jnp.arange(len(sequence))
+        newest = jnp.take_along_axis(text, jnp.maximum(at, 0), axis=1)
+        is_new = lengths + 1 - len(sequence) >= decode.prompt_lengths - first_index
+        is_done |= jnp.all(newest == jnp.array(sequence), axis=1) & is_new
+    return decode._replace(num_new=i + 1, is_done=is_done, text=text, found=found)
 
 
 def left_aligned(tokens: jax.Array, is_token: jax.Array, num_more: int) -> tuple[jax.Array, jax.Array]:
