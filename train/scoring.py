@@ -24,7 +24,7 @@ from train.step import eval_step
 from train.tasks import load_task
 from transformer_jax import predicting
 from transformer_jax.config import UserError
-from transformer_jax.generation import translate
+from transformer_jax.translating import translate
 from transformer_jax.run import Run
 
 ROWS = 32

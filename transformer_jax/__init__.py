@@ -11,7 +11,9 @@ import types
 from transformer_jax.config import RunError, TransformerConfig, UserError
 
 _HOMES = {
-    **dict.fromkeys(("generate", "translate"), "generation"),
+    **dict.fromkeys(("Completion", "complete", "generate", "stream"), "generation"),
+    "Decoding": "decoding",
+    "translate": "translating",
     **dict.fromkeys(("classify", "score", "tag"), "predicting"),
     **dict.fromkeys(
         ("Run", "from_pretrained", "load", "logits", "open_run", "read_meta", "save", "save_pretrained"), "run"

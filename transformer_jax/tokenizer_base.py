@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from typing import Any
 
 import numpy as np
@@ -117,11 +118,10 @@ class ByteTokenizer(Tokenizer):
         return np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8).astype(np.int32) + FIRST_TEXT_ID
 
     def _decode(self, ids: np.ndarray) -> str:
-        data = ids.astype(np.uint8).tobytes()
-        try:
-            return data.decode("utf-8", "surrogatepass")
-        except UnicodeDecodeError:
-            return data.decode("utf-8", "replace")
+        # Lone surrogates apart, so that what one byte becomes depends on its neighbours only, not on all of the text.
+        parts = re.split(rb"(\xed[\xa0-\xbf][\x80-\xbf])", ids.astype(np.uint8).tobytes())
+        errors = ("replace", "surrogatepass")
+        return "".join(part.decode("utf-8", errors[i % 2]) for i, part in enumerate(parts))
 
 
 def _code_points(text: str) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Decoding from logits. Nothing here knows a model."""
 
 from transformer_jax.sampling.beam import LENGTH_PENALTIES, STOPPING, Beams, beam_search
-from transformer_jax.sampling.constrain import Constraint, matching, one_of
+from transformer_jax.sampling.constrain import Constraint, Follow, matching, one_of
 from transformer_jax.sampling.generate import CHOICES, Decode, Generated, advance, begin, generate
 from transformer_jax.sampling.logits import (
     Custom,
@@ -34,11 +34,13 @@ METHODS = {  # what is done to logits before a token is chosen
     "presence_penalty": PresencePenalty, "frequency_penalty": FrequencyPenalty, "no_repeat": NoRepeat,
     "bad_words": BadWords, "force_first": ForceFirst, "force_last": ForceLast, "suppress": Suppress,
     "suppress_first": SuppressFirst, "min_length": MinLength, "constraint": Constraint,
+    "follow": Follow,
 }  # fmt: skip
 
 __all__ = [
-    "CHOICES", "LENGTH_PENALTIES", "METHODS", "STOPPING", "BadWords", "Beams", "Constraint", "Custom", "Decode",
-    "ForceFirst", "ForceLast", "FrequencyPenalty", "Generated", "LogitBias", "MinLength", "MinP", "NoRepeat", "PresencePenalty",
-    "Renormalize", "RepetitionPenalty", "Rules", "Suppress", "SuppressFirst", "Temperature", "TopK", "TopP", "Typical",
-    "advance", "beam_search", "begin", "generate", "matching", "one_of", "start",
+    "BadWords", "Beams", "CHOICES", "Constraint", "Custom", "Decode", "Follow", "ForceFirst", "ForceLast",
+    "FrequencyPenalty", "Generated", "LENGTH_PENALTIES", "LogitBias", "METHODS", "MinLength", "MinP", "NoRepeat",
+    "PresencePenalty", "Renormalize", "RepetitionPenalty", "Rules", "STOPPING", "Suppress", "SuppressFirst",
+    "Temperature", "TopK", "TopP", "Typical", "advance", "beam_search", "begin", "generate", "matching", "one_of",
+    "start",
 ]  # fmt: skip

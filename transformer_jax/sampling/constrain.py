@@ -44,6 +44,21 @@ class Constraint(Method):
         return jnp.where(may_come, logits, RULED_OUT), (now, room - 1)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Follow(Method):
+    """Each row is the text given for it: to learn its log-probabilities, say. The state is the place, int32 [R]."""
+
+    tokens: jax.Array  # int32 [R, any]
+
+    def start(self, tokens, lengths, max_new_tokens):
+        return jnp.zeros_like(lengths)
+
+    def __call__(self, logits, tokens, lengths, state):
+        token = jnp.take_along_axis(self.tokens, state[:, None], axis=1, mode="clip")
+        return jnp.where(jnp.arange(logits.shape[-1]) == token, 0.0, RULED_OUT), state + 1
+
+
 def one_of(strings: Sequence[str], token_bytes: Sequence[bytes], eos_ids: Sequence[int]) -> Constraint:
     """The text is one of `strings`, each of which some tokens spell (or UserError). The rest as for `matching`."""
     if not strings:

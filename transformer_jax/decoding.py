@@ -1,0 +1,194 @@
+"""How a text is to be written: all settings of decoding as plain data, and the methods that they become for a run."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from transformer_jax import sampling
+from transformer_jax.config import UserError, choose, unknown_field
+from transformer_jax.run import Run
+from transformer_jax.sampling.logits import Method, check
+from transformer_jax.token_bytes import token_bytes
+from transformer_jax.tokenizers import Tokenizer
+
+METHODS = ("sample", "greedy", "beam")
+PAST_CONTEXT = ("refuse", "reread")
+
+
+def _setting(default: Any, meaning: str) -> Any:
+    return dataclasses.field(default=default, metadata={"meaning": meaning})
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+    """All settings of decoding; the defaults change nothing. Lists become tuples, a dict of biases pairs.
+
+    Raises:
+      UserError: a value of another type, or out of range: a line with field, value and rule.
+    """
+
+    method: str = _setting("sample", "sample | greedy | beam")
+    max_new_tokens: int = _setting(200, "tokens to add; fewer only where the model ends the text, or a rule here does")
+    seed: int = _setting(0, "the same seed gives the same texts")
+    num_samples: int = _setting(1, "continuations of each prompt; of beam search, that many of the best")
+    past_context: str = _setting("refuse", "refuse what outgrows the context | reread its last half and go on")
+    temperature: float = _setting(1.0, "below 1: safer; above: wilder")
+    top_k: int = _setting(0, "choose among the k most likely tokens; 0: all")
+    top_p: float = _setting(1.0, "choose among the most likely tokens that make up this probability; 1: all")
+    min_p: float = _setting(0.0, "choose among tokens at least this times as likely as the likeliest; 0: all")
+    typical_p: float = _setting(1.0, "choose among the most typical tokens of this probability together; 1: all")
+    repetition_penalty: float = _setting(1.0, "above 1: tokens of prompt and text become less likely")
+    presence_penalty: float = _setting(0.0, "taken from the logits of tokens that the new text has")
+    frequency_penalty: float = _setting(0.0, "taken as often as the new text has the token")
+    no_repeat_ngram_size: int = _setting(0, "no so many tokens in a row come twice; 0: they may")
+    bad_words: tuple = _setting((), "strings not written as the tokenizer spells them, with and without a space")
+    suppress: tuple = _setting((), "tokens that are not written: ids, or strings that are one token")
+    logit_bias: tuple = _setting((), "pairs of a token, id or string, and what is added to its logit")
+    min_new_tokens: int = _setting(0, "the model does not end the text before")
+    stop: tuple = _setting((), "strings; the text ends before the first of them")
+    choices: tuple = _setting((), "strings; the text is one of them")
+    regex: str = _setting("", "the text matches this regular expression from end to end")
+    num_beams: int = _setting(4, "of beam search")
+    length_penalty: float = _setting(1.0, "of beam search; above 0 longer texts are favoured")
+    penalty: str = _setting("wu", "of beam search: wu | average, how length_penalty counts")
+    stopping: str = _setting("never", "of beam search: never | first | hopeless_now, before it is certain")
+    num_groups: int = _setting(1, "of beam search: groups of beams that differ")
+    diversity: float = _setting(0.0, "of beam search: how much groups differ")
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _typed(field, getattr(self, field.name)))
+        choose(dict.fromkeys(METHODS), self.method, "method")
+        choose(dict.fromkeys(PAST_CONTEXT), self.past_context, "past_context")
+        choose(sampling.LENGTH_PENALTIES, self.penalty, "penalty")
+        choose(sampling.STOPPING, self.stopping, "stopping")
+        for name, least in (("max_new_tokens", 1), ("num_samples", 1), ("num_beams", 1), ("min_new_tokens", 0)):
+            check(getattr(self, name) >= least, name, getattr(self, name), f"must be at least {least}")
+        check(-(2**63) <= self.seed < 2**63, "seed", self.seed, "must be a number of 64 bits")
+        check(self.min_new_tokens <= self.max_new_tokens, "min_new_tokens", self.min_new_tokens,
+              f"must be at most max_new_tokens={self.max_new_tokens}")  # fmt: skip
+        for name in ("bad_words", "stop", "choices"):
+            is_fine = all(isinstance(text, str) and text for text in getattr(self, name))
+            check(is_fine, name, getattr(self, name), "must be strings of a character or more")
+        is_fine = all(isinstance(token, str) or type(token) is int for token in self.suppress)
+        check(is_fine, "suppress", self.suppress, "must be token ids or strings")
+        is_fine = all(isinstance(pair, tuple) and len(pair) == 2 and type(pair[0]) in (int, str)
+                      and type(pair[1]) in (int, float) for pair in self.logit_bias)  # fmt: skip
+        check(is_fine, "logit_bias", self.logit_bias, "must be pairs of a token, id or string, and a number")
+        check(not (self.choices and self.regex), "regex", self.regex, "choices are given as well; give one of them")
+        if self.method == "beam":
+            rule = f"must be at most num_beams={self.num_beams}. Ask for fewer, or search with more beams"
+            check(self.num_samples <= self.num_beams, "num_samples", self.num_samples, rule)
+            check(self.past_context == "refuse", "past_context", self.past_context,
+                  "a beam search stays within the context. Take method=sample or greedy")  # fmt: skip
+        _penalties(self), _shaping(self)  # each method says what is wrong with its own
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; `from_dict` is the way back."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Decoding":
+        """Of settings by name. Raises UserError for an unknown name, and as the class does."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        if unknown := [name for name in values if name not in known]:
+            raise unknown_field(unknown[0], known)
+        return cls(**values)
+
+
+def _typed(field: dataclasses.Field, value: Any) -> Any:
+    """The value as its field wants it: a tuple for a list, a float for an integer, a number for NumPy's."""
+    value = value.item() if isinstance(value, np.generic) else value
+    if field.type is tuple and isinstance(value, dict | list | tuple):
+        value = value.items() if isinstance(value, dict) else value
+        value = tuple(tuple(item) if isinstance(item, list) else item for item in value)
+    if field.type is float and type(value) is int and abs(value) < 2**1023:
+        value = float(value)
+    if type(value) is not field.type:
+        expected = "a list" if field.type is tuple else f"of type {field.type.__name__}"
+        raise UserError(f"{field.name}={value!r:.80}: must be {expected}, not {type(value).__name__}.")
+    if field.type is float and not math.isfinite(value):
+        raise UserError(f"{field.name}={value}: must be a finite number.")
+    return value
+
+
+def methods_of(decoding: Decoding, run: Run) -> tuple[Method, ...]:
+    """What is done to the logits of a run: its own rules, then the settings; what would change nothing is left away.
+
+    Penalties come first, then what rules tokens out, and then, among what is left, temperature, top-k, top-p and so on.
+
+    Raises:
+      UserError: a string that is no token; choices or a regex that no tokens spell, or that there is no room for.
+    """
+    tokenizer, eos_ids = run.tokenizer, run.rules.eos_ids
+    methods = (*run.rules.methods, *_penalties(decoding))
+    if decoding.bad_words:
+        words = tuple(word for text in decoding.bad_words for word in _spelled(tokenizer, text))
+        methods += (sampling.BadWords(words),)
+    if decoding.suppress:
+        methods += (sampling.Suppress(tuple(_id(tokenizer, "suppress", token) for token in decoding.suppress)),)
+    if decoding.logit_bias:
+        pairs = ((_id(tokenizer, "logit_bias", token), float(bias)) for token, bias in decoding.logit_bias)
+        methods += (sampling.LogitBias(tuple(pairs)),)
+    if decoding.min_new_tokens:
+        methods += (sampling.MinLength(decoding.min_new_tokens, eos_ids),)
+    if decoding.choices or decoding.regex:
+        vocab_size = getattr(run.config, "decoder", run.config).vocab_size
+        constraint, least = _constraint(decoding.choices, decoding.regex, tokenizer, vocab_size, eos_ids)
+        rule = f"the shortest text allowed has {least} tokens. Allow as many"
+        check(least <= decoding.max_new_tokens, "max_new_tokens", decoding.max_new_tokens, rule)
+        methods += (constraint,)
+    return methods + _shaping(decoding)
+
+
+def _penalties(decoding: Decoding) -> tuple[Method, ...]:
+    known = (
+        (sampling.RepetitionPenalty, decoding.repetition_penalty, 1),
+        (sampling.NoRepeat, decoding.no_repeat_ngram_size, 0),
+        (sampling.PresencePenalty, decoding.presence_penalty, 0),
+        (sampling.FrequencyPenalty, decoding.frequency_penalty, 0),
+    )  # fmt: skip
+    return tuple(method(value) for method, value, off in known if value != off)
+
+
+def _shaping(decoding: Decoding) -> tuple[Method, ...]:
+    known = (
+        (sampling.Temperature, decoding.temperature, 1), (sampling.TopK, decoding.top_k, 0),
+        (sampling.TopP, decoding.top_p, 1), (sampling.MinP, decoding.min_p, 0),
+        (sampling.Typical, decoding.typical_p, 1),
+    )  # fmt: skip
+    return tuple(method(value) for method, value, off in known if value != off)
+
+
+def _spelled(tokenizer: Tokenizer, text: str) -> Sequence[tuple[int, ...]]:
+    """The tokens of a text, alone and after a space, which many tokenizers put into the first token."""
+    words = {tuple(tokenizer.encode_piece(text).tolist())}
+    try:
+        words.add(tuple(tokenizer.encode_piece(" " + text).tolist()))
+    except UserError:
+        pass  # no token has a space
+    return sorted(word for word in words if word)
+
+
+def _id(tokenizer: Tokenizer, field: str, token: int | str) -> int:
+    if isinstance(token, int):
+        check(0 <= token < tokenizer.vocab_size, field, token, f"must be a token id below {tokenizer.vocab_size}")
+        return token
+    ids = tokenizer.encode_piece(token)
+    check(len(ids) == 1, field, token, f"is {len(ids)} tokens, and must be one. Give ids, or take bad_words")
+    return int(ids[0])
+
+
+@functools.lru_cache(maxsize=8)
+def _constraint(
+    choices: tuple[str, ...], regex: str, tokenizer: Tokenizer, vocab_size: int, eos_ids: tuple[int, ...]
+) -> tuple[sampling.Constraint, int]:
+    """The constraint, and how many tokens its shortest text has."""
+    known = token_bytes(tokenizer)
+    known += (b"",) * (vocab_size - len(known))  # ids that the model has beyond the tokenizer's
+    constraint = sampling.one_of(choices, known, eos_ids) if choices else sampling.matching(regex, known, eos_ids)
+    return constraint, int(constraint.num_to_go[0])

@@ -1,0 +1,196 @@
+"""How rows of tokens are written with a run: what is read when, in which shapes, and where each row ends.
+
+Only few shapes are compiled, whatever the lengths: prompts are padded to a bucket, caches have a bucket's slots, and
+the loop takes the number of tokens as a number. Results do not depend on the bucket: padding is on the left up to
+the longest prompt, and the cache takes back the slots of the padding behind it.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from transformer_jax import sampling
+from transformer_jax.cache import make_cache
+from transformer_jax.models import Seq2Seq
+from transformer_jax.run import Run, step_function
+from transformer_jax.token_bytes import settled_text
+
+SMALLEST_BUCKET = 32  # 32, 64, 128, ... up to the context
+USUAL_PROMPT = 64  # shorter prompts have the cache of one so long: then they share the loop too
+STOP_TOKENS = 16  # written between two looks for stop strings
+
+
+def bucket(size: int, most: int) -> int:
+    """The smallest bucket that has room for `size`, but no more than `most`."""
+    return min(max(SMALLEST_BUCKET, 1 << (size - 1).bit_length()), most)
+
+
+class Writer:
+    """Rows of a run as they are written, some tokens at a time: `write`, until `is_done`.
+
+    A row ends at a token that ends texts ("eos"), where its text has a stop string ("stop"), after `num_new` tokens
+    ("length"), or where every token is ruled out ("ruled_out").
+    """
+
+    def __init__(
+        self, run: Run, prompts: list[np.ndarray], keys: jax.Array, methods: tuple, choice: str, num_new: int,
+        stop: tuple[str, ...] = (), num_top: int = 0,
+    ):  # fmt: skip
+        self.run, self.prompts, self.keys, self.methods = run, prompts, keys, methods
+        self.num_new, self.stop, self.num_top = num_new, stop, num_top
+        self.settings = dict(choice=choice, eos_ids=run.rules.eos_ids, pad_id=run.rules.pad_id)
+        self.is_target = isinstance(run.model, Seq2Seq)
+        nothing = np.zeros(0, np.int32)
+        self.tokens = [nothing] * len(prompts)  # new ones of each row, the one that ends it included
+        self.log_probs = [nothing.astype(np.float32)] * len(prompts)
+        self.top = [(nothing.reshape(0, num_top), nothing.astype(np.float32).reshape(0, num_top))] * len(prompts)
+        self.finish, self.stop_at = [""] * len(prompts), [-1] * len(prompts)
+        self.num_written = 0  # tokens of rows that have not ended
+        lengths = jnp.array([1 if self.is_target else len(row) for row in prompts], jnp.int32)
+        self._states = sampling.start(methods, jnp.zeros((len(prompts), 0), jnp.int32), lengths, num_new)
+        self._heads = ["" if self.is_target else run.tokenizer.decode(row) for row in prompts] if run.tokenizer else []
+        self._decode, self._first, self._piece = None, 0, 0  # of what was read last: its first token, and its size
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all rows have ended."""
+        return all(self.finish)
+
+    def write(self, num_tokens: int) -> None:
+        """Add up to so many tokens to each row that has not ended."""
+        until = min(self.num_written + num_tokens, self.num_new)
+        while not self.is_done and self.num_written < until:
+            if self._decode is None or self.num_written == self._first + self._piece:
+                self._read()
+            num = np.int32(min(until - self._first, self._piece))
+            if num > 1:
+                self._decode = sampling.advance(
+                    step_function(self.run), self._decode, self.keys, num, np.int32(self._first), self.methods,
+                    **self.settings,
+                )  # fmt: skip
+            self._take(int(num))
+
+    def text(self, i: int) -> str:
+        """What row i goes on with after its prompt; before its end, the part that no later token changes."""
+        row = self._row(i)
+        text = self.run.tokenizer.decode(row) if self.finish[i] else settled_text(self.run.tokenizer, row)
+        text = text[len(self._heads[i]) :]
+        return text[: self.stop_at[i]] if self.stop_at[i] >= 0 else text
+
+    def _row(self, i: int, num: int | None = None) -> np.ndarray:
+        tokens = self.tokens[i][:num]
+        return tokens if self.is_target else np.concatenate([self.prompts[i], tokens])
+
+    def _read(self) -> None:
+        """Read the rows, or the last half of the context where they have outgrown it, and choose a token for each."""
+        self._first, num_left = self.num_written, self.num_new - self.num_written
+        if self.is_target:
+            self._piece, places = num_left, bucket(num_left, self.run.config.decoder.max_len)
+            step, cache, tokens, is_token = begin_targets(self.run, self.prompts, places)
+            unused, text_size = None, 1 + places
+        else:
+            context, rows = self.run.config.max_len, [self._row(i) for i in range(len(self.prompts))]
+            if self._first:
+                rows = [row[-max(context // 2, 1) :] for row in rows]
+            longest = max(map(len, rows))
+            # So many more have slots: the last token chosen is not read.
+            self._piece = min(num_left, context - longest + 1)
+            capacity = bucket(max(longest, USUAL_PROMPT) + self._piece, context)
+            places = bucket(self._piece, context)
+            tokens, is_token = batch(rows, longest, bucket(longest, context), self.run.rules.pad_id)
+            step, cache = step_function(self.run), make_cache(self.run.config, len(rows), capacity)
+            unused, text_size = np.int32(tokens.shape[1] - longest), capacity + 1
+        self._decode = sampling.begin(
+            step, cache, tokens, is_token, self.keys, np.int32(num_left), np.int32(self._first), self.methods,
+            self._states, unused, num_places=places, text_size=text_size, num_top=self.num_top, **self.settings,
+        )  # fmt: skip
+        self._hold()
+
+    def _hold(self) -> None:
+        """Rows that have ended here are to end there as well."""
+        ended = np.array([bool(finish) for finish in self.finish])
+        if ended.any():
+            self._decode = self._decode._replace(is_done=self._decode.is_done | ended)
+
+    def _take(self, num: int) -> None:
+        """Fetch what was chosen, up to token `num` of what was read last, and see which rows have ended."""
+        found, first = self._decode.found, self.num_written - self._first
+        self._states = found.states
+        tokens, log_probs, lengths, top_tokens, top_log_probs = jax.device_get(
+            (found.tokens, found.log_probs, found.lengths, found.top_tokens, found.top_log_probs)
+        )
+        for i, finish in enumerate(self.finish):
+            if finish:
+                continue
+            end = min(int(lengths[i]), num)
+            self.tokens[i] = np.append(self.tokens[i], tokens[i, first:end])
+            self.log_probs[i] = np.append(self.log_probs[i], log_probs[i, first:end])
+            both = zip(self.top[i], (top_tokens[i, first:end], top_log_probs[i, first:end]), strict=True)
+            self.top[i] = tuple(np.concatenate(pair) for pair in both)
+            if end > first and tokens[i, end - 1] in self.settings["eos_ids"]:
+                self.finish[i] = "eos"
+            elif end < num:
+                self.finish[i] = "ruled_out"
+            elif self._first + num == self.num_new:
+                self.finish[i] = "length"
+            if self.stop:
+                self._stop(i, end - first)
+        self.num_written = self._first + num
+        if self.stop:
+            self._hold()
+
+    def _stop(self, i: int, num_newest: int) -> None:
+        """End row i after the first token with which its text has a stop string, if there is one."""
+        num = len(self.tokens[i])
+        if self._place_of_stop(i, num) < 0:
+            return
+        num = next(n for n in range(max(num - num_newest, 0), num + 1) if self._place_of_stop(i, n) >= 0)
+        self.stop_at[i], self.finish[i] = self._place_of_stop(i, num), "stop"
+        self.tokens[i], self.log_probs[i] = self.tokens[i][:num], self.log_probs[i][:num]
+        self.top[i] = tuple(of_tokens[:num] for of_tokens in self.top[i])
+
+    def _place_of_stop(self, i: int, num: int) -> int:
+        """Where the text of the first `num` new tokens has the first stop string; -1: it has none."""
+        is_whole = self.finish[i] and num == len(self.tokens[i])
+        text_of = self.run.tokenizer.decode if is_whole else functools.partial(settled_text, self.run.tokenizer)
+        text = text_of(self._row(i, num))[len(self._heads[i]) :]
+        return min((place for place in map(text.find, self.stop) if place >= 0), default=-1)
+
+
+def write_all(
+    run: Run, prompts: list[np.ndarray], keys: jax.Array, methods: tuple, choice: str, num_new: int
+) -> list[np.ndarray]:
+    """The new tokens of each row, all at once."""
+    writer = Writer(run, prompts, keys, methods, choice, num_new)
+    writer.write(num_new)
+    return writer.tokens
+
+
+def cut(tokens: jax.Array, lengths: jax.Array) -> list[np.ndarray]:
+    """Each row up to its length."""
+    return [row[:length] for row, length in zip(np.asarray(tokens), np.asarray(lengths).tolist(), strict=True)]
+
+
+def batch(rows: list[np.ndarray], longest: int, width: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that end at place `longest`, with padding on both sides, and where they are: [B, width] each."""
+    lengths, place = np.array([[len(row)] for row in rows]), np.arange(width)
+    is_token = (place >= longest - lengths) & (place < longest)
+    tokens = np.full((len(rows), width), pad_id, np.int32)
+    tokens[is_token] = np.concatenate(rows)
+    return tokens, is_token
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _start(model: Seq2Seq, params: Any, source: jax.Array, is_token: jax.Array, capacity: int) -> Any:
+    return model.apply({"params": params}, source, is_token, capacity, method="start")
+
+
+def begin_targets(run: Run, sources: list[np.ndarray], capacity: int) -> tuple:
+    """What decoding wants: the step, a cache that has read the sources, the first token of each, and that it is one."""
+    longest = max(map(len, sources))
+    source, is_token = batch(sources, longest, bucket(longest, run.config.encoder.max_len), run.rules.pad_id)
+    first = np.full((len(sources), 1), run.rules.start_id, np.int32)
+    return step_function(run), _start(run.model, run.params, source, is_token, capacity), first, first >= 0
