@@ -1,0 +1,180 @@
+"""What runs write: completions, streams, stop strings, the context's end; and how few programs it takes."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from arrays import random_like
+
+import transformer_jax as tj
+from transformer_jax import generation, sampling, writing
+from transformer_jax.config import TransformerConfig, UserError
+from transformer_jax.models import GPT, parameter_shapes
+from transformer_jax.run import Run, step_function
+from transformer_jax.sampling import Rules
+from transformer_jax.tokenizers import train_tokenizer
+
+FIXTURES = Path(__file__).parent / "fixtures"
+CONTEXT = 97
+TEXT = "the cat sät on a mat, 狐 and €5 😀 dogs ran over green hills.\n" * 3
+
+
+@functools.cache
+def made(kind, vocab_size=283):
+    """A run that was never trained: its texts are of all bytes, wrong ones too."""
+    tokenizer = train_tokenizer(kind, 540 if kind == "wordpiece" else vocab_size, TEXT)
+    model = GPT(
+        TransformerConfig(vocab_size=tokenizer.vocab_size, max_len=CONTEXT, num_layers=1, d_model=10, num_heads=2)
+    )
+    params = random_like(parameter_shapes(model), 0)
+    return Run(model, params, tokenizer, model.config, rules=Rules((tokenizer.eos_id,), 0, 1))
+
+
+def texts_of(run, **settings):
+    return [completion.text for completion in tj.complete(run, ["the cat", "狐"], tj.Decoding(**settings))]
+
+
+# Streams
+
+
+@pytest.mark.parametrize("kind", ["byte", "bpe", "wordpiece"])
+def test_the_pieces_of_a_stream_are_what_generate_puts_after_the_prompt(kind):
+    run, num_stopped, num_pieces = made(kind), 0, 0
+    for seed in range(7):
+        for stop in ((), ("a", "\n"), ("th", "sä", "  "), ("\ufffd\ufffd\ufffd", "the cat")):
+            settings = dict(
+                max_new_tokens=43, seed=seed, stop=stop, temperature=0.7, logit_bias={101 + 3 * (kind == "byte"): 1.5}
+            )
+            whole = tj.generate(run, "the cat", **settings)
+            pieces = list(tj.stream(run, "the cat", **settings))
+            assert "the cat" + "".join(pieces) == whole
+            assert all(pieces) and not any(end in "".join(pieces) for end in stop)
+            num_stopped += tj.complete(run, ["the cat"], tj.Decoding(**settings))[0].finish == "stop"
+            num_pieces += len(pieces)
+    assert num_stopped > 2 and num_pieces > 37
+
+
+def test_a_stream_never_ends_a_piece_within_a_character_or_a_stop_string():
+    run = made("byte")
+    for text, stop, expected in (
+        ("aé€😀b", (), ["a", "é", "€", "😀", "b"]), ("abcabd", ("abd",), ["abc"]),
+        ("xabab", ("abc",), ["x", "ab", "ab"]),
+        ("x狐狐y", ("狐y",), ["x", "狐"]), ("aabc", ("ab", "bc"), ["a"]), ("ab\ufffdc", (), ["a", "b", "\ufffdc"]),
+    ):  # fmt: skip
+        pieces = list(generation._pieces(following(run, text, stop), stop))
+        assert pieces == expected, (text, stop)
+
+
+def following(run, text, stop):
+    """A writer that writes this text, a token at a time."""
+    tokens = run.tokenizer.encode(text)
+    writer = writing.Writer(run, [run.tokenizer.encode("the")], jax.random.split(jax.random.key(0), 1),
+                            (sampling.Follow(tokens[None]),), "greedy", len(tokens), stop)  # fmt: skip
+    write = writer.write
+    writer.write = lambda num: write(1)
+    return writer
+
+
+def test_what_a_stream_cannot_do_is_refused_at_once():
+    for settings, words in (({"num_samples": 2}, "num_samples=2"), ({"method": "beam"}, "method='beam'")):
+        with pytest.raises(UserError, match=words):
+            tj.stream(made("byte"), "the", **settings)
+    with pytest.raises(UserError, match="prompt=''"):
+        tj.stream(made("byte"), "")
+
+
+# Completions
+
+
+def test_completions_say_what_each_token_was_worth_and_why_they_ended():
+    run = made("byte")
+    decoding = tj.Decoding(max_new_tokens=11, num_samples=3, seed=5, logit_bias={run.tokenizer.eos_id: 3.0})
+    found = tj.complete(run, ["the cat", "狐"], decoding, num_top=2)
+    assert {completion.finish for completion in found} == {"eos", "length"}
+    for i, completion in enumerate(found):
+        assert completion.prompt == ["the cat", "狐"][i // 3]
+        prompt = run.tokenizer.encode(completion.prompt)
+        row = np.append(prompt, completion.tokens)
+        logits = np.asarray(tj.logits(run, row[None]))[0, len(prompt) - 1 : -1]
+        log_probs = logits - np.log(np.sum(np.exp(logits), axis=1, keepdims=True))
+        expected = log_probs[np.arange(len(completion.tokens)), completion.tokens]
+        np.testing.assert_allclose(completion.log_probs, expected, atol=1e-4)
+        assert completion.log_prob == pytest.approx(sum(expected), abs=1e-3)
+        for place, top in enumerate(completion.top):
+            assert [token for token, _ in top] == np.argsort(-log_probs[place])[:2].tolist()
+        is_eos = completion.tokens[-1] == run.tokenizer.eos_id
+        assert completion.finish == ("eos" if is_eos else "length") and (is_eos or len(completion.tokens) == 11)
+        assert run.tokenizer.decode(row) == completion.prompt + completion.text
+
+
+def test_a_text_ends_before_its_first_stop_string_with_the_token_that_completes_it():
+    run = made("byte")
+    whole = tj.complete(run, ["the cat", "狐"], tj.Decoding(max_new_tokens=43, seed=2))
+    stop = whole[0].text[9:11]
+    cut, other = tj.complete(run, ["the cat", "狐"], tj.Decoding(max_new_tokens=43, seed=2, stop=(stop,)))
+    assert cut.finish == "stop" and cut.text == whole[0].text[: whole[0].text.index(stop)]
+    assert cut.tokens == whole[0].tokens[: len(cut.tokens)] and len(cut.tokens) < len(whole[0].tokens)
+    assert stop in whole[1].text or other == whole[1]
+
+
+@pytest.mark.parametrize("settings", [{"choices": ("yes", "no", "狐")}, {"regex": "(yes|no|狐)"}], ids=str)
+@pytest.mark.parametrize("kind", ["byte", "bpe", "wordpiece"])
+def test_a_constrained_text_is_one_of_those_allowed(kind, settings):
+    texts = {text for seed in range(5) for text in texts_of(made(kind), max_new_tokens=13, seed=seed, **settings)}
+    assert texts <= {"yes", "no", "狐"} and len(texts) > 1
+
+
+def test_beam_search_finds_the_likelier_texts_best_first():
+    run = made("bpe")
+    beam = tj.complete(run, ["the cat", "a"], tj.Decoding(method="beam", num_beams=3, num_samples=2, max_new_tokens=7,
+                                                         min_new_tokens=7, length_penalty=0.0))  # fmt: skip
+    greedy = tj.complete(run, ["the cat", "a"], tj.Decoding(method="greedy", max_new_tokens=7, min_new_tokens=7))
+    for best, second, other in zip(beam[::2], beam[1::2], greedy, strict=True):
+        assert best.log_prob >= second.log_prob and best.log_prob >= other.log_prob - 1e-4
+
+
+# The context
+
+
+def test_what_outgrows_the_context_is_refused_unless_it_may_be_read_again():
+    run = made("byte")
+    run = dataclasses.replace(run, rules=Rules((), 0, 1))
+    assert len(tj.complete(run, ["the cat"], tj.Decoding(max_new_tokens=CONTEXT - 7))[0].tokens) == CONTEXT - 7
+    with pytest.raises(UserError) as error:
+        tj.generate(run, ["the cat", "a"], max_new_tokens=CONTEXT - 6)
+    for words in (f"max_new_tokens={CONTEXT - 6}", "7 tokens", f"context of {CONTEXT}", f"at most {CONTEXT - 7}"):
+        assert words in str(error.value)
+    long = tj.Decoding(max_new_tokens=2 * CONTEXT + 11, past_context="reread", seed=1)
+    found = tj.complete(run, ["the cat", "a"], long)
+    assert [len(completion.tokens) for completion in found] == [2 * CONTEXT + 11] * 2
+    pieces = tj.stream(run, "the cat", **long.to_dict())
+    assert "".join(pieces) == tj.complete(run, ["the cat"], long)[0].text
+
+
+# Programs
+
+
+def test_prompts_of_ten_lengths_take_two_programs_to_read_and_one_to_go_on(monkeypatch):
+    run, traced = made("byte"), []
+    step = step_function(run)
+
+    def counting(params, tokens, is_token, cache):
+        traced.append(tokens.shape[1])
+        return step.func(params, tokens, is_token, cache)
+
+    monkeypatch.setattr(writing, "step_function", lambda run: jax.tree_util.Partial(counting, run.params))
+    lengths, numbers = (1, 5, 17, 29, 32, 33, 41, 53, 61, 64), (32, 29, 3, 11, 5, 7, 23, 2, 13, 31)
+    for length, num_new in zip(lengths, numbers, strict=True):
+        tj.generate(run, ("the cat " * 8)[:length], max_new_tokens=num_new)
+    assert sorted(set(traced)) == [1, 32, 64] and len(traced) == 3
+
+
+def test_results_do_not_depend_on_the_bucket(monkeypatch):
+    run = made("byte")
+    settings = dict(max_new_tokens=19, seed=3, num_samples=2)
+    usual = tj.generate(run, ["the cat sat", "a"], **settings)
+    monkeypatch.setattr(writing, "bucket", lambda size, most: size)
+    assert tj.generate(run, ["the cat sat", "a"], **settings) == usual
