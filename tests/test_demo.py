@@ -25,7 +25,14 @@ def test_at_least_nine_of_ten_words_that_the_demo_samples_occur_in_its_training_
     known = set(re.findall(r"[^\W\d_]+", training_text))
     trained = tj.load(tmp_path / "demo")
     texts = tj.generate(
-        trained, "The for statement", max_new_tokens=150, temperature=0.7, top_k=40, seed=1, num_samples=3
+        trained,
+        "The for statement",
+        max_new_tokens=150,
+        temperature=0.7,
+        top_k=40,
+        seed=1,
+        num_samples=3,
+        past_context="reread",
     )
     words = re.findall(r"[^\W\d_]+", " ".join(texts))
     unknown = [word for word in words if word not in known]

@@ -184,7 +184,7 @@ def test_a_text_that_outgrows_the_context_has_the_last_token_of_the_whole():
     run, seen = with_methods("gpt2", Suppress((7,)), ForceLast(7)), []
     run = dataclasses.replace(run, rules=dataclasses.replace(run.rules, eos_ids=()), tokenizer=Recording(run, seen))
     num_new = run.config.max_len + 9
-    tj.generate(run, "the cat", max_new_tokens=num_new, method="greedy")
+    tj.generate(run, "the cat", max_new_tokens=num_new, method="greedy", past_context="reread")
     num_prompt = len(run.tokenizer.encode("the cat"))
     assert len(seen[0]) == num_prompt + num_new
     assert seen[0][-1] == 7 and 7 not in seen[0][num_prompt:-1]

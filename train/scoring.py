@@ -24,8 +24,8 @@ from train.step import eval_step
 from train.tasks import load_task
 from transformer_jax import predicting
 from transformer_jax.config import UserError
-from transformer_jax.translating import translate
 from transformer_jax.run import Run
+from transformer_jax.translating import translate
 
 ROWS = 32
 

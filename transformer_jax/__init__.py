@@ -11,7 +11,7 @@ import types
 from transformer_jax.config import RunError, TransformerConfig, UserError
 
 _HOMES = {
-    **dict.fromkeys(("Completion", "complete", "generate", "stream"), "generation"),
+    **dict.fromkeys(("Completion", "benchmark", "complete", "generate", "prompt_text", "stream"), "generation"),
     "Decoding": "decoding",
     "translate": "translating",
     **dict.fromkeys(("classify", "score", "tag"), "predicting"),

@@ -2,16 +2,14 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from transformer_jax import sampling
 from transformer_jax.config import UserError, choose, unknown_field
 from transformer_jax.run import Run
 from transformer_jax.sampling.logits import Method, check
+from transformer_jax.settings import Settings
 from transformer_jax.token_bytes import token_bytes
 from transformer_jax.tokenizers import Tokenizer
 
@@ -19,49 +17,16 @@ METHODS = ("sample", "greedy", "beam")
 PAST_CONTEXT = ("refuse", "reread")
 
 
-def _setting(default: Any, meaning: str) -> Any:
-    return dataclasses.field(default=default, metadata={"meaning": meaning})
-
-
 @dataclasses.dataclass(frozen=True)
-class Decoding:
+class Decoding(Settings):
     """All settings of decoding; the defaults change nothing. Lists become tuples, a dict of biases pairs.
 
     Raises:
       UserError: a value of another type, or out of range: a line with field, value and rule.
     """
 
-    method: str = _setting("sample", "sample | greedy | beam")
-    max_new_tokens: int = _setting(200, "tokens to add; fewer only where the model ends the text, or a rule here does")
-    seed: int = _setting(0, "the same seed gives the same texts")
-    num_samples: int = _setting(1, "continuations of each prompt; of beam search, that many of the best")
-    past_context: str = _setting("refuse", "refuse what outgrows the context | reread its last half and go on")
-    temperature: float = _setting(1.0, "below 1: safer; above: wilder")
-    top_k: int = _setting(0, "choose among the k most likely tokens; 0: all")
-    top_p: float = _setting(1.0, "choose among the most likely tokens that make up this probability; 1: all")
-    min_p: float = _setting(0.0, "choose among tokens at least this times as likely as the likeliest; 0: all")
-    typical_p: float = _setting(1.0, "choose among the most typical tokens of this probability together; 1: all")
-    repetition_penalty: float = _setting(1.0, "above 1: tokens of prompt and text become less likely")
-    presence_penalty: float = _setting(0.0, "taken from the logits of tokens that the new text has")
-    frequency_penalty: float = _setting(0.0, "taken as often as the new text has the token")
-    no_repeat_ngram_size: int = _setting(0, "no so many tokens in a row come twice; 0: they may")
-    bad_words: tuple = _setting((), "strings not written as the tokenizer spells them, with and without a space")
-    suppress: tuple = _setting((), "tokens that are not written: ids, or strings that are one token")
-    logit_bias: tuple = _setting((), "pairs of a token, id or string, and what is added to its logit")
-    min_new_tokens: int = _setting(0, "the model does not end the text before")
-    stop: tuple = _setting((), "strings; the text ends before the first of them")
-    choices: tuple = _setting((), "strings; the text is one of them")
-    regex: str = _setting("", "the text matches this regular expression from end to end")
-    num_beams: int = _setting(4, "of beam search")
-    length_penalty: float = _setting(1.0, "of beam search; above 0 longer texts are favoured")
-    penalty: str = _setting("wu", "of beam search: wu | average, how length_penalty counts")
-    stopping: str = _setting("never", "of beam search: never | first | hopeless_now, before it is certain")
-    num_groups: int = _setting(1, "of beam search: groups of beams that differ")
-    diversity: float = _setting(0.0, "of beam search: how much groups differ")
-
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, _typed(field, getattr(self, field.name)))
+        super().__post_init__()
         choose(dict.fromkeys(METHODS), self.method, "method")
         choose(dict.fromkeys(PAST_CONTEXT), self.past_context, "past_context")
         choose(sampling.LENGTH_PENALTIES, self.penalty, "penalty")
@@ -98,22 +63,6 @@ class Decoding:
         if unknown := [name for name in values if name not in known]:
             raise unknown_field(unknown[0], known)
         return cls(**values)
-
-
-def _typed(field: dataclasses.Field, value: Any) -> Any:
-    """The value as its field wants it: a tuple for a list, a float for an integer, a number for NumPy's."""
-    value = value.item() if isinstance(value, np.generic) else value
-    if field.type is tuple and isinstance(value, dict | list | tuple):
-        value = value.items() if isinstance(value, dict) else value
-        value = tuple(tuple(item) if isinstance(item, list) else item for item in value)
-    if field.type is float and type(value) is int and abs(value) < 2**1023:
-        value = float(value)
-    if type(value) is not field.type:
-        expected = "a list" if field.type is tuple else f"of type {field.type.__name__}"
-        raise UserError(f"{field.name}={value!r:.80}: must be {expected}, not {type(value).__name__}.")
-    if field.type is float and not math.isfinite(value):
-        raise UserError(f"{field.name}={value}: must be a finite number.")
-    return value
 
 
 def methods_of(decoding: Decoding, run: Run) -> tuple[Method, ...]:

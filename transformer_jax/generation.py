@@ -53,10 +53,13 @@ def generate(run: Run, prompt: str | Sequence[str], **settings: Any) -> str | li
     decoding = Decoding.from_dict(settings)
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     found = complete(run, prompts, decoding)
-    is_target = isinstance(run.model, Seq2Seq)
-    heads = {text: "" if is_target else run.tokenizer.decode(_encode(run, text)) for text in prompts}
-    texts = [heads[completion.prompt] + completion.text for completion in found]
+    texts = [prompt_text(run, completion.prompt) + completion.text for completion in found]
     return texts[0] if isinstance(prompt, str) and decoding.num_samples == 1 else texts
+
+
+def prompt_text(run: Run, prompt: str) -> str:
+    """What `generate` puts before the continuation: the prompt as its tokens spell it; before a target nothing."""
+    return "" if isinstance(run.model, Seq2Seq) else run.tokenizer.decode(_encode(run, prompt))
 
 
 def complete(run: Run, prompts: Sequence[str], decoding: Decoding, num_top: int = 0) -> list[Completion]:
@@ -100,6 +103,29 @@ def stream(run: Run, prompt: str, **settings: Any) -> Iterator[str]:
         name = "method" if decoding.method == "beam" else "num_samples"
         raise UserError(f"{name}={getattr(decoding, name)!r}: a stream is one text that is sampled or greedy.")
     return _pieces(_writer(run, [prompt], decoding, 0), decoding.stop)
+
+
+def benchmark(run: Run, prompt: str, decoding: Decoding) -> dict[str, float]:
+    """How fast `num_samples` rows are written, once all is compiled.
+
+    Returns:
+      prefill_seconds, to read the prompt and choose a token; decode_seconds, for all others; tokens_per_second, those
+      of all rows in decode_seconds; compile_seconds, what the first time took longer; and num_tokens, of all rows.
+    """
+    seconds = []
+    for _ in range(2):
+        start = time.perf_counter()
+        writer = _writer(run, [prompt], decoding, 0)
+        writer.write(1)
+        read = time.perf_counter()
+        writer.write(decoding.max_new_tokens)
+        seconds.append((read - start, time.perf_counter() - read))
+    num_tokens = sum(map(len, writer.tokens))
+    return {
+        "prefill_seconds": seconds[1][0], "decode_seconds": seconds[1][1],
+        "tokens_per_second": (num_tokens - len(writer.tokens)) / seconds[1][1],
+        "compile_seconds": max(0.0, sum(seconds[0]) - sum(seconds[1])), "num_tokens": num_tokens,
+    }  # fmt: skip
 
 
 def _pieces(writer: Writer, stop: tuple[str, ...]) -> Iterator[str]:
