@@ -227,7 +227,8 @@ def test_help_lists_every_flag_of_sampling_and_every_command():
 
 def test_a_sample_is_all_that_goes_to_stdout(run_dir):
     process = python(*SAMPLE, f"--run_dir={run_dir}", "--prompt_file=-", "--max_new_tokens=20", "--num_samples=3",
-                     "--past_context=reread", "--temperature=0.8", "--top_k=7", "--top_p=0.95", "--seed=1", stdin="the cat")  # fmt: skip
+                     "--past_context=reread", "--temperature=0.8", "--top_k=7", "--top_p=0.95", "--seed=1",
+                     stdin="the cat")  # fmt: skip
     assert process.returncode == 0, process.stderr
     assert process.stderr == f"{run_dir}, step {NUM_STEPS}\n"
     texts = process.stdout.removesuffix("\n").split("\n---------------\n")

@@ -35,7 +35,8 @@ def show_help(head: str, *modules: str) -> None:
     known = flags.FLAGS.flags_by_module_dict()
     for flag in [flag for module in modules for flag in known.get(module, [])]:
         default = "" if flag.default is None else f"={flag.default}"
-        print(f"  {f'--{flag.name}{default}':<24}{flag.help}")
+        meaning = flag.help.split(";\n")[0]  # absl adds a line to flags that may be repeated
+        print(f"  {f'--{flag.name}{default}':<27}{meaning}")
 
 
 def report_errors(main: Callable[[list[str]], None], argv: list[str]) -> int | None:

@@ -20,9 +20,7 @@ _PROMPT = flags.DEFINE_string("prompt", None, "Text to continue; a new line if t
 _PROMPT_FILE = flags.DEFINE_string("prompt_file", None, "A file with the text to continue; - for stdin.")
 _PROMPTS_FILE = flags.DEFINE_string("prompts_file", None, "A file with a text to continue in each line; - for stdin.")
 _INTERACTIVE = flags.DEFINE_bool("interactive", False, "Continue each line that is typed; Ctrl-D ends.")
-_OUTPUT = flags.DEFINE_string(
-    "output", "text", "text | jsonl: a line of JSON each, with tokens and settings"
-)
+_OUTPUT = flags.DEFINE_string("output", "text", "text | jsonl: a line of JSON each, with tokens and settings")
 _BENCHMARK = flags.DEFINE_bool("benchmark", False, "Measure instead: seconds and tokens per second, as JSON.")
 _DEFINE = {
     str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float, tuple: flags.DEFINE_multi_string,
@@ -30,7 +28,7 @@ _DEFINE = {
 _SETTINGS = {
     field.name: _DEFINE[field.type](
         field.name, None if field.type is tuple else field.default,
-        field.metadata["meaning"].capitalize() + (" (once for each)." if field.type is tuple else "."),
+        field.metadata["meaning"] + ("; once for each" if field.type is tuple else ""),
     )
     for field in dataclasses.fields(Settings)
 }  # fmt: skip
