@@ -186,8 +186,9 @@ def test_a_text_that_outgrows_the_context_has_the_last_token_of_the_whole():
     num_new = run.config.max_len + 9
     tj.generate(run, "the cat", max_new_tokens=num_new, method="greedy", past_context="reread")
     num_prompt = len(run.tokenizer.encode("the cat"))
-    assert len(seen[0]) == num_prompt + num_new
-    assert seen[0][-1] == 7 and 7 not in seen[0][num_prompt:-1]
+    row = max(seen, key=len)
+    assert len(row) == num_prompt + num_new
+    assert row[-1] == 7 and 7 not in row[num_prompt:-1]
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])

@@ -34,7 +34,6 @@ METHODS = {  # what is done to logits before a token is chosen
     "presence_penalty": PresencePenalty, "frequency_penalty": FrequencyPenalty, "no_repeat": NoRepeat,
     "bad_words": BadWords, "force_first": ForceFirst, "force_last": ForceLast, "suppress": Suppress,
     "suppress_first": SuppressFirst, "min_length": MinLength, "constraint": Constraint,
-    "follow": Follow,
 }  # fmt: skip
 
 __all__ = [
