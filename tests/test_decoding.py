@@ -1,0 +1,142 @@
+"""Settings of decoding as data and as flags, and the bytes of tokens."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_commands import SAMPLE, assert_is_one_error, python
+
+import transformer_jax as tj
+from transformer_jax.config import UserError
+from transformer_jax.token_bytes import settled_text, token_bytes
+from transformer_jax.tokenizers import PairTokenizer, train_tokenizer
+
+FIXTURES = Path(__file__).parent / "fixtures"
+TEXT = "the cat sät on a mat, 狐 and €5 😀 dogs ran over green hills.\n" * 3
+SETTINGS = {
+    "method": "beam", "max_new_tokens": 7, "seed": 3, "num_samples": 2, "temperature": 0.7, "top_k": 5, "top_p": 0.9,
+    "min_p": 0.1, "typical_p": 0.8, "repetition_penalty": 1.2, "presence_penalty": 0.5, "frequency_penalty": -0.5,
+    "no_repeat_ngram_size": 3, "bad_words": ["a b", "c"], "suppress": [5, "x"], "min_new_tokens": 2,
+    "logit_bias": [[3, 1.5], ["a", -2.0]], "choices": ["yes", "no"], "stop": ["\n", "狐"], "num_beams": 6,
+    "length_penalty": 0.5, "penalty": "average", "stopping": "first", "num_groups": 2, "diversity": 0.5,
+}  # fmt: skip
+
+
+# Settings
+
+
+def test_settings_come_back_through_json_and_the_defaults_change_nothing():
+    decoding = tj.Decoding.from_dict(SETTINGS)
+    again = tj.Decoding.from_dict(json.loads(json.dumps(decoding.to_dict())))
+    assert again == decoding != tj.Decoding() and hash(again) == hash(decoding)
+    changed = {name for name, value in decoding.to_dict().items() if value != tj.Decoding().to_dict()[name]}
+    assert changed == SETTINGS.keys()
+    assert tj.Decoding(temperature=np.float32(2), logit_bias={3: 1}) == tj.Decoding(temperature=2, logit_bias=((3, 1),))
+
+
+@pytest.mark.parametrize("settings, words", [
+    ({"temprature": 1.0}, "temprature: no such field. Did you mean temperature?"),
+    ({"temperature": 0}, "method=greedy"),
+    ({"temperature": "hot"}, "temperature='hot': must be of type float"),
+    ({"top_k": 1.5}, "top_k=1.5: must be of type"),
+    ({"min_p": 2}, "min_p=2.0"), ({"typical_p": 0}, "typical_p=0.0"), ({"stop": "end"}, "stop='end': must be a list"),
+    ({"stop": [""]}, "stop="), ({"suppress": [1.5]}, "suppress="), ({"logit_bias": [[1]]}, "logit_bias="),
+    ({"choices": ["a"], "regex": "b"}, "give one of them"), ({"past_context": "cut"}, "refuse, reread"),
+    ({"min_new_tokens": 9, "max_new_tokens": 8}, "at most max_new_tokens=8"), ({"penalty": "none"}, "wu, average"),
+    ({"method": "beam", "num_samples": 9}, "at most num_beams=4"),
+    ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size=-1"),
+    ({"method": "beam", "past_context": "reread"}, "stays within the context"), ({"top_p": float("nan")}, "top_p=nan"),
+])  # fmt: skip
+def test_a_setting_that_will_not_do_is_named_in_a_line(settings, words):
+    with pytest.raises(UserError) as error:
+        tj.Decoding.from_dict(settings)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+# Bytes
+
+
+@pytest.mark.parametrize("kind", ["char", "byte", "bpe", "wordpiece", "unigram"])
+def test_the_bytes_of_a_text_are_those_of_its_tokens(kind):
+    tokenizer = train_tokenizer(kind, 570, TEXT)
+    known = token_bytes(tokenizer)
+    assert len(known) == tokenizer.vocab_size and known[:3] == (b"",) * 3 and all(known[3:])
+    assert b"".join(known[i] for i in tokenizer.encode(TEXT)).decode() == TEXT
+    assert token_bytes(PairTokenizer.of(train_tokenizer("byte", 0, ""), tokenizer)) == known
+
+
+@pytest.mark.parametrize("name, head", [("gpt2", ""), ("llama", " "), ("t5", " ")])
+def test_so_are_those_of_tokenizers_that_come_as_files(name, head):
+    tokenizer = tj.from_pretrained(FIXTURES / name).tokenizer
+    text = "the cat sat"
+    data = b"".join(token_bytes(tokenizer)[i] for i in tokenizer.encode(text))
+    assert data.decode() in (text, head + text)
+
+
+def test_a_tokenizer_whose_tokens_are_no_bytes_is_refused():
+    for name in ("bert", "marian"):
+        with pytest.raises(UserError, match="bytes of its tokens are not known"):
+            token_bytes(tj.from_pretrained(FIXTURES / name).tokenizer)
+
+
+@pytest.mark.parametrize("kind", ["byte", "bpe"])
+def test_settled_text_only_grows_and_has_no_part_of_a_character(kind):
+    tokenizer, random = train_tokenizer(kind, 300, TEXT), np.random.default_rng(0)
+    for ids in (tokenizer.encode("é狐😀\ud800"[: 4 if kind == "byte" else 3]), *random.integers(3, 259, (101, 7))):
+        texts = [settled_text(tokenizer, ids[:n]) for n in range(len(ids) + 1)] + [tokenizer.decode(ids)]
+        assert all(after.startswith(before) for before, after in zip(texts, texts[1:], strict=False))
+
+
+# The command
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--method=beams"], ["method='beams'", "sample, greedy, beam"]), (["--output=xml"], ["--output=xml"]),
+    (["--logit_bias=the"], ["--logit_bias", "the:2.5"]),
+    (["--prompt=a", "--interactive"], ["--prompt and --interactive"]),
+    (["--prompts_file=/no/such"], ["--prompts_file=/no/such"]), (["--min_p=3"], ["min_p=3.0"]),
+    (["--max_new_tokens=500"], ["max_new_tokens=500", "past_context=reread"]),
+    (["--choices=a", "--regex=b"], ["regex='b'"]),
+])  # fmt: skip
+def test_a_wrong_flag_of_sampling_is_one_line(flags, words):
+    assert_is_one_error(python(*SAMPLE, f"--run_dir={FIXTURES / 'gpt2'}", *flags), *words)
+
+
+def test_lines_of_json_have_all_that_it_takes_to_make_a_text_again(tmp_path):
+    (tmp_path / "prompts").write_text("the cat\nthis\n")
+    process = python(*SAMPLE, f"--run_dir={FIXTURES / 'gpt2'}", f"--prompts_file={tmp_path / 'prompts'}",
+                     "--output=jsonl", "--max_new_tokens=5", "--num_samples=2", "--seed=3", "--top_k=7",
+                     "--logit_bias=5:1.5", "--suppress=9", "--stop=zz")  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    lines = [json.loads(line) for line in process.stdout.splitlines()]
+    run = tj.from_pretrained(FIXTURES / "gpt2")
+    again = tj.complete(run, ["the cat", "this"], tj.Decoding.from_dict(lines[0]["settings"]))
+    assert [line["prompt"] for line in lines] == ["the cat"] * 2 + ["this"] * 2
+    for line, completion in zip(lines, again, strict=True):
+        assert (line["text"], tuple(line["tokens"]), line["finish"]) == (
+            completion.text, completion.tokens, completion.finish,
+        )  # fmt: skip
+        assert line["log_prob"] == pytest.approx(completion.log_prob, abs=1e-4) and line["step"] == 0
+
+
+def test_a_talk_answers_line_by_line_and_goes_on_after_a_mistake():
+    process = python(*SAMPLE, f"--run_dir={FIXTURES / 'gpt2'}", "--interactive", "--max_new_tokens=4",
+                     "--method=greedy", stdin="the cat\n\nthis\n")  # fmt: skip
+    run = tj.from_pretrained(FIXTURES / "gpt2")
+    answers = ["".join(tj.stream(run, text, max_new_tokens=4, method="greedy")) for text in ("the cat", "this")]
+    assert process.stdout == "".join(answer + "\n" for answer in answers), process.stderr
+    assert "error: prompt=''" in process.stderr
+
+
+def test_a_benchmark_tells_seconds_and_tokens():
+    process = python(*SAMPLE, f"--run_dir={FIXTURES / 'gpt2'}", "--benchmark", "--max_new_tokens=5", "--prompt=this")
+    measured = json.loads(process.stdout)
+    assert measured.keys() == {
+        "prefill_seconds",
+        "decode_seconds",
+        "tokens_per_second",
+        "compile_seconds",
+        "num_tokens",
+    }
+    assert all(value > 0 for value in measured.values())
