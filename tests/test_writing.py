@@ -91,11 +91,11 @@ def test_what_a_stream_cannot_do_is_refused_at_once():
 
 def test_completions_say_what_each_token_was_worth_and_why_they_ended():
     run = made("byte")
-    decoding = tj.Decoding(max_new_tokens=11, num_samples=3, seed=5, logit_bias={run.tokenizer.eos_id: 3.0})
+    decoding = tj.Decoding(max_new_tokens=11, num_samples=5, seed=5, logit_bias={run.tokenizer.eos_id: 1.5})
     found = tj.complete(run, ["the cat", "狐"], decoding, num_top=2)
     assert {completion.finish for completion in found} == {"eos", "length"}
     for i, completion in enumerate(found):
-        assert completion.prompt == ["the cat", "狐"][i // 3]
+        assert completion.prompt == ["the cat", "狐"][i // 5]
         prompt = run.tokenizer.encode(completion.prompt)
         row = np.append(prompt, completion.tokens)
         logits = np.asarray(tj.logits(run, row[None]))[0, len(prompt) - 1 : -1]
@@ -112,9 +112,10 @@ def test_completions_say_what_each_token_was_worth_and_why_they_ended():
 
 def test_a_text_ends_before_its_first_stop_string_with_the_token_that_completes_it():
     run = made("byte")
-    whole = tj.complete(run, ["the cat", "狐"], tj.Decoding(max_new_tokens=43, seed=2))
+    ask = functools.partial(tj.Decoding, max_new_tokens=43, min_new_tokens=43, seed=2)
+    whole = tj.complete(run, ["the cat", "狐"], ask())
     stop = whole[0].text[9:11]
-    cut, other = tj.complete(run, ["the cat", "狐"], tj.Decoding(max_new_tokens=43, seed=2, stop=(stop,)))
+    cut, other = tj.complete(run, ["the cat", "狐"], ask(stop=(stop,)))
     assert cut.finish == "stop" and cut.text == whole[0].text[: whole[0].text.index(stop)]
     assert cut.tokens == whole[0].tokens[: len(cut.tokens)] and len(cut.tokens) < len(whole[0].tokens)
     assert stop in whole[1].text or other == whole[1]

@@ -127,7 +127,7 @@ def _say_where(run: Any) -> None:
 def _talk(tj: Any, run: Any, decoding: Any) -> None:
     """Answer line by line. A line that cannot be continued is told why, and the next one is read."""
     if decoding.method == "beam" or decoding.num_samples != 1:
-        raise UsageError("--interactive: answers are streamed, one to a line. Take --method=sample or greedy, one sample.")
+        raise UsageError("--interactive: streams one answer to a line. Take --method=sample or greedy, one sample.")
     sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
     while True:
         print("> ", end="", file=sys.stderr, flush=True)
