@@ -96,7 +96,7 @@ def test_settled_text_only_grows_and_has_no_part_of_a_character(kind):
     (["--logit_bias=the"], ["--logit_bias", "the:2.5"]),
     (["--prompt=a", "--interactive"], ["--prompt and --interactive"]),
     (["--prompts_file=/no/such"], ["--prompts_file=/no/such"]), (["--min_p=3"], ["min_p=3.0"]),
-    (["--max_new_tokens=500"], ["max_new_tokens=500", "past_context=reread"]),
+    (["--max_new_tokens=500", "--prompt=a"], ["max_new_tokens=500", "past_context=reread"]),
     (["--choices=a", "--regex=b"], ["regex='b'"]),
 ])  # fmt: skip
 def test_a_wrong_flag_of_sampling_is_one_line(flags, words):

@@ -43,7 +43,7 @@ def texts_of(run, **settings):
 @pytest.mark.parametrize("kind", ["byte", "bpe", "wordpiece"])
 def test_the_pieces_of_a_stream_are_what_generate_puts_after_the_prompt(kind):
     run, num_stopped, num_pieces = made(kind), 0, 0
-    for seed in range(7):
+    for seed in range(17):
         for stop in ((), ("a", "\n"), ("th", "sä", "  "), ("\ufffd\ufffd\ufffd", "the cat")):
             settings = dict(
                 max_new_tokens=43, seed=seed, stop=stop, temperature=0.7, logit_bias={101 + 3 * (kind == "byte"): 1.5}
@@ -54,7 +54,7 @@ def test_the_pieces_of_a_stream_are_what_generate_puts_after_the_prompt(kind):
             assert all(pieces) and not any(end in "".join(pieces) for end in stop)
             num_stopped += tj.complete(run, ["the cat"], tj.Decoding(**settings))[0].finish == "stop"
             num_pieces += len(pieces)
-    assert num_stopped > 2 and num_pieces > 37
+    assert num_stopped > 11 and num_pieces > 67
 
 
 def test_a_stream_never_ends_a_piece_within_a_character_or_a_stop_string():

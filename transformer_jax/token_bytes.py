@@ -94,7 +94,7 @@ def _sentencepiece(tokenizer):
 
 _OF_KIND = {
     "char": _char, "byte": _byte, "bpe": _subwords, "wordpiece": _subwords, "unigram": _subwords,
-    "tokenizer.json": _json, "sentencepiece": _sentencepiece, "pair": lambda tokenizer: token_bytes(tokenizer.sides[1]),
+    "tokenizer.json": _json, "sentencepiece": _sentencepiece, "pair": lambda tokenizer: token_bytes(tokenizer.target),
 }  # fmt: skip
 
 
