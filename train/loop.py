@@ -268,7 +268,8 @@ def _describe(config: Config, task: Task, state: TrainState, origin: str) -> str
 
 def _what_next(workdir: Path, task: str) -> str:
     if task == "causal_lm":
-        return f'Sample from {workdir} with: python -m transformer_jax sample --run_dir={workdir} --prompt="The "'
+        command = f'python -m transformer_jax sample --run_dir={workdir} --prompt="The " --past_context=reread'
+        return f"Sample from {workdir} with: {command}"
     if task == "seq2seq":
         return f"Translate with: python -m transformer_jax translate --run_dir={workdir} <input >output"
     return f"Its scores: python -m train.evaluate --run_dir={workdir} --split=val"
