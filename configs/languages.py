@@ -1,8 +1,10 @@
 """Which of ten languages is this name in? Names of countries, languages, scripts and currencies, as CLDR has them.
 
-python -m train --config=configs/languages.py --workdir=runs/languages
-python -m train.evaluate --run_dir=runs/languages --split=test
-echo Jugoslawien | python -m transformer_jax classify --run_dir=runs/languages
+    python -m train --config=configs/languages.py --workdir=runs/languages
+    python -m train.evaluate --run_dir=runs/languages --split=test
+    echo Jugoslawien | python -m transformer_jax classify --run_dir=runs/languages
+
+67 % of unseen names in a minute on two cores; naive Bayes on pieces of one to three characters has 76.
 """
 
 from configs import default

