@@ -128,7 +128,8 @@ def score(
     decoder = getattr(run.config, "decoder", run.config)
     length = decoder.max_len + 1
     if is_seq2seq:
-        sources = [_cut_source(run, text) for text in texts]
+        context = run.config.encoder.max_len
+        sources = [cut_source(run.tokenizer.encode_source(run.prepare(text)), context) for text in texts]
         wholes = [np.insert(run.tokenizer.encode_target(run.prepare(t)), 0, run.rules.start_id) for t in targets]
         pieces = [(i, whole[:length]) for i, whole in enumerate(wholes)]
     else:
@@ -154,8 +155,8 @@ def score(
     return [Likelihood(float(total), int(number)) for total, number in sums]
 
 
-def _cut_source(run: Run, text: str) -> np.ndarray:
-    source, context = run.tokenizer.encode_source(run.prepare(text)), run.config.encoder.max_len
+def cut_source(source: np.ndarray, context: int) -> np.ndarray:
+    """A source [T] as the encoder can read it: one that is too long loses tokens before its end, which stays."""
     return source if len(source) <= context else np.append(source[: context - 1], source[-1])
 
 

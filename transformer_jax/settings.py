@@ -6,11 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from transformer_jax.config import UserError
-
-
-def _setting(default: Any, meaning: str) -> Any:
-    return dataclasses.field(default=default, metadata={"meaning": meaning})
+from transformer_jax.config import UserError, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,33 +17,33 @@ class Settings:
       UserError: a value of another type, NaN or infinity.
     """
 
-    method: str = _setting("sample", "sample | greedy | beam")
-    max_new_tokens: int = _setting(200, "tokens to add; fewer only where the model ends the text, or a rule here does")
-    seed: int = _setting(0, "the same seed gives the same texts")
-    num_samples: int = _setting(1, "continuations of each prompt; of beam search, that many of the best")
-    past_context: str = _setting("refuse", "refuse what outgrows the context | reread its last half and go on")
-    temperature: float = _setting(1.0, "below 1: safer; above: wilder")
-    top_k: int = _setting(0, "choose among the k most likely tokens; 0: all")
-    top_p: float = _setting(1.0, "choose among the most likely tokens that make up this probability; 1: all")
-    min_p: float = _setting(0.0, "choose among tokens at least this times as likely as the likeliest; 0: all")
-    typical_p: float = _setting(1.0, "choose among the most typical tokens of this probability together; 1: all")
-    repetition_penalty: float = _setting(1.0, "above 1: tokens of prompt and text become less likely")
-    presence_penalty: float = _setting(0.0, "taken from the logits of tokens that the new text has")
-    frequency_penalty: float = _setting(0.0, "taken as often as the new text has the token")
-    no_repeat_ngram_size: int = _setting(0, "no so many tokens in a row come twice; 0: they may")
-    bad_words: tuple = _setting((), "strings not written as the tokenizer spells them, with and without a space")
-    suppress: tuple = _setting((), "tokens that are not written: ids, or strings that are one token")
-    logit_bias: tuple = _setting((), "pairs of a token, id or string, and what is added to its logit")
-    min_new_tokens: int = _setting(0, "the model does not end the text before")
-    stop: tuple = _setting((), "strings; the text ends before the first of them")
-    choices: tuple = _setting((), "strings; the text is one of them")
-    regex: str = _setting("", "the text matches this regular expression from end to end")
-    num_beams: int = _setting(4, "of beam search")
-    length_penalty: float = _setting(1.0, "of beam search; above 0 longer texts are favoured")
-    penalty: str = _setting("wu", "of beam search: wu | average, how length_penalty counts")
-    stopping: str = _setting("never", "of beam search: never | first | hopeless_now, before it is certain")
-    num_groups: int = _setting(1, "of beam search: groups of beams that differ")
-    diversity: float = _setting(0.0, "of beam search: how much groups differ")
+    method: str = setting("sample", "sample | greedy | beam")
+    max_new_tokens: int = setting(200, "tokens to add; fewer only where the model ends the text, or a rule here does")
+    seed: int = setting(0, "the same seed gives the same texts")
+    num_samples: int = setting(1, "continuations of each prompt; of beam search, that many of the best")
+    past_context: str = setting("refuse", "refuse what outgrows the context | reread its last half and go on")
+    temperature: float = setting(1.0, "below 1: safer; above: wilder")
+    top_k: int = setting(0, "choose among the k most likely tokens; 0: all")
+    top_p: float = setting(1.0, "choose among the most likely tokens that make up this probability; 1: all")
+    min_p: float = setting(0.0, "choose among tokens at least this times as likely as the likeliest; 0: all")
+    typical_p: float = setting(1.0, "choose among the most typical tokens of this probability together; 1: all")
+    repetition_penalty: float = setting(1.0, "above 1: tokens of prompt and text become less likely")
+    presence_penalty: float = setting(0.0, "taken from the logits of tokens that the new text has")
+    frequency_penalty: float = setting(0.0, "taken as often as the new text has the token")
+    no_repeat_ngram_size: int = setting(0, "no so many tokens in a row come twice; 0: they may")
+    bad_words: tuple = setting((), "strings not written as the tokenizer spells them, with and without a space")
+    suppress: tuple = setting((), "tokens that are not written: ids, or strings that are one token")
+    logit_bias: tuple = setting((), "pairs of a token, id or string, and what is added to its logit")
+    min_new_tokens: int = setting(0, "the model does not end the text before")
+    stop: tuple = setting((), "strings; the text ends before the first of them")
+    choices: tuple = setting((), "strings; the text is one of them")
+    regex: str = setting("", "the text matches this regular expression from end to end")
+    num_beams: int = setting(4, "of beam search")
+    length_penalty: float = setting(1.0, "of beam search; above 0 longer texts are favoured")
+    penalty: str = setting("wu", "of beam search: wu | average, how length_penalty counts")
+    stopping: str = setting("never", "of beam search: never | first | hopeless_now, before it is certain")
+    num_groups: int = setting(1, "of beam search: groups of beams that differ")
+    diversity: float = setting(0.0, "of beam search: how much groups differ")
 
     def __post_init__(self):
         for field in dataclasses.fields(self):

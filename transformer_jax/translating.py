@@ -9,11 +9,9 @@ import numpy as np
 from transformer_jax import sampling
 from transformer_jax.config import UserError
 from transformer_jax.models import Seq2Seq
-from transformer_jax.predicting import by_length
+from transformer_jax.predicting import LENGTH_MULTIPLE, by_length, cut_source
 from transformer_jax.run import Run
 from transformer_jax.writing import begin_targets, cut, write_all
-
-LENGTH_MULTIPLE = 16  # lengths of sources count as multiples of it, so that few lengths of targets are compiled
 
 
 def translate(
@@ -42,7 +40,7 @@ def translate(
     sources = [run.tokenizer.encode_source(run.prepare(text)) for text in texts]
     if num_cut := sum(len(source) > context for source in sources):
         print(f"warning: {num_cut} of {len(texts)} sources are cut to {context} tokens.", file=sys.stderr)
-    sources = [source if len(source) <= context else np.append(source[: context - 1], source[-1]) for source in sources]
+    sources = [cut_source(source, context) for source in sources]
     done = {}
     for rows in by_length([len(source) for source in sources], batch_size):
         batch = [sources[i] for i in rows] + [sources[rows[-1]]] * (batch_size - len(rows))  # one shape for all batches
