@@ -1,107 +1,97 @@
-"""How close is decoding to the least it can cost: reading every weight once for each token?
+"""How fast is decoding, beside the reference library's `generate` and CTranslate2?
 
-    python benchmarks/decode.py        a few minutes; writes benchmarks/results/decode.json
+    make bench-env                          once: the rivals in an environment of their own, .bench
+    python benchmarks/decode.py             about ten minutes; writes benchmarks/results/decode.json
+    python benchmarks/decode.py --device=gpu    the cases for a GPU, beside the reference library compiled
 
-Greedy decoding at GPT-2's shape (124M parameters, float32, batch 1, prompt 32, 128 new tokens), beside the
-bare products of a vector with the same matrices, in turn. Compilation and prefill are not in the time: a
-run of 129 tokens less a run of 1.
+GPT-2's shape (124M parameters), prompts of 32 tokens, 128 new ones; Marian's (6 + 6 layers, width 512, 32,000 ids),
+sources of 24 tokens, 32 new ones. float32 on a CPU, bfloat16 on a GPU. All have the same random weights and the same
+prompts, and work in turn: medians of rounds, prefill included, compilation not. First they have to write the same
+tokens; a text that differs is counted (its two best tokens may be equals but for rounding).
 """
 
 import argparse
 import json
 import statistics
 import sys
-import time
-from pathlib import Path
+import tempfile
 
+import numpy as np
 import report
+from worker import TORCH_PYTHON, Worker, torch_python
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from transformer_jax import startup
-
-startup.prepare()
-
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-
-from transformer_jax import sampling  # noqa: E402
-from transformer_jax.cache import make_cache  # noqa: E402
-from transformer_jax.config import TransformerConfig  # noqa: E402
-from transformer_jax.layers import num_input_axes  # noqa: E402
-from transformer_jax.models import GPT  # noqa: E402
-from transformer_jax.run import Run, step_function  # noqa: E402
-
-PROMPT, NEW, ROUNDS = 32, 128, 7
-CONFIG = TransformerConfig(
-    vocab_size=50257, max_len=1024, num_layers=12, d_model=768, num_heads=12, feed_forward="gelu_tanh"
-)
+RIVALS = ("transformers", "ctranslate2")
+GPT2 = {"model": "gpt2", "num_new": 128}
+CASES = {  # name: (rows, tokens in each, order)
+    "gpt2_greedy_1": (1, 32, {**GPT2, "num_beams": 1}),
+    "gpt2_greedy_8": (8, 32, {**GPT2, "num_beams": 1}),
+    "gpt2_beam4_1": (1, 32, {**GPT2, "num_beams": 4}),
+    "gpt2_beam4_8": (8, 32, {**GPT2, "num_beams": 4}),
+    "marian_beam4_16": (16, 24, {"model": "marian", "num_new": 32, "num_beams": 4}),
+}
+GPU_CASES = {
+    "gpt2_greedy_1": CASES["gpt2_greedy_1"],
+    "gpt2_greedy_64": (64, 32, {**GPT2, "num_beams": 1}),
+}
 
 
-def matrices(params) -> list[jax.Array]:
-    """Every weight that a token is multiplied with, as [in, out] or (the embedding) [out, in]."""
-    found = []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        names = [key.key for key in path]
-        if names[-1] == "kernel":
-            num_in = num_input_axes(tuple(names), leaf.ndim)
-            found.append(leaf.reshape(int(np.prod(leaf.shape[:num_in])), -1))
-        elif names[-2:] == ["tokens", "embedding"]:
-            found.append(leaf.T)
-    return found
-
-
-@jax.jit
-def bare_pass(weights, passes):
-    """Each vector times each matrix, `passes` times; every pass depends on the one before."""
-
-    def one(_, x):
-        outs = [jnp.full((1, w.shape[0]), x) @ w for w in weights]
-        return sum(out[0, 0] for out in outs) * 1e-6
-
-    return jax.lax.fori_loop(0, passes, one, jnp.float32(1))
-
-
-def seconds(function) -> float:
-    """Of one call."""
-    began = time.perf_counter()
-    jax.block_until_ready(function())
-    return time.perf_counter() - began
+def measure(workers: dict[str, Worker], rows: list[list[int]], order: dict, rounds: int) -> dict:
+    """One case: seconds of each worker, medians, and our advantage."""
+    first = {name: worker.ask(rows=rows, **order) for name, worker in workers.items()}
+    seconds = {name: [] for name in workers}
+    for _ in range(rounds):
+        for name, worker in workers.items():
+            seconds[name].append(worker.ask(rows=rows, **order)["seconds"])
+    one_token = {
+        name: [worker.ask(rows=rows, **{**order, "num_new": 1})["seconds"] for _ in range(1 + rounds)][1:]
+        for name, worker in workers.items()
+    }
+    ours = seconds["ours"]
+    figures = {"first_call_less_later_s": round(first["ours"]["seconds"] - statistics.median(ours), 2)}
+    for name, taken in seconds.items():
+        figures[name] = {
+            "seconds": round(statistics.median(taken), 3),
+            "ms_per_step": round(statistics.median(taken) / order["num_new"] * 1e3, 2),
+            "first_token_ms": round(statistics.median(one_token[name]) * 1e3, 1),
+            "rounds_s": [round(s, 3) for s in taken],
+        }
+        if name != "ours":
+            pairs = zip(taken, ours, strict=True)
+            figures[f"times_as_fast_as_{name}"] = round(statistics.median(t / o for t, o in pairs), 3)
+            same = sum(a == b for a, b in zip(first[name]["tokens"], first["ours"]["tokens"], strict=True))
+            figures[f"texts_as_{name}"] = f"{same} of {len(rows)}"
+    return figures
 
 
 def main() -> int:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    model = GPT(CONFIG)
-    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-    step = step_function(Run(model, params, None, CONFIG))
-    tokens = jnp.arange(PROMPT)[None] + 1000
-    keys = jax.random.split(jax.random.key(0), 1)
-
-    def decode(num_new):
-        return sampling.generate(
-            step, make_cache(CONFIG, 1, PROMPT + NEW), tokens, jnp.ones_like(tokens, bool), keys,
-            max_new_tokens=num_new, choice="greedy", eos_ids=(), pad_id=0,
-        )  # fmt: skip
-
-    weights = matrices(params)
-    for warm in (lambda: decode(1), lambda: decode(1 + NEW), lambda: bare_pass(weights, NEW)):
-        seconds(warm)
-    ours, bare = [], []
-    for i in range(ROUNDS):
-        ours.append((seconds(lambda: decode(1 + NEW)) - seconds(lambda: decode(1))) / NEW * 1e3)
-        bare.append(seconds(lambda: bare_pass(weights, NEW)) / NEW * 1e3)
-        print(f"round {i + 1}: decoding {ours[-1]:.2f} ms a token, bare products {bare[-1]:.2f} ms")
-    gigabytes = sum(w.size for w in weights) * 4 / 1e9
-    figures = {
-        "prompt": PROMPT, "new_tokens": NEW, "ms_per_token": round(statistics.median(ours), 2),
-        "bare_products_ms": round(statistics.median(bare), 2),
-        "times_the_bare_products": round(statistics.median(o / b for o, b in zip(ours, bare, strict=True)), 3),
-        "gigabytes_per_second": round(gigabytes / statistics.median(ours) * 1e3, 1),
-        "rounds_ms": [[round(o, 2), round(b, 2)] for o, b in zip(ours, bare, strict=True)],
-    }  # fmt: skip
-    print(json.dumps(figures, indent=1))
-    print(f"written: {report.save('decode', figures)}")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--only", help="one case: " + ", ".join(CASES))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--torch_python", default=TORCH_PYTHON)
+    args = parser.parse_args()
+    cases = CASES if args.device == "cpu" else GPU_CASES
+    if args.only and args.only not in cases:
+        parser.error(f"--only={args.only}: must be one of {', '.join(cases)}")
+    cases = {args.only: cases[args.only]} if args.only else cases
+    python = torch_python(parser, args.torch_python)
+    rng, found = np.random.default_rng(0), {}
+    with tempfile.TemporaryDirectory() as folder:
+        setup = {"folder": folder, "device": {"cpu": "cpu", "gpu": "cuda"}[args.device]}
+        rivals = {  # the first makes the models
+            name: Worker(python, "decode_rivals.py", {**setup, "rival": name, "make_models": name == RIVALS[0]}, {})
+            for name in (RIVALS if args.device == "cpu" else RIVALS[:1])
+        }
+        workers = {"ours": Worker(sys.executable, "decode_ours.py", setup, {}), **rivals}
+        for name, (num_rows, length, order) in cases.items():
+            rows = rng.integers(1, 30000, (num_rows, length)).tolist()
+            found[name] = measure(workers, rows, order, args.rounds)
+            print(name, json.dumps(found[name]), flush=True)
+        bare = {"model": "bare", "rows": [], "num_new": 128, "num_beams": 1}
+        bare = [workers["ours"].ask(**bare)["seconds"] for _ in range(1 + args.rounds)][1:]
+        found["bare_products_ms"] = round(statistics.median(bare) / 128 * 1e3, 2)
+    name = f"decode_{args.only}" if args.only else "decode" if args.device == "cpu" else "decode_gpu"
+    print(f"written: {report.save(name, found, rivals[RIVALS[0]].hello)}")
     return 0
 
 

@@ -12,15 +12,13 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
-from pathlib import Path
 
 import numpy as np
 import report
+from worker import TORCH_PYTHON, Worker, torch_python
 
-HERE = Path(__file__).parent
 VOCAB_SIZE, LR, COMPARED_STEPS = 68, 1e-3, 10
 SHAPES = {  # nanoGPT's recipes for a CPU and for a GPU; rounds x steps are timed
     "small": ({"num_layers": 4, "d_model": 128, "num_heads": 4, "max_len": 64}, 12, 15, 50),
@@ -29,31 +27,11 @@ SHAPES = {  # nanoGPT's recipes for a CPU and for a GPU; rounds x steps are time
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
-class Worker:
-    """A process that trains, spoken to in lines of JSON."""
-
-    def __init__(self, python: str, script: str, setup: dict, environment: dict[str, str]):
-        self.process = subprocess.Popen(
-            [python, HERE / script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env={**os.environ, **environment},
-        )  # fmt: skip
-        self.hello = self.ask(**setup)
-
-    def ask(self, **order):
-        print(json.dumps(order), file=self.process.stdin, flush=True)
-        answer = self.process.stdout.readline()
-        if not answer:
-            sys.exit(f"{self.process.args[1]} ended with exit code {self.process.wait()}")
-        return json.loads(answer)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="small")
-    parser.add_argument("--torch_python", default=str(HERE.parent / ".bench" / "bin" / "python"))
+    parser.add_argument("--torch_python", default=TORCH_PYTHON)
     args = parser.parse_args()
-    if not Path(args.torch_python).exists():
-        parser.error(f"--torch_python={args.torch_python}: there is no such file. Make it with: make bench-env")
     shape, batch_size, rounds, steps = SHAPES[args.shape]
     with tempfile.TemporaryDirectory() as folder:
         batches = np.random.default_rng(0).integers(VOCAB_SIZE, size=(10, batch_size, shape["max_len"] + 1))
@@ -63,7 +41,9 @@ def main() -> int:
             "weights": f"{folder}/weights.npz", "threads": len(os.sched_getaffinity(0)),
         }  # fmt: skip
         ours = Worker(sys.executable, "train_ours.py", setup, {})
-        torch = Worker(args.torch_python, "train_torch.py", setup, HUGE_PAGES)  # loads the weights that ours saved
+        torch = Worker(
+            torch_python(parser, args.torch_python), "train_torch.py", setup, HUGE_PAGES
+        )  # loads the weights that ours saved
         losses = [worker.ask(do="losses", steps=COMPARED_STEPS) for worker in (ours, torch)]
         difference = max(abs(a - b) / b for a, b in zip(*losses, strict=True))
         print(f"loss of step 1 and {COMPARED_STEPS}, ours and PyTorch's: {losses[0][0]:.6f} {losses[1][0]:.6f}, "

@@ -70,7 +70,7 @@ class Parts:
             for name in ("key", "value")
         )
         module = Attention(self.config, is_cross=True)
-        return module.apply({"params": params}, jnp.array(x), SOURCE_MASK, None, kv.KVCache(keys, values))[0]
+        return module.apply({"params": params}, jnp.array(x), SOURCE_MASK, None, kv.KVCache.of(keys, values))[0]
 
     def feed_forward(self, x):
         return FeedForward(self.config).apply({"params": self.params["feed_forward"]}, jnp.array(x))

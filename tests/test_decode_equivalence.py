@@ -77,9 +77,11 @@ def test_extend_equals_a_full_pass_on_prompts_of_unequal_length(variant, cuts):
 @variants
 def test_what_padding_and_unwritten_slots_hold_is_never_attended(variant):
     def disturb(cache):
-        is_seen = np.asarray(cache.is_token)[:, :, None, None]
-        layers = jax.tree.map(lambda x: jnp.where(is_seen, x, 1e3), cache.layers)
-        return cache._replace(layers=layers)
+        def put(x):  # [B K, S, H]
+            is_seen = np.repeat(np.asarray(cache.is_token), len(x) // B, axis=0)
+            return jnp.where(is_seen[:, :, None], x, 1e3)
+
+        return cache._replace(layers=jax.tree.map(put, cache.layers))
 
     expected, _ = decoder(variant).in_chunks(RAGGED, [2, 3])
     disturbed, _ = decoder(variant).in_chunks(RAGGED, [2, 3], disturb)
@@ -144,7 +146,7 @@ def test_a_cache_has_a_layer_for_each_block_with_the_key_value_heads_alone():
     cache = make_cache(config, B, CAPACITY)
     assert len(cache.layers) == config.num_layers and cache.capacity == CAPACITY
     for array in jax.tree.leaves(cache.layers):
-        assert array.shape == (B, CAPACITY, 2, 4) and array.dtype == jnp.bfloat16
+        assert array.shape == (B * 2, CAPACITY, 4) and array.dtype == jnp.bfloat16
 
 
 def test_a_bfloat16_model_decodes_as_it_reads():

@@ -91,9 +91,11 @@ def attention_scores(q_BTNH: jax.Array, k_BSKH: jax.Array, mask: Mask, extras: E
     """q k^T, scaled, with all that is added to it, before the mask: [B, N, T, S] float32."""
     B, T, N, H = q_BTNH.shape
     S, K = k_BSKH.shape[1:3]
-    q_BTKGH = (q_BTNH * extras.scale).reshape(B, T, K, N // K, H)
-    scores_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
-    scores_BNTS = scores_BKGTS.reshape(B, N, T, S)
+    q_BNTH = (q_BTNH * extras.scale).swapaxes(1, 2)  # G queries in a row have one key
+    scores = jnp.einsum(
+        "XQH,XSH->XQS", q_BNTH.reshape(B * K, -1, H), kv.by_head(k_BSKH), preferred_element_type=jnp.float32
+    )
+    scores_BNTS = scores.reshape(B, N, T, S)
     if extras.relative is not None:
         per_distance = jnp.einsum("BTNH,MH->BNTM", q_BTNH * extras.scale, extras.relative.keys)
         index_BTS = jnp.broadcast_to(extras.relative.index(mask, T, S), (B, T, S))
@@ -125,7 +127,8 @@ def _reference(q_BTNH, k_BSKH, v_BSKH, mask, extras):
         keep = jax.random.bernoulli(extras.dropout_key, 1.0 - extras.dropout_rate, weights_BNTS.shape)
         weights_BNTS = jnp.where(keep, weights_BNTS / (1.0 - extras.dropout_rate), 0.0)
     weights_BNTS = weights_BNTS.astype(v_BSKH.dtype)
-    out = jnp.einsum("BKGTS,BSKH->BTKGH", weights_BNTS.reshape(B, K, N // K, T, S), v_BSKH).reshape(B, T, N, H)
+    out = jnp.einsum("XQS,XSH->XQH", weights_BNTS.reshape(B * K, -1, S), kv.by_head(v_BSKH))
+    out = out.reshape(B, N, T, H).swapaxes(1, 2)
     if extras.relative is not None:
         index_BTS = jnp.broadcast_to(extras.relative.index(mask, T, S), (B, T, S))
         vectors_BTSH = extras.relative.values.astype(v_BSKH.dtype)[index_BTS]
@@ -214,10 +217,10 @@ class Attention(nn.Module):
             self.relative_keys = self.param("relative_keys", nn.initializers.normal(config.init_std), shape)
             self.relative_values = self.param("relative_values", nn.initializers.normal(config.init_std), shape)
 
-    def keys_values(self, source: jax.Array) -> kv.KVCache:
-        """Keys and values of a source [B, S, D], without positions: for cross-attention, once for all queries."""
+    def keys_values(self, source: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Keys and values [B, S, K, H] of a source [B, S, D], without positions."""
         keys = self.key(source)
-        return kv.KVCache(self.key_norm(keys) if self.config.qk_norm else keys, self.value(source))
+        return self.key_norm(keys) if self.config.qk_norm else keys, self.value(source)
 
     def __call__(
         self,
@@ -238,7 +241,7 @@ class Attention(nn.Module):
         q = self.query_norm(q) if config.qk_norm else q
         B, T, *heads = q.shape
         if self.is_cross:
-            k, v = cache
+            k, v = cache.read(config.num_kv_heads)
             q = q.reshape(len(k), -1, *heads)  # beams share a source: their queries stand in one row
         else:
             k, v = self.keys_values(x)
@@ -251,7 +254,8 @@ class Attention(nn.Module):
                 out, cache = self._linear(q, k, v, mask, cache)
                 return self.out(out), cache
             if cache is not None:
-                k, v = cache = kv.write(cache, k, v, mask.first_slot)
+                cache = kv.write(cache, k, v, mask.first_slot)
+                k, v = cache.read(config.num_kv_heads)
         drops = config.dropout_rate > 0 and not deterministic
         how = dict(
             scale=config.attention_scale, softcap=config.attention_softcap,

@@ -85,7 +85,7 @@ class Block(nn.Module):
 
     def source_keys_values(self, encoded: jax.Array) -> kv.KVCache:
         """What cross-attention needs of a source [B, S, D], once for all that is decoded."""
-        return self.cross.keys_values(encoded)
+        return kv.KVCache.of(*self.cross.keys_values(encoded))
 
 
 class Stack(nn.Module):

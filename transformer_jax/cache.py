@@ -14,10 +14,29 @@ from transformer_jax.config import TransformerConfig, UserError
 
 
 class KVCache(NamedTuple):
-    """One layer's keys and values, [B, S, K, H] each."""
+    """One layer's keys and values, [B K, S, H] each, as the products of attention read them.
+
+    From other axes, or from four, XLA on a CPU made copies of them at every step.
+    """
 
     keys: jax.Array
     values: jax.Array
+
+    @classmethod
+    def of(cls, k_BSKH: jax.Array, v_BSKH: jax.Array) -> "KVCache":
+        """As they are projected."""
+        return cls(by_head(k_BSKH), by_head(v_BSKH))
+
+    def read(self, num_heads: int) -> tuple[jax.Array, jax.Array]:
+        """Keys and values [B, S, K, H], as `attend` wants them; nothing is copied."""
+        BK, S, H = self.keys.shape
+        return tuple(x.reshape(BK // num_heads, num_heads, S, H).swapaxes(1, 2) for x in self)
+
+
+def by_head(x_BSKH: jax.Array) -> jax.Array:
+    """[B, S, K, H] -> [B K, S, H]."""
+    B, S, K, H = x_BSKH.shape
+    return x_BSKH.swapaxes(1, 2).reshape(B * K, S, H)
 
 
 class Source(NamedTuple):
@@ -58,18 +77,18 @@ def make_cache(config: TransformerConfig, batch_size: int, capacity: int) -> Dec
     if config.attention == "linear":
         layer, capacity = linear.empty_state(batch_size, config.num_kv_heads, config.head_dim), 0
     else:
-        shape = (batch_size, capacity, config.num_kv_heads, config.head_dim)
-        layer = KVCache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
+        nothing = jnp.zeros((batch_size, capacity, config.num_kv_heads, config.head_dim), config.dtype)
+        layer = KVCache.of(nothing, nothing)
     is_token, num_tokens = jnp.zeros((batch_size, capacity), bool), jnp.zeros((batch_size, 1), jnp.int32)
     return DecodeCache((layer,) * config.num_layers, is_token, num_tokens, jnp.int32(0))
 
 
 def write(layer: KVCache, keys: jax.Array, values: jax.Array, slot: jax.Array) -> KVCache:
     """`keys` and `values` [B, T, K, H] put into the slots from `slot` on."""
-    at = (0, slot, 0, 0)
+    new = KVCache.of(keys.astype(layer.keys.dtype), values.astype(layer.values.dtype))
     return KVCache(
-        jax.lax.dynamic_update_slice(layer.keys, keys.astype(layer.keys.dtype), at),
-        jax.lax.dynamic_update_slice(layer.values, values.astype(layer.values.dtype), at),
+        jax.lax.dynamic_update_slice(layer.keys, new.keys, (0, slot, 0)),
+        jax.lax.dynamic_update_slice(layer.values, new.values, (0, slot, 0)),
     )
 
 
@@ -122,11 +141,49 @@ def has_slots(cache: DecodeCache) -> bool:
     return not isinstance(cache.layers[0], linear.LinearState)
 
 
-def reorder(cache: DecodeCache, rows: jax.Array, with_source: bool = True) -> DecodeCache:
+REORDER_BLOCK = 32  # slots that are moved at once, of caches that have more than two times as many
+
+
+def reorder(
+    cache: DecodeCache, rows: jax.Array, with_source: bool = True, first_slot: int | None = None
+) -> DecodeCache:
     """Row i of the result is row `rows[i]` of the cache; there may be more rows than before, or fewer.
 
-    Without the source, which then stays as it is: for beams, W to a row of the source, which look at it together.
+    Args:
+      with_source: False: the source stays as it is; for beams, W to a row of the source, which look at it together.
+      first_slot: the slots before it are the same in each row as in the one that it becomes: a prompt of beams. As many
+        rows come out as went in. Then only what has been written since is moved, and in place.
     """
     if not with_source and isinstance(cache, DecodeCache):
-        return reorder(cache._replace(source=None), rows)._replace(source=cache.source)
-    return jax.tree.map(lambda x: x[rows] if x.ndim else x, cache)
+        return reorder(cache._replace(source=None), rows, first_slot=first_slot)._replace(source=cache.source)
+    layers = ()
+    is_long = isinstance(cache, DecodeCache) and cache.capacity > 2 * REORDER_BLOCK
+    if first_slot is not None and is_long and has_slots(cache):
+        layers, cache = _move_new(cache, rows, first_slot), cache._replace(layers=())
+
+    num_rows = len(cache.num_tokens) if isinstance(cache, DecodeCache) else 0  # layers have as many for each head
+    cache = jax.tree.map(lambda x: _take(x, rows, num_rows or len(x)) if x.ndim else x, cache)
+    return cache._replace(layers=layers) if layers else cache
+
+
+def _take(x: jax.Array, rows: jax.Array, num_rows: int) -> jax.Array:
+    """`x[rows]`, where the first axis of x has `num_rows` rows, or those times something."""
+    each = x.shape[0] // num_rows
+    return x.reshape(num_rows, each, *x.shape[1:])[rows].reshape(len(rows) * each, *x.shape[1:])
+
+
+def _move_new(cache: DecodeCache, rows: jax.Array, first_slot: int) -> tuple[KVCache, ...]:
+    """The layers of `reorder`, block by block of slots from `first_slot` to the newest."""
+    size = REORDER_BLOCK
+    num_blocks = -(-(cache.capacity - first_slot) // size)
+    start = max(0, cache.capacity - num_blocks * size)  # blocks end with the last slot, and may begin in the prompt
+
+    def move(i, layers):
+        def one(x):
+            block = jax.lax.dynamic_slice_in_dim(x, start + i * size, size, axis=1)
+            moved = _take(block, rows, len(cache.num_tokens))
+            return jax.lax.dynamic_update_slice_in_dim(x, moved, start + i * size, axis=1)
+
+        return jax.tree.map(one, layers)
+
+    return jax.lax.fori_loop(0, -(-(cache.num_written - start) // size), move, cache.layers)

@@ -169,21 +169,24 @@ def _writer(run: Run, prompts: Sequence[str], decoding: Decoding, num_top: int) 
 def _search(run: Run, prompts: list[np.ndarray], decoding: Decoding, methods: tuple) -> jax.Array:
     """The new tokens of the best `num_samples` texts of each prompt, one below the other: [prompts samples, any]."""
     num_new = decoding.max_new_tokens
-    if isinstance(run.model, Seq2Seq):
-        begun = begin_targets(run, prompts, num_new)
-    else:
-        width = min(bucket(max(map(len, prompts)), run.config.max_len), run.config.max_len - num_new)
-        cache = make_cache(run.config, len(prompts), width + num_new)
-        begun = (step_function(run), cache, *batch(prompts, width, width, run.rules.pad_id))
     beams = sampling.beam_search(
-        *begun, methods, num_beams=decoding.num_beams, max_new_tokens=num_new, eos_ids=run.rules.eos_ids,
-        pad_id=run.rules.pad_id, length_penalty=decoding.length_penalty, num_return=decoding.num_samples,
-        penalty=decoding.penalty, stopping=decoding.stopping, num_groups=decoding.num_groups,
-        diversity=decoding.diversity,
+        *begin_search(run, prompts, num_new), methods, num_beams=decoding.num_beams, max_new_tokens=num_new,
+        eos_ids=run.rules.eos_ids, pad_id=run.rules.pad_id, length_penalty=decoding.length_penalty,
+        num_return=decoding.num_samples, penalty=decoding.penalty, stopping=decoding.stopping,
+        num_groups=decoding.num_groups, diversity=decoding.diversity,
     )  # fmt: skip
     if not jnp.all(beams.lengths):
         raise UserError(f"num_samples={decoding.num_samples}: beam search found fewer texts. Ask for fewer of them.")
     return jnp.reshape(beams.tokens, (-1, num_new))
+
+
+def begin_search(run: Run, prompts: list[np.ndarray], num_new: int) -> tuple:
+    """What beam search wants: the step, a cache, and what is read first with where its tokens are."""
+    if isinstance(run.model, Seq2Seq):
+        return begin_targets(run, prompts, num_new)
+    width = min(bucket(max(map(len, prompts)), run.config.max_len), run.config.max_len - num_new)
+    cache = make_cache(run.config, len(prompts), width + num_new)
+    return step_function(run), cache, *batch(prompts, width, width, run.rules.pad_id)
 
 
 def _encode(run: Run, text: str) -> np.ndarray:

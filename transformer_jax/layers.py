@@ -35,11 +35,27 @@ class Dense(nn.Module):
         batch_shape, in_shape = x.shape[: -self.num_in], x.shape[-self.num_in :]
         fan_in, fan_out = math.prod(in_shape), math.prod(self.out_shape)
         kernel = self.param("kernel", nn.initializers.normal(self.init_std), (*in_shape, *self.out_shape))
-        y = x.astype(self.dtype).reshape(-1, fan_in) @ kernel.astype(self.dtype).reshape(fan_in, fan_out)
+        y = product(x.astype(self.dtype).reshape(-1, fan_in), kernel.astype(self.dtype).reshape(fan_in, fan_out))
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, self.out_shape)
             y = y + bias.astype(self.dtype).reshape(fan_out)
         return y.reshape(*batch_shape, *self.out_shape)
+
+
+PARTS = 8
+
+
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x [R, D] times a kernel [D, F].
+
+    For the product of one row XLA on a CPU takes one thread, which cannot read memory as fast as two or more can. So
+    that is made in parts, as many products at once, and their sum: a token of GPT-2 then takes a tenth less time.
+    """
+    num_rows, width = x.shape
+    if num_rows > 1 or width % PARTS or jax.default_backend() != "cpu":
+        return x @ kernel
+    parts = jnp.einsum("PD,PDF->PF", x.reshape(PARTS, -1), kernel.reshape(PARTS, width // PARTS, -1))
+    return jnp.sum(parts, axis=0, keepdims=True)
 
 
 def num_input_axes(path: tuple[str, ...], ndim: int) -> int:

@@ -25,7 +25,7 @@ KNOWN_JAX = ("0.10.", "0.11.", "0.12.")
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
 
-def prepare() -> None:
+def prepare(is_training: bool = True) -> None:
     """Tune the process for JAX on a CPU and say so in one line on stderr. Call it before JAX has a device.
 
     glibc reads its settings only when a process starts. So the command may start itself again, once, in the
@@ -44,7 +44,7 @@ def prepare() -> None:
         os.environ["GLIBC_TUNABLES"] = HUGE_PAGES
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     flags = os.environ.get("XLA_FLAGS", "")
-    if is_linux_pc and version("jax").startswith(KNOWN_JAX) and XLA_FLAG not in flags:
+    if is_training and is_linux_pc and version("jax").startswith(KNOWN_JAX) and XLA_FLAG not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {XLA_FLAG}".strip()
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or _private_folder()
     if isinstance(folder, Path):

@@ -18,7 +18,7 @@ from transformer_jax.cache import reorder
 from transformer_jax.config import choose
 from transformer_jax.sampling import logits as transforms
 from transformer_jax.sampling.generate import left_aligned
-from transformer_jax.sampling.logits import check
+from transformer_jax.sampling.logits import check, largest
 
 LENGTH_PENALTIES = {  # (n new tokens, alpha) -> what the sum of their log-probabilities is divided by
     "wu": lambda n, alpha: ((5 + n) / 6) ** alpha,  # Wu et al. 2016, equation 14
@@ -143,7 +143,7 @@ def beam_search(
         state, parents = search.choose_tokens(state, logits.reshape(R, W, -1))
         rows = (jnp.arange(R)[:, None] * W + parents).reshape(R * W)
         states = jax.tree.map(lambda x: x[rows], state.states)
-        return state._replace(states=states, cache=reorder(cache, rows, with_source=False))
+        return state._replace(states=states, cache=reorder(cache, rows, False, tokens.shape[1]))
 
     logits, cache = step(tokens, is_token, cache)
     nothing = jnp.full((R, W, max_new_tokens), pad_id, jnp.int32)
@@ -207,7 +207,7 @@ class _Search(NamedTuple):
         ending = Beams(texts, ending / penalties[n], jnp.full(ending.shape, n + 1))
 
         continuing = log_probs.at[:, :, self.ends].set(_IMPOSSIBLE).reshape(R, W * V)
-        kept = jax.lax.top_k(continuing, W)[1] if self.num_groups == 1 else self._diverse(continuing, W)
+        kept = largest(continuing, W)[1] if self.num_groups == 1 else self._diverse(continuing, W)
         log_probs, parents, token = jnp.take_along_axis(continuing, kept, axis=1), kept // V, kept % V
         tokens = jnp.take_along_axis(state.tokens, parents[:, :, None], axis=1).at[:, :, n].set(token)
         scores = jnp.where(n + 1 == num, log_probs / penalties[n], _IMPOSSIBLE)
@@ -224,7 +224,7 @@ class _Search(NamedTuple):
     def _likely(self, log_probs):
         """Only those among the W likeliest of all beams [R, W, V] are left."""
         R, W, V = log_probs.shape
-        _, likely = jax.lax.top_k(log_probs.reshape(R, W * V), W)
+        _, likely = largest(log_probs.reshape(R, W * V), W)
         is_likely = jnp.zeros((R, W * V), bool).at[jnp.arange(R)[:, None], likely].set(True)
         return jnp.where(is_likely.reshape(R, W, V), log_probs, _IMPOSSIBLE)
 
@@ -233,7 +233,7 @@ class _Search(NamedTuple):
         groups, V = continuing.reshape(-1, self.num_groups, continuing.shape[1]), continuing.shape[1] // W
         rows, number, kept = jnp.arange(len(groups))[:, None], jnp.zeros((len(groups), V)), []
         for g in range(self.num_groups):
-            _, best = jax.lax.top_k(groups[:, g] - self.diversity * jnp.tile(number, (1, W)), W)
+            _, best = largest(groups[:, g] - self.diversity * jnp.tile(number, (1, W)), W)
             is_beam = jnp.take_along_axis(groups[:, g], best, axis=1) > _IMPOSSIBLE
             number = number.at[rows, best % V].add(is_beam)
             kept.append(best)

@@ -18,7 +18,7 @@ from transformer_jax.sampling import logits as transforms
 
 
 def _greedy(logits, keys):
-    return jnp.argmax(logits, axis=-1)
+    return transforms.largest(logits, 1)[1][:, 0]
 
 
 def _sample(logits, keys):
@@ -190,7 +190,7 @@ def _choose_tokens(decode, logits, keys, first_index, methods, choice, eos_ids, 
     row_keys = jax.vmap(functools.partial(jax.random.fold_in, data=first_index + i))(keys)
     token = jnp.where(is_done, pad_id, choose_one(logits, row_keys).astype(jnp.int32))
     log_prob = jnp.take_along_axis(log_probs, token[:, None], axis=1, mode="fill", fill_value=0.0)[:, 0]
-    top_log_probs, top_tokens = jax.lax.top_k(log_probs, found.top_tokens.shape[2])
+    top_log_probs, top_tokens = transforms.largest(log_probs, found.top_tokens.shape[2])
     text = decode.text.at[jnp.arange(len(token)), lengths].set(token)
     found = Generated(
         found.tokens.at[:, i].set(token),

@@ -52,6 +52,25 @@ def check(is_fine: bool, field: str, value: Any, rule: str) -> None:
         raise UserError(f"{field}={value!r}: {rule}.")
 
 
+CHUNK = 128  # of logits whose largest is found first
+
+
+def largest(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """`jax.lax.top_k(x, k)` of [R, N]: the k largest of each row and where they are, of equals those that come first.
+
+    On a CPU that scans a row one by one; the largest of chunks are found with all that a processor has, and the k
+    largest of all are in k chunks.
+    """
+    R, N = x.shape
+    num_chunks = -(-N // CHUNK)
+    if num_chunks <= k:
+        return jax.lax.top_k(x, k)
+    chunks = jnp.pad(x, ((0, 0), (0, num_chunks * CHUNK - N)), constant_values=-jnp.inf).reshape(R, num_chunks, CHUNK)
+    best = jnp.sort(jax.lax.top_k(jnp.max(chunks, axis=2), k)[1], axis=1)  # in their order, for the sake of equals
+    values, places = jax.lax.top_k(jnp.take_along_axis(chunks, best[:, :, None], axis=1).reshape(R, k * CHUNK), k)
+    return values, jnp.take_along_axis(best, places // CHUNK, axis=1) * CHUNK + places % CHUNK
+
+
 class Method:
     """What most methods share: no state."""
 
@@ -89,7 +108,7 @@ class TopK(Method):
         check(self.k >= 1, "top_k", self.k, "must be 1 or more; to keep all tokens leave it away, or 0")
 
     def __call__(self, logits, tokens, lengths, state):
-        _, kept_ids = jax.lax.top_k(logits, min(self.k, logits.shape[-1]))
+        _, kept_ids = largest(logits, min(self.k, logits.shape[-1]))
         rows = jnp.arange(len(logits))[:, None]
         is_kept = jnp.zeros(logits.shape, bool).at[rows, kept_ids].set(True)
         return jnp.where(is_kept, logits, RULED_OUT), state

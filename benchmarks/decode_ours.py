@@ -1,0 +1,81 @@
+"""Our decoding, as `tj.generate` and `tj.translate` do it: a worker of benchmarks/decode.py, see decode_rivals.py."""
+
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from transformer_jax import startup
+
+startup.prepare(is_training=False)
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+
+import transformer_jax as tj  # noqa: E402
+from transformer_jax import sampling  # noqa: E402
+from transformer_jax.generation import begin_search  # noqa: E402
+from transformer_jax.layers import num_input_axes  # noqa: E402
+from transformer_jax.writing import write_all  # noqa: E402
+
+
+def matrices(params) -> list[jax.Array]:
+    """Every weight that a token is multiplied with, as [in, out]."""
+    found = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        names = [key.key for key in path]
+        if names[-1] == "kernel":
+            num_in = num_input_axes(tuple(names), leaf.ndim)
+            found.append(leaf.reshape(int(np.prod(leaf.shape[:num_in])), -1))
+        elif names[-2:] == ["tokens", "embedding"]:
+            found.append(leaf.T)
+    return found
+
+
+@jax.jit
+def bare_products(weights, passes):
+    """Each vector times each matrix, `passes` times; every pass depends on the one before."""
+
+    def one(_, x):
+        outs = [jnp.full((1, w.shape[0]), x) @ w for w in weights]
+        return sum(out[0, 0] for out in outs) * 1e-6
+
+    return jax.lax.fori_loop(0, passes, one, jnp.float32(1))
+
+
+def generate(run, rows: list[list[int]], num_new: int, num_beams: int) -> list[list[int]]:
+    rows = [np.array(row, np.int32) for row in rows]
+    if num_beams == 1:
+        keys = jax.random.split(jax.random.key(0), len(rows))
+        return [row.tolist() for row in write_all(run, rows, keys, (), "greedy", num_new)]
+    beams = sampling.beam_search(
+        *begin_search(run, rows, num_new), num_beams=num_beams, max_new_tokens=num_new, eos_ids=(),
+        pad_id=run.rules.pad_id,
+    )  # fmt: skip
+    return np.asarray(beams.tokens[:, 0]).tolist()
+
+
+def main():
+    setup = json.loads(sys.stdin.readline())
+    runs = {}
+    for name in ("gpt2", "marian"):
+        run = tj.from_pretrained(Path(setup["folder"]) / name)
+        runs[name] = dataclasses.replace(run, rules=dataclasses.replace(run.rules, eos_ids=(), methods=()))
+    weights = matrices(runs["gpt2"].params)
+    print(json.dumps({}), flush=True)
+    for line in sys.stdin:
+        order = json.loads(line)
+        began = time.perf_counter()
+        if order["model"] == "bare":
+            tokens = float(bare_products(weights, order["num_new"]))
+        else:
+            tokens = generate(runs[order.pop("model")], **order)
+        print(json.dumps({"seconds": time.perf_counter() - began, "tokens": tokens}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
