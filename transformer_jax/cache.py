@@ -64,11 +64,13 @@ class DecodeCache(NamedTuple):
         return self.is_token.shape[1]
 
 
-def make_cache(config: TransformerConfig, batch_size: int, capacity: int) -> DecodeCache:
+def make_cache(config: TransformerConfig, batch_size: int, capacity: int, num_spare: int = 0) -> DecodeCache:
     """An empty cache for `batch_size` rows of at most `capacity` slots, padding included.
 
     Linear attention remembers all in a state of one size, so its cache has no slots and is never full.
 
+    Args:
+      num_spare: more slots, for what is not to stay a token of its row: refused drafts.
     Raises:
       UserError: capacity above model.max_len.
     """
@@ -77,6 +79,7 @@ def make_cache(config: TransformerConfig, batch_size: int, capacity: int) -> Dec
     if config.attention == "linear":
         layer, capacity = linear.empty_state(batch_size, config.num_kv_heads, config.head_dim), 0
     else:
+        capacity += num_spare
         nothing = jnp.zeros((batch_size, capacity, config.num_kv_heads, config.head_dim), config.dtype)
         layer = KVCache.of(nothing, nothing)
     is_token, num_tokens = jnp.zeros((batch_size, capacity), bool), jnp.zeros((batch_size, 1), jnp.int32)
@@ -124,11 +127,27 @@ def rewind(cache: DecodeCache, num_slots: jax.Array | int) -> DecodeCache:
         if not 0 <= num_slots <= cache.num_written:
             raise UserError(f"num_slots={num_slots}: must be from 0 to {cache.num_written}, the slots written.")
     num_written = cache.num_written - num_slots
-    is_left = jnp.arange(cache.capacity) < num_written
+    return _with_tokens(cache, jnp.arange(cache.capacity) < num_written)._replace(num_written=num_written)
+
+
+def keep_first(cache: DecodeCache, num_newest: int, num_kept: jax.Array) -> DecodeCache:
+    """Of its `num_newest` newest slots each row keeps its first `num_kept` [B]; the others hold no tokens any more.
+
+    Slots are the same for all rows: those that no row keeps are taken back, those that only some keep are padding in
+    the others.
+
+    Raises:
+      UserError: as `rewind`.
+    """
+    end = cache.num_written - num_newest + num_kept[:, None]
+    cache = rewind(cache, num_newest - jnp.max(num_kept))
+    return _with_tokens(cache, jnp.arange(cache.capacity) < end)
+
+
+def _with_tokens(cache, is_left):
+    """Slots that are not left [B or 1, S] hold no token."""
     num_gone = jnp.sum(cache.is_token & ~is_left, axis=1, keepdims=True, dtype=jnp.int32)
-    return cache._replace(
-        is_token=cache.is_token & is_left, num_tokens=cache.num_tokens - num_gone, num_written=num_written
-    )
+    return cache._replace(is_token=cache.is_token & is_left, num_tokens=cache.num_tokens - num_gone)
 
 
 def is_overrun(cache: DecodeCache) -> jax.Array | bool:

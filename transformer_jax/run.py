@@ -195,13 +195,16 @@ def _apply(model: Any, params: Any, args: tuple, kwargs: dict) -> jax.Array:
 
 
 @functools.cache  # one function object for a model: jit tells functions apart by identity, and would compile again
-def _extend(model: Any) -> Callable:
-    return lambda params, *args: model.apply({"params": params}, *args, last_only=True, method="extend")
+def _extend(model: Any, last_only: bool) -> Callable:
+    return lambda params, *args: model.apply({"params": params}, *args, last_only=last_only, method="extend")
 
 
-def step_function(run: Run) -> jax.tree_util.Partial:
-    """`step(tokens, is_token, cache) -> (last logits, cache)`, the parameters being its arguments: for `sampling`."""
-    return jax.tree_util.Partial(_extend(run.model), run.params)
+def step_function(run: Run, last_only: bool = True) -> jax.tree_util.Partial:
+    """`step(tokens, is_token, cache) -> (last logits, cache)`, the parameters being its arguments: for `sampling`.
+
+    With last_only=False it gives the logits at every place: `verify` of speculative decoding.
+    """
+    return jax.tree_util.Partial(_extend(run.model, last_only), run.params)
 
 
 def logits(

@@ -27,6 +27,7 @@ from transformer_jax.sampling.rules import (
     Suppress,
     SuppressFirst,
 )  # fmt: skip
+from transformer_jax.sampling.speculative import Ahead, Speculated, advance_ahead, begin_ahead, speculate
 
 METHODS = {  # what is done to logits before a token is chosen
     "temperature": Temperature, "top_k": TopK, "top_p": TopP, "min_p": MinP, "typical": Typical,
@@ -37,9 +38,9 @@ METHODS = {  # what is done to logits before a token is chosen
 }  # fmt: skip
 
 __all__ = [
-    "BadWords", "Beams", "CHOICES", "Constraint", "Custom", "Decode", "Follow", "ForceFirst", "ForceLast",
+    "Ahead", "BadWords", "Beams", "CHOICES", "Constraint", "Custom", "Decode", "Follow", "ForceFirst", "ForceLast",
     "FrequencyPenalty", "Generated", "LENGTH_PENALTIES", "LogitBias", "METHODS", "MinLength", "MinP", "NoRepeat",
-    "PresencePenalty", "Renormalize", "RepetitionPenalty", "Rules", "STOPPING", "Suppress", "SuppressFirst",
-    "Temperature", "TopK", "TopP", "Typical", "advance", "beam_search", "begin", "generate", "matching", "one_of",
-    "start",
+    "PresencePenalty", "Renormalize", "RepetitionPenalty", "Rules", "STOPPING", "Speculated", "Suppress",
+    "SuppressFirst", "Temperature", "TopK", "TopP", "Typical", "advance", "advance_ahead", "beam_search", "begin",
+    "begin_ahead", "generate", "matching", "one_of", "speculate", "start",
 ]  # fmt: skip

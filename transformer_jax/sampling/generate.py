@@ -42,7 +42,6 @@ class Generated(NamedTuple):
 class Decode(NamedTuple):
     """Where a decode stands: `advance` goes on from it."""
 
-    num_new: jax.Array  # int32: tokens chosen, what a row that has ended is padded with included
     is_done: jax.Array  # bool [B]; who sets one ends that row
     text: jax.Array  # int32 [B, S]: prompts and new tokens, left-aligned
     prompt_lengths: jax.Array  # int32 [B]
@@ -143,8 +142,9 @@ def begin(
     zeros = jnp.zeros((B, num_places), jnp.float32)
     found = Generated(jnp.full(zeros.shape, pad_id, jnp.int32), jnp.zeros(B, jnp.int32), zeros, padding,
                       jnp.zeros(padding.shape, jnp.float32), states)  # fmt: skip
-    decode = Decode(jnp.int32(0), jnp.zeros(B, bool), text, prompt_lengths, found, cache)
-    return _choose_tokens(decode, logits, keys, first_index, methods, choice, eos_ids, pad_id, stop_sequences)
+    decode = Decode(jnp.zeros(B, bool), text, prompt_lengths, found, cache)
+    return choose_tokens(decode, logits, keys, first_index, methods, choose(CHOICES, choice, "choice"),
+                         eos_ids=eos_ids, pad_id=pad_id, stop_sequences=stop_sequences)  # fmt: skip
 
 
 @functools.partial(jax.jit, static_argnames=("choice", "eos_ids", "pad_id", "stop_sequences"))
@@ -166,38 +166,58 @@ def advance(
     One program serves every `until`, so that a decode in pieces gives bit for bit what one call gives.
     """
 
+    choose_one = choose(CHOICES, choice, "choice")
+
     def go_on(decode):
-        return (decode.num_new < until) & ~jnp.all(decode.is_done)
+        return jnp.any(~decode.is_done & (decode.found.lengths < until))
 
     def one_token(decode):
-        newest = decode.found.tokens[:, decode.num_new - 1, None]
-        logits, cache = step(newest, ~decode.is_done[:, None], decode.cache)
+        logits, cache = step(newest_tokens(decode), ~decode.is_done[:, None], decode.cache)
         decode = decode._replace(cache=cache)
-        return _choose_tokens(decode, logits, keys, first_index, methods, choice, eos_ids, pad_id, stop_sequences)
+        return choose_tokens(decode, logits, keys, first_index, methods, choose_one,
+                             eos_ids=eos_ids, pad_id=pad_id, stop_sequences=stop_sequences)  # fmt: skip
 
     return jax.lax.while_loop(go_on, one_token, decode)
 
 
-def _choose_tokens(decode, logits, keys, first_index, methods, choice, eos_ids, pad_id, stop_sequences):
-    """One more token for each row, from logits [B, V]."""
+def newest_tokens(decode: Decode) -> jax.Array:
+    """The token that each row ends with, [B, 1]: the next one to be read."""
+    return jnp.take_along_axis(decode.found.tokens, jnp.maximum(decode.found.lengths - 1, 0)[:, None], axis=1)
+
+
+def keys_of_tokens(keys: jax.Array, index: jax.Array) -> jax.Array:
+    """The key [B] of token number `index` [B] of each row, counted over all calls."""
+    return jax.vmap(jax.random.fold_in)(keys, index)
+
+
+def choose_tokens(
+    decode: Decode, logits: jax.Array, keys: jax.Array, first_index: jax.Array | int, methods: tuple,
+    choose_one: Callable, *, eos_ids: tuple[int, ...], pad_id: int, stop_sequences: tuple[tuple[int, ...], ...],
+) -> Decode:  # fmt: skip
+    """One more token for each row that has not ended, from the model's logits [B, V].
+
+    Args:
+      choose_one: (logits after all methods [B, V], keys of the tokens [B]) -> tokens [B].
+      The others are those of `generate`.
+    """
     transforms.check(all(token >= 0 for token in eos_ids), "eos_ids", eos_ids, "must be token ids, 0 or more")
     transforms.check(all(stop_sequences), "stop_sequences", stop_sequences, "must have a token or more each")
-    choose_one, i, found = choose(CHOICES, choice, "choice"), decode.num_new, decode.found
+    found, i, rows = decode.found, decode.found.lengths, jnp.arange(len(logits))
     logits, lengths = logits.astype(jnp.float32), decode.prompt_lengths + i
     log_probs = jax.nn.log_softmax(logits, axis=-1)
     logits, states = transforms.apply(methods, logits, decode.text, lengths, found.states)
     is_done = decode.is_done | jnp.all(logits <= transforms.RULED_OUT, axis=-1)
-    row_keys = jax.vmap(functools.partial(jax.random.fold_in, data=first_index + i))(keys)
-    token = jnp.where(is_done, pad_id, choose_one(logits, row_keys).astype(jnp.int32))
+    token = choose_one(logits, keys_of_tokens(keys, first_index + i)).astype(jnp.int32)
+    token = jnp.where(is_done, pad_id, token)  # behind the end of a row, where there is padding already
     log_prob = jnp.take_along_axis(log_probs, token[:, None], axis=1, mode="fill", fill_value=0.0)[:, 0]
     top_log_probs, top_tokens = transforms.largest(log_probs, found.top_tokens.shape[2])
-    text = decode.text.at[jnp.arange(len(token)), lengths].set(token)
+    text = decode.text.at[rows, lengths].set(token)
     found = Generated(
-        found.tokens.at[:, i].set(token),
+        found.tokens.at[rows, i].set(token),
         found.lengths + ~is_done,
-        found.log_probs.at[:, i].set(jnp.where(is_done, 0.0, log_prob)),
-        found.top_tokens.at[:, i].set(jnp.where(is_done[:, None], pad_id, top_tokens)),
-        found.top_log_probs.at[:, i].set(jnp.where(is_done[:, None], 0.0, top_log_probs)),
+        found.log_probs.at[rows, i].set(jnp.where(is_done, 0.0, log_prob)),
+        found.top_tokens.at[rows, i].set(jnp.where(is_done[:, None], pad_id, top_tokens)),
+        found.top_log_probs.at[rows, i].set(jnp.where(is_done[:, None], 0.0, top_log_probs)),
         states,
     )
     is_done |= jnp.isin(token, jnp.array(eos_ids, jnp.int32))
@@ -206,7 +226,7 @@ def _choose_tokens(decode, logits, keys, first_index, methods, choice, eos_ids, 
         newest = jnp.take_along_axis(text, jnp.maximum(at, 0), axis=1)
         is_new = lengths + 1 - len(sequence) >= decode.prompt_lengths - first_index
         is_done |= jnp.all(newest == jnp.array(sequence), axis=1) & is_new
-    return decode._replace(num_new=i + 1, is_done=is_done, text=text, found=found)
+    return decode._replace(is_done=is_done, text=text, found=found)
 
 
 def left_aligned(tokens: jax.Array, is_token: jax.Array, num_more: int) -> tuple[jax.Array, jax.Array]:

@@ -7,6 +7,7 @@ encoder-decoder the prompt is what the decoder was given, not the source.
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 
 from transformer_jax.sampling.logits import RULED_OUT, Method, check, method, where_possible
@@ -25,6 +26,16 @@ def _count(logits, tokens, first, end):
     is_counted = (place >= jnp.reshape(first, (-1, 1))) & (place < end[:, None])
     rows = jnp.arange(len(tokens))[:, None]
     return jnp.zeros(logits.shape, jnp.int32).at[rows, tokens].add(is_counted, mode="drop")
+
+
+def follows_newest(tokens: jax.Array, lengths: jax.Array, n: int) -> jax.Array:
+    """Whether the n tokens before a place of the text [R, S] are the n that the text ends with: bool [R, S]."""
+    S, place = tokens.shape[1], jnp.arange(tokens.shape[1])
+    is_match = (place >= n) & (place < lengths[:, None])
+    for j in range(1, min(n, S - 1) + 1):  # the last but j - 1, at place i - j
+        newest = jnp.take_along_axis(tokens, jnp.maximum(lengths - j, 0)[:, None], axis=1)
+        is_match &= jnp.roll(tokens, j, axis=1) == newest
+    return is_match
 
 
 def _rule_out(logits, ids):
@@ -99,16 +110,8 @@ class NoRepeat(Method):
         check(self.n >= 1, "no_repeat_ngram_size", self.n, "must be 1 or more. Take 3")
 
     def __call__(self, logits, tokens, lengths, state):
-        before, num_places = self.n - 1, tokens.shape[1] - self.n + 1
-        if num_places < 1:
-            return logits, state
-        # Places i whose n - 1 tokens are the last ones of the text, and what followed them there.
-        ends_here = jnp.arange(num_places) + before < lengths[:, None]
-        for j in range(before):
-            newest = jnp.take_along_axis(tokens, jnp.maximum(lengths - before + j, 0)[:, None], axis=1)
-            ends_here &= tokens[:, j : j + num_places] == newest
-        rows = jnp.arange(len(tokens))[:, None]
-        is_repeat = jnp.zeros(logits.shape, bool).at[rows, tokens[:, before:]].max(ends_here, mode="drop")
+        followed, rows = follows_newest(tokens, lengths, self.n - 1), jnp.arange(len(tokens))[:, None]
+        is_repeat = jnp.zeros(logits.shape, bool).at[rows, tokens].max(followed, mode="drop")
         return jnp.where(is_repeat, RULED_OUT, logits), state
 
 
