@@ -31,7 +31,8 @@ class Decoding(Settings):
         choose(dict.fromkeys(PAST_CONTEXT), self.past_context, "past_context")
         choose(sampling.LENGTH_PENALTIES, self.penalty, "penalty")
         choose(sampling.STOPPING, self.stopping, "stopping")
-        for name, least in (("max_new_tokens", 1), ("num_samples", 1), ("num_beams", 1), ("min_new_tokens", 0)):
+        for name, least in (("max_new_tokens", 1), ("num_samples", 1), ("num_beams", 1), ("min_new_tokens", 0),
+                            ("prompt_lookup", 0), ("num_draft", 1)):  # fmt: skip
             check(getattr(self, name) >= least, name, getattr(self, name), f"must be at least {least}")
         check(-(2**63) <= self.seed < 2**63, "seed", self.seed, "must be a number of 64 bits")
         check(self.min_new_tokens <= self.max_new_tokens, "min_new_tokens", self.min_new_tokens,
@@ -45,6 +46,13 @@ class Decoding(Settings):
                       and type(pair[1]) in (int, float) for pair in self.logit_bias)  # fmt: skip
         check(is_fine, "logit_bias", self.logit_bias, "must be pairs of a token, id or string, and a number")
         check(not (self.choices and self.regex), "regex", self.regex, "choices are given as well; give one of them")
+        check(not (self.draft and self.prompt_lookup), "prompt_lookup", self.prompt_lookup,
+              "a draft is given as well; give one of them")  # fmt: skip
+        for name in ("draft", "prompt_lookup"):
+            is_fine = not getattr(self, name) or self.method != "beam"
+            check(is_fine, name, getattr(self, name), "a beam search has no drafts. Take method=sample or greedy")
+        check(not self.draft or self.past_context == "refuse", "past_context", self.past_context,
+              "with a draft, texts stay within the context. Take prompt_lookup, or shorter texts")  # fmt: skip
         if self.method == "beam":
             rule = f"must be at most num_beams={self.num_beams}. Ask for fewer, or search with more beams"
             check(self.num_samples <= self.num_beams, "num_samples", self.num_samples, rule)

@@ -13,6 +13,7 @@ from transformer_jax import sampling
 from transformer_jax.cache import make_cache
 from transformer_jax.config import UserError
 from transformer_jax.decoding import Decoding, methods_of
+from transformer_jax.drafting import drafting_of
 from transformer_jax.models import GPT, Seq2Seq
 from transformer_jax.run import Run, step_function
 from transformer_jax.writing import STOP_TOKENS, Writer, batch, begin_targets, bucket
@@ -30,6 +31,8 @@ class Completion:
     log_probs: tuple[float, ...]  # of each of them
     finish: str  # eos | stop | length | ruled_out: the model, a stop string, max_new_tokens, or no token was allowed
     top: tuple[tuple[tuple[int, float], ...], ...] = ()  # the likeliest (token, log-probability) at each place
+    num_drafted: int = 0  # tokens that were proposed, with a draft or prompt_lookup
+    num_accepted: int = 0  # those that are in the text
 
     @property
     def log_prob(self) -> float:
@@ -83,6 +86,7 @@ def complete(run: Run, prompts: Sequence[str], decoding: Decoding, num_top: int 
             tuple(writer.log_probs[i].tolist()), writer.finish[i],
             tuple(tuple(zip(ids, values, strict=True)) for ids, values in zip(*map(np.ndarray.tolist, writer.top[i]),
                                                                              strict=True)) if num_top else (),
+            int(writer.num_drafted[i]), int(writer.num_accepted[i]),
         )
         for i, tokens in enumerate(writer.tokens)
     ]  # fmt: skip
@@ -111,6 +115,7 @@ def benchmark(run: Run, prompt: str, decoding: Decoding) -> dict[str, float]:
     Returns:
       prefill_seconds, to read the prompt and choose a token; decode_seconds, for all others; tokens_per_second, those
       of all rows in decode_seconds; compile_seconds, what the first time took longer; and num_tokens, of all rows.
+      With drafts also accepted_share, of the tokens that were drafted.
     """
     seconds = []
     for _ in range(2):
@@ -121,10 +126,12 @@ def benchmark(run: Run, prompt: str, decoding: Decoding) -> dict[str, float]:
         writer.write(decoding.max_new_tokens)
         seconds.append((read - start, time.perf_counter() - read))
     num_tokens = sum(map(len, writer.tokens))
+    share = {"accepted_share": float(writer.num_accepted.sum() / max(writer.num_drafted.sum(), 1))}
     return {
         "prefill_seconds": seconds[1][0], "decode_seconds": seconds[1][1],
         "tokens_per_second": (num_tokens - len(writer.tokens)) / seconds[1][1],
         "compile_seconds": max(0.0, sum(seconds[0]) - sum(seconds[1])), "num_tokens": num_tokens,
+        **(share if writer.drafting else {}),
     }  # fmt: skip
 
 
@@ -163,7 +170,7 @@ def _writer(run: Run, prompts: Sequence[str], decoding: Decoding, num_top: int) 
     choice = decoding.method
     if choice == "beam":  # the texts are known then, and written again for what the model says of each token
         choice, methods = "greedy", (sampling.Follow(_search(run, encoded, decoding, methods)),)
-    return Writer(run, rows, keys, methods, choice, num_new, decoding.stop, num_top)
+    return Writer(run, rows, keys, methods, choice, num_new, decoding.stop, num_top, drafting_of(decoding, run))
 
 
 def _search(run: Run, prompts: list[np.ndarray], decoding: Decoding, methods: tuple) -> jax.Array:

@@ -14,6 +14,7 @@ import numpy as np
 
 from transformer_jax import sampling
 from transformer_jax.cache import make_cache
+from transformer_jax.drafting import Drafting
 from transformer_jax.models import Seq2Seq
 from transformer_jax.run import Run, step_function
 from transformer_jax.token_bytes import settled_text
@@ -37,8 +38,10 @@ class Writer:
 
     def __init__(
         self, run: Run, prompts: list[np.ndarray], keys: jax.Array, methods: tuple, choice: str, num_new: int,
-        stop: tuple[str, ...] = (), num_top: int = 0,
+        stop: tuple[str, ...] = (), num_top: int = 0, drafting: Drafting | None = None,
     ):  # fmt: skip
+        self.drafting, self._ahead = drafting, None
+        self.num_drafted = self.num_accepted = np.zeros(len(prompts), np.int32)  # drafted tokens of each row
         self.run, self.prompts, self.keys, self.methods = run, prompts, keys, methods
         self.num_new, self.stop, self.num_top = num_new, stop, num_top
         self.settings = dict(choice=choice, eos_ids=run.rules.eos_ids, pad_id=run.rules.pad_id)
@@ -67,11 +70,21 @@ class Writer:
                 self._read()
             num = np.int32(min(until - self._first, self._piece))
             if num > 1:
-                self._decode = sampling.advance(
-                    step_function(self.run), self._decode, self.keys, num, np.int32(self._first), self.methods,
-                    **self.settings,
-                )  # fmt: skip
+                self._advance(num)
             self._take(int(num))
+
+    def _advance(self, until: np.int32) -> None:
+        first, drafting = np.int32(self._first), self.drafting
+        if drafting is None:
+            self._decode = sampling.advance(
+                step_function(self.run), self._decode, self.keys, until, first, self.methods, **self.settings
+            )
+            return
+        verify, most = step_function(self.run, last_only=False), np.int32(self._piece)
+        self._decode, self._ahead = sampling.advance_ahead(
+            verify, self._decode, self._ahead, self.keys, until, most, first, self.methods, drafting.step,
+            num_draft=drafting.num_draft, prompt_lookup=drafting.prompt_lookup, **self.settings,
+        )  # fmt: skip
 
     def text(self, i: int) -> str:
         """What row i goes on with after its prompt; before its end, the part that no later token changes."""
@@ -89,7 +102,8 @@ class Writer:
         self._first, num_left = self.num_written, self.num_new - self.num_written
         if self.is_target:
             self._piece, places = num_left, bucket(num_left, self.run.config.decoder.max_len)
-            step, cache, tokens, is_token = begin_targets(self.run, self.prompts, places)
+            capacity, num_spare = places, self._num_spare(places)
+            step, cache, tokens, is_token = begin_targets(self.run, self.prompts, places, num_spare)
             unused, text_size = None, 1 + places
         else:
             context, rows = self.run.config.max_len, [self._row(i) for i in range(len(self.prompts))]
@@ -101,13 +115,33 @@ class Writer:
             capacity = bucket(max(longest, USUAL_PROMPT) + self._piece, context)
             places = bucket(self._piece, context)
             tokens, is_token = batch(rows, longest, bucket(longest, context), self.run.rules.pad_id)
-            step, cache = step_function(self.run), make_cache(self.run.config, len(rows), capacity)
+            num_spare = self._num_spare(places)
+            step, cache = step_function(self.run), make_cache(self.run.config, len(rows), capacity, num_spare)
             unused, text_size = np.int32(tokens.shape[1] - longest), capacity + 1
         self._decode = sampling.begin(
             step, cache, tokens, is_token, self.keys, np.int32(num_left), np.int32(self._first), self.methods,
             self._states, unused, num_places=places, text_size=text_size, num_top=self.num_top, **self.settings,
         )  # fmt: skip
+        if self.drafting is not None:
+            self._begin_ahead(tokens, is_token, unused, capacity, num_spare)
         self._hold()
+
+    def _num_spare(self, places: int) -> int:
+        """Slots for drafts that are refused; with half as many more as there are new ones, rows need hardly wait."""
+        if self.drafting is None:
+            return 0
+        return self.drafting.num_draft + (places // 2 if len(self.prompts) > 1 else 0)
+
+    def _begin_ahead(self, tokens: Any, is_token: Any, unused: Any, capacity: int, num_spare: int) -> None:
+        """The run that drafts, if there is one, reads what the other has read."""
+        draft, cache, before = self.drafting.run, None, self._ahead
+        if draft is not None and self.is_target:
+            cache = begin_targets(draft, self.prompts, capacity, num_spare)[1]
+        elif draft is not None:
+            cache = make_cache(draft.config, len(tokens), capacity, num_spare)
+        self._ahead = sampling.begin_ahead(tokens, is_token, self.drafting.step, cache, unused)
+        if before is not None:
+            self._ahead = self._ahead._replace(num_drafted=before.num_drafted, num_accepted=before.num_accepted)
 
     def _hold(self) -> None:
         """Rows that have ended here are to end there as well."""
@@ -119,6 +153,8 @@ class Writer:
         """Fetch what was chosen, up to token `num` of what was read last, and see which rows have ended."""
         found, first = self._decode.found, self.num_written - self._first
         self._states = found.states
+        if self._ahead is not None:
+            self.num_drafted, self.num_accepted = jax.device_get((self._ahead.num_drafted, self._ahead.num_accepted))
         tokens, log_probs, lengths, top_tokens, top_log_probs = jax.device_get(
             (found.tokens, found.log_probs, found.lengths, found.top_tokens, found.top_log_probs)
         )
@@ -183,14 +219,15 @@ def batch(rows: list[np.ndarray], longest: int, width: int, pad_id: int) -> tupl
     return tokens, is_token
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def _start(model: Seq2Seq, params: Any, source: jax.Array, is_token: jax.Array, capacity: int) -> Any:
-    return model.apply({"params": params}, source, is_token, capacity, method="start")
+@functools.partial(jax.jit, static_argnums=(0, 4, 5))
+def _start(model: Seq2Seq, params: Any, source: jax.Array, is_token: jax.Array, capacity: int, num_spare: int) -> Any:
+    return model.apply({"params": params}, source, is_token, capacity, num_spare, method="start")
 
 
-def begin_targets(run: Run, sources: list[np.ndarray], capacity: int) -> tuple:
+def begin_targets(run: Run, sources: list[np.ndarray], capacity: int, num_spare: int = 0) -> tuple:
     """What decoding wants: the step, a cache that has read the sources, the first token of each, and that it is one."""
     longest = max(map(len, sources))
     source, is_token = batch(sources, longest, bucket(longest, run.config.encoder.max_len), run.rules.pad_id)
     first = np.full((len(sources), 1), run.rules.start_id, np.int32)
-    return step_function(run), _start(run.model, run.params, source, is_token, capacity), first, first >= 0
+    cache = _start(run.model, run.params, source, is_token, capacity, num_spare)
+    return step_function(run), cache, first, first >= 0

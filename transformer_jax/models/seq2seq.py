@@ -85,15 +85,17 @@ class Seq2Seq(nn.Module):
         """The output projection: [..., D] -> [..., V] float32."""
         return self.decoder.logits(x)
 
-    def start(self, source: jax.Array, is_token: jax.Array | None = None, capacity: int = 0) -> kv.DecodeCache:
+    def start(
+        self, source: jax.Array, is_token: jax.Array | None = None, capacity: int = 0, num_spare: int = 0
+    ) -> kv.DecodeCache:
         """Encode the source and project it to every layer's keys and values, once for all that is decoded from it.
 
         Args:
           source: [B, S] int; is_token: [B, S] bool, False for padding; None: no padding.
-          capacity: target tokens that the cache has room for; 0: the decoder's max_len.
+          capacity: target tokens that the cache has room for; 0: the decoder's max_len. num_spare: see `make_cache`.
         """
         config = self.config.decoder
-        cache = kv.make_cache(config, source.shape[0], capacity or config.max_len)
+        cache = kv.make_cache(config, source.shape[0], capacity or config.max_len, num_spare)
         return cache._replace(source=self.read(source, is_token))
 
     def extend(
