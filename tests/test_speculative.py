@@ -1,0 +1,302 @@
+"""Drafts change no text: neither a greedy one nor the distribution of those that are sampled."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from arrays import close, random_like
+from test_writing import made
+
+import transformer_jax as tj
+from transformer_jax import sampling
+from transformer_jax.cache import DecodeCache, KVCache, keep_first, make_cache, mark, write
+from transformer_jax.config import TransformerConfig, UserError
+from transformer_jax.models import GPT, parameter_shapes
+from transformer_jax.positions import count_tokens
+from transformer_jax.run import Run, step_function
+from transformer_jax.sampling import FrequencyPenalty, MinLength, PresencePenalty, Temperature, TopK
+from transformer_jax.sampling import logits as transforms
+from transformer_jax.sampling.speculative import NOTHING, _look_up
+
+FIXTURES = Path(__file__).parent / "fixtures"
+B, V, PAD, EOS, MAX_NEW = 5, 7, 0, 2, 17
+TABLE = 2.5 * np.random.default_rng(350).normal(size=(V, V, V)).astype(np.float32)
+TABLE[:, :, EOS] -= 2
+NEAR = TABLE + np.random.default_rng(1).normal(size=TABLE.shape).astype(np.float32)
+FAR = 2 * np.random.default_rng(2).normal(size=TABLE.shape).astype(np.float32)
+PROMPTS = np.array([[0, 1, 3], [6, 3, 1], [0, 0, 5], [4, 0, 0], [5, 6, 0]])  # padded on either side
+IS_TOKEN = PROMPTS != 0
+KEYS = jax.random.split(jax.random.key(0), B)
+
+
+# A model whose logits after two tokens are a row of a table; it finds the first of them in its cache
+
+
+def verify(table, tokens, is_token, cache):
+    slot, positions = cache.num_written, count_tokens(is_token, cache.num_tokens)
+    cache = mark(cache, is_token)
+    numbers = tokens[:, :, None, None].astype(jnp.float32)
+    layer = write(cache.layers[0], numbers, numbers, slot)
+    is_before = cache.is_token[:, None] & (count_tokens(cache.is_token)[:, None] == positions[:, :, None] - 1)
+    before = jnp.sum(jnp.where(is_before, layer.keys[:, None, :, 0, 0], 0), axis=-1).astype(jnp.int32)
+    return table[before, tokens], cache._replace(layers=(layer,))
+
+
+def step(table, tokens, is_token, cache):
+    logits, cache = verify(table, tokens, is_token, cache)
+    last = tokens.shape[1] - 1 - jnp.argmax(is_token[:, ::-1], axis=1)
+    return logits[jnp.arange(len(tokens)), last], cache
+
+
+def empty(num_rows, capacity):
+    numbers = jnp.zeros((num_rows, capacity, 1, 1))
+    nothing = jnp.zeros((num_rows, capacity), bool), jnp.zeros((num_rows, 1), jnp.int32), jnp.int32(0)
+    return DecodeCache((KVCache(numbers, numbers),), *nothing)
+
+
+def plain(*methods, prompts=PROMPTS, is_token=IS_TOKEN, keys=KEYS, **kwargs):
+    kwargs = dict(max_new_tokens=MAX_NEW, eos_ids=(EOS,), pad_id=PAD) | kwargs
+    cache = empty(len(prompts), prompts.shape[1] + kwargs["max_new_tokens"])
+    model = jax.tree_util.Partial(step, jnp.array(TABLE))
+    out = sampling.generate(model, cache, prompts, is_token, keys, 0, methods, **kwargs)
+    return jax.tree.map(np.asarray, out)
+
+
+def drafted(*methods, draft=None, num_spare=0, prompts=PROMPTS, is_token=IS_TOKEN, keys=KEYS, **kwargs):
+    """With a table to draft from, or with prompt_lookup."""
+    kwargs = dict(max_new_tokens=MAX_NEW, eos_ids=(EOS,), pad_id=PAD, num_draft=3) | kwargs
+    capacity = prompts.shape[1] + kwargs["max_new_tokens"] - 1 + kwargs["num_draft"] + num_spare
+    functions = [jax.tree_util.Partial(function, jnp.array(TABLE)) for function in (step, verify)]
+    of_draft = (None, None)
+    if draft is not None:
+        of_draft = jax.tree_util.Partial(step, jnp.array(draft)), empty(len(prompts), capacity)
+    out = sampling.speculate(*functions, empty(len(prompts), capacity), prompts, is_token, keys, 0, methods, None,
+                             *of_draft, **kwargs)  # fmt: skip
+    return jax.tree.map(np.asarray, out)
+
+
+def assert_same(found, expected):
+    for name in ("tokens", "lengths", "top_tokens"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    close(found.log_probs, expected.log_probs)
+    close(found.top_log_probs, expected.top_log_probs)
+    is_open = expected.lengths == expected.tokens.shape[1]  # nobody asks for the states of rows that have ended
+    for ours, theirs in zip(jax.tree.leaves(found.states), jax.tree.leaves(expected.states), strict=True):
+        np.testing.assert_array_equal(ours[is_open], theirs[is_open])
+
+
+# The same tokens
+
+
+@pytest.mark.parametrize("num_spare", [0, 13])
+@pytest.mark.parametrize("drafts", [{"draft": NEAR, "choice": "greedy"}, {"prompt_lookup": 1, "choice": "greedy"},
+                                    {"prompt_lookup": 2}], ids=["draft", "lookup", "sampled_lookup"])  # fmt: skip
+def test_tokens_scores_states_and_ends_are_those_of_plain_decoding(drafts, num_spare):
+    methods, ends = (MinLength(4, (EOS,)), PresencePenalty(0.5)), dict(stop_sequences=((3, 5),), num_top=2)
+    expected = plain(*methods, choice=drafts.get("choice", "sample"), **ends)
+    found, num_drafted, num_accepted = drafted(*methods, num_spare=num_spare, **ends, **drafts)
+    assert_same(found, expected)
+    if "choice" in drafts:
+        assert expected.lengths.tolist() == [4, 15, 5, 6, 17]  # ended by: 3 5, EOS, EOS, 3 5, max_new_tokens
+    assert np.all(num_accepted <= num_drafted) and 0 < num_accepted.sum() < num_drafted.sum()
+
+
+@pytest.mark.parametrize("choice", ["greedy", "sample"])
+def test_a_draft_that_is_the_model_itself_is_accepted_all(choice):
+    found, num_drafted, num_accepted = drafted(draft=TABLE, choice=choice, eos_ids=(), num_draft=4)
+    np.testing.assert_array_equal(num_accepted, num_drafted)
+    assert np.all(num_drafted == 13) and np.all(found.lengths == MAX_NEW)  # 1, 3 times 4 drafted and 1 more, and 1
+
+
+def test_a_sampled_text_is_the_same_however_many_are_drafted_whatever_slots_there_are_and_whoever_is_beside_it():
+    expected = drafted(Temperature(0.8), draft=NEAR)
+    alone = dict(prompts=PROMPTS[1:2], is_token=IS_TOKEN[1:2], keys=KEYS[1:2])
+    for kwargs, rows in (({"num_draft": 1}, slice(B)), ({"num_spare": 13}, slice(B)), (alone, slice(1, 2))):
+        found = drafted(Temperature(0.8), draft=NEAR, **kwargs)
+        np.testing.assert_array_equal(found.found.tokens, expected.found.tokens[rows])
+        close(found.found.log_probs, expected.found.log_probs[rows])
+    assert not np.array_equal(expected.found.tokens, drafted(Temperature(0.8), draft=FAR).found.tokens)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_what_is_looked_up_is_what_followed_the_latest_time(n):
+    random = np.random.default_rng(n)
+    texts, lengths = random.integers(0, 2 + (n < 3), (101, 13)), random.integers(1, 14, 101)
+    found = _look_up(jnp.array(texts), jnp.array(lengths), n)
+    for text, length, token in zip(texts.tolist(), lengths.tolist(), found.tolist(), strict=True):
+        ends = [i for i in range(n, length) if text[i - n : i] == text[length - n : length]]
+        assert token == (text[ends[-1]] if ends and n <= length else NOTHING)
+    assert {NOTHING, 0, 1} <= {*found.tolist()}
+
+
+# The distribution
+
+NUM_ROWS, NUM_NEW, WITH_STATE = 20011, 4, (Temperature(1.3), PresencePenalty(1.5), FrequencyPenalty(-0.7))
+
+
+@functools.cache
+def exact(methods):
+    """The probability of every text of NUM_NEW tokens after 6 3, [V ** NUM_NEW]: token by token, and multiplied."""
+    texts = np.indices((V,) * NUM_NEW).reshape(NUM_NEW, -1).T
+    rows, lengths = np.concatenate([np.tile([6, 3], (len(texts), 1)), texts], axis=1), np.full(len(texts), 2)
+    states, probability = transforms.start(methods, rows, lengths, NUM_NEW), 1.0
+    for i in range(NUM_NEW):
+        logits = jnp.array(TABLE[rows[:, i], rows[:, i + 1]])
+        logits, states = transforms.apply(methods, logits, jnp.array(rows), jnp.array(lengths + i), states)
+        probability = probability * np.asarray(jax.nn.softmax(logits), np.float64)[np.arange(len(rows)), texts[:, i]]
+    return probability / probability.sum()
+
+
+def surprise(tokens, probability):
+    """By how many standard deviations chi-square is too large; what is rare is counted together."""
+    texts = np.ravel_multi_index(tokens.T, (V,) * NUM_NEW)
+    seen, expected = np.bincount(texts, minlength=len(probability)), NUM_ROWS * probability
+    assert not seen[expected < 1e-9].any()
+    is_rare = expected < 7
+    seen, expected = (np.append(x[~is_rare], x[is_rare].sum()) for x in (seen, expected))
+    assert len(seen) > 30
+    return (np.sum((seen - expected) ** 2 / np.maximum(expected, 1)) - len(seen) + 1) / np.sqrt(2 * len(seen) - 2)
+
+
+@pytest.mark.parametrize("methods", [(Temperature(1.5), TopK(4)), WITH_STATE], ids=["shape", "states"])
+@pytest.mark.parametrize(
+    "drafts", [{"draft": NEAR}, {"draft": FAR}, {"prompt_lookup": 1}], ids=["near", "far", "lookup"]
+)
+def test_texts_have_the_exact_distribution_of_the_model_after_the_methods(methods, drafts):
+    prompts = np.array([[0, 6, 3], [6, 3, 0], [6, 0, 3]])[np.arange(NUM_ROWS) % 3]
+    rows = dict(prompts=prompts, is_token=prompts != 0, keys=jax.random.split(jax.random.key(5), NUM_ROWS))
+    found, num_drafted, num_accepted = drafted(
+        *methods, **drafts, **rows, num_draft=2, num_spare=7, eos_ids=(), max_new_tokens=NUM_NEW
+    )
+    assert abs(surprise(found.tokens, exact(methods))) < 4
+    assert 0.02 < num_accepted.sum() / num_drafted.sum() < 0.9
+
+
+# Models
+
+
+@functools.cache
+def run_of(positions, seed, **kwargs):
+    config = TransformerConfig(vocab_size=11, max_len=23, num_layers=1, d_model=8, num_heads=2, positions=positions)
+    model = GPT(dataclasses.replace(config, **kwargs))
+    return Run(model, random_like(parameter_shapes(model), seed, 0.7), None, model.config)
+
+
+@pytest.mark.parametrize("positions, lookup", [("rotary", 0), ("learned", 0), ("alibi", 1), ("shaw", 1)])
+def test_a_model_writes_the_same_to_the_last_place_of_its_context(positions, lookup):
+    run, draft, capacity, methods = run_of(positions, 0), None, 23, (FrequencyPenalty(1.0),)
+    if not lookup:
+        params = jax.tree.map(lambda ours, other: ours + 0.1 * other, run.params, run_of(positions, 1).params)
+        draft = dataclasses.replace(run, params=params)
+    kwargs = dict(max_new_tokens=20, eos_ids=(), pad_id=PAD, choice="sample" if lookup else "greedy", num_top=1)
+    expected = sampling.generate(step_function(run), make_cache(run.config, B, capacity), PROMPTS, IS_TOKEN, KEYS,
+                                 0, methods, **kwargs)  # fmt: skip
+    of_draft = (step_function(draft), make_cache(draft.config, B, capacity, 4)) if draft else ()
+    found = sampling.speculate(
+        step_function(run), step_function(run, last_only=False), make_cache(run.config, B, capacity, 4), PROMPTS,
+        IS_TOKEN, KEYS, 0, methods, None, *of_draft, num_draft=3, prompt_lookup=lookup, **kwargs,
+    )  # fmt: skip
+    assert_same(found.found, expected)
+    assert len({*np.ravel(expected.tokens).tolist()}) > 4 and found.num_accepted.sum() > 0
+
+
+def test_slots_of_refused_tokens_are_taken_back_or_hold_nothing():
+    run = run_of("rotary", 0)
+    read = jax.jit(step_function(run, last_only=False))
+    tokens = np.random.default_rng(0).integers(0, 11, (3, 13))
+    _, cache = read(tokens[:, :5], np.array([[0, 1, 1, 1, 1], [1] * 5, [1] * 5], bool), make_cache(run.config, 3, 17))
+    _, begun = read(tokens[:, 5:9], np.ones((3, 4), bool), cache)
+    kept = keep_first(begun, 4, jnp.array([2, 0, 3]))
+    assert kept.num_written == 8 and kept.num_tokens[:, 0].tolist() == [6, 5, 8]
+    logits, _ = read(tokens[:, 9:], np.ones((3, 4), bool), kept)
+    is_read = np.ones((3, 8), bool)
+    is_read[0, 2:4] = is_read[1, :4] = is_read[2, 3:4] = False
+    close(logits, read(tokens[:, 5:], is_read, cache)[0][:, 4:])
+
+
+# Runs
+
+
+def folder_of(tmp_path, run):
+    tj.save(run, tmp_path / "draft")
+    return str(tmp_path / "draft")
+
+
+def test_completions_with_drafts_are_those_without(tmp_path):
+    run, prompts = made("byte"), ["the cat", "狐"]
+    ask = functools.partial(tj.Decoding, max_new_tokens=19, logit_bias={104: 5.5, 107: 5.5}, seed=2)
+    plain, looked_up = (tj.complete(run, prompts, ask(prompt_lookup=n), num_top=2) for n in (0, 1))
+    greedy = tj.complete(run, prompts, ask(method="greedy"))
+    asked = tj.complete(run, prompts, ask(method="greedy", draft=folder_of(tmp_path, run), num_draft=5))
+    for found, expected in zip(looked_up + asked, plain + greedy, strict=True):
+        assert (found.tokens, found.text, found.finish) == (expected.tokens, expected.text, expected.finish)
+        close(found.log_probs, expected.log_probs)
+        assert 0 < found.num_accepted <= found.num_drafted and expected.num_drafted == 0
+    assert all(completion.num_accepted == 15 for completion in asked)  # 3 times 5 and 1 more, after the first
+
+
+def test_what_is_looked_up_is_streamed_measured_and_goes_on_beyond_the_context():
+    run = made("byte")
+    ask = functools.partial(
+        tj.Decoding, max_new_tokens=131, past_context="reread", logit_bias={104: 6.5, 107: 6.5}, temperature=0.9
+    )
+    (found,), (expected,) = (tj.complete(run, ["the cat"], ask(prompt_lookup=n)) for n in (2, 0))
+    assert found.text == expected.text and found.num_accepted > 5
+    assert "".join(tj.stream(run, "the cat", **ask(prompt_lookup=2).to_dict())) == expected.text
+    assert 0 < tj.benchmark(run, "the cat", ask(prompt_lookup=2))["accepted_share"] < 1
+
+
+def test_targets_are_drafted_too():
+    run, sources = tj.from_pretrained(FIXTURES / "bart"), ["the cat sat", "this"]
+    ask = functools.partial(tj.Decoding, max_new_tokens=11, method="greedy")
+    found, expected = tj.complete(run, sources, ask(draft=str(FIXTURES / "bart"))), tj.complete(run, sources, ask())
+    assert [one.tokens for one in found] == [one.tokens for one in expected]
+    assert all(one.num_accepted == 8 for one in found)  # twice 4 and 1 more, after the first
+
+
+@pytest.mark.parametrize("settings, words", [
+    ({"draft": "a", "prompt_lookup": 2}, "prompt_lookup=2: a draft is given as well"),
+    ({"prompt_lookup": 2, "method": "beam"}, "prompt_lookup=2: a beam search has no drafts"),
+    ({"draft": "a", "method": "beam"}, "draft='a': a beam search has no drafts"),
+    ({"draft": "a", "past_context": "reread"}, "past_context='reread': with a draft"),
+    ({"num_draft": 0}, "num_draft=0: must be at least 1"), ({"prompt_lookup": -1}, "prompt_lookup=-1: must be"),
+    ({"draft": "/no/such"}, "/no/such"), ({"draft": str(FIXTURES / "t5")}, "is a Seq2Seq, and must be a GPT"),
+    ({"draft": str(FIXTURES / "gpt2")}, "a vocabulary of 101 tokens, and the model one of 259"),
+])  # fmt: skip
+def test_a_draft_that_will_not_do_is_named_in_a_line(settings, words):
+    with pytest.raises(UserError) as error:
+        tj.generate(made("byte"), "the", **{"max_new_tokens": 3} | settings)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"max_len": 89}, "a context of 89 tokens, and must have the model's 97 or more"),
+    ({"attention": "linear", "positions": "none"}, "the draft has linear attention"),
+    ({"tokenizer": "char"}, "another tokenizer than the model"),
+])  # fmt: skip
+def test_a_draft_must_have_slots_and_the_models_context_and_tokenizer(tmp_path, changes, words):
+    run, changes = made("byte"), dict(changes)
+    tokenizer = run.tokenizer
+    if changes.pop("tokenizer", ""):
+        tokenizer = tj.tokenizers.CharTokenizer(tuple(map(chr, range(1000, 1256))))
+    model = GPT(dataclasses.replace(run.config, **changes))
+    draft = Run(model, random_like(parameter_shapes(model)), tokenizer, model.config)
+    with pytest.raises(UserError, match=words):
+        tj.generate(run, "the", max_new_tokens=3, draft=folder_of(tmp_path, draft))
+    if "attention" in changes:
+        with pytest.raises(UserError, match="prompt_lookup=2: the model has linear attention"):
+            tj.generate(draft, "the", max_new_tokens=3, prompt_lookup=2)
+
+
+@pytest.mark.parametrize("kwargs, words", [
+    ({"num_spare": -1, "prompt_lookup": 1}, "cache.capacity=21: must be at least 22 slots"), ({}, "prompt_lookup=0"),
+    ({"draft": NEAR, "prompt_lookup": 2}, "prompt_lookup=2"), ({"prompt_lookup": 1, "num_draft": 0}, "num_draft=0"),
+    ({"prompt_lookup": 1, "max_new_tokens": 0}, "max_new_tokens=0"),
+], ids=str)  # fmt: skip
+def test_what_has_no_meaning_is_refused(kwargs, words):
+    with pytest.raises(UserError, match=words):
+        drafted(**kwargs)
