@@ -163,9 +163,11 @@ def advance_ahead(
     check((draft_step is None) == (prompt_lookup >= 1), "prompt_lookup", prompt_lookup,
           "must be 1 or more where there is no smaller model, and 0 where there is one")  # fmt: skip
     settings = dict(eos_ids=eos_ids, pad_id=pad_id, stop_sequences=stop_sequences)
-    choose_token = functools.partial(
-        choose_tokens, keys=keys, first_index=first_index, methods=methods, **settings
-    )  # fmt: skip
+    shared = dict(keys=keys, first_index=first_index, methods=methods)
+    choose_token = functools.partial(choose_tokens, **shared, **settings)
+    draft = functools.partial(
+        _draft, **shared, most=most, step=draft_step, prompt_lookup=prompt_lookup, num_draft=num_draft, choice=choice
+    )
 
     def go_on(state):
         return jnp.any(~state[0].is_done & (state[0].found.lengths < until))
@@ -174,19 +176,7 @@ def advance_ahead(
         decode, ahead = state
         before = decode.found.lengths
         is_active = ~decode.is_done & (before < most)
-        text, drafts, draft_cache = _draft(
-            draft_step,
-            prompt_lookup,
-            decode,
-            ahead.cache,
-            is_active,
-            most,
-            keys,
-            first_index,
-            methods,
-            choice,
-            num_draft,
-        )
+        text, drafts, draft_cache = draft(decode, ahead.cache, is_active)
         # A row that goes ahead of the others leaves them slots that hold nothing. It may, as long as the slots that
         # remain are enough for the row that has most to go.
         num_to_go = jnp.max(jnp.where(is_active, most - before, 0))
@@ -206,7 +196,9 @@ def advance_ahead(
     return jax.lax.while_loop(go_on, one_round, (decode, ahead))
 
 
-def _draft(step, prompt_lookup, decode, cache, is_active, most, keys, first_index, methods, choice, num_draft):
+def _draft(
+    decode, cache, is_active, *, keys, first_index, methods, most, step, prompt_lookup, num_draft, choice
+):  # fmt: skip
     """Texts with drafted tokens behind them, what the model is to read, and the smaller model's cache."""
     new, rows = decode.found.lengths, jnp.arange(len(decode.text))
 
