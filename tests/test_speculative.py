@@ -42,7 +42,7 @@ def verify(table, tokens, is_token, cache):
     numbers = tokens[:, :, None, None].astype(jnp.float32)
     layer = write(cache.layers[0], numbers, numbers, slot)
     is_before = cache.is_token[:, None] & (count_tokens(cache.is_token)[:, None] == positions[:, :, None] - 1)
-    before = jnp.sum(jnp.where(is_before, layer.keys[:, None, :, 0, 0], 0), axis=-1).astype(jnp.int32)
+    before = jnp.sum(jnp.where(is_before, layer.keys[:, None, :, 0], 0), axis=-1).astype(jnp.int32)
     return table[before, tokens], cache._replace(layers=(layer,))
 
 
@@ -55,7 +55,7 @@ def step(table, tokens, is_token, cache):
 def empty(num_rows, capacity):
     numbers = jnp.zeros((num_rows, capacity, 1, 1))
     nothing = jnp.zeros((num_rows, capacity), bool), jnp.zeros((num_rows, 1), jnp.int32), jnp.int32(0)
-    return DecodeCache((KVCache(numbers, numbers),), *nothing)
+    return DecodeCache((KVCache.of(numbers, numbers),), *nothing)
 
 
 def plain(*methods, prompts=PROMPTS, is_token=IS_TOKEN, keys=KEYS, **kwargs):
@@ -296,7 +296,7 @@ def test_a_draft_must_have_slots_and_the_models_context_and_tokenizer(tmp_path, 
     ({"num_spare": -1, "prompt_lookup": 1}, "cache.capacity=21: must be at least 22 slots"), ({}, "prompt_lookup=0"),
     ({"draft": NEAR, "prompt_lookup": 2}, "prompt_lookup=2"), ({"prompt_lookup": 1, "num_draft": 0}, "num_draft=0"),
     ({"prompt_lookup": 1, "max_new_tokens": 0}, "max_new_tokens=0"),
-], ids=str)  # fmt: skip
+], ids=["slots", "no draft", "two drafts", "none drafted", "none new"])  # fmt: skip
 def test_what_has_no_meaning_is_refused(kwargs, words):
     with pytest.raises(UserError, match=words):
         drafted(**kwargs)
