@@ -55,7 +55,7 @@ MUTANTS = {
     "blocks sum biases of one block": ("blockwise", "d_bias = jax.tree.map(jnp.add, d_bias, d_bias_block)",
                                        "d_bias = d_bias_block", ("bias_twins", {})),
     # Cache
-    "cache slot off by one": ("cache", "new.keys, (0, slot, 0)", "new.keys, (0, slot + 1, 0)", ("cache", {})),
+    "cache slot off by one": ("cache", "(0, slots, 0)", "(0, slots + 1, 0)", ("cache", {})),
     "K and V swapped": (A, "return self.key_norm(keys) if self.config.qk_norm else keys, self.value(source)",
                         "return self.value(source), self.key_norm(keys) if self.config.qk_norm else keys",
                         ("value_passes", {})),

@@ -13,6 +13,7 @@ from transformer_jax.config import RunError, TransformerConfig, UserError
 _HOMES = {
     **dict.fromkeys(("Completion", "benchmark", "complete", "generate", "prompt_text", "stream"), "generation"),
     "Decoding": "decoding",
+    "quantize": "quantizing",
     "translate": "translating",
     **dict.fromkeys(("classify", "score", "tag"), "predicting"),
     **dict.fromkeys(

@@ -241,7 +241,7 @@ class Attention(nn.Module):
         q = self.query_norm(q) if config.qk_norm else q
         B, T, *heads = q.shape
         if self.is_cross:
-            k, v = cache.read(config.num_kv_heads)
+            k, v = cache.read(config.num_kv_heads, q.dtype)
             q = q.reshape(len(k), -1, *heads)  # beams share a source: their queries stand in one row
         else:
             k, v = self.keys_values(x)
@@ -254,8 +254,8 @@ class Attention(nn.Module):
                 out, cache = self._linear(q, k, v, mask, cache)
                 return self.out(out), cache
             if cache is not None:
-                cache = kv.write(cache, k, v, mask.first_slot)
-                k, v = cache.read(config.num_kv_heads)
+                cache = kv.write(cache, k, v, mask.first_slot if mask.slots is None else mask.slots)
+                k, v = cache.read(config.num_kv_heads, q.dtype)
         drops = config.dropout_rate > 0 and not deterministic
         how = dict(
             scale=config.attention_scale, softcap=config.attention_softcap,

@@ -1,7 +1,8 @@
-"""What decoding remembers: the keys and values of every token so far, as an explicit pytree.
+"""What decoding remembers: the keys and values of the tokens so far, as an explicit pytree.
 
-A cache goes in and comes out of `extend`; nothing is hidden in a module. Layers are separate arrays, not
-one stacked [L, ...]: on a CPU a decode step over a stacked cache took more than twice as long.
+A cache has a slot for every token (and for padding) or, for a model with a window, is a ring of slots. It goes in and
+comes out of `extend`; nothing is hidden in a module. Layers are separate arrays, not one stacked [L, ...]: on a CPU a
+decode step over a stacked cache took more than twice as long.
 """
 
 from typing import Any, NamedTuple
@@ -10,27 +11,32 @@ import jax
 import jax.numpy as jnp
 
 from transformer_jax import linear
-from transformer_jax.config import TransformerConfig, UserError
+from transformer_jax.config import TransformerConfig, UserError, choose
+from transformer_jax.int8 import Int8, read, to_int8
+from transformer_jax.ring import Ring, mark_ring, rewind_ring
 
 
 class KVCache(NamedTuple):
     """One layer's keys and values, [B K, S, H] each, as the products of attention read them.
 
-    From other axes, or from four, XLA on a CPU made copies of them at every step.
+    From other axes, or from four, XLA on a CPU made copies of them at every step. An Int8 has a scale for each vector.
     """
 
-    keys: jax.Array
-    values: jax.Array
+    keys: jax.Array | Int8
+    values: jax.Array | Int8
 
     @classmethod
     def of(cls, k_BSKH: jax.Array, v_BSKH: jax.Array) -> "KVCache":
         """As they are projected."""
         return cls(by_head(k_BSKH), by_head(v_BSKH))
 
-    def read(self, num_heads: int) -> tuple[jax.Array, jax.Array]:
-        """Keys and values [B, S, K, H], as `attend` wants them; nothing is copied."""
-        BK, S, H = self.keys.shape
-        return tuple(x.reshape(BK // num_heads, num_heads, S, H).swapaxes(1, 2) for x in self)
+    def read(self, num_heads: int, dtype: Any) -> tuple[jax.Array, jax.Array]:
+        """Keys and values [B, S, K, H] of `dtype`, as `attend` wants them; if they are of it nothing is copied."""
+
+        def by_row(x):
+            return x.reshape(-1, num_heads, *x.shape[1:]).swapaxes(1, 2)
+
+        return by_row(read(self.keys, dtype)), by_row(read(self.values, dtype))
 
 
 def by_head(x_BSKH: jax.Array) -> jax.Array:
@@ -55,8 +61,9 @@ class DecodeCache(NamedTuple):
     layers: tuple[Any, ...]  # KVCache, or LinearState, which has no slots
     is_token: jax.Array  # [B, S] bool: slots that hold a token, not padding or nothing; S = 0 without slots
     num_tokens: jax.Array  # int32 [B, 1]: tokens (not padding) seen so far, the position of the next one
-    num_written: jax.Array  # int32: slots written so far, the same for every row
+    num_written: jax.Array  # int32: places read so far, the same for every row; each has a slot, but for a ring
     source: Source | None = None
+    ring: Ring | None = None
 
     @property
     def capacity(self) -> int:
@@ -76,23 +83,91 @@ def make_cache(config: TransformerConfig, batch_size: int, capacity: int, num_sp
     """
     if capacity > config.max_len:
         raise UserError(f"cache capacity={capacity}: must be at most model.max_len={config.max_len}.")
+    return _empty(config, batch_size, capacity + num_spare)
+
+
+def make_ring(config: TransformerConfig, batch_size: int, most_new: int) -> DecodeCache:
+    """An empty cache for rows of any length, past max_len too: a ring of slots for a model that has a window.
+
+    Linear attention gets its state, which is of one size anyway.
+
+    Args:
+      most_new: tokens that are read at once, at most; the ring has window + most_new - 1 slots.
+    Raises:
+      UserError: the model's texts end with its context (see `why_it_ends`); most_new below 1.
+    """
+    if why := why_it_ends(config):
+        raise UserError(why)
+    if most_new < 1:
+        raise UserError(f"most_new={most_new}: must be at least 1.")
+    if config.attention == "linear":
+        return _empty(config, batch_size, 0)
+    ring = Ring(jnp.zeros((batch_size, most_new), bool), jnp.int32(0), config.window)
+    return _empty(config, batch_size, config.window + most_new - 1)._replace(ring=ring)
+
+
+def why_it_ends(config: TransformerConfig) -> str | None:
+    """Why a text cannot go on past the context in constant memory, in a line with the way out; None: it can."""
+    if config.attention != "linear" and not config.window:
+        return (
+            "model.window=0: every token sees all before it, and what is beyond the context has no room. Take "
+            "past_context=reread, or a model with a window or with linear attention."
+        )
+    if config.positions in ("learned", "sinusoidal"):
+        return (
+            f"model.positions={config.positions!r}: end with the context, {config.max_len} tokens. Take "
+            "past_context=reread, or a model whose positions go on: rotary, t5, alibi, shaw or none."
+        )
+    return None
+
+
+def _empty(config: TransformerConfig, batch_size: int, capacity: int) -> DecodeCache:
     if config.attention == "linear":
         layer, capacity = linear.empty_state(batch_size, config.num_kv_heads, config.head_dim), 0
     else:
-        capacity += num_spare
         nothing = jnp.zeros((batch_size, capacity, config.num_kv_heads, config.head_dim), config.dtype)
         layer = KVCache.of(nothing, nothing)
     is_token, num_tokens = jnp.zeros((batch_size, capacity), bool), jnp.zeros((batch_size, 1), jnp.int32)
     return DecodeCache((layer,) * config.num_layers, is_token, num_tokens, jnp.int32(0))
 
 
-def write(layer: KVCache, keys: jax.Array, values: jax.Array, slot: jax.Array) -> KVCache:
-    """`keys` and `values` [B, T, K, H] put into the slots from `slot` on."""
-    new = KVCache.of(keys.astype(layer.keys.dtype), values.astype(layer.values.dtype))
-    return KVCache(
-        jax.lax.dynamic_update_slice(layer.keys, new.keys, (0, slot, 0)),
-        jax.lax.dynamic_update_slice(layer.values, new.values, (0, slot, 0)),
-    )
+CACHE_TYPES = {
+    "model": None,  # the type that the model computes in
+    "float32": lambda x: read(x, jnp.float32),
+    "bfloat16": lambda x: read(x, jnp.bfloat16),
+    "int8": lambda x: to_int8(read(x, jnp.float32)),
+}
+
+
+def as_type(cache: DecodeCache, cache_type: str) -> DecodeCache:
+    """The cache with keys and values of another type, a name in CACHE_TYPES; they are computed with as before.
+
+    Raises:
+      UserError: an unknown type, or linear attention, whose sums need float32.
+    """
+    convert = choose(CACHE_TYPES, cache_type, "cache_type")
+    if cache_type == "model":
+        return cache
+    if not has_slots(cache):
+        raise UserError(f"cache_type={cache_type!r}: linear attention keeps sums, in float32. Take cache_type=model.")
+    return cache._replace(layers=tuple(KVCache(*map(convert, layer)) for layer in cache.layers))
+
+
+def write(layer: KVCache, k_BTKH: jax.Array, v_BTKH: jax.Array, slots: jax.Array | int) -> KVCache:
+    """Keys and values put into the slots from `slots` on, or one by one into `slots` [B, T].
+
+    What has a slot beyond the last one is left out.
+    """
+
+    def put(old, new):  # [B K, S, H or 1], [B K, T, H or 1]
+        new = new.astype(old.dtype)
+        if jnp.ndim(slots) == 0:
+            return jax.lax.dynamic_update_slice(old, new, (0, slots, 0))
+        slots_of_heads = jnp.repeat(slots, len(old) // len(slots), axis=0)
+        return old.at[jnp.arange(len(old))[:, None], slots_of_heads].set(new, mode="drop")
+
+    new = KVCache.of(k_BTKH, v_BTKH)
+    return jax.tree.map(put, layer, KVCache(*map(to_int8, new)) if isinstance(layer.keys, Int8) else new)
 
 
 def mark(cache: DecodeCache, is_token: jax.Array) -> DecodeCache:
@@ -100,13 +175,16 @@ def mark(cache: DecodeCache, is_token: jax.Array) -> DecodeCache:
 
     Raises:
       UserError: the slots end before the new tokens do (only where `num_written` is known, outside jit;
-        inside, `extend` returns NaN logits instead: JAX would silently overwrite the last slots).
+        inside, `extend` returns NaN logits instead: JAX would silently overwrite the last slots). A ring: more
+        tokens at once than it was made for.
     """
     num_new = is_token.shape[1]
     num_tokens = cache.num_tokens + jnp.sum(is_token, axis=1, keepdims=True, dtype=jnp.int32)
     marked = cache._replace(num_tokens=num_tokens, num_written=cache.num_written + num_new)
     if not has_slots(cache):
         return marked
+    if cache.ring:
+        return mark_ring(marked, is_token)
     full = f"cache: {num_new} new slots do not fit into capacity={cache.capacity}"
     if num_new > cache.capacity:
         raise UserError(f"{full}. Make a larger cache, or feed fewer tokens.")
@@ -116,17 +194,22 @@ def mark(cache: DecodeCache, is_token: jax.Array) -> DecodeCache:
 
 
 def rewind(cache: DecodeCache, num_slots: jax.Array | int) -> DecodeCache:
-    """The cache without its newest slots, as many of every row; what they hold is written over later.
+    """The cache without its newest slots (a ring: places read), as many of every row; they are written over later.
 
     Raises:
-      UserError: linear attention, which remembers a sum; more slots than there are (where that is known, outside jit).
+      UserError: linear attention, which remembers a sum; more slots than there are, or more of a ring than have written
+        over nothing that the window has (where that is known, outside jit; inside, a ring's logits are NaN after it).
     """
     if not has_slots(cache):
         raise UserError("cache: linear attention keeps a sum of its tokens, from which none can be taken back.")
-    if not isinstance(num_slots, jax.core.Tracer) and not isinstance(cache.num_written, jax.core.Tracer):
-        if not 0 <= num_slots <= cache.num_written:
-            raise UserError(f"num_slots={num_slots}: must be from 0 to {cache.num_written}, the slots written.")
+    most = cache.ring.spare if cache.ring else cache.num_written
+    if not isinstance(num_slots, jax.core.Tracer) and not isinstance(most, jax.core.Tracer):
+        if not 0 <= num_slots <= most:
+            what = "places that a ring still has" if cache.ring else "slots written"
+            raise UserError(f"num_slots={num_slots}: must be from 0 to {most}, the {what}.")
     num_written = cache.num_written - num_slots
+    if cache.ring:
+        return rewind_ring(cache, num_slots)._replace(num_written=num_written)
     return _with_tokens(cache, jnp.arange(cache.capacity) < num_written)._replace(num_written=num_written)
 
 
@@ -151,7 +234,9 @@ def _with_tokens(cache, is_left):
 
 
 def is_overrun(cache: DecodeCache) -> jax.Array | bool:
-    """Whether more slots were marked than there are (a bool scalar, also under jit)."""
+    """Whether more slots were marked than there are, or more of a ring taken back (a bool scalar, also under jit)."""
+    if cache.ring:
+        return cache.ring.spare < 0
     return cache.num_written > cache.capacity if has_slots(cache) else False
 
 
@@ -177,7 +262,7 @@ def reorder(
         return reorder(cache._replace(source=None), rows, first_slot=first_slot)._replace(source=cache.source)
     layers = ()
     is_long = isinstance(cache, DecodeCache) and cache.capacity > 2 * REORDER_BLOCK
-    if first_slot is not None and is_long and has_slots(cache):
+    if first_slot is not None and is_long and has_slots(cache) and not cache.ring:
         layers, cache = _move_new(cache, rows, first_slot), cache._replace(layers=())
 
     num_rows = len(cache.num_tokens) if isinstance(cache, DecodeCache) else 0  # layers have as many for each head

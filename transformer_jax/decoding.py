@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from transformer_jax import sampling
+from transformer_jax.cache import CACHE_TYPES
 from transformer_jax.config import UserError, choose, unknown_field
 from transformer_jax.run import Run
 from transformer_jax.sampling.logits import Method, check
@@ -14,7 +15,7 @@ from transformer_jax.token_bytes import token_bytes
 from transformer_jax.tokenizers import Tokenizer
 
 METHODS = ("sample", "greedy", "beam")
-PAST_CONTEXT = ("refuse", "reread")
+PAST_CONTEXT = ("refuse", "reread", "slide")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Decoding(Settings):
         super().__post_init__()
         choose(dict.fromkeys(METHODS), self.method, "method")
         choose(dict.fromkeys(PAST_CONTEXT), self.past_context, "past_context")
+        choose(CACHE_TYPES, self.cache_type, "cache_type")
         choose(sampling.LENGTH_PENALTIES, self.penalty, "penalty")
         choose(sampling.STOPPING, self.stopping, "stopping")
         for name, least in (("max_new_tokens", 1), ("num_samples", 1), ("num_beams", 1), ("min_new_tokens", 0),

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax import sampling
-from transformer_jax.cache import make_cache
+from transformer_jax.cache import as_type, make_cache, why_it_ends
 from transformer_jax.config import UserError
 from transformer_jax.decoding import Decoding, methods_of
 from transformer_jax.drafting import drafting_of
@@ -51,7 +51,8 @@ def generate(run: Run, prompt: str | Sequence[str], **settings: Any) -> str | li
     Raises:
       UserError: an empty prompt; a number out of range; more than the context has room for, unless
         past_context="reread": then, whenever the context is full, its last half is kept and read again, so that
-        later tokens are chosen from half a context or more.
+        later tokens are chosen from half a context or more; or "slide": then a model with a window (or linear
+        attention) and with positions that go on has no context, and memory of one size for texts of any length.
     """
     decoding = Decoding.from_dict(settings)
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -170,17 +171,31 @@ def _writer(run: Run, prompts: Sequence[str], decoding: Decoding, num_top: int) 
     choice = decoding.method
     if choice == "beam":  # the texts are known then, and written again for what the model says of each token
         choice, methods = "greedy", (sampling.Follow(_search(run, encoded, decoding, methods)),)
-    return Writer(run, rows, keys, methods, choice, num_new, decoding.stop, num_top, drafting_of(decoding, run))
+    slides = decoding.past_context == "slide"
+    return Writer(
+        run,
+        rows,
+        keys,
+        methods,
+        choice,
+        num_new,
+        decoding.stop,
+        num_top,
+        drafting_of(decoding, run),
+        slides,
+        decoding.cache_type,
+    )
 
 
 def _search(run: Run, prompts: list[np.ndarray], decoding: Decoding, methods: tuple) -> jax.Array:
     """The new tokens of the best `num_samples` texts of each prompt, one below the other: [prompts samples, any]."""
     num_new = decoding.max_new_tokens
+    step, cache, *first = begin_search(run, prompts, num_new)
     beams = sampling.beam_search(
-        *begin_search(run, prompts, num_new), methods, num_beams=decoding.num_beams, max_new_tokens=num_new,
-        eos_ids=run.rules.eos_ids, pad_id=run.rules.pad_id, length_penalty=decoding.length_penalty,
-        num_return=decoding.num_samples, penalty=decoding.penalty, stopping=decoding.stopping,
-        num_groups=decoding.num_groups, diversity=decoding.diversity,
+        step, as_type(cache, decoding.cache_type), *first, methods, num_beams=decoding.num_beams,
+        max_new_tokens=num_new, eos_ids=run.rules.eos_ids, pad_id=run.rules.pad_id,
+        length_penalty=decoding.length_penalty, num_return=decoding.num_samples, penalty=decoding.penalty,
+        stopping=decoding.stopping, num_groups=decoding.num_groups, diversity=decoding.diversity,
     )  # fmt: skip
     if not jnp.all(beams.lengths):
         raise UserError(f"num_samples={decoding.num_samples}: beam search found fewer texts. Ask for fewer of them.")
@@ -199,30 +214,34 @@ def begin_search(run: Run, prompts: list[np.ndarray], num_new: int) -> tuple:
 def _encode(run: Run, text: str) -> np.ndarray:
     is_source = isinstance(run.model, Seq2Seq)
     tokens = run.tokenizer.encode_source(run.prepare(text)) if is_source else run.tokenizer.encode(text)
-    context = getattr(run.config, "encoder", run.config).max_len
     if not len(tokens):
         raise UserError("prompt='': must have at least one character; a new line will do.")
-    if len(tokens) > context:
-        raise UserError(
-            f"prompt: {len(tokens)} tokens, and the model's context is {context}. "
-            f"Give at most {context} tokens, say the end of the text."
-        )
     return tokens
 
 
 def _check_room(run: Run, prompts: list[np.ndarray], decoding: Decoding) -> None:
-    """What is asked for must fit into the context, unless it may be read again."""
-    num_new = decoding.max_new_tokens
+    """What is asked for must fit into the context, unless it may be read again, or there is no end to it."""
+    num_new, longest = decoding.max_new_tokens, max(map(len, prompts))
+    context = getattr(run.config, "encoder", run.config).max_len
+    if decoding.past_context == "slide" and isinstance(run.model, GPT):
+        if why := why_it_ends(run.config):
+            raise UserError(why)
+        return
+    if longest > context:
+        raise UserError(
+            f"prompt: {longest} tokens, and the model's context is {context}. "
+            f"Give at most {context} tokens, say the end of the text."
+        )
     if isinstance(run.model, Seq2Seq):
         context = run.config.decoder.max_len
         if num_new > context:
             raise UserError(f"max_new_tokens={num_new}: the decoder's context is {context}. Take at most {context}.")
         return
-    context, longest = run.config.max_len, max(map(len, prompts))
     if longest + num_new > context and decoding.past_context == "refuse":
         room = context - longest
         fix = f"Take at most {room}" if room else "Shorten the prompt"
+        way = "reread, which keeps the last half and reads it again" if why_it_ends(run.config) else "slide"
         raise UserError(
             f"max_new_tokens={num_new}: with a prompt of {longest} tokens that is beyond the model's context of "
-            f"{context}. {fix}, or past_context=reread, which keeps the last half and reads it again."
+            f"{context}. {fix}, or past_context={way}."
         )

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from transformer_jax import int8
 from transformer_jax.config import TransformerConfig, choose
 
 
@@ -34,8 +35,12 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:  # [..., *in_shape] -> [..., *out_shape]
         batch_shape, in_shape = x.shape[: -self.num_in], x.shape[-self.num_in :]
         fan_in, fan_out = math.prod(in_shape), math.prod(self.out_shape)
-        kernel = self.param("kernel", nn.initializers.normal(self.init_std), (*in_shape, *self.out_shape))
-        y = product(x.astype(self.dtype).reshape(-1, fan_in), kernel.astype(self.dtype).reshape(fan_in, fan_out))
+        x = x.astype(self.dtype).reshape(-1, fan_in)
+        if self.has_variable("params", "int8"):  # quantizing.py put it there
+            y = int8.product(x, self.get_variable("params", "int8"))
+        else:
+            kernel = self.param("kernel", nn.initializers.normal(self.init_std), (*in_shape, *self.out_shape))
+            y = product(x, kernel.astype(self.dtype).reshape(fan_in, fan_out))
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, self.out_shape)
             y = y + bias.astype(self.dtype).reshape(fan_out)
@@ -205,11 +210,15 @@ class Embedding(nn.Module):
     dtype: str
 
     def setup(self):
-        self.embedding = self.param("embedding", nn.initializers.normal(self.init_std), (self.num_rows, self.width))
+        if self.has_variable("params", "int8"):  # quantizing.py put it there
+            self.embedding = self.get_variable("params", "int8")
+        else:
+            self.embedding = self.param("embedding", nn.initializers.normal(self.init_std), (self.num_rows, self.width))
 
     def __call__(self, ids: jax.Array) -> jax.Array:  # [B, T] -> [B, T, D]
-        return self.embedding[ids].astype(self.dtype)
+        return int8.read(jax.tree.map(lambda table: table[ids], self.embedding), self.dtype)
 
     def unembed(self, x: jax.Array) -> jax.Array:  # [..., D] -> [..., V]
-        table = self.embedding.astype(self.dtype)
-        return (x.reshape(-1, self.width) @ table.T).reshape(*x.shape[:-1], self.num_rows)
+        flat, table = x.reshape(-1, self.width), self.embedding
+        logits = int8.product(flat, table) if isinstance(table, int8.Int8) else flat @ table.astype(self.dtype).T
+        return logits.reshape(*x.shape[:-1], self.num_rows)

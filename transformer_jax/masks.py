@@ -32,7 +32,8 @@ class Mask:
     query_positions: jax.Array | None = None  # int [B or 1, T]; None: slots
     key_positions: jax.Array | None = None  # int [B or 1, S]; None: slots
     first_slot: jax.Array | int = 0  # slot of the first query: with a cache, the number of slots already written
-    is_causal: bool = _static(False)  # keys up to the query's own slot
+    slots: jax.Array | None = None  # int [B, T]: the queries' own slots, where they do not follow each other: in a ring
+    is_causal: bool = _static(False)  # keys up to the query's own slot; in a ring, up to its position
     window: int = _static(0)  # keys at a distance below it (either way, unless causal); 0: any
 
     def queries(self, first: jax.Array | int, num: int) -> jax.Array:
@@ -56,11 +57,14 @@ class Mask:
         if self.query_segments is not None:
             own, other = cut(self.query_segments, 1, first_query, T), cut(self.key_segments, 1, first_key, S)
             parts.append(own[:, :, None] == other[:, None])
-        if self.is_causal:
+        if self.is_causal and self.slots is None:
             parts.append(causal(T, S, self.first_slot + first_query - first_key))
-        if self.window:
+        if self.window or self.slots is not None:
             distance = self.queries(first_query, T)[:, :, None] - self.keys(first_key, S)[:, None]
-            parts.append(jnp.abs(distance) < self.window)
+            if self.window:
+                parts.append(jnp.abs(distance) < self.window)
+            if self.is_causal and self.slots is not None:
+                parts.append(distance >= 0)
         both = None
         for part in parts:
             both = part if both is None else both & part

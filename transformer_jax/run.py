@@ -115,6 +115,11 @@ def from_pretrained(folder: str | Path) -> Run:
     return Run(read.model, read.params, tokenizer, read.model.config, 0, rules, str(folder), labels, origin)
 
 
+def _check_savable(run: Run) -> None:
+    if any(leaf.dtype == "int8" for leaf in jax.tree.leaves(run.params)):
+        raise UserError("run: has int8 weights, which are for use. Save the run that they were made of.")
+
+
 def save_pretrained(run: Run, folder: str | Path) -> None:
     """Write a run as a Hugging Face folder, which must be new: what transformers and many others load.
 
@@ -122,12 +127,14 @@ def save_pretrained(run: Run, folder: str | Path) -> None:
       UserError: no family that is known here has such a model (the message says what is in the way), or the folder
         cannot be made.
     """
+    _check_savable(run)
     files = getattr(run.tokenizer, "files", {})
     write_folder(folder, run.model, run.params, run.origin.get("config", {}), run.origin.get("generation", {}), files)
 
 
 def save(run: Run, run_dir: str | Path) -> None:
     """Write a run as a run directory, which must be new: what `load` and the commands want."""
+    _check_savable(run)
     checkpoints = Checkpoints(run_dir)
     if checkpoints.steps():
         raise UserError(f"{run_dir}: there is a run already. Give a new directory.")

@@ -21,7 +21,10 @@ class Settings:
     max_new_tokens: int = setting(200, "tokens to add; fewer only where the model ends the text, or a rule here does")
     seed: int = setting(0, "the same seed gives the same texts")
     num_samples: int = setting(1, "continuations of each prompt; of beam search, that many of the best")
-    past_context: str = setting("refuse", "refuse what outgrows the context | reread its last half and go on")
+    past_context: str = setting(
+        "refuse", "refuse what outgrows the context | reread its last half and go on | slide, with a model's window"
+    )
+    cache_type: str = setting("model", "of keys and values: model | float32 | bfloat16 | int8; model: as it computes")
     temperature: float = setting(1.0, "below 1: safer; above: wilder")
     top_k: int = setting(0, "choose among the k most likely tokens; 0: all")
     top_p: float = setting(1.0, "choose among the most likely tokens that make up this probability; 1: all")

@@ -6,6 +6,7 @@ the longest prompt, and the cache takes back the slots of the padding behind it.
 """
 
 import functools
+import sys
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax import sampling
-from transformer_jax.cache import make_cache
+from transformer_jax.cache import as_type, make_cache, make_ring
 from transformer_jax.drafting import Drafting
 from transformer_jax.models import Seq2Seq
 from transformer_jax.run import Run, step_function
@@ -33,17 +34,20 @@ class Writer:
     """Rows of a run as they are written, some tokens at a time: `write`, until `is_done`.
 
     A row ends at a token that ends texts ("eos"), where its text has a stop string ("stop"), after `num_new` tokens
-    ("length"), or where every token is ruled out ("ruled_out").
+    ("length"), or where every token is ruled out ("ruled_out"). What outgrows the context is read again, unless it
+    `slides`.
     """
 
     def __init__(
         self, run: Run, prompts: list[np.ndarray], keys: jax.Array, methods: tuple, choice: str, num_new: int,
-        stop: tuple[str, ...] = (), num_top: int = 0, drafting: Drafting | None = None,
+        stop: tuple[str, ...] = (), num_top: int = 0, drafting: Drafting | None = None, slides: bool = False,
+        cache_type: str = "model",
     ):  # fmt: skip
         self.drafting, self._ahead = drafting, None
         self.num_drafted = self.num_accepted = np.zeros(len(prompts), np.int32)  # drafted tokens of each row
         self.run, self.prompts, self.keys, self.methods = run, prompts, keys, methods
         self.num_new, self.stop, self.num_top = num_new, stop, num_top
+        self.slides, self.cache_type = slides, cache_type
         self.settings = dict(choice=choice, eos_ids=run.rules.eos_ids, pad_id=run.rules.pad_id)
         self.is_target = isinstance(run.model, Seq2Seq)
         nothing = np.zeros(0, np.int32)
@@ -104,7 +108,14 @@ class Writer:
             self._piece, places = num_left, bucket(num_left, self.run.config.decoder.max_len)
             capacity, num_spare = places, self._num_spare(places)
             step, cache, tokens, is_token = begin_targets(self.run, self.prompts, places, num_spare)
-            unused, text_size = None, 1 + places
+            unused, text_size, chunk = None, 1 + places, sampling.CHUNK
+        elif self.slides:
+            step, longest = step_function(self.run), max(map(len, self.prompts))
+            self._piece, places, width = num_left, bucket(num_left, sys.maxsize), bucket(longest, sys.maxsize)
+            tokens, is_token = batch(self.prompts, longest, width, self.run.rules.pad_id)
+            chunk = bucket(self.run.config.window or sampling.CHUNK, sampling.CHUNK)  # about as long as the window
+            cache = make_ring(self.run.config, len(self.prompts), chunk)
+            unused, text_size = np.int32(width - longest), width + places
         else:
             context, rows = self.run.config.max_len, [self._row(i) for i in range(len(self.prompts))]
             if self._first:
@@ -117,10 +128,11 @@ class Writer:
             tokens, is_token = batch(rows, longest, bucket(longest, context), self.run.rules.pad_id)
             num_spare = self._num_spare(places)
             step, cache = step_function(self.run), make_cache(self.run.config, len(rows), capacity, num_spare)
-            unused, text_size = np.int32(tokens.shape[1] - longest), capacity + 1
+            unused, text_size, chunk = np.int32(tokens.shape[1] - longest), capacity + 1, sampling.CHUNK
         self._decode = sampling.begin(
-            step, cache, tokens, is_token, self.keys, np.int32(num_left), np.int32(self._first), self.methods,
-            self._states, unused, num_places=places, text_size=text_size, num_top=self.num_top, **self.settings,
+            step, as_type(cache, self.cache_type), tokens, is_token, self.keys, np.int32(num_left),
+            np.int32(self._first), self.methods, self._states, unused, num_places=places, text_size=text_size,
+            num_top=self.num_top, chunk=chunk, **self.settings,
         )  # fmt: skip
         if self.drafting is not None:
             self._begin_ahead(tokens, is_token, unused, capacity, num_spare)

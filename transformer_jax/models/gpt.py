@@ -11,6 +11,7 @@ from transformer_jax.layers import Embedding
 from transformer_jax.masks import Mask
 from transformer_jax.models.embed import Embedder, check_length, sequence_mask
 from transformer_jax.positions import count_tokens
+from transformer_jax.ring import ring_positions, ring_slots
 
 
 class GPT(nn.Module):
@@ -79,7 +80,7 @@ class GPT(nn.Module):
 
         Args:
           tokens: [B, T] int; is_token: [B, T] bool, False for padding.
-          cache: from `cache.make_cache` (with a source, from Seq2Seq's `start`) or an earlier call.
+          cache: from `cache.make_cache` or `make_ring` (with a source, from Seq2Seq's `start`) or an earlier call.
           last_only: logits of each row's last token alone (what decoding wants: no [T, V] for the prompt).
         Returns:
           Logits [B, T, V] (or [B, V]) float32, and the cache. NaN if the cache was already full.
@@ -89,7 +90,10 @@ class GPT(nn.Module):
         slot, positions = cache.num_written, count_tokens(is_token, cache.num_tokens)
         cache = kv.mark(cache, is_token)
         mask = Mask(is_key=is_token, query_positions=positions, first_slot=slot, is_causal=True)
-        if kv.has_slots(cache):
+        if cache.ring:
+            slots = ring_slots(cache, positions, is_token)
+            mask = mask.replace(is_key=cache.is_token, key_positions=ring_positions(cache), slots=slots)
+        elif kv.has_slots(cache):
             mask = mask.replace(is_key=cache.is_token, key_positions=count_tokens(cache.is_token))
         x = self.embed(tokens, positions)
         x, layers = self.stack(x, mask, cache.layers, cache.source)

@@ -2,7 +2,7 @@
 
 from transformer_jax.sampling.beam import LENGTH_PENALTIES, STOPPING, Beams, beam_search
 from transformer_jax.sampling.constrain import Constraint, Follow, matching, one_of
-from transformer_jax.sampling.generate import CHOICES, Decode, Generated, advance, begin, generate
+from transformer_jax.sampling.generate import CHOICES, CHUNK, Decode, Generated, advance, begin, generate
 from transformer_jax.sampling.logits import (
     Custom,
     LogitBias,
@@ -38,7 +38,7 @@ METHODS = {  # what is done to logits before a token is chosen
 }  # fmt: skip
 
 __all__ = [
-    "Ahead", "BadWords", "Beams", "CHOICES", "Constraint", "Custom", "Decode", "Follow", "ForceFirst", "ForceLast",
+    "Ahead", "BadWords", "Beams", "CHOICES", "CHUNK", "Constraint", "Custom", "Decode", "Follow", "ForceFirst", "ForceLast",
     "FrequencyPenalty", "Generated", "LENGTH_PENALTIES", "LogitBias", "METHODS", "MinLength", "MinP", "NoRepeat",
     "PresencePenalty", "Renormalize", "RepetitionPenalty", "Rules", "STOPPING", "Speculated", "Suppress",
     "SuppressFirst", "Temperature", "TopK", "TopP", "Typical", "advance", "advance_ahead", "beam_search", "begin",

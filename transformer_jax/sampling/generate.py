@@ -26,6 +26,7 @@ def _sample(logits, keys):
 
 
 CHOICES = {"sample": _sample, "greedy": _greedy}  # of equals, greedy takes the smaller id
+CHUNK = 256  # places of a prompt that are read at once
 
 
 class Generated(NamedTuple):
@@ -50,7 +51,7 @@ class Decode(NamedTuple):
 
 
 @functools.partial(
-    jax.jit, static_argnames=("max_new_tokens", "choice", "eos_ids", "pad_id", "stop_sequences", "num_top")
+    jax.jit, static_argnames=("max_new_tokens", "choice", "eos_ids", "pad_id", "stop_sequences", "num_top", "chunk")
 )
 def generate(
     step: Callable,
@@ -68,6 +69,7 @@ def generate(
     choice: str = "sample",
     stop_sequences: tuple[tuple[int, ...], ...] = (),
     num_top: int = 0,
+    chunk: int = CHUNK,
 ) -> Generated:
     """Read the prompts, then choose up to `max_new_tokens` tokens for each row: `begin` and `advance` in one.
 
@@ -83,6 +85,7 @@ def generate(
       choice: a name in CHOICES.
       stop_sequences: each ends a row when its newest tokens, none of them the prompt's, are these.
       num_top: how many of the likeliest tokens to tell at each place.
+      chunk: places of the prompts that are read at once; for a ring, what it was made for.
     Raises:
       UserError: max_new_tokens below 1, an unknown choice, num_top or an id below 0, an empty stop sequence.
     """
@@ -90,14 +93,15 @@ def generate(
     settings = dict(choice=choice, eos_ids=eos_ids, pad_id=pad_id, stop_sequences=stop_sequences)
     decode = begin(
         step, cache, tokens, is_token, keys, max_new_tokens, first_index, methods, states,
-        num_places=max_new_tokens, text_size=tokens.shape[1] + max_new_tokens, num_top=num_top, **settings,
+        num_places=max_new_tokens, text_size=tokens.shape[1] + max_new_tokens, num_top=num_top,
+        chunk=chunk, **settings,
     )  # fmt: skip
     return advance(step, decode, keys, max_new_tokens, first_index, methods, **settings).found
 
 
 @functools.partial(
     jax.jit,
-    static_argnames=("num_places", "text_size", "choice", "eos_ids", "pad_id", "stop_sequences", "num_top"),
+    static_argnames=("num_places", "text_size", "choice", "eos_ids", "pad_id", "stop_sequences", "num_top", "chunk"),
 )
 def begin(
     step: Callable,
@@ -118,6 +122,7 @@ def begin(
     choice: str = "sample",
     stop_sequences: tuple[tuple[int, ...], ...] = (),
     num_top: int = 0,
+    chunk: int = CHUNK,
 ) -> Decode:
     """Read the prompts and choose the first token of each row. Only shapes are compiled in, not how many come.
 
@@ -135,9 +140,7 @@ def begin(
     text, prompt_lengths = left_aligned(tokens, is_token, text_size - tokens.shape[1])
     if states is None:
         states = transforms.start(methods, text, prompt_lengths, max_new_tokens)
-    logits, cache = step(tokens, is_token, cache)
-    if num_unused is not None and has_slots(cache):  # padding leaves nothing in a cache without slots
-        cache = rewind(cache, num_unused)
+    logits, cache = read(step, cache, tokens, is_token, num_unused, chunk)
     padding = jnp.full((B, num_places, num_top), pad_id, jnp.int32)
     zeros = jnp.zeros((B, num_places), jnp.float32)
     found = Generated(jnp.full(zeros.shape, pad_id, jnp.int32), jnp.zeros(B, jnp.int32), zeros, padding,
@@ -145,6 +148,39 @@ def begin(
     decode = Decode(jnp.zeros(B, bool), text, prompt_lengths, found, cache)
     return choose_tokens(decode, logits, keys, first_index, methods, choose(CHOICES, choice, "choice"),
                          eos_ids=eos_ids, pad_id=pad_id, stop_sequences=stop_sequences)  # fmt: skip
+
+
+def read(
+    step: Callable, cache: Any, tokens: jax.Array, is_token: jax.Array, num_unused: Any = None, chunk: int = CHUNK
+) -> tuple[jax.Array, Any]:
+    """Read prompts [B, T], at most `chunk` places at once: the memory that it takes does not grow with T.
+
+    Args:
+      num_unused: as `begin`; chunks of nothing else are not read.
+    Returns:
+      Logits of each row's last token [B, V], and the cache.
+    """
+    T = tokens.shape[1]
+    start = T if T <= chunk else T % chunk  # what fills no chunk comes first: behind the last place there may be none
+    if start:
+        logits, cache = step(tokens[:, :start], is_token[:, :start], cache)
+    else:
+        shape = jax.eval_shape(step, tokens[:, :chunk], is_token[:, :chunk], cache)[0]
+        logits = jnp.zeros(shape.shape, shape.dtype)
+    num_read, num_used = start, T if num_unused is None else T - num_unused
+    if start < T:
+
+        def one_chunk(carry):
+            num_read, logits, cache = carry
+            part, is_part = (jax.lax.dynamic_slice_in_dim(x, num_read, chunk, 1) for x in (tokens, is_token))
+            newer, cache = step(part, is_part, cache)
+            return num_read + chunk, jnp.where(jnp.any(is_part, axis=1, keepdims=True), newer, logits), cache
+
+        carry = (jnp.int32(start), logits, cache)
+        num_read, logits, cache = jax.lax.while_loop(lambda carry: carry[0] < num_used, one_chunk, carry)
+    if num_unused is not None and has_slots(cache):  # padding leaves nothing in a cache without slots
+        cache = rewind(cache, num_read - num_used)
+    return logits, cache
 
 
 @functools.partial(jax.jit, static_argnames=("choice", "eos_ids", "pad_id", "stop_sequences"))

@@ -1,0 +1,143 @@
+"""Long prompts are read in chunks, and texts of models with a window go on past the context; nothing else changes."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+from arrays import close, random_like
+
+import transformer_jax as tj
+from transformer_jax import sampling
+from transformer_jax.cache import make_cache, make_ring
+from transformer_jax.config import TransformerConfig, UserError
+from transformer_jax.models import GPT, parameter_shapes
+from transformer_jax.run import Run, step_function
+from transformer_jax.sampling import Rules
+from transformer_jax.sampling.generate import read
+from transformer_jax.tokenizers import train_tokenizer
+
+B, T, NUM_UNUSED, WINDOW, CONTEXT = 5, 29, 6, 7, 41
+KINDS = {
+    "full": dict(positions="rotary"),
+    "learned": dict(positions="learned"),
+    "ring": dict(positions="rotary", window=WINDOW),
+    "linear": dict(positions="none", attention="linear"),
+}
+LEFT = np.ones((B, T), bool)  # padded on the left, and NUM_UNUSED places on the right of every row
+for row, start in enumerate((0, 3, 11, 17, 22)):
+    LEFT[row, :start] = False
+LEFT[:, T - NUM_UNUSED :] = False
+RAGGED = LEFT.copy()  # and some on the right: the last tokens of the rows are in several chunks
+RAGGED[1, 5:] = RAGGED[2, 14:] = False
+PROMPTS = ["the cat sat on a mat " * 5, "a", "dogs ran"]
+
+
+@functools.cache
+def made(kind="ring", context=CONTEXT, **kwargs):
+    """A run that was never trained, and ends no text."""
+    tokenizer = train_tokenizer("byte", 283, "the cat")
+    config = TransformerConfig(vocab_size=tokenizer.vocab_size, max_len=context, num_layers=2, d_model=12, num_heads=2,
+                               num_kv_heads=1, **KINDS[kind] | kwargs)  # fmt: skip
+    params = random_like(parameter_shapes(GPT(config)), 0)
+    return Run(GPT(config), params, tokenizer, config, rules=Rules((), 0, 1))
+
+
+def longer(run):
+    """The same parameters as a model whose context has room for all."""
+    config = dataclasses.replace(run.config, max_len=1999)
+    return dataclasses.replace(run, model=GPT(config), config=config)
+
+
+# Chunks
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("chunk", [2, 7, 29])
+def test_a_prompt_read_in_chunks_is_one_read_at_once(kind, chunk):
+    run = made(kind)
+    tokens = np.random.default_rng(1).integers(0, 283, (B, T))
+    step, reading = step_function(run), jax.jit(read, static_argnames="chunk")
+    for is_token, unused in ((LEFT, NUM_UNUSED), (RAGGED, NUM_UNUSED)):
+        cache = make_ring(run.config, B, chunk) if kind == "ring" else make_cache(run.config, B, CONTEXT)
+        logits, cache = reading(step, cache, tokens, is_token, unused, chunk=chunk)
+        expected, whole = step(tokens, is_token, make_cache(run.config, B, CONTEXT))
+        close(logits, expected)
+        np.testing.assert_array_equal(cache.num_tokens, whole.num_tokens)
+        assert kind == "linear" or cache.num_written == T - unused
+        newest = np.full((B, 1), 11)  # and it goes on as it should
+        close(step(newest, newest > 0, cache)[0], step(newest, newest > 0, whole)[0])
+
+
+def test_chunks_of_padding_alone_are_not_read():
+    run, read_by_host = made("full"), []
+    step = step_function(run)
+
+    def counting(tokens, is_token, cache):
+        jax.debug.callback(lambda: read_by_host.append(tokens.shape[1]))
+        return step(tokens, is_token, cache)
+
+    jax.block_until_ready(read(counting, make_cache(run.config, B, CONTEXT), jax.numpy.ones((B, T), int), LEFT, 17, 4))
+    jax.effects_barrier()
+    assert read_by_host == [1, 4, 4, 4]  # 12 places in use: 1 that fills no chunk, and 3 chunks
+
+
+def test_texts_do_not_depend_on_the_chunk(monkeypatch):
+    run = made("full", context=149)
+    decoding = tj.Decoding(max_new_tokens=23, seed=3, num_samples=2)
+    usual = tj.complete(run, PROMPTS, decoding)
+    for chunk in (50, 64):  # of 128 places
+        monkeypatch.setattr(sampling, "CHUNK", chunk)
+        for ours, expected in zip(tj.complete(run, PROMPTS, decoding), usual, strict=True):
+            assert ours.tokens == expected.tokens
+            np.testing.assert_allclose(ours.log_probs, expected.log_probs, atol=1e-4)
+
+
+# Past the context
+
+
+@pytest.mark.parametrize("kind", ["ring", "linear"])
+def test_a_text_that_slides_past_the_context_is_that_of_a_model_with_a_longer_one(kind):
+    run = made(kind)
+    settings = dict(max_new_tokens=211, seed=3, num_samples=2)  # prompts of 105 tokens, 1 and 8; the context is 41
+    expected = tj.generate(longer(run), PROMPTS, **settings)
+    assert tj.generate(run, PROMPTS, past_context="slide", **settings) == expected
+    pieces = list(tj.stream(run, PROMPTS[0], past_context="slide", **settings | {"num_samples": 1}))
+    assert PROMPTS[0] + "".join(pieces) == expected[0] and len(pieces) > 1
+
+
+@pytest.mark.parametrize("window", [1, 300])  # the least; more than a chunk, and than the text
+def test_a_text_slides_whatever_the_window(window):
+    run = made("ring", window=window)
+    settings = dict(max_new_tokens=67, method="greedy")
+    assert tj.generate(run, PROMPTS, past_context="slide", **settings) == tj.generate(longer(run), PROMPTS, **settings)
+
+
+def test_a_text_that_slides_within_the_context_is_the_usual_one():
+    settings = dict(max_new_tokens=13, seed=5)
+    usual = tj.generate(made(), PROMPTS[1:], **settings)
+    assert tj.generate(made(), PROMPTS[1:], past_context="slide", **settings) == usual
+
+
+@pytest.mark.parametrize("kwargs, words", [
+    ({"kind": "full"}, "model.window=0"), ({"kind": "learned"}, "model.window=0"),
+    ({"positions": "learned"}, "model.positions='learned'"),
+    ({"positions": "sinusoidal", "kind": "linear"}, "model.positions='sinusoidal'"),
+], ids=str)  # fmt: skip
+def test_a_model_that_ends_with_its_context_does_not_slide(kwargs, words):
+    for ask in (tj.generate, tj.stream):  # a stream at once, not at its first piece
+        with pytest.raises(UserError, match=words) as error:
+            ask(made(**kwargs), "a", past_context="slide")
+        assert "\n" not in str(error.value) and "past_context=reread" in str(error.value)
+
+
+def test_what_outgrows_the_context_is_told_how_it_may_go_on():
+    with pytest.raises(UserError, match="past_context=slide"):
+        tj.generate(made(), "a", max_new_tokens=CONTEXT)
+    with pytest.raises(UserError, match="past_context=reread"):
+        tj.generate(made("full"), "a", max_new_tokens=CONTEXT)
+    with pytest.raises(UserError, match=f"prompt: 105 tokens, and the model's context is {CONTEXT}"):
+        tj.generate(made(), PROMPTS, max_new_tokens=1)
+    with pytest.raises(UserError, match="a beam search stays within the context"):
+        tj.Decoding(method="beam", past_context="slide")

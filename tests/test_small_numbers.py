@@ -1,0 +1,195 @@
+"""Weights and caches of 8 and 16 bits: how far off they may be, and that all that holds for decoding still holds."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from arrays import close, random_like
+
+import transformer_jax as tj
+from transformer_jax.cache import as_type, make_cache, make_ring
+from transformer_jax.config import TransformerConfig, UserError
+from transformer_jax.int8 import Int8, product, read, to_int8
+from transformer_jax.models import GPT, Seq2Seq, Seq2SeqConfig, parameter_shapes
+from transformer_jax.run import Run
+from transformer_jax.sampling import Rules
+from transformer_jax.tokenizers import train_tokenizer
+
+B, T, WINDOW = 5, 13, 3
+TEXT = "the cat sat on the mat and the dog ran over the green hills to see the cat on the mat " * 3
+RAGGED = np.ones((B, T), bool)
+RAGGED[1, :5] = RAGGED[2, :12] = RAGGED[3, 4:] = RAGGED[4, 3:6] = False
+TYPES = ("float32", "bfloat16", "int8")
+LOOSE = 0.03  # of the largest logit
+
+
+@functools.cache
+def made(**kwargs):
+    """A run that was never trained."""
+    tokenizer = train_tokenizer("byte", 283, TEXT)
+    sizes = dict(vocab_size=tokenizer.vocab_size, max_len=43, num_layers=2, d_model=20, num_heads=6, num_kv_heads=2,
+                 head_dim=4, d_ff=67)  # fmt: skip
+    config = TransformerConfig(**sizes | dict(positions="rotary") | kwargs)
+    params = random_like(parameter_shapes(GPT(config)), scale=0.2)
+    return Run(GPT(config), params, tokenizer, config, rules=Rules((), 0, 1))
+
+
+def tokens_of(run):
+    return np.random.default_rng(0).integers(0, run.config.vocab_size, (B, T))
+
+
+def in_pieces(run, cache, sizes):
+    extend = jax.jit(lambda *args: run.model.apply({"params": run.params}, *args, method="extend"))
+    pieces, first = [], 0
+    for size in sizes:
+        piece = slice(first, first + size)
+        logits, cache = extend(tokens_of(run)[:, piece], RAGGED[:, piece], cache)
+        pieces, first = [*pieces, logits], first + size
+    return np.concatenate(pieces, axis=1), cache
+
+
+def nearly(actual, expected):
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=LOOSE * np.abs(np.asarray(expected)).max())
+
+
+# Numbers
+
+
+def test_a_vector_is_off_by_half_a_step_at_most_and_one_of_zeros_is_exact():
+    x = np.random.default_rng(0).normal(size=(3, 5, 7)).astype(np.float32) * np.array([1e-6, 1, 1e6])[:, None, None]
+    x[1, 2] = 0
+    small = to_int8(jnp.asarray(x))
+    assert small.numbers.dtype == jnp.int8 and small.scales.shape == (3, 5, 1)
+    assert np.all(np.abs(small.numbers).max(-1) == np.where(np.any(x, axis=-1), 127, 0))
+    assert np.all(np.abs(read(small, jnp.float32) - x) <= np.asarray(small.scales) * 0.501)
+    assert not np.any(read(small, jnp.float32)[1, 2])
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("columns", [1, 63, 64, 131])  # blocks have 64
+def test_a_product_in_blocks_is_the_product(rows, columns):
+    random = np.random.default_rng(columns)
+    x, kernel = jnp.asarray(random.normal(size=(rows, 11)), jnp.float32), to_int8(random.normal(size=(columns, 11)))
+    close(product(x, kernel), x @ read(kernel, jnp.float32).T)
+
+
+# Weights
+
+
+def test_all_kernels_and_embeddings_become_int8_and_nothing_else():
+    run = made(positions="learned")
+    small = tj.quantize(run)
+    sizes = [sum(x.nbytes for x in jax.tree.leaves(one.params)) for one in (run, small)]
+    assert sizes[1] < 0.42 * sizes[0]  # scales and norms weigh much in a model so narrow
+    is_int8 = lambda x: isinstance(x, Int8)  # noqa: E731
+    for path, leaf in jax.tree_util.tree_leaves_with_path(small.params, is_leaf=is_int8):
+        assert is_int8(leaf) == (path[-1].key == "int8") and (is_int8(leaf) or path[-1].key in ("bias", "scale"))
+    assert small.params["stack"]["block_1"]["attention"]["out"]["int8"].numbers.shape == (20, 6 * 4)
+    assert jax.tree.leaves(run.params)[0].dtype == jnp.float32  # the run itself stays
+
+
+def test_perplexity_changes_by_less_than_a_hundredth_in_a_trained_model():
+    run = made()
+    text = run.tokenizer.encode(TEXT)
+    rows = np.stack([text[i : i + 24] for i in range(0, 200, 7)])
+
+    def loss(params, rows):
+        logits = run.model.apply({"params": params}, rows[:, :-1])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, rows[:, 1:]).mean()
+
+    optimizer = optax.adam(1e-2)
+
+    @jax.jit
+    def train(params):
+        def step(carry, _):
+            params, state = carry
+            updates, state = optimizer.update(jax.grad(loss)(params, rows), state)
+            return (optax.apply_updates(params, updates), state), None
+
+        return jax.lax.scan(step, (params, optimizer.init(params)), length=150)[0][0]
+
+    run = dataclasses.replace(run, params=train(jax.tree.map(lambda x: 0.3 * x, run.params)))
+    whole, small = loss(run.params, rows), loss(tj.quantize(run).params, rows)
+    assert whole < 1.2  # it has learned something that rounding could spoil
+    assert abs(np.exp(small - whole) - 1) < 0.01
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"tie_embeddings": False, "positions": "learned", "feed_forward": "swiglu"},
+                                    {"positions": "t5", "dtype": "bfloat16"}], ids=str)  # fmt: skip
+def test_a_model_of_int8_answers_nearly_the_same_and_decodes_as_it_reads(kwargs):
+    run = made(**kwargs)
+    small, tokens = tj.quantize(run), tokens_of(run)
+    full = np.asarray(tj.logits(small, tokens, RAGGED))[RAGGED]
+    expected = np.asarray(tj.logits(run, tokens, RAGGED))[RAGGED]
+    nearly(full, expected)
+    assert np.any(full != expected)
+    for sizes in ([T], [1] * T, [4, 1, 8]):
+        logits = in_pieces(small, make_cache(run.config, B, 17), sizes)[0][RAGGED]
+        nearly(logits, full) if run.config.dtype == "bfloat16" else close(logits, full)
+
+
+def test_a_sequence_to_sequence_model_of_int8_answers_nearly_the_same():
+    side = TransformerConfig(vocab_size=23, max_len=17, num_layers=1, d_model=12, num_heads=3, positions="t5",
+                             relative_buckets=4)  # fmt: skip
+    model = Seq2Seq(Seq2SeqConfig(side, side))
+    run = Run(model, random_like(parameter_shapes(model), scale=0.2), None, model.config)
+    tokens = np.random.default_rng(1).integers(0, 23, (B, T))
+    small = tj.quantize(run)
+    nearly(tj.logits(small, tokens, RAGGED, tokens)[RAGGED], tj.logits(run, tokens, RAGGED, tokens)[RAGGED])
+    assert set(small.params["shared"]) == {"int8"}
+
+
+def test_a_run_of_int8_is_not_saved(tmp_path):
+    for save in (tj.save, tj.save_pretrained):
+        with pytest.raises(UserError, match="int8 weights"):
+            save(tj.quantize(made()), tmp_path / "new")
+
+
+# Caches
+
+
+@pytest.mark.parametrize("cache_type", TYPES)
+@pytest.mark.parametrize("window", [0, WINDOW])
+def test_a_cache_of_any_type_gives_the_same_for_every_split_and_nearly_what_no_cache_gives(cache_type, window):
+    run = made(window=window)
+    full = np.asarray(tj.logits(run, tokens_of(run), RAGGED))[RAGGED]
+    empty = make_ring(run.config, B, 4) if window else make_cache(run.config, B, 17)
+    first = None
+    for sizes in ([4, 1, 4, 4], [1] * T, [2, 3] * 2 + [3]):
+        logits, cache = in_pieces(run, as_type(empty, cache_type), sizes)
+        nearly(logits[RAGGED], full)
+        first = logits if first is None else first
+        close(logits[RAGGED], first[RAGGED]) if cache_type == "float32" else nearly(logits[RAGGED], first[RAGGED])
+    assert (cache_type == "float32") == np.allclose(logits[RAGGED], full, atol=1e-5)  # it was really rounded
+
+
+def test_an_int8_cache_takes_little_memory():
+    config = TransformerConfig(vocab_size=3, num_layers=1, d_model=128, num_heads=2)
+    cache = make_cache(config, 2, 31)
+    sizes = [sum(x.nbytes for x in jax.tree.leaves(as_type(cache, name).layers)) for name in TYPES]
+    assert sizes[1] / sizes[0] == 0.5 and sizes[2] / sizes[0] == 0.25 + 1 / 64  # a scale for 64 numbers
+
+
+@pytest.mark.parametrize("settings", [{}, {"method": "beam", "num_beams": 3}], ids=str)
+def test_texts_are_written_with_any_cache_type(settings):
+    run = made()
+    usual = tj.complete(run, ["the cat", "a"], tj.Decoding(max_new_tokens=7, seed=1, **settings))
+    for cache_type in TYPES:
+        decoding = tj.Decoding(max_new_tokens=7, seed=1, cache_type=cache_type, **settings)
+        for ours, expected in zip(tj.complete(run, ["the cat", "a"], decoding), usual, strict=True):
+            same = [a == b for a, b in zip(ours.tokens, expected.tokens, strict=True)]
+            num = same.index(False) if False in same else len(same)
+            nearly(ours.log_probs[:num], expected.log_probs[:num])
+            assert num > 0 and (cache_type != "float32" or num == 7)
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(UserError, match="cache_type='int4': unknown. Choose one of: model, float32, bfloat16, int8"):
+        tj.Decoding(cache_type="int4")
+    run = made(attention="linear", positions="none")
+    with pytest.raises(UserError, match="cache_type='int8': linear attention"):
+        tj.generate(run, "a", max_new_tokens=3, cache_type="int8")

@@ -1,0 +1,69 @@
+"""A ring of slots: what a model with a window remembers of a text of any length. Jiang et al. 2023, section 2.
+
+Here is the part of a DecodeCache (cache.py) that says which slots hold what; caches are what these functions take.
+"""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from transformer_jax.config import UserError
+
+
+@flax.struct.dataclass
+class Ring:
+    """Of a cache that is a ring: the token at position p of a row is in slot p modulo S. Jiang et al. 2023, section 2.
+
+    Padding has no slot, so what a slot holds follows from the number of tokens of its row alone. What a token writes
+    over is S positions behind it, which no query sees: S = window + most_new - 1.
+    """
+
+    newest: jax.Array  # [B, most_new] bool: of the newest places read, in turn, those that hold a token
+    spare: jax.Array  # int32: places that can be taken back; below 0: more were, and keys are lost
+    window: int = flax.struct.field(pytree_node=False)
+
+    @property
+    def most_new(self) -> int:
+        """Places that can be read at once, and that can be taken back."""
+        return self.newest.shape[1]
+
+
+def mark_ring(marked: Any, is_token: jax.Array) -> Any:
+    """The rest of `cache.mark`: the newest places hold `is_token` [B, T]."""
+    ring, num_new = marked.ring, is_token.shape[1]
+    if num_new > ring.most_new:
+        raise UserError(
+            f"cache: {num_new} new tokens at once, where the ring was made for {ring.most_new}: they would write over "
+            "keys that the window still has. Feed fewer at a time, or make a larger ring."
+        )
+    newest = jnp.concatenate([ring.newest, is_token], axis=1)[:, num_new:]
+    spare = jnp.where(ring.spare < 0, ring.spare, jnp.minimum(ring.spare + num_new, ring.most_new))
+    is_token = jnp.arange(marked.capacity) < marked.num_tokens
+    return marked._replace(is_token=is_token, ring=ring.replace(newest=newest, spare=spare))
+
+
+def ring_slots(cache: Any, positions: jax.Array, is_token: jax.Array) -> jax.Array:
+    """Where a ring has the tokens at `positions` [B, T]; for padding a slot that there is not."""
+    return jnp.where(is_token, positions % cache.capacity, cache.capacity)
+
+
+def ring_positions(cache: Any) -> jax.Array:
+    """The position of the newest token that has been in each slot of a ring, [B, S]; below 0: there was none.
+
+    A slot whose token was taken back is said to have the one before it. That one is lost, but behind the window.
+    """
+    newest = cache.num_tokens - 1
+    return newest - (newest - jnp.arange(cache.capacity)) % cache.capacity
+
+
+def rewind_ring(cache: Any, num_places: jax.Array | int) -> Any:
+    """The rest of `cache.rewind`: the newest places are taken back."""
+    ring, place = cache.ring, jnp.arange(cache.ring.most_new)
+    is_gone = place >= ring.most_new - num_places
+    num_tokens = cache.num_tokens - jnp.sum(ring.newest & is_gone, axis=1, keepdims=True, dtype=jnp.int32)
+    newest = jnp.roll(ring.newest, num_places, axis=1) & (place >= num_places)
+    is_token = jnp.arange(cache.capacity) < num_tokens
+    ring = ring.replace(newest=newest, spare=ring.spare - num_places)
+    return cache._replace(is_token=is_token, num_tokens=num_tokens, ring=ring)
