@@ -66,19 +66,24 @@ def prompt_text(run: Run, prompt: str) -> str:
     return "" if isinstance(run.model, Seq2Seq) else run.tokenizer.decode(_encode(run, prompt))
 
 
-def complete(run: Run, prompts: Sequence[str], decoding: Decoding, num_top: int = 0) -> list[Completion]:
+def complete(
+    run: Run, prompts: Sequence[str], decoding: Decoding, num_top: int = 0, seeds: Sequence[int] | None = None
+) -> list[Completion]:
     """`num_samples` continuations of each prompt, prompt by prompt, with their tokens and log-probabilities.
 
     Args:
       num_top: how many of the likeliest tokens to tell at each place.
+      seeds: one for each prompt, instead of decoding.seed for all.
     Raises:
-      UserError: as `generate`.
+      UserError: as `generate`; not as many seeds as prompts.
     """
     if isinstance(prompts, str):
         raise UserError("prompts: must be a list of strings, not one string.")
+    if seeds is not None and len(seeds) != len(prompts):
+        raise UserError(f"seeds: {len(seeds)} of them, and {len(prompts)} prompts. Give one for each, or none.")
     if not prompts:
         return []
-    writer = _writer(run, prompts, decoding, num_top)
+    writer = _writer(run, prompts, decoding, num_top, seeds)
     while not writer.is_done:
         writer.write(STOP_TOKENS if decoding.stop else decoding.max_new_tokens)
     return [
@@ -107,7 +112,7 @@ def stream(run: Run, prompt: str, **settings: Any) -> Iterator[str]:
     if decoding.method == "beam" or decoding.num_samples != 1:
         name = "method" if decoding.method == "beam" else "num_samples"
         raise UserError(f"{name}={getattr(decoding, name)!r}: a stream is one text that is sampled or greedy.")
-    return _pieces(_writer(run, [prompt], decoding, 0), decoding.stop)
+    return _pieces(_writer(run, [prompt], decoding), decoding.stop)
 
 
 def benchmark(run: Run, prompt: str, decoding: Decoding) -> dict[str, float]:
@@ -121,7 +126,7 @@ def benchmark(run: Run, prompt: str, decoding: Decoding) -> dict[str, float]:
     seconds = []
     for _ in range(2):
         start = time.perf_counter()
-        writer = _writer(run, [prompt], decoding, 0)
+        writer = _writer(run, [prompt], decoding)
         writer.write(1)
         read = time.perf_counter()
         writer.write(decoding.max_new_tokens)
@@ -156,7 +161,9 @@ def _held_back(text: str, stop: tuple[str, ...]) -> int:
     return max((n for end in stop for n in range(1, min(len(end), len(text) + 1)) if text.endswith(end[:n])), default=0)
 
 
-def _writer(run: Run, prompts: Sequence[str], decoding: Decoding, num_top: int) -> Writer:
+def _writer(
+    run: Run, prompts: Sequence[str], decoding: Decoding, num_top: int = 0, seeds: Sequence[int] | None = None
+) -> Writer:
     """The rows to be written, everything about them checked."""
     if not isinstance(run.model, GPT | Seq2Seq):
         raise UserError(f"a {type(run.model).__name__} writes no text. Ask it with logits.")
@@ -167,7 +174,9 @@ def _writer(run: Run, prompts: Sequence[str], decoding: Decoding, num_top: int) 
     _check_room(run, encoded, decoding)
     rows = [row for row in encoded for _ in range(decoding.num_samples)]
     sample_index = jnp.tile(jnp.arange(decoding.num_samples), len(prompts))
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(decoding.seed), sample_index)
+    seed_keys = [jax.random.key(seed) for seed in ([decoding.seed] if seeds is None else seeds)]
+    seed_keys = jnp.broadcast_to(jnp.stack(seed_keys), len(prompts)).repeat(decoding.num_samples)
+    keys = jax.vmap(jax.random.fold_in)(seed_keys, sample_index)
     choice = decoding.method
     if choice == "beam":  # the texts are known then, and written again for what the model says of each token
         choice, methods = "greedy", (sampling.Follow(_search(run, encoded, decoding, methods)),)

@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"--output={output}: there cannot be such a folder ({error}).") from error
-    startup.prepare()
+    startup.prepare(is_training=False)
     import transformer_jax as tj  # its functions load JAX, so that a mistake above is answered before
 
     run = tj.open_run(_RUN_DIR.value, _CHECKPOINT.value)

@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UsageError(f"--to={to}: there is something already. Give a new directory, or an empty one.")
 
-    startup.prepare()
+    startup.prepare(is_training=False)
     import transformer_jax as tj  # its functions load JAX, so that a mistake above is answered before
 
     run = tj.open_run(_FROM.value, _CHECKPOINT.value)

@@ -30,7 +30,7 @@ def begin(argv: list[str], module: str, run_dir: flags.FlagHolder, what: str, ex
     parse_flags(argv, example)
     if not run_dir.value:
         raise UsageError(f"--run_dir: is missing. Example: {example}")
-    startup.prepare()  # before stdin is read: it may start this process again
+    startup.prepare(is_training=False)  # before stdin is read: it may start this process again
     try:
         lines = sys.stdin.buffer.read().decode().splitlines()
     except UnicodeDecodeError as error:

@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
     if _WEIGHTS.value not in ("model", "int8"):
         raise UsageError(f"--weights={_WEIGHTS.value}: unknown. Choose model or int8.")
     settings = _settings()
-    startup.prepare()  # before stdin is read: it may start this process again
+    startup.prepare(is_training=False)  # before stdin is read: it may start this process again
     prompts = _prompts()
 
     import transformer_jax as tj  # its functions load JAX, so that a mistake above is answered before

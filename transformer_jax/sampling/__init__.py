@@ -38,9 +38,9 @@ METHODS = {  # what is done to logits before a token is chosen
 }  # fmt: skip
 
 __all__ = [
-    "Ahead", "BadWords", "Beams", "CHOICES", "CHUNK", "Constraint", "Custom", "Decode", "Follow", "ForceFirst", "ForceLast",
-    "FrequencyPenalty", "Generated", "LENGTH_PENALTIES", "LogitBias", "METHODS", "MinLength", "MinP", "NoRepeat",
-    "PresencePenalty", "Renormalize", "RepetitionPenalty", "Rules", "STOPPING", "Speculated", "Suppress",
+    "Ahead", "BadWords", "Beams", "CHOICES", "CHUNK", "Constraint", "Custom", "Decode", "Follow", "ForceFirst",
+    "ForceLast", "FrequencyPenalty", "Generated", "LENGTH_PENALTIES", "LogitBias", "METHODS", "MinLength", "MinP",
+    "NoRepeat", "PresencePenalty", "Renormalize", "RepetitionPenalty", "Rules", "STOPPING", "Speculated", "Suppress",
     "SuppressFirst", "Temperature", "TopK", "TopP", "Typical", "advance", "advance_ahead", "beam_search", "begin",
     "begin_ahead", "generate", "matching", "one_of", "speculate", "start",
 ]  # fmt: skip
