@@ -13,7 +13,7 @@ from test_beam import TEXTS, assert_best, log_probs_after, penalized, random_tab
 
 from transformer_jax import sampling
 from transformer_jax.config import UserError
-from transformer_jax.sampling import METHODS
+from transformer_jax.sampling import METHODS, logits
 from transformer_jax.sampling.logits import RULED_OUT, apply, start
 
 EOS, V, MAX_NEW = 1, 5, 3
@@ -246,3 +246,13 @@ def test_a_method_refuses_what_has_no_meaning(make, message):
     with pytest.raises(UserError) as error:
         make()
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("shape, k", [((3, 1031), 1), ((5, 1031), 4), ((2, 257), 3), ((2, 128), 5), ((3, 7), 7)])
+def test_the_largest_are_those_of_a_whole_sort_equals_in_their_order(shape, k):
+    rng = np.random.default_rng(0)
+    for x in (rng.standard_normal(shape), rng.integers(0, 3, shape), np.full(shape, -np.inf)):
+        values, places = logits.largest(jnp.array(x, jnp.float32), k)
+        expected = np.argsort(-x, axis=1, kind="stable")[:, :k]
+        np.testing.assert_array_equal(places, expected)
+        np.testing.assert_array_equal(values, np.take_along_axis(x, expected, axis=1).astype(np.float32))

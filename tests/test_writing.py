@@ -155,6 +155,19 @@ def test_what_outgrows_the_context_is_refused_unless_it_may_be_read_again():
     assert "".join(pieces) == tj.complete(run, ["the cat"], long)[0].text
 
 
+def test_a_prompt_with_a_seed_of_its_own_has_the_text_that_it_has_alone():
+    run, prompts, seeds = made("byte"), ["the cat", "a", "the cat"], [7, 11, 13]
+    together = tj.complete(run, prompts, tj.Decoding(max_new_tokens=17, num_samples=2), seeds=seeds)
+    alone = [
+        tj.complete(run, [prompt], tj.Decoding(max_new_tokens=17, num_samples=2, seed=seed))
+        for prompt, seed in zip(prompts, seeds, strict=True)
+    ]
+    assert [found.tokens for found in together] == [found.tokens for two in alone for found in two]
+    assert len({found.tokens for found in together}) > 4
+    with pytest.raises(UserError, match="seeds: 1 of them, and 3 prompts"):
+        tj.complete(run, prompts, tj.Decoding(), seeds=[3])
+
+
 # Programs
 
 
@@ -177,5 +190,5 @@ def test_results_do_not_depend_on_the_bucket(monkeypatch):
     run = made("byte")
     settings = dict(max_new_tokens=19, seed=3, num_samples=2)
     usual = tj.generate(run, ["the cat sat", "a"], **settings)
-    monkeypatch.setattr(writing, "bucket", lambda size, most: size)
+    monkeypatch.setattr(writing, "bucket", lambda size, most, smallest=0: size)
     assert tj.generate(run, ["the cat sat", "a"], **settings) == usual

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from transformer_jax import linear
 from transformer_jax.config import TransformerConfig, UserError, choose
+from transformer_jax.fork import Fork, fork, mark_fork
 from transformer_jax.int8 import Int8, read, to_int8
 from transformer_jax.ring import Ring, mark_ring, rewind_ring
 
@@ -64,6 +65,7 @@ class DecodeCache(NamedTuple):
     num_written: jax.Array  # int32: places read so far, the same for every row; each has a slot, but for a ring
     source: Source | None = None
     ring: Ring | None = None
+    fork: Fork | None = None
 
     @property
     def capacity(self) -> int:
@@ -178,6 +180,8 @@ def mark(cache: DecodeCache, is_token: jax.Array) -> DecodeCache:
         inside, `extend` returns NaN logits instead: JAX would silently overwrite the last slots). A ring: more
         tokens at once than it was made for.
     """
+    if cache.fork:
+        return mark_fork(cache)
     num_new = is_token.shape[1]
     num_tokens = cache.num_tokens + jnp.sum(is_token, axis=1, keepdims=True, dtype=jnp.int32)
     marked = cache._replace(num_tokens=num_tokens, num_written=cache.num_written + num_new)
@@ -245,29 +249,18 @@ def has_slots(cache: DecodeCache) -> bool:
     return not isinstance(cache.layers[0], linear.LinearState)
 
 
-REORDER_BLOCK = 32  # slots that are moved at once, of caches that have more than two times as many
-
-
-def reorder(
-    cache: DecodeCache, rows: jax.Array, with_source: bool = True, first_slot: int | None = None
-) -> DecodeCache:
+def reorder(cache: DecodeCache, rows: jax.Array, with_source: bool = True) -> DecodeCache:
     """Row i of the result is row `rows[i]` of the cache; there may be more rows than before, or fewer.
 
-    Args:
-      with_source: False: the source stays as it is; for beams, W to a row of the source, which look at it together.
-      first_slot: the slots before it are the same in each row as in the one that it becomes: a prompt of beams. As many
-        rows come out as went in. Then only what has been written since is moved, and in place.
+    Without the source, which then stays as it is: for beams, W to a row of the source, which look at it together. Of a
+    cache that is forked rows are beams, and only what they have been through is moved.
     """
+    if isinstance(cache, DecodeCache) and cache.fork:
+        return cache._replace(fork=cache.fork.reordered(rows))
     if not with_source and isinstance(cache, DecodeCache):
-        return reorder(cache._replace(source=None), rows, first_slot=first_slot)._replace(source=cache.source)
-    layers = ()
-    is_long = isinstance(cache, DecodeCache) and cache.capacity > 2 * REORDER_BLOCK
-    if first_slot is not None and is_long and has_slots(cache) and not cache.ring:
-        layers, cache = _move_new(cache, rows, first_slot), cache._replace(layers=())
-
+        return reorder(cache._replace(source=None), rows)._replace(source=cache.source)
     num_rows = len(cache.num_tokens) if isinstance(cache, DecodeCache) else 0  # layers have as many for each head
-    cache = jax.tree.map(lambda x: _take(x, rows, num_rows or len(x)) if x.ndim else x, cache)
-    return cache._replace(layers=layers) if layers else cache
+    return jax.tree.map(lambda x: _take(x, rows, num_rows or len(x)) if x.ndim else x, cache)
 
 
 def _take(x: jax.Array, rows: jax.Array, num_rows: int) -> jax.Array:
@@ -276,18 +269,11 @@ def _take(x: jax.Array, rows: jax.Array, num_rows: int) -> jax.Array:
     return x.reshape(num_rows, each, *x.shape[1:])[rows].reshape(len(rows) * each, *x.shape[1:])
 
 
-def _move_new(cache: DecodeCache, rows: jax.Array, first_slot: int) -> tuple[KVCache, ...]:
-    """The layers of `reorder`, block by block of slots from `first_slot` to the newest."""
-    size = REORDER_BLOCK
-    num_blocks = -(-(cache.capacity - first_slot) // size)
-    start = max(0, cache.capacity - num_blocks * size)  # blocks end with the last slot, and may begin in the prompt
+def with_beams(cache: Any, num_rows: int, num_beams: int, capacity: int) -> Any:
+    """The cache for `num_beams` continuations of each row, which share at least `capacity` slots: see fork.py.
 
-    def move(i, layers):
-        def one(x):
-            block = jax.lax.dynamic_slice_in_dim(x, start + i * size, size, axis=1)
-            moved = _take(block, rows, len(cache.num_tokens))
-            return jax.lax.dynamic_update_slice_in_dim(x, moved, start + i * size, axis=1)
-
-        return jax.tree.map(one, layers)
-
-    return jax.lax.fori_loop(0, -(-(cache.num_written - start) // size), move, cache.layers)
+    A state, a ring or a cache of another kind is copied for each beam instead. The source stays as it is.
+    """
+    if isinstance(cache, DecodeCache) and has_slots(cache) and not cache.ring:
+        return fork(cache, num_beams, capacity)
+    return reorder(cache, jnp.repeat(jnp.arange(num_rows), num_beams), with_source=False)

@@ -174,9 +174,9 @@ def _writer(
     _check_room(run, encoded, decoding)
     rows = [row for row in encoded for _ in range(decoding.num_samples)]
     sample_index = jnp.tile(jnp.arange(decoding.num_samples), len(prompts))
-    seed_keys = [jax.random.key(seed) for seed in ([decoding.seed] if seeds is None else seeds)]
-    seed_keys = jnp.broadcast_to(jnp.stack(seed_keys), len(prompts)).repeat(decoding.num_samples)
-    keys = jax.vmap(jax.random.fold_in)(seed_keys, sample_index)
+    seed_keys = jnp.stack([jax.random.key(seed) for seed in ([decoding.seed] if seeds is None else seeds)])
+    seed_index = np.repeat(np.arange(len(prompts)) % len(seed_keys), decoding.num_samples)
+    keys = jax.vmap(jax.random.fold_in)(seed_keys[seed_index], sample_index)
     choice = decoding.method
     if choice == "beam":  # the texts are known then, and written again for what the model says of each token
         choice, methods = "greedy", (sampling.Follow(_search(run, encoded, decoding, methods)),)

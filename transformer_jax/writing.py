@@ -20,16 +20,20 @@ from transformer_jax.models import Seq2Seq
 from transformer_jax.run import Run, step_function
 from transformer_jax.token_bytes import settled_text
 
-SMALLEST_BUCKET = 32  # 32, 64, 96, 128, 192, 256, 384, 512, ... up to the context
+SMALLEST_BUCKET = 32  # of prompts and caches: 32, 64, 96, 128, 192, 256, 384, 512, ... up to the context
+SMALLEST_SOURCE = 8  # of sources, which are read once for many tokens: 8, 16, 24, 32, 48, ...
 USUAL_PROMPT = 64  # shorter prompts have the cache of one so long: then they share the loop too
 STOP_TOKENS = 16  # written between two looks for stop strings
 
 
-def bucket(size: int, most: int) -> int:
-    """The smallest bucket that has room for `size`, but no more than `most`."""
-    double = max(SMALLEST_BUCKET, 1 << (size - 1).bit_length())
-    between = double // 4 * 3  # every slot is read at every step: 192 tokens in 256 slots cost a tenth more
-    return min(between if max(size, 3 * SMALLEST_BUCKET) <= between else double, most)
+def bucket(size: int, most: int, smallest: int = SMALLEST_BUCKET) -> int:
+    """The smallest bucket that has room for `size`, but no more than `most`: `smallest`, 2, 3, 4, 6, 8, ... times it.
+
+    Every slot is read at every step, so that 192 tokens in 256 slots cost a tenth more.
+    """
+    double = max(smallest, 1 << (size - 1).bit_length())
+    between = double // 4 * 3
+    return min(between if max(size, 3 * smallest) <= between else double, most)
 
 
 class Writer:
@@ -241,7 +245,8 @@ def _start(model: Seq2Seq, params: Any, source: jax.Array, is_token: jax.Array, 
 def begin_targets(run: Run, sources: list[np.ndarray], capacity: int, num_spare: int = 0) -> tuple:
     """What decoding wants: the step, a cache that has read the sources, the first token of each, and that it is one."""
     longest = max(map(len, sources))
-    source, is_token = batch(sources, longest, bucket(longest, run.config.encoder.max_len), run.rules.pad_id)
+    width = bucket(longest, run.config.encoder.max_len, SMALLEST_SOURCE)
+    source, is_token = batch(sources, longest, width, run.rules.pad_id)
     first = np.full((len(sources), 1), run.rules.start_id, np.int32)
     cache = _start(run.model, run.params, source, is_token, capacity, num_spare)
     return step_function(run), cache, first, first >= 0

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from transformer_jax import cache as kv
 from transformer_jax.blocks import Stack
 from transformer_jax.config import TransformerConfig
+from transformer_jax.fork import fork_mask
 from transformer_jax.layers import Embedding
 from transformer_jax.masks import Mask
 from transformer_jax.models.embed import Embedder, check_length, sequence_mask
@@ -87,18 +88,24 @@ class GPT(nn.Module):
         Raises:
           UserError: more tokens than the cache has room for, where that can be known.
         """
+        shape = tokens.shape
+        if cache.fork:  # W beams of a row are read in it
+            tokens, is_token = (x.reshape(-1, cache.fork.num_beams) for x in (tokens, is_token))
         slot, positions = cache.num_written, count_tokens(is_token, cache.num_tokens)
         cache = kv.mark(cache, is_token)
         mask = Mask(is_key=is_token, query_positions=positions, first_slot=slot, is_causal=True)
-        if cache.ring:
+        if cache.fork:
+            mask = fork_mask(cache)
+        elif cache.ring:
             slots = ring_slots(cache, positions, is_token)
             mask = mask.replace(is_key=cache.is_token, key_positions=ring_positions(cache), slots=slots)
         elif kv.has_slots(cache):
             mask = mask.replace(is_key=cache.is_token, key_positions=count_tokens(cache.is_token))
-        x = self.embed(tokens, positions)
+        x = self.embed(tokens, mask.query_positions)
         x, layers = self.stack(x, mask, cache.layers, cache.source)
+        x = x.reshape(*shape, -1)
         if last_only:
-            last = tokens.shape[1] - 1 - jnp.argmax(is_token[:, ::-1], axis=1)
+            last = shape[1] - 1 - jnp.argmax(is_token.reshape(shape)[:, ::-1], axis=1)
             x = jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
         logits = jnp.where(kv.is_overrun(cache), jnp.nan, self.embed.logits(x))
         return logits, cache._replace(layers=layers)

@@ -1,8 +1,9 @@
 """Beam search: the likeliest continuations, inside one compiled loop. No model here: only its step function.
 
-`step` is the one that `sampling.generate` describes; beside it only `cache.reorder` is known. Letters: B, T and
-V as everywhere, and W for the beams of a row (`num_beams`). The model sees W beams of B rows as B W rows. Where beams
-are in groups, each group of a row is a search of its own: R = B num_groups searches of W / num_groups beams.
+`step` is the one that `sampling.generate` describes; beside it only `cache.with_beams` and `reorder` are known. B, T
+and V are as everywhere, and W is the number of a row's beams (`num_beams`). The model sees W beams of B rows as B W
+rows. Where beams are in groups, each group of a row is a search of its own: R = B num_groups searches of
+W / num_groups beams.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transformer_jax.cache import reorder
+from transformer_jax.cache import reorder, with_beams
 from transformer_jax.config import choose
 from transformer_jax.sampling import logits as transforms
 from transformer_jax.sampling.generate import left_aligned
@@ -143,7 +144,7 @@ def beam_search(
         state, parents = search.choose_tokens(state, logits.reshape(R, W, -1))
         rows = (jnp.arange(R)[:, None] * W + parents).reshape(R * W)
         states = jax.tree.map(lambda x: x[rows], state.states)
-        return state._replace(states=states, cache=reorder(cache, rows, False, tokens.shape[1]))
+        return state._replace(states=states, cache=reorder(cache, rows, with_source=False))
 
     logits, cache = step(tokens, is_token, cache)
     nothing = jnp.full((R, W, max_new_tokens), pad_id, jnp.int32)
@@ -153,7 +154,8 @@ def beam_search(
     state = _State(jnp.int32(0), nothing, one_beam, Beams(nothing, scores, zeros), no, no, states, None)
     state, _ = search.choose_tokens(state, jnp.repeat(logits, num_beams, axis=0).reshape(R, W, -1))
     # All beams of a row have one parent, its prompt. The source they share.
-    state = state._replace(cache=reorder(cache, jnp.repeat(jnp.arange(B), num_beams), with_source=False))
+    capacity = tokens.shape[1] + num_beams * (max_new_tokens - 1)
+    state = state._replace(cache=with_beams(cache, B, num_beams, capacity))
     state = jax.lax.while_loop(go_on, one_token, state)
 
     best = jax.tree.map(lambda x: x.reshape(B, num_beams, *x.shape[2:]), state.ended)
