@@ -46,6 +46,7 @@ def numbers(tree):
         ((B, T, D), 1, (N, H), "btd,dnh->btnh"),
         ((B, T, N, H), 2, (D,), "btnh,nhd->btd"),
         ((B, D), 1, (F,), "bd,df->bf"),
+        ((1, 24), 1, (F,), "bd,df->bf"),  # one row, whose product is made in parts
     ],
 )
 def test_dense_is_an_einsum_and_a_bias(x_shape, num_in, out_shape, formula):

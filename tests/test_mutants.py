@@ -206,6 +206,39 @@ def reorder():
     np.testing.assert_array_equal(cache.reorder(state, jnp.array([2, 2])).keys[:, 0], [2, 2])
 
 
+def beams():
+    cache = importlib.import_module("transformer_jax.cache")
+    model, params, config = make("GPT", positions="learned")
+    read = jax.jit(lambda *args: model.apply(params, *args, last_only=True, method="extend"))
+    prompt, rows, parents = np.arange(6).reshape(2, 3), np.repeat(np.arange(2), 2), jnp.array([1, 0, 2, 2])
+    _, start = read(prompt, prompt >= 0, cache.make_cache(config, 2, LENGTH))
+    found = []
+    for state in (cache.with_beams(start, 2, 2, 3 + 2 * 2), cache.reorder(start, rows)):
+        for tokens in np.array([[3, 1, 4, 1], [5, 9, 2, 6]])[:, :, None]:
+            logits, state = read(tokens, tokens >= 0, state)
+            state = cache.reorder(state, parents, with_source=False)
+        found.append(logits)
+    np.testing.assert_allclose(*found, atol=1e-5)
+
+
+def methods():
+    module = importlib.import_module("transformer_jax.sampling.logits")
+
+    def kept(method, x):
+        x = jnp.array([x])
+        out, _ = module.apply((method,), x, jnp.zeros((1, 3), jnp.int32), jnp.ones(1, jnp.int32), ((),))
+        return np.flatnonzero(out[0] > module.RULED_OUT).tolist(), out[0]
+
+    for method in (module.TopK(2), module.TopP(0.6)):  # probabilities 0.40, 0.15, 0.40, 0.05
+        assert kept(method, [2.0, 1.0, 2.0, 0.0])[0] == [0, 2]
+    assert kept(module.TopK(1), [2.0, 2.0, 1.0])[0] == [0]
+    assert kept(module.MinP(1.0), [2.0, 1.0, 2.0])[0] == [0, 2]
+    np.testing.assert_allclose(kept(module.Temperature(2.0), [2.0, 1.0])[1], [1.0, 0.5])
+    x = np.zeros((1, 3 * module.CHUNK), np.float32)
+    x[0, [1, module.CHUNK + 1, module.CHUNK + 2]] = 2.0, 3.0, 2.0
+    assert module.largest(jnp.array(x), 2)[1].tolist() == [[module.CHUNK + 1, 1]]
+
+
 def scores(positions, **changes):
     """(q, k, query positions, key positions) -> scores, with the scheme alone."""
     attn, masks, config, scheme = (
