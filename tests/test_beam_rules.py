@@ -21,6 +21,7 @@ from test_beam import (
 from test_beam import everything as everything_until
 
 import transformer_jax as tj
+from transformer_jax import sampling
 from transformer_jax.cache import make_cache
 from transformer_jax.config import UserError
 from transformer_jax.run import step_function
@@ -214,3 +215,14 @@ def test_what_has_no_meaning_is_refused(kwargs, message):
     with pytest.raises(UserError) as error:
         searched(STEADY, TEXTS, first_token_step, **{"num_beams": 3, "max_new_tokens": 2} | kwargs)
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+def test_one_new_token_is_searched_with_a_model_too():
+    run = tj.from_pretrained(Path(__file__).parent / "fixtures" / "gpt2")
+    tokens = np.arange(2, 8).reshape(2, 3)
+    beams = sampling.beam_search(
+        step_function(run), make_cache(run.config, 2, 3), tokens, tokens >= 0, num_beams=5, max_new_tokens=1,
+        eos_ids=(), pad_id=0, num_return=3,
+    )  # fmt: skip
+    logits = np.asarray(tj.logits(run, tokens))[:, -1]
+    np.testing.assert_array_equal(beams.tokens[:, :, 0], np.argsort(-logits, axis=1)[:, :3])

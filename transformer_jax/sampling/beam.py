@@ -154,7 +154,7 @@ def beam_search(
     state = _State(jnp.int32(0), nothing, one_beam, Beams(nothing, scores, zeros), no, no, states, None)
     state, _ = search.choose_tokens(state, jnp.repeat(logits, num_beams, axis=0).reshape(R, W, -1))
     # All beams of a row have one parent, its prompt. The source they share.
-    capacity = tokens.shape[1] + num_beams * (max_new_tokens - 1)
+    capacity = tokens.shape[1] + num_beams * max(1, max_new_tokens - 1)  # the loop is compiled, if only for no step
     state = state._replace(cache=with_beams(cache, B, num_beams, capacity))
     state = jax.lax.while_loop(go_on, one_token, state)
 
