@@ -1,3 +1,4 @@
+import gc
 import os
 
 import pytest
@@ -10,6 +11,15 @@ FAST = (
     "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
 )
 os.environ.setdefault("XLA_FLAGS", FAST)
+
+
+# Tracing makes very many objects, and hardly any in cycles: looking for those less often is a tenth of the time.
+gc.set_threshold(100_000, 20, 100)
+
+
+def pytest_collection_finish():
+    gc.collect()
+    gc.freeze()  # what is imported by now stays, and need not be looked at again
 
 
 @pytest.hookimpl(optionalhook=True, tryfirst=True)
