@@ -97,6 +97,7 @@ def test_perplexity_changes_by_less_than_a_hundredth_in_a_trained_model():
     text = run.tokenizer.encode(TEXT)
     rows = np.stack([text[i : i + 24] for i in range(0, 200, 7)])
 
+    @jax.jit
     def loss(params, rows):
         logits = run.model.apply({"params": params}, rows[:, :-1])
         return optax.softmax_cross_entropy_with_integer_labels(logits, rows[:, 1:]).mean()
