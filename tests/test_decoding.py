@@ -97,7 +97,9 @@ def test_settled_text_only_grows_and_has_no_part_of_a_character(kind):
     (["--prompt=a", "--interactive"], ["--prompt and --interactive"]),
     (["--prompts_file=/no/such"], ["--prompts_file=/no/such"]), (["--min_p=3"], ["min_p=3.0"]),
     (["--max_new_tokens=500", "--prompt=a"], ["max_new_tokens=500", "past_context=reread"]),
-    (["--choices=a", "--regex=b"], ["regex='b'"]),
+    (["--choices=a", "--regex=b"], ["regex='b'"]), (["--weights=int4"], ["--weights=int4", "model or int8"]),
+    (["--draft=a", "--prompt_lookup=2"], ["prompt_lookup=2"]),
+    (["--max_new_tokens=500", "--past_context=slide", "--prompt=a"], ["model.window=0", "past_context=reread"]),
 ])  # fmt: skip
 def test_a_wrong_flag_of_sampling_is_one_line(flags, words):
     assert_is_one_error(python(*SAMPLE, f"--run_dir={FIXTURES / 'gpt2'}", *flags), *words)
@@ -107,10 +109,11 @@ def test_lines_of_json_have_all_that_it_takes_to_make_a_text_again(tmp_path):
     (tmp_path / "prompts").write_text("the cat\nthis\n")
     process = python(*SAMPLE, f"--run_dir={FIXTURES / 'gpt2'}", f"--prompts_file={tmp_path / 'prompts'}",
                      "--output=jsonl", "--max_new_tokens=5", "--num_samples=2", "--seed=3", "--top_k=7",
-                     "--logit_bias=5:1.5", "--suppress=9", "--stop=zz")  # fmt: skip
+                     "--logit_bias=5:1.5", "--suppress=9", "--stop=zz", "--weights=int8")  # fmt: skip
     assert process.returncode == 0, process.stderr
     lines = [json.loads(line) for line in process.stdout.splitlines()]
-    run = tj.from_pretrained(FIXTURES / "gpt2")
+    assert {line["weights"] for line in lines} == {"int8"}
+    run = tj.quantize(tj.from_pretrained(FIXTURES / "gpt2"))
     again = tj.complete(run, ["the cat", "this"], tj.Decoding.from_dict(lines[0]["settings"]))
     assert [line["prompt"] for line in lines] == ["the cat"] * 2 + ["this"] * 2
     for line, completion in zip(lines, again, strict=True):

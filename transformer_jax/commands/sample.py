@@ -16,7 +16,9 @@ EXAMPLE = 'python -m transformer_jax sample --run_dir=runs/a --prompt="To be or 
 
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "The directory of a training run, or a Hugging Face folder.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest | best | a step")
-_WEIGHTS = flags.DEFINE_string("weights", "model", "model | int8: a quarter of float32's memory, and faster on a CPU")
+_WEIGHTS = flags.DEFINE_string(
+    "weights", "model", "model | int8: a quarter of float32's memory; decoding is faster on a CPU"
+)
 _PROMPT = flags.DEFINE_string("prompt", None, "Text to continue; a new line if there is none.")
 _PROMPT_FILE = flags.DEFINE_string("prompt_file", None, "A file with the text to continue; - for stdin.")
 _PROMPTS_FILE = flags.DEFINE_string("prompts_file", None, "A file with a text to continue in each line; - for stdin.")
@@ -151,5 +153,5 @@ def _record(completion: Any, decoding: Any, run: Any) -> dict[str, Any]:
     """What --output=jsonl says of one text: all that it takes to make it again."""
     return {
         **dataclasses.asdict(completion), "log_prob": completion.log_prob, "settings": decoding.to_dict(),
-        "run": _RUN_DIR.value, "step": run.step,
+        "run": _RUN_DIR.value, "step": run.step, "weights": _WEIGHTS.value,
     }  # fmt: skip
