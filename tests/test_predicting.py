@@ -172,6 +172,11 @@ def test_while_training_other_tokens_are_left_out_of_a_text_in_each_step_but_nev
         np.testing.assert_array_equal(batch["is_token"], whole["is_token"])
 
 
+def test_a_task_that_leaves_no_tokens_out_says_so():
+    with pytest.raises(tj.UserError, match="train.token_dropout=0.3: leaves nothing out where train.task='tag'"):
+        Config.from_dict({"train": {"task": "tag", "token_dropout": 0.3}})
+
+
 @pytest.mark.parametrize("name", ["classify", "tag", "score", "translate"])
 def test_help_lists_the_flags_that_commands_share(name):
     done = command(name, "--help", stdin="")

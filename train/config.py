@@ -149,6 +149,11 @@ class TrainConfig:
             raise UserError(f"train.label_smoothing={self.label_smoothing}: must be at least 0 and below 1. Take 0.1.")
         if not 0 <= self.token_dropout < 1:
             raise UserError(f"train.token_dropout={self.token_dropout}: must be at least 0 and below 1. Take 0.3.")
+        if self.token_dropout and self.task not in ("classify", "regress"):
+            raise UserError(
+                f"train.token_dropout={self.token_dropout}: leaves nothing out where train.task={self.task!r}, only in "
+                "classify and regress. Take 0."
+            )
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"train.ema_decay={self.ema_decay}: must be at least 0 and below 1. Take 0.999.")
         if self.patience < 0:
