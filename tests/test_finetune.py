@@ -49,7 +49,8 @@ def bert_config(tmp_path, **changes):
 
 def shorten(config, **changes):
     settings = dict(train__num_steps=6, train__eval_every=6, train__log_every=3, train__batch_size=5,
-                    train__tensorboard=False, optimizer__warmup_steps=1, checkpoint__save_every=6)  # fmt: skip
+                    train__num_buckets=1, train__tensorboard=False, optimizer__warmup_steps=1,
+                    checkpoint__save_every=6)  # fmt: skip
     for name, value in (settings | changes).items():
         section, field = name.split("__")
         config[section][field] = value
@@ -105,7 +106,7 @@ def test_a_translator_goes_on_from_its_weights_and_is_saved_as_what_it_was(folde
     changes = dict(
         train__task="seq2seq", data__source="parallel", data__path=str(tmp_path / "pairs.tsv"),
         data__val_path=str(tmp_path / "pairs.tsv"), train__init_from=str(FIXTURES / folder), train__num_steps=1,
-        optimizer__peak_lr=1e-12, optimizer__warmup_steps=0, train__num_buckets=1,
+        optimizer__peak_lr=1e-12, optimizer__warmup_steps=0,
     )  # fmt: skip
     before = tj.from_pretrained(FIXTURES / folder)
     after = tj.load(train(gpt2_config(tmp_path, **changes), tmp_path / "run"))
