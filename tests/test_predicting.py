@@ -20,13 +20,15 @@ ROOT = Path(__file__).parents[1]
 TEXTS = ["good film", "a bad one", "good", "what a bad bad film it was in all ways", "fine"]
 SENTENCES = ["Anna lives in Rome", "Bob", "no name here"]
 
+SHORT = {"batch_size": 4, "num_steps": 3, "eval_every": 3, "num_buckets": 1, "tensorboard": False}
+
 
 def settings(task, source, folder, **data):
     return {
         "data": {"source": source, "val_fraction": 0.2, **data},
         "tokenizer": {"kind": "byte", "separate": task == "seq2seq"},
         "model": {"num_layers": 1, "d_model": 12, "num_heads": 2, "max_len": 19},
-        "train": {"task": task, "batch_size": 4, "num_steps": 3, "eval_every": 3, "tensorboard": False},
+        "train": {"task": task, **SHORT},
         "checkpoint": {"save_every": 3},
     }
 
