@@ -1,6 +1,6 @@
 """Bugs that someone could write: where, what stands there, what would stand there, and the check that must notice.
 
-`test_mutants.py` loads the package with one of them at a time. A check names a function of that file and its arguments.
+`test_mutants.py` loads the package with one of them at a time. A check names a function of `mutant_checks.py` and its arguments.
 """
 
 # ruff: noqa: E501

@@ -1,0 +1,302 @@
+"""What has to notice the bugs of mutants.py: each looks at the package as it is then, and imports it anew."""
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+V, ROWS, LENGTH = 13, 3, 5
+
+
+def normal(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def make(name, scale=0.5, **changes):
+    """A model of one layer (or two where `num_layers` says so) and its parameters, from the package as it is now."""
+    models, config = (importlib.import_module(f"transformer_jax.{name}") for name in ("models", "config"))
+    sizes = dict(vocab_size=V, max_len=11, num_layers=1, d_model=7, num_heads=6, num_kv_heads=2, head_dim=4, d_ff=11)
+    config = config.TransformerConfig(**sizes | {"positions": "rotary"} | changes)
+    if name == "Seq2Seq":
+        model = models.Seq2Seq(models.Seq2SeqConfig(config, config))
+        shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((2, 3), int), jnp.zeros((2, 3), int))
+    else:
+        model = getattr(models, name)(config)
+        shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((2, 3), int))
+    leaves, tree = jax.tree.flatten(shapes)
+    params = jax.tree.unflatten(tree, [scale * normal(i, *leaf.shape) for i, leaf in enumerate(leaves)])
+    return model, params, config
+
+
+def laws():
+    return importlib.import_module("transformer_jax.testing")
+
+
+# The checks: each passes on the package as it is, and each is the end of some mutants
+
+
+def attention(backend):
+    attend = importlib.import_module("transformer_jax.attention").attend
+    laws().check_attention(lambda *args: attend(*args, backend=backend))
+
+
+def gpt(**changes):
+    model, params, _ = make("GPT", **changes)
+    laws().check_causal_lm(jax.jit(lambda tokens, is_token: model.apply(params, tokens, is_token)), vocab_size=V)
+
+
+def cache(**changes):
+    model, params, config = make("GPT", **{"num_layers": 2} | changes)
+    make_cache = importlib.import_module("transformer_jax.cache").make_cache
+    extend = jax.jit(lambda *args: model.apply(params, *args, method="extend"))
+    apply = jax.jit(lambda tokens, is_token: model.apply(params, tokens, is_token))
+    laws().check_cache(apply, extend, lambda rows: make_cache(config, rows, 9), vocab_size=V)
+
+
+def packing(**changes):
+    model, params, _ = make("GPT", **changes)
+    apply = jax.jit(lambda tokens, segments: model.apply(params, tokens, segments=segments))
+    laws().check_packing(apply, vocab_size=V)
+
+
+def window():
+    masks = importlib.import_module("transformer_jax.masks")
+    seen = masks.Mask(is_causal=True, window=2).part(0, 4, 0, 4)
+    np.testing.assert_array_equal(seen[0], np.tril(np.ones((4, 4))) - np.tril(np.ones((4, 4)), -2))
+
+
+def twins(backend, softcap=0.0):
+    attn, masks = (importlib.import_module(f"transformer_jax.{name}") for name in ("attention", "masks"))
+    for name, value in (("sliced.QUERY_BLOCK", 2), ("blockwise.BLOCK", 2)):
+        module, attribute = name.split(".")
+        setattr(importlib.import_module(f"transformer_jax.{module}"), attribute, value)
+    q, k, v = normal(0, 2, LENGTH, 6, 4), normal(1, 2, LENGTH, 2, 4), normal(2, 2, LENGTH, 2, 4)
+
+    def attend(backend):
+        return jax.jit(lambda *qkv: attn.attend(*qkv, masks.Mask(is_causal=True), softcap=softcap, backend=backend))
+
+    laws().check_twins(attend(backend), attend("reference"), 2 * q, k, v)
+
+
+def bias_twins():
+    attend = importlib.import_module("transformer_jax.attention").attend
+    positions = importlib.import_module("transformer_jax.positions")
+    importlib.import_module("transformer_jax.blockwise").BLOCK = 2
+    q, table = normal(0, 2, LENGTH, 6, 4), normal(3, 6, 6)
+    of_distance = lambda table, distance: jnp.moveaxis(table[jnp.clip(distance, 0, 5)], -1, 1)  # noqa: E731
+
+    def with_bias(backend):
+        return jax.jit(lambda table: attend(q, q, q, None, positions.DistanceBias(table, of_distance), backend=backend))
+
+    laws().check_twins(with_bias("blockwise"), with_bias("reference"), table)
+
+
+def dropout_mean():
+    attend = importlib.import_module("transformer_jax.attention").attend
+    q, k, v = normal(0, 2, 7, 3, 4), normal(1, 2, 11, 3, 4), normal(2, 2, 11, 3, 4) + 3.0
+    outs = [attend(q, k, v, dropout_rate=0.5, dropout_key=jax.random.key(i)).mean() for i in range(40)]
+    assert abs(np.mean(outs) - attend(q, k, v).mean()) < 0.3
+
+
+def evaluation():
+    model, params, _ = make("GPT", dropout_rate=0.5)
+    tokens = np.arange(10).reshape(2, 5)
+    key = jax.random.key(0)
+    a, b = (model.apply(params, tokens, rngs={"dropout": k}) for k in (key, jax.random.key(1)))
+    np.testing.assert_array_equal(a, b)
+
+
+def value_passes():
+    """With one token there is nothing to choose: the output is its value, projected."""
+    attn, masks = (importlib.import_module(f"transformer_jax.{name}") for name in ("attention", "masks"))
+    config = importlib.import_module("transformer_jax.config").TransformerConfig(d_model=7, num_heads=2, head_dim=4)
+    module, x = attn.Attention(config), normal(0, 2, 1, 7)
+    params = module.init(jax.random.key(0), x, masks.Mask())["params"]
+    value = np.einsum("BTD,DNH->BTNH", x, params["value"]["kernel"])
+    expected = np.einsum("BTNH,NHD->BTD", value, params["out"]["kernel"])
+    np.testing.assert_allclose(module.apply({"params": params}, x, masks.Mask())[0], expected, atol=1e-5)
+
+
+def settings():
+    """Scaled by 1 or with queries sqrt(H) times as long is the same; a tiny soft-cap leaves all keys equal."""
+    attn, masks = (importlib.import_module(f"transformer_jax.{name}") for name in ("attention", "masks"))
+    config = importlib.import_module("transformer_jax.config")
+
+    def module(**changes):
+        return attn.Attention(config.TransformerConfig(d_model=7, num_heads=2, head_dim=4, init_std=1.0, **changes))
+
+    x = normal(0, 2, 5, 7)
+    params = module().init(jax.random.key(0), x, masks.Mask())["params"]
+
+    def times(factor, **changes):
+        query = jax.tree.map(lambda leaf: factor * leaf, params["query"])
+        return module(**changes).apply({"params": params | {"query": query}}, x, masks.Mask())[0]
+
+    np.testing.assert_allclose(times(1.0, attention_scale=1.0), times(2.0), atol=1e-4)
+    np.testing.assert_allclose(times(1.0, attention_softcap=1e-6), times(0.0), atol=1e-4)
+
+
+def sees_window():
+    model, params, _ = make("GPT", window=2)
+    tokens = np.arange(8).reshape(2, 4)
+    other = tokens.copy()
+    other[:, 0] += 1
+    a, b = (jax.jit(model.apply)(params, x) for x in (tokens, other))
+    np.testing.assert_array_equal(a[:, 2:], b[:, 2:])
+    assert np.any(np.asarray(a[:, 1] != b[:, 1]))
+
+
+def shift():
+    attn, masks = (importlib.import_module(f"transformer_jax.{name}") for name in ("attention", "masks"))
+    config = importlib.import_module("transformer_jax.config")
+    module = attn.Attention(config.TransformerConfig(d_model=8, num_heads=2, positions="rotary", init_std=1.0))
+    x, at = normal(0, 2, 5, 8), np.arange(5)[None]
+    params = module.init(jax.random.key(0), x, masks.Mask())
+    apply = jax.jit(lambda at: module.apply(params, x, masks.Mask(query_positions=at, key_positions=at))[0])
+    np.testing.assert_allclose(apply(at + 7), apply(at), atol=1e-4)
+
+
+def reorder():
+    cache = importlib.import_module("transformer_jax.cache")
+    state = cache.KVCache(jnp.arange(3.0)[:, None], jnp.arange(3.0)[:, None])
+    np.testing.assert_array_equal(cache.reorder(state, jnp.array([2, 2])).keys[:, 0], [2, 2])
+
+
+def beams():
+    cache = importlib.import_module("transformer_jax.cache")
+    model, params, config = make("GPT", positions="learned")
+    read = jax.jit(lambda *args: model.apply(params, *args, last_only=True, method="extend"))
+    prompt, rows, parents = np.arange(6).reshape(2, 3), np.repeat(np.arange(2), 2), jnp.array([1, 0, 2, 2])
+    _, start = read(prompt, prompt >= 0, cache.make_cache(config, 2, LENGTH))
+    found = []
+    for state in (cache.with_beams(start, 2, 2, 3 + 2 * 2), cache.reorder(start, rows)):
+        for tokens in np.array([[3, 1, 4, 1], [5, 9, 2, 6]])[:, :, None]:
+            logits, state = read(tokens, tokens >= 0, state)
+            state = cache.reorder(state, parents, with_source=False)
+        found.append(logits)
+    np.testing.assert_allclose(*found, atol=1e-5)
+
+
+def methods():
+    module = importlib.import_module("transformer_jax.sampling.logits")
+
+    def kept(method, x):
+        x = jnp.array([x])
+        out, _ = module.apply((method,), x, jnp.zeros((1, 3), jnp.int32), jnp.ones(1, jnp.int32), ((),))
+        return np.flatnonzero(out[0] > module.RULED_OUT).tolist(), out[0]
+
+    for method in (module.TopK(2), module.TopP(0.6)):  # probabilities 0.40, 0.15, 0.40, 0.05
+        assert kept(method, [2.0, 1.0, 2.0, 0.0])[0] == [0, 2]
+    assert kept(module.TopK(1), [2.0, 2.0, 1.0])[0] == [0]
+    assert kept(module.MinP(1.0), [2.0, 1.0, 2.0])[0] == [0, 2]
+    np.testing.assert_allclose(kept(module.Temperature(2.0), [2.0, 1.0])[1], [1.0, 0.5])
+    x = np.zeros((1, 3 * module.CHUNK), np.float32)
+    x[0, [1, module.CHUNK + 1, module.CHUNK + 2]] = 2.0, 3.0, 2.0
+    assert module.largest(jnp.array(x), 2)[1].tolist() == [[module.CHUNK + 1, 1]]
+
+
+def scores(positions, **changes):
+    """(q, k, query positions, key positions) -> scores, with the scheme alone."""
+    attn, masks, config, scheme = (
+        importlib.import_module(f"transformer_jax.{name}") for name in ("attention", "masks", "config", "positions")
+    )
+    config = config.TransformerConfig(head_dim=8, positions=positions, num_heads=6, **changes)
+    scheme = scheme.POSITIONS[positions]
+
+    def fn(q, k, of_q, of_k):
+        q, k = scheme.turn(q, of_q, config), scheme.turn(k, of_k, config)
+        mask = masks.Mask(query_positions=of_q, key_positions=of_k)
+        return attn.attention_scores(q, k, mask, attn.Extras(scale=0.3))
+
+    return fn
+
+
+def positions(**changes):
+    laws().check_positions(scores(**changes))
+    if changes.get("rope_layout") == "pairs":  # the same angles, so a head in another order
+        q, at = normal(0, 2, 3, 1, 8), np.arange(6).reshape(2, 3)
+        halves = scores(positions="rotary")(q, q, at, at)
+        order = np.array([0, 4, 1, 5, 2, 6, 3, 7])
+        paired = scores(**changes)(q[..., order], q[..., order], at, at)
+        np.testing.assert_allclose(paired, halves, atol=1e-5)
+
+
+def distance_bias(name, params, is_causal=True, **changes):
+    module = importlib.import_module("transformer_jax.positions")
+    masks, config = (importlib.import_module(f"transformer_jax.{name}") for name in ("masks", "config"))
+    bias = module.POSITIONS[name].bias(config.TransformerConfig(positions=name, **changes)).apply(params, is_causal)
+    return np.asarray(bias.part(masks.Mask(), 0, 4, 0, 4))[0]
+
+
+def alibi():
+    bias = distance_bias("alibi", {}, num_heads=2, d_model=4)
+    np.testing.assert_allclose(bias[:, 3, 0], [-3 / 16, -3 / 256])
+
+
+def t5():
+    table = normal(0, 4, 2)
+    params = {"params": {"embedding": table}}
+    bias = distance_bias("t5", params, num_heads=2, d_model=4, relative_buckets=4, relative_max_distance=8)
+    np.testing.assert_allclose(bias[:, 1, 0], table[1], rtol=1e-6)
+    np.testing.assert_allclose(bias[:, 0, 1], table[0], rtol=1e-6)
+
+
+def shaw():
+    attend, relative = (importlib.import_module(f"transformer_jax.{name}") for name in ("attention", "positions"))
+    q = normal(0, 2, 3, 1, 4)
+    vectors = relative.Relative(jnp.zeros((3, 4)), jnp.ones((3, 4)))
+    np.testing.assert_allclose(attend.attend(q, q, q, relative=vectors), attend.attend(q, q, q) + 1.0, atol=1e-5)
+
+
+def numbers():
+    layers = importlib.import_module("transformer_jax.layers")
+    np.testing.assert_allclose(layers.FEED_FORWARDS["gelu"].activation(jnp.array([1.0])), [0.8413447], atol=1e-6)
+    norm = layers.RMSNorm(1e-9)
+    np.testing.assert_allclose(norm.apply(norm.init(jax.random.key(0), jnp.ones((1, 2))), jnp.array([[3.0, 4.0]])),
+                               np.array([[3.0, 4.0]]) / np.sqrt(12.5), atol=1e-5)  # fmt: skip
+
+
+def block_of(placement):
+    blocks, masks = (importlib.import_module(f"transformer_jax.{name}") for name in ("blocks", "masks"))
+    config = importlib.import_module("transformer_jax.config")
+    config = config.TransformerConfig(d_model=8, num_heads=2, placement=placement)
+    block, x = blocks.Block(config), normal(0, 2, 3, 8)
+    bound = block.bind(jax.jit(block.init)(jax.random.key(1), x, masks.Mask()))
+    return bound, x, lambda x: bound.attention(x, masks.Mask())[0], bound(x, masks.Mask())[0]
+
+
+def post_norm():
+    *_, out = block_of("post")
+    np.testing.assert_allclose(np.asarray(out).mean(-1), np.zeros(out.shape[:2]), atol=1e-5)
+
+
+def parallel():
+    block, x, attend, out = block_of("parallel")
+    y = block.attention_norm(x)
+    np.testing.assert_allclose(out, x + attend(y) + block.feed_forward(y), atol=1e-6)
+
+
+def scaled_logits():
+    tokens = np.arange(6).reshape(2, 3)
+    plain, scaled = (make("GPT", scale_logits=s) for s in (False, True))
+    plain, scaled = (jax.jit(model.apply)(params, tokens) for model, params, _ in (plain, scaled))
+    factor = plain / scaled
+    np.testing.assert_allclose(factor, np.full(factor.shape, 7**0.5), rtol=1e-4)
+
+
+def pooling(pooling):
+    pool = importlib.import_module("transformer_jax.models.encoder").Pool(pooling)
+    x = normal(0, ROWS, LENGTH, 7) - 5.0
+    padded = jnp.pad(x, ((0, 0), (3, 2), (0, 0)), constant_values=9.0)
+    is_token = jnp.pad(jnp.ones((ROWS, LENGTH), bool), ((0, 0), (3, 2)))
+    np.testing.assert_allclose(pool.apply({}, padded, is_token), pool.apply({}, x), atol=1e-5)
+
+
+def source():
+    model, params, _ = make("Seq2Seq")
+    target, source = np.arange(6).reshape(2, 3), np.arange(8).reshape(2, 4)
+    is_token = np.array([[True] * 4, [True, True, False, False]])
+    apply = jax.jit(model.apply)
+    a, b = (apply(params, np.where(is_token, source, fill), target, is_token) for fill in (0, 12))
+    np.testing.assert_allclose(a, b, atol=1e-5)
