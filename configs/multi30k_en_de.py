@@ -7,7 +7,8 @@
         --path=test_2016_flickr.en.gz --target_path=test_2016_flickr.de.gz
 
 2.3 million parameters, 5,000 steps, about an hour on two cores: 39.95 lower-cased sacreBLEU (13a) on test_2016_flickr
-with the mean of the last five checkpoints and five beams.
+with the mean of the last five checkpoints and five beams. Gone on to 8,000 steps (--config.train.num_steps=8000), chrF
+rises from 64.4 to 65.3, and BLEU stays where it was (39.94 as chosen on validation, which has 41.28).
 """
 
 from configs import default
