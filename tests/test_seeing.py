@@ -11,6 +11,7 @@ from arrays import close, random_like
 
 import transformer_jax as tj
 from transformer_jax.attention import Attention
+from transformer_jax.cache import KVCache
 from transformer_jax.masks import Mask
 from transformer_jax.models import GPT, MODELS, Encoder, Seq2Seq, Seq2SeqConfig, first_params, parameter_shapes
 from transformer_jax.positions import POSITIONS
@@ -96,9 +97,9 @@ def test_weights_times_values_are_what_attention_gives_for_either_kind_of_attent
         x, source = (jnp.asarray(random.normal(size=(B, num, 11)), jnp.float32) for num in (T, S))
         shapes = jax.eval_shape(Attention(config_of(positions="none")).init, jax.random.key(0), x, Mask())
         params = random_like(shapes)
-        keys_values = model.apply(params, source, method="keys_values") if is_cross else None
-        values = keys_values.values if is_cross else model.apply(params, x, method="keys_values").values
-        (out, _), recorded = seen(model, params, x, mask, None, keys_values)
+        keys, values = model.apply(params, source if is_cross else x, method="keys_values")
+        cache = KVCache.of(keys, values) if is_cross else None
+        (out, _), recorded = seen(model, params, x, mask, None, cache)
         weights = recorded["weights"]
         assert weights.shape == (B, N, T, S if is_cross else T)
         mixed = jnp.einsum("BNTS,BSNH->BTNH", weights, jnp.repeat(values, N // 2, axis=2))

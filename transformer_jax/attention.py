@@ -232,9 +232,9 @@ class Attention(nn.Module):
     ) -> tuple[jax.Array, kv.KVCache | linear.LinearState | None]:
         """Returns [B, T, D] and, if a cache came in, the cache with the new keys and values in the queries' slots.
 
-        For cross-attention the cache is the source's `keys_values`, and stays as it is; W rows of x in turn may share
-        one of its rows. Where the collection "attention" is mutable, `weights` [B, N, T, S] float32 are put into it:
-        seeing.py.
+        For cross-attention the cache holds the source's `keys_values`, and stays as it is; W rows of x in turn may
+        share one of its rows. Where the collection "attention" is mutable, `weights` [B, N, T, S] float32 are put
+        into it: seeing.py.
         """
         config = self.config
         q = self.query(x)
