@@ -20,6 +20,7 @@ import transformer_jax as tj  # noqa: E402
 from transformer_jax import sampling  # noqa: E402
 from transformer_jax.generation import begin_search  # noqa: E402
 from transformer_jax.layers import num_input_axes  # noqa: E402
+from transformer_jax.models import GPT  # noqa: E402
 from transformer_jax.writing import write_all  # noqa: E402
 
 
@@ -64,7 +65,12 @@ def main():
     runs = {}
     for name in ("gpt2", "marian"):
         run = tj.from_pretrained(Path(setup["folder"]) / name)
-        runs[name] = dataclasses.replace(run, rules=dataclasses.replace(run.rules, eos_ids=(), methods=()))
+        run = dataclasses.replace(run, rules=dataclasses.replace(run.rules, eos_ids=(), methods=()))
+        if setup["device"] == "cuda" and name == "gpt2":  # as the rival: weights, cache and products
+            config = dataclasses.replace(run.config, dtype="bfloat16")
+            params = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), run.params)
+            run = dataclasses.replace(run, model=GPT(config), config=config, params=params)
+        runs[name] = run
     weights = matrices(runs["gpt2"].params)
     print(json.dumps({}), flush=True)
     for line in sys.stdin:
