@@ -1,6 +1,7 @@
 """A run with weights of 8 bits, for decoding in less memory: what each linear layer and embedding multiplies with."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ def _quantize(params: Any, path: tuple[str, ...]) -> Any:
     params = {name: _quantize(value, (*path, name)) for name, value in params.items()}
     if "kernel" in params:
         kernel = jnp.asarray(params.pop("kernel"))
-        fan_in = jnp.prod(jnp.array(kernel.shape[: num_input_axes((*path, "kernel"), kernel.ndim)])).item()
+        fan_in = math.prod(kernel.shape[: num_input_axes((*path, "kernel"), kernel.ndim)])
         params["int8"] = to_int8(kernel.reshape(fan_in, -1).T)
     elif "embedding" in params and path[-1] in TABLES:
         params["int8"] = to_int8(params.pop("embedding"))
