@@ -14,6 +14,7 @@ from transformer_jax import cache as kv
 from transformer_jax import linear
 from transformer_jax.blockwise import attend_in_blocks
 from transformer_jax.config import TransformerConfig, UserError, choose
+from transformer_jax.dropout import drop
 from transformer_jax.layers import Dense, RMSNorm, output_std
 from transformer_jax.masks import Mask
 from transformer_jax.positions import POSITIONS, DenseBias, Relative
@@ -124,8 +125,7 @@ def _reference(q_BTNH, k_BSKH, v_BSKH, mask, extras):
     S, K, H = v_BSKH.shape[1:]
     weights_BNTS = attention_weights(q_BTNH, k_BSKH, mask, extras)
     if extras.dropout_key is not None:
-        keep = jax.random.bernoulli(extras.dropout_key, 1.0 - extras.dropout_rate, weights_BNTS.shape)
-        weights_BNTS = jnp.where(keep, weights_BNTS / (1.0 - extras.dropout_rate), 0.0)
+        weights_BNTS = drop(weights_BNTS, extras.dropout_rate, extras.dropout_key)
     weights_BNTS = weights_BNTS.astype(v_BSKH.dtype)
     out = jnp.einsum("XQS,XSH->XQH", weights_BNTS.reshape(B * K, -1, S), kv.by_head(v_BSKH))
     out = out.reshape(B, N, T, H).swapaxes(1, 2)

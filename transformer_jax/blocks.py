@@ -9,6 +9,7 @@ from transformer_jax import cache as kv
 from transformer_jax.attention import Attention
 from transformer_jax.compatibility import refusal
 from transformer_jax.config import TransformerConfig, UserError, choose
+from transformer_jax.dropout import Dropout
 from transformer_jax.layers import FeedForward, make_norm
 from transformer_jax.masks import Mask
 from transformer_jax.positions import POSITIONS
@@ -48,7 +49,7 @@ class Block(nn.Module):
             self.feed_forward_norm = make_norm(config)
             if self.has_source:
                 self.cross_norm = make_norm(config)
-        self.drop = nn.Dropout(config.dropout_rate)
+        self.drop = Dropout(config.dropout_rate)
 
     def __call__(
         self,

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from transformer_jax.config import TransformerConfig, UserError, choose
+from transformer_jax.dropout import Dropout
 from transformer_jax.layers import Dense, Embedding, make_norm
 from transformer_jax.masks import Mask
 from transformer_jax.positions import POSITIONS, count_in_segments, count_tokens
@@ -45,7 +46,7 @@ class Embedder(nn.Module):
         if config.num_token_types:
             self.types = Embedding(config.num_token_types, config.d_model, config.init_std, config.dtype)
         self.norm = make_norm(config) if config.embed_norm else None
-        self.drop = nn.Dropout(config.dropout_rate)
+        self.drop = Dropout(config.dropout_rate)
         if self.is_output and not config.tie_embeddings:
             self.unembed = Dense((config.vocab_size,), use_bias=False, init_std=config.init_std, dtype=config.dtype)
         if self.is_output and config.logit_bias:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from transformer_jax.blocks import Stack
 from transformer_jax.config import TransformerConfig, choose
+from transformer_jax.dropout import Dropout
 from transformer_jax.layers import FEED_FORWARDS, Dense, Embedding, make_norm
 from transformer_jax.models.embed import Embedder, check_length, sequence_mask
 
@@ -126,7 +127,7 @@ class SequenceClassifier(nn.Module):
         x = Encoder(config, name="encoder")(tokens, is_token, token_types, deterministic)
         pooled = Pool(self.pooling, name="pool")(x, is_token)
         pooled = jnp.tanh(Dense((config.d_model,), init_std=config.init_std, name="dense")(pooled))
-        pooled = nn.Dropout(config.dropout_rate, deterministic=deterministic)(pooled)
+        pooled = Dropout(config.dropout_rate)(pooled, deterministic)
         return Dense((self.num_classes,), init_std=config.init_std, name="out")(pooled)
 
 
@@ -156,7 +157,7 @@ class TokenTagger(nn.Module):
         """Arguments as for Encoder."""
         config = self.config
         x = Encoder(config, name="encoder")(tokens, is_token, token_types, deterministic)
-        x = nn.Dropout(config.dropout_rate, deterministic=deterministic)(x).astype(jnp.float32)
+        x = Dropout(config.dropout_rate)(x, deterministic).astype(jnp.float32)
         return Dense((self.num_tags,), init_std=config.init_std, name="out")(x)
 
 
