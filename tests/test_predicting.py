@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 import transformer_jax as tj
-from train.config import Config
+from train.config import Config, TokenizerConfig
 from train.loop import run as train
 from train.scoring import SCORERS, Options, confusions, macro_f1
 from train.start import Start
@@ -177,6 +178,48 @@ def test_while_training_other_tokens_are_left_out_of_a_text_in_each_step_but_nev
 def test_a_task_that_leaves_no_tokens_out_says_so():
     with pytest.raises(tj.UserError, match="train.token_dropout=0.3: leaves nothing out where train.task='tag'"):
         Config.from_dict({"train": {"task": "tag", "token_dropout": 0.3}})
+
+
+@pytest.mark.parametrize("task", ["classify", "regress", "tag", "seq2seq"])
+def test_where_chance_leaves_out_merges_each_example_comes_in_16_versions_of_the_same_text(runs, task):
+    plain, dropping = (
+        load_task(
+            dataclasses.replace(
+                runs[task][1],
+                tokenizer=TokenizerConfig(kind="bpe", vocab_size=290, separate=task == "seq2seq", dropout=dropout),
+                model=dataclasses.replace(runs[task][1].model, max_len=59),
+            ),
+            Start(), None,
+        )
+        for dropout in (0.0, 0.4)
+    )  # fmt: skip
+    assert "(16 versions of each)" in dropping.description and "versions" not in plain.description
+    tokenizer, side = dropping.tokenizer, "target" if task == "seq2seq" else "tokens"
+    label = {"tag": "tag", "seq2seq": "source"}.get(task, "label")
+
+    def epoch(task):
+        """Each text of the training part, with what is to be learned of it, and its number of tokens."""
+        found, num = [], int(task.description.split()[0])
+        for step in range(-(-num // SHORT["batch_size"])):
+            batch = task.train_batch(step)
+            is_text = batch["target_is_token" if side == "target" else "is_token"]
+            for row, kept, learned in zip(batch[side], is_text, batch[label], strict=True):
+                if kept.any():
+                    learned = tokenizer.source.decode(learned) if label == "source" else sorted(np.unique(learned))
+                    found.append(((tokenizer.decode(row[kept]), str(learned)), int(kept.sum())))
+        return found
+
+    whole, versions = epoch(plain), epoch(dropping)
+    assert Counter(text for text, _ in versions) == Counter(text for text, _ in whole * 16)
+    lengths = [{n for other, n in versions if other == text} for text, _ in whole]
+    assert max(map(len, lengths)) > 2
+    for batch, same in zip(dropping.eval_batches(), plain.eval_batches(), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, batch, same)
+
+
+def test_a_task_on_running_text_has_no_versions_to_leave_merges_out_of():
+    with pytest.raises(tj.UserError, match="tokenizer.dropout=0.1: is for classify.*train.task='causal_lm'. Take 0"):
+        Config.from_dict({"tokenizer": {"kind": "bpe", "dropout": 0.1}})
 
 
 @pytest.mark.parametrize("name", ["classify", "tag", "score", "translate"])

@@ -275,3 +275,62 @@ def test_train_tokenizer_makes_the_kind_asked_for(kind):
     size = TRAINED[kind].vocab_size
     trained = tokenizers.train_tokenizer(kind, size, SAMPLE)
     assert trained == TRAINED[kind] or (kind in ("wordpiece", "unigram") and trained.kind == kind)  # see subwords.py
+
+
+# BPE-dropout
+
+
+@lightly
+@given(text=UNICODE | st.text("the dogbrwnx jumps\n"))
+def test_merges_that_chance_may_leave_out_are_those_of_bpe_where_it_leaves_out_none(text):
+    np.testing.assert_array_equal(BPE.dropping(0.0, 3).encode(text), BPE.encode(text))
+
+
+@lightly
+@given(text=UNICODE | st.text("the dogbrwnx jumps\n"), rate=st.sampled_from([0.1, 0.5, 0.9]))
+def test_with_merges_left_out_a_text_has_other_pieces_and_is_the_same_text(text, rate):
+    assert BPE.decode(BPE.dropping(rate, 7, 1).encode(text)) == text
+
+
+def test_the_more_merges_are_left_out_the_smaller_are_the_pieces_down_to_bytes():
+    tokenizer = BPETokenizer.train(SAMPLE * 7, 331)
+    sizes = [np.mean([len(tokenizer.dropping(rate, seed).encode(SAMPLE)) for seed in range(11)])
+             for rate in (0.0, 0.1, 0.5, 0.9)]  # fmt: skip
+    assert sizes == sorted(set(sizes)) and sizes[0] == len(tokenizer.encode(SAMPLE))
+    np.testing.assert_array_equal(tokenizer.dropping(1.0).encode(SAMPLE) - 3, BPETokenizer().encode(SAMPLE) - 3)
+
+
+def test_a_word_is_cut_by_its_seed_alone_in_this_process_and_in_the_next():
+    tokenizer = BPE.dropping(0.5, 7, 1)
+    cuts = [tokenizer.encode(word).tolist() for word in (" quick", " brown", " lazy")]
+    again = BPE.dropping(0.5, 7, 1)
+    assert [again.encode(word).tolist() for word in (" lazy", " brown", " quick")] == cuts[::-1]
+    assert len({str(BPE.dropping(0.5, 7, version).encode(SAMPLE).tolist()) for version in range(13)}) == 13
+    code = (
+        "import sys, json; from transformer_jax.tokenizers import BPETokenizer; "
+        "t = BPETokenizer(tuple(json.loads(sys.argv[1]))).dropping(0.5, 7, 1); "
+        "print(json.dumps([t.encode(w).tolist() for w in (' quick', ' brown', ' lazy')]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, json.dumps(BPE.learned)], capture_output=True, text=True)
+    assert json.loads(done.stdout) == cuts, done.stderr
+
+
+def test_each_merge_of_a_word_is_left_out_as_often_as_the_rate_says():
+    tokenizer = BPETokenizer(("a b", "ab c"))  # of "abc": both merges, the first alone, or none
+    cuts = [len(tokenizer.dropping(0.3, seed).encode("abc")) for seed in range(2003)]
+    for length, share in ((1, 0.7 * 0.7), (2, 0.7 * 0.3), (3, 0.3)):
+        assert abs(cuts.count(length) / 2003 - share) < 4 * (share * (1 - share) / 2003) ** 0.5
+
+
+def test_both_sides_of_a_pair_leave_out_merges_each_its_own():
+    pair = PairTokenizer.of(BPE, BPETokenizer.train(SAMPLE, 290)).dropping(0.5, 3)
+    for side, encode in (("source", pair.encode_source), ("target", pair.encode_target)):
+        plain = getattr(PairTokenizer(pair.learned), side)
+        np.testing.assert_array_equal(encode(SAMPLE), plain.dropping(0.5, 3).encode_source(SAMPLE))
+        assert len(encode(SAMPLE)) > len(plain.encode_source(SAMPLE))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in TOKENIZERS if kind != "bpe"])
+def test_a_tokenizer_without_merges_says_that_it_has_none_to_leave_out(kind):
+    with pytest.raises(UserError, match=f"tokenizer.dropout=0.1: {kind!r} has no merges.*Take tokenizer.kind=bpe"):
+        TRAINED[kind].dropping(0.1, 0)

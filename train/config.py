@@ -64,6 +64,13 @@ class TokenizerConfig:
     vocab_size: int = setting(4096, "for bpe, wordpiece and unigram: ids in all, special ones included")
     path: str = setting("", "instead: a tokenizer.json, or a folder or run that has a tokenizer")
     separate: bool = setting(False, "task=seq2seq: source and target each have a tokenizer of their own")
+    dropout: float = setting(
+        0.0, "kind=bpe, tasks on examples: share of the merges left out by chance; each example comes in 16 versions"
+    )
+
+    def __post_init__(self):
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"tokenizer.dropout={self.dropout}: must be at least 0 and below 1. Take 0.1.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,6 +198,13 @@ class Config:
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+
+    def __post_init__(self):
+        if self.tokenizer.dropout and self.train.task in ("causal_lm", "masked_lm", "spans"):
+            raise UserError(
+                f"tokenizer.dropout={self.tokenizer.dropout}: is for classify, regress, tag and seq2seq, not for "
+                f"train.task={self.train.task!r}. Take 0."
+            )
 
     @classmethod
     def from_dict(cls, values) -> "Config":

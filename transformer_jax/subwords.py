@@ -8,6 +8,7 @@ the same each time; the library lets chance decide between equals in WordPiece, 
 import collections
 import dataclasses
 import functools
+import itertools
 import json
 import re
 
@@ -98,6 +99,56 @@ class BPETokenizer(SubwordTokenizer):
         merges = [tuple(merge.split(" ")) for merge in self.learned]
         tokens = dict.fromkeys([*self._alphabet(), *map("".join, merges)])  # two merges can make one token
         return hugging_face.models.BPE({token: i for i, token in enumerate(tokens)}, merges)
+
+    def dropping(self, rate: float, *seed: int) -> "DroppingBPE":
+        """The same tokens, but words in pieces that chance chooses: a pure function of `seed`.
+
+        Args:
+          rate: the share of the merges that is left out at each step; 0: none, as `encode`; 1: all, single bytes.
+        """
+        return DroppingBPE(self.learned, rate, seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class DroppingBPE(BPETokenizer):
+    """BPE-dropout (Provilkov et al. 2020, algorithm 1): of rare words a model learns the pieces, too.
+
+    The library draws from a generator that cannot be seeded, so the merging is done here; a word has one cut in all
+    texts that this one encodes.
+    """
+
+    rate: float = 0.0
+    seed: tuple[int, ...] = ()
+
+    def encode(self, text: str) -> np.ndarray:
+        """Token ids, int32 [T]. Raises UserError for a lone surrogate, which UTF-8 cannot write."""
+        words = [word for piece in _pieces(text) for word, _ in self._model.pre_tokenizer.pre_tokenize_str(piece)]
+        return np.array([id for word in words for id in self._ids_of(word)], np.int32)
+
+    def _ids_of(self, word: str) -> list[int]:
+        if word not in self._known:
+            self._known[word] = [self._model.token_to_id(piece) + FIRST_TEXT_ID for piece in self._cut(word)]
+        return self._known[word]
+
+    def _cut(self, word: str) -> list[str]:
+        random = np.random.default_rng([*self.seed, *word.encode()])  # of the word alone, not of those before it
+        pieces = list(word)
+        while True:
+            ranks = [self._rank.get(pair, np.inf) for pair in itertools.pairwise(pieces)]
+            is_kept = random.random(len(ranks)) >= self.rate
+            candidates = [(rank, i) for i, rank in enumerate(ranks) if is_kept[i] and rank < np.inf]
+            if not candidates:
+                return pieces
+            _, i = min(candidates)
+            pieces[i : i + 2] = ["".join(pieces[i : i + 2])]
+
+    @functools.cached_property
+    def _known(self) -> dict[str, list[int]]:
+        return {}
+
+    @functools.cached_property
+    def _rank(self) -> dict[tuple[str, str], int]:
+        return {tuple(merge.split(" ")): i for i, merge in enumerate(self.learned)}
 
 
 @dataclasses.dataclass(frozen=True)

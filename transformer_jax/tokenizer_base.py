@@ -39,6 +39,10 @@ class Tokenizer:
         """A tokenizer for `text`; characters and bytes do not heed `vocab_size`."""
         return cls()
 
+    def dropping(self, rate: float, *seed: int) -> "Tokenizer":
+        """One that leaves out merges by chance, for training. Raises UserError: only `bpe` has merges."""
+        raise UserError(f"tokenizer.dropout={rate}: {self.kind!r} has no merges to leave out. Take tokenizer.kind=bpe.")
+
     def to_dict(self) -> dict:
         """Plain data for JSON; `tokenizer_from_dict` is the way back."""
         return {"kind": self.kind, "learned": list(self.learned)}

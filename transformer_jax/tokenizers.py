@@ -71,6 +71,12 @@ class PairTokenizer(Tokenizer):
         """Token ids that a decoder writes, int32 [T]: the text, and the end."""
         return self.target.encode_target(text)
 
+    def dropping(self, rate: float, *seed: int) -> "PairTokenizer":
+        """Both sides leave out merges by chance, for training. Raises UserError: only `bpe` has merges."""
+        pair = PairTokenizer(self.learned)
+        vars(pair).update(source=self.source.dropping(rate, *seed), target=self.target.dropping(rate, *seed))
+        return pair
+
     def decode(self, ids: Any) -> str:
         """The text of a target, of integers [T]."""
         return self.target.decode(ids)
