@@ -92,6 +92,25 @@ def test_each_word_gets_a_tag_also_beyond_the_context(runs):
     assert together[3][-1] == "O" and set(run.labels) == {"O", "B-x"}
 
 
+def test_what_is_longer_than_the_context_is_cut_and_counted_on_stderr(runs, capfd):
+    long, short = "what a bad bad film it was in all ways, all of it", "good"
+    calls = {
+        "texts": [lambda task=task: tj.classify(tj.load(runs[task][0]), [long, short, long])
+                  for task in ("classify", "regress")],
+        "sentences": [lambda: tj.tag(tj.load(runs["tag"][0]), [long, short, long])],
+        "sources": [lambda: tj.score(tj.load(runs["seq2seq"][0]), [long, short, long], [short] * 3),
+                    lambda: tj.translate(tj.load(runs["seq2seq"][0]), [long, short, long], num_beams=1)],
+        "targets": [lambda: tj.score(tj.load(runs["seq2seq"][0]), [short] * 3, [long, short, long])],
+    }  # fmt: skip
+    for what, functions in calls.items():
+        for call in functions:
+            call()
+            assert f"warning: 2 of 3 {what} are cut to 19 tokens." in capfd.readouterr().err
+    tj.classify(tj.load(runs["classify"][0]), [short])
+    tj.score(tj.load(runs["causal_lm"][0]), [long])  # read in pieces
+    assert capfd.readouterr().err == ""
+
+
 def test_a_text_is_as_likely_as_its_tokens_one_by_one(runs):
     run = tj.load(runs["causal_lm"][0])
     texts = ["the fox", "q", "", "the quick brown fox. the quick brown fox. the"]  # the last is longer than the context

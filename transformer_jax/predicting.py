@@ -3,6 +3,7 @@
 All read texts of about one length together, and answer in the order in which they were given.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -44,14 +45,16 @@ class Likelihood(NamedTuple):
 def classify(
     run: Run, texts: Sequence[str], *, batch_size: int = 32, progress: Progress = None
 ) -> list[Label] | list[float]:
-    """The likeliest label of each text; of a Regressor, its number. A text longer than the context is cut.
+    """The likeliest label of each text; of a Regressor, its number.
+
+    A text that is longer than the context is cut, with a warning on stderr.
 
     Raises:
       UserError: the run is neither, or came without a tokenizer.
     """
     _check(run, (SequenceClassifier, Regressor), batch_size)
     names = run.labels or tuple(map(str, range(getattr(run.model, "num_classes", 0))))
-    encoded = [run.tokenizer.encode_whole(text)[: run.config.max_len] for text in texts]
+    encoded = fit("texts", [run.tokenizer.encode_whole(text) for text in texts], run.config.max_len)
     answers: list[Any] = [None] * len(texts)
     for rows, tokens, is_token in _batches(run, encoded, batch_size, run.config.max_len, progress):
         outputs = logits(run, tokens, is_token)
@@ -70,7 +73,7 @@ def tag(
     """A tag for each word of each sentence, which is a list of words, or a text that is cut at its spaces.
 
     A run that tags characters takes each for a word. Words beyond the context get the tag "O" if there is one, else
-    the run's first.
+    the run's first; a warning on stderr tells how many sentences have such words.
 
     Raises:
       UserError: the run is no TokenTagger, or came without a tokenizer.
@@ -81,7 +84,8 @@ def tag(
     words = [split_words(run, sentence) for sentence in sentences]
     encoded = [encode_words(run.tokenizer, sentence, run.separator) for sentence in words]
     tags: list[list[str]] = [[]] * len(words)
-    texts, max_len = [tokens[: run.config.max_len] for tokens, _ in encoded], run.config.max_len
+    max_len = run.config.max_len
+    texts = fit("sentences", [tokens for tokens, _ in encoded], max_len)
     for rows, tokens, is_token in _batches(run, texts, batch_size, max_len, progress):
         best = np.asarray(jnp.argmax(logits(run, tokens, is_token), axis=-1))
         for place, row in enumerate(rows):
@@ -116,7 +120,7 @@ def score(
     """How likely each text is; with a Seq2Seq, each target beside its source, its end included.
 
     Of a GPT's text every token is guessed from those before it, and the first is given. One that is longer than the
-    context is read in pieces that follow each other.
+    context is read in pieces that follow each other; a source or a target that is, is cut, with a warning on stderr.
 
     Raises:
       UserError: the run is neither, or came without a tokenizer; no targets, or not as many as texts.
@@ -129,9 +133,10 @@ def score(
     length = decoder.max_len + 1
     if is_seq2seq:
         context = run.config.encoder.max_len
-        sources = [cut_source(run.tokenizer.encode_source(run.prepare(text)), context) for text in texts]
-        wholes = [np.insert(run.tokenizer.encode_target(run.prepare(t)), 0, run.rules.start_id) for t in targets]
-        pieces = [(i, whole[:length]) for i, whole in enumerate(wholes)]
+        sources = [run.tokenizer.encode_source(run.prepare(text)) for text in texts]
+        sources = fit("sources", sources, context, keeps_end=True)
+        targets = fit("targets", [run.tokenizer.encode_target(run.prepare(t)) for t in targets], decoder.max_len)
+        pieces = [(i, np.insert(target, 0, run.rules.start_id)) for i, target in enumerate(targets)]
     else:
         wholes = [run.tokenizer.encode(text) for text in texts]
         pieces = [
@@ -155,9 +160,19 @@ def score(
     return [Likelihood(float(total), int(number)) for total, number in sums]
 
 
-def cut_source(source: np.ndarray, context: int) -> np.ndarray:
-    """A source [T] as the encoder can read it: one that is too long loses tokens before its end, which stays."""
-    return source if len(source) <= context else np.append(source[: context - 1], source[-1])
+def fit(what: str, encoded: list[np.ndarray], context: int, keeps_end: bool = False) -> list[np.ndarray]:
+    """Texts [T] as the model can read them: `context` tokens at most. A warning on stderr tells how many were longer.
+
+    Args:
+      keeps_end: a text loses tokens before its last one, which stays.
+    """
+    if num_cut := sum(len(tokens) > context for tokens in encoded):
+        print(f"warning: {num_cut} of {len(encoded)} {what} are cut to {context} tokens.", file=sys.stderr)
+    last = int(keeps_end)
+    return [
+        tokens if len(tokens) <= context else np.concatenate([tokens[: context - last], tokens[len(tokens) - last :]])
+        for tokens in encoded
+    ]
 
 
 def _check(run: Run, kinds: tuple[type, ...], batch_size: int) -> None:

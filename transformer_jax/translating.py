@@ -1,6 +1,5 @@
 """Translating: the likeliest target of each source, by beam search."""
 
-import sys
 from collections.abc import Callable, Sequence
 
 import jax
@@ -9,7 +8,7 @@ import numpy as np
 from transformer_jax import sampling
 from transformer_jax.config import UserError
 from transformer_jax.models import Seq2Seq
-from transformer_jax.predicting import LENGTH_MULTIPLE, by_length, cut_source
+from transformer_jax.predicting import LENGTH_MULTIPLE, by_length, fit
 from transformer_jax.run import Run
 from transformer_jax.writing import begin_targets, cut, write_all
 
@@ -38,9 +37,7 @@ def translate(
         )
     context = run.config.encoder.max_len
     sources = [run.tokenizer.encode_source(run.prepare(text)) for text in texts]
-    if num_cut := sum(len(source) > context for source in sources):
-        print(f"warning: {num_cut} of {len(texts)} sources are cut to {context} tokens.", file=sys.stderr)
-    sources = [cut_source(source, context) for source in sources]
+    sources = fit("sources", sources, context, keeps_end=True)
     done = {}
     for rows in by_length([len(source) for source in sources], batch_size):
         batch = [sources[i] for i in rows] + [sources[rows[-1]]] * (batch_size - len(rows))  # one shape for all batches
