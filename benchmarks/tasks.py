@@ -7,7 +7,8 @@ Trains the recipe once for each seed, scores its last checkpoint on the validati
 benchmarks/results/NAME.json: every seed, their mean, the baseline, and the seconds of each training.
 
 Baselines: for texts naive Bayes (words, or character n-grams up to 3 for names; add-one smoothing), for tags the most
-frequent tag of each word in training, and of all words for one that training does not have.
+frequent tag of each word in training, and of all words for one that training does not have. For atis_pos also how far
+the treebank agrees with itself.
 """
 
 import argparse
@@ -80,6 +81,27 @@ def tag_accuracy(config) -> float:
     return statistics.mean(right == guess for right, guess in pairs)
 
 
+def self_agreement(config, reach: int = 4) -> tuple[float, int]:
+    """Of validation words that training has with the same `reach` words on either side: how many have its usual tag.
+
+    What no tagger passes by much: beyond it, one would have to know when the annotators disagreed with themselves.
+    """
+    usual = defaultdict(Counter)
+
+    def contexts(sentence):
+        ends = [""] * reach
+        padded = [*ends, *sentence.words, *ends]
+        return zip(
+            (tuple(padded[i : i + 2 * reach + 1]) for i in range(len(sentence.words))), sentence.tags, strict=True
+        )
+
+    for sentence in tagged_split(config, "train"):
+        for context, tag in contexts(sentence):
+            usual[context][tag] += 1
+    known = [pair for sentence in tagged_split(config, "val") for pair in contexts(sentence) if pair[0] in usual]
+    return statistics.mean(usual[context].most_common(1)[0][0] == tag for context, tag in known), len(known)
+
+
 TASKS = {  # files of the recipe, the number that counts, the baseline
     "sst2": ({"path": "train.tsv", "val_path": "dev.tsv"}, "accuracy", lambda config: naive_bayes(config, words)),
     "languages": ({}, "accuracy", lambda config: naive_bayes(config, ngrams)),
@@ -102,6 +124,9 @@ def main() -> None:
     paths = {field: str(Path(args.data).absolute() / file) for field, file in files.items()}
     config.data.update(paths)
     figures = {"metric": metric, "baseline": round(baseline(Config.from_dict(config).data), 4), "seeds": []}
+    if args.task == "atis_pos":
+        share, number = self_agreement(Config.from_dict(config).data)
+        figures |= {"self_agreement": round(share, 4), "of_words": number}
     print(f"baseline {figures['baseline']:.4f}", flush=True)
     for seed in range(args.seeds):
         workdir, began = ROOT / "runs" / f"{args.task}_seed{seed}", time.perf_counter()
