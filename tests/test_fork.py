@@ -8,7 +8,8 @@ from arrays import close
 from test_decode_equivalence import RAGGED, TOKENS, B, Decoder, T, V, variants
 from test_decode_equivalence import decoder as plain_decoder
 
-from transformer_jax.cache import as_type, make_ring, reorder, with_beams
+from transformer_jax.cache import as_type, keep_first, make_ring, reorder, rewind, with_beams
+from transformer_jax.config import UserError
 
 W, STEPS = 3, 4
 ROWS = np.repeat(np.arange(B), W)
@@ -79,3 +80,11 @@ def test_what_has_no_slots_of_its_own_for_beams_is_copied():
         assert beams.fork is None and len(beams.num_tokens) == B * W
         expected, _ = after_steps(model, reorder(cache, ROWS))
         close(after_steps(model, beams)[0], expected)
+
+
+def test_from_slots_that_beams_share_none_are_taken_back():
+    model = plain_decoder("rotary")
+    cache = with_beams(read(model), B, W, T + W * STEPS)
+    for take_back in (lambda: rewind(cache, 1), lambda: keep_first(cache, 1, jnp.zeros(B, jnp.int32))):
+        with pytest.raises(UserError, match="cache: is forked, and its beams share slots"):
+            take_back()

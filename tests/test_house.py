@@ -61,7 +61,7 @@ def test_sampling_never_sees_a_model(name):
 
 
 LAYERS = [  # each may import those before it, and nothing else of the library
-    {"config", "int8", "dropout"}, {"masks", "layers", "linear", "ring"}, {"positions"}, {"fork"}, {"cache"},
+    {"config", "int8", "dropout"}, {"masks", "layers", "linear"}, {"positions"}, {"fork", "ring"}, {"cache"},
     {"sliced", "blockwise"}, {"attention"}, {"compatibility"}, {"blocks"}, {"models"},
 ]  # fmt: skip
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import transformer_jax as tj
+from train import example_tasks
 from train.config import Config, TokenizerConfig
 from train.loop import run as train
 from train.scoring import SCORERS, Options, confusions, macro_f1
@@ -234,6 +235,21 @@ def test_where_chance_leaves_out_merges_each_example_comes_in_16_versions_of_the
     assert max(map(len, lengths)) > 2
     for batch, same in zip(dropping.eval_batches(), plain.eval_batches(), strict=True):
         jax.tree.map(np.testing.assert_array_equal, batch, same)
+
+
+def test_of_very_many_examples_each_has_a_part_of_the_versions_and_words_have_them_all(runs, monkeypatch):
+    monkeypatch.setattr(example_tasks, "MOST_EXAMPLES", 16 * 3)  # of 16 texts: 3 versions of each
+    config = dataclasses.replace(
+        runs["classify"][1], tokenizer=TokenizerConfig(kind="bpe", vocab_size=290, dropout=0.5),
+        train=dataclasses.replace(runs["classify"][1].train, batch_size=48),
+        model=dataclasses.replace(runs["classify"][1].model, max_len=59),
+    )  # fmt: skip
+    task = load_task(config, Start(), None)
+    assert task.description.startswith("48 texts to train on (3 versions of each)")
+    batch = task.train_batch(0)
+    cuts = {tuple(row[kept]) for row, kept in zip(batch["tokens"], batch["is_token"], strict=True)}
+    texts = Counter(task.tokenizer.decode(cut) for cut in cuts)
+    assert set(texts) <= set(TEXTS) and texts["a bad one"] > 3
 
 
 def test_a_task_on_running_text_has_no_versions_to_leave_merges_out_of():

@@ -65,7 +65,7 @@ class TokenizerConfig:
     path: str = setting("", "instead: a tokenizer.json, or a folder or run that has a tokenizer")
     separate: bool = setting(False, "task=seq2seq: source and target each have a tokenizer of their own")
     dropout: float = setting(
-        0.0, "kind=bpe, tasks on examples: share of the merges left out by chance; each example comes in 16 versions"
+        0.0, "kind=bpe, tasks on examples: share of the merges left out by chance, in up to 16 versions of each example"
     )
 
     def __post_init__(self):

@@ -19,18 +19,22 @@ from train.task import Task, by_length
 from transformer_jax.models import Regressor, Seq2Seq, SequenceClassifier, TokenTagger
 from transformer_jax.tokenizers import Tokenizer
 
-VERSIONS = 16  # of each training example, where chance leaves out merges
+VERSIONS = 16  # of each training example, where chance leaves out merges; or fewer,
+MOST_EXAMPLES = 500_000  # so that there are not many more than these: then each example has a part of the versions
 
 
-def _encoders(config: Config, tokenizer: Tokenizer) -> tuple[list[Tokenizer], list[Tokenizer]]:
-    """What encodes the training part, once each, and the validation part."""
-    rate, seed = config.tokenizer.dropout, config.train.seed
-    dropping = [tokenizer.dropping(rate, seed, version) for version in range(VERSIONS)] if rate else [tokenizer]
-    return dropping, [tokenizer]
+def _to_encode(config: Config, tokenizer: Tokenizer, train: list, validation: list) -> tuple[list, list]:
+    """Of both parts each example beside what encodes it, those of training once for each version."""
+    rate, plain = config.tokenizer.dropout, [(tokenizer, example) for example in validation]
+    if not rate:
+        return [(tokenizer, example) for example in train], plain
+    encoders = [tokenizer.dropping(rate, config.train.seed, version) for version in range(VERSIONS)]
+    times = max(1, min(VERSIONS, MOST_EXAMPLES // len(train)))
+    return [(encoders[(i + n) % VERSIONS], example) for n in range(times) for i, example in enumerate(train)], plain
 
 
-def _versions(encoders: tuple[list[Tokenizer], list[Tokenizer]]) -> str:
-    return f" ({len(encoders[0])} versions of each)" if len(encoders[0]) > 1 else ""
+def _versions(encoded: list, train: list) -> str:
+    return f" ({len(encoded) // len(train)} versions of each)" if len(encoded) > len(train) else ""
 
 
 def classify(config: Config, start: Start, meta: dict | None) -> Task:
@@ -56,16 +60,9 @@ def regress(config: Config, start: Start, meta: dict | None) -> Task:
 
 def _of_texts(config: Config, model: nn.Module, data: Labelled, objective: Callable, label_type: type) -> Task:
     """A task on texts with a label each."""
-    parts, max_len = (data.train, data.validation), model.config.max_len
-    encoders = _encoders(config, data.tokenizer)
-    texts = [
-        [encoder.encode_whole(text) for encoder in of_part for text, _ in part]
-        for of_part, part in zip(encoders, parts, strict=True)
-    ]
-    labels = [
-        np.array([label for _, label in part] * len(of_part), label_type)
-        for of_part, part in zip(encoders, parts, strict=True)
-    ]
+    parts, max_len = _to_encode(config, data.tokenizer, data.train, data.validation), model.config.max_len
+    texts = [[encoder.encode_whole(text) for encoder, (text, _) in part] for part in parts]
+    labels = [np.array([label for _, (_, label) in part], label_type) for part in parts]
     num_cut = sum(len(tokens) > max_len for part in texts for tokens in part)
     texts = [[tokens[:max_len] for tokens in part] for part in texts]
     order, *batches = by_length(
@@ -77,7 +74,7 @@ def _of_texts(config: Config, model: nn.Module, data: Labelled, objective: Calla
         model, data.tokenizer, objective,
         functools.partial(_leave_out, train_batch, config.train), validation,
         data.fingerprint,
-        f"{len(texts[0]):,} texts to train on{_versions(encoders)}, {len(texts[1]):,} to validate on"
+        f"{len(texts[0]):,} texts to train on{_versions(parts[0], data.train)}, {len(texts[1]):,} to validate on"
         f"{_cut(num_cut, max_len)}, {order.padding:.0%} padding",
         lambda batch: int(batch["is_token"].sum()), order.mean_tokens, has_one_shape=False, has_perplexity=False,
     )  # fmt: skip
@@ -103,10 +100,9 @@ def tag(config: Config, start: Start, meta: dict | None) -> Task:
     shape = with_vocabulary(start.merged(config.model), data.tokenizer.vocab_size)
     start.check_kind(TokenTagger)
     index = {label: i for i, label in enumerate(data.labels)}
-    encoders = _encoders(config, data.tokenizer)
     parts = [
-        [encode_sentence(encoder, sentence, index) for encoder in of_part for sentence in part]
-        for of_part, part in zip(encoders, (data.train, data.validation), strict=True)
+        [encode_sentence(encoder, sentence, index) for encoder, sentence in part]
+        for part in _to_encode(config, data.tokenizer, data.train, data.validation)
     ]
     num_cut = sum(len(sentence[0]) > shape.max_len for part in parts for sentence in part)
     parts = [[tuple(array[: shape.max_len] for array in sentence) for sentence in part] for part in parts]
@@ -119,7 +115,7 @@ def tag(config: Config, start: Start, meta: dict | None) -> Task:
         TokenTagger(shape, len(data.labels)), data.tokenizer, functools.partial(objectives.tag, labels=data.labels),
         *batches,
         data.fingerprint,
-        f"{len(parts[0]):,} sentences to train on{_versions(encoders)}, {len(parts[1]):,} to validate on, "
+        f"{len(parts[0]):,} sentences to train on{_versions(parts[0], data.train)}, {len(parts[1]):,} to validate on, "
         f"{len(data.labels)} tags{_cut(num_cut, shape.max_len)}, {order.padding:.0%} padding",
         lambda batch: int(batch["is_token"].sum()), order.mean_tokens, has_one_shape=False, has_perplexity=False,
         best_by="entity_f1" if has_entities else "accuracy", labels=data.labels, separator=data.train[0].separator,
@@ -132,9 +128,10 @@ def seq2seq(config: Config, start: Start, meta: dict | None) -> Task:
     source_size = data.tokenizer.source.vocab_size if config.tokenizer.separate else 0
     shape = start.merged_sides(config.model, data.tokenizer.vocab_size, source_size)
     max_len = min(shape.encoder.max_len, shape.decoder.max_len)
-    encoders, sides, num_dropped = _encoders(config, data.tokenizer), [], 0
-    for of_part, part in zip(encoders, (data.train, data.validation), strict=True):
-        pairs = [encode_pair(encoder, start.start_id(), *pair) for encoder in of_part for pair in part]
+    sides, num_dropped = [], 0
+    parts = _to_encode(config, data.tokenizer, data.train, data.validation)
+    for part in parts:
+        pairs = [encode_pair(encoder, start.start_id(), *pair) for encoder, pair in part]
         kept = [pair for pair in pairs if len(pair[0]) <= max_len and len(pair[1]) <= max_len + 1]
         num_dropped += len(pairs) - len(kept)
         sides.append(([source for source, _ in kept], [target for _, target in kept]))
@@ -147,7 +144,7 @@ def seq2seq(config: Config, start: Start, meta: dict | None) -> Task:
         functools.partial(objectives.seq2seq, label_smoothing=config.train.label_smoothing),
         *batches,
         data.fingerprint,
-        f"{len(lengths[0]):,} pairs to train on{_versions(encoders)}, {len(lengths[1]):,} to validate on"
+        f"{len(lengths[0]):,} pairs to train on{_versions(parts[0], data.train)}, {len(lengths[1]):,} to validate on"
         f"{_cut(num_dropped, max_len, 'left out')}, {order.padding:.0%} "
         f"padding, {order.steps_per_epoch:,} steps an epoch",
         lambda batch: int(batch["target_is_token"][..., 1:].sum()), order.mean_tokens, has_one_shape=False,

@@ -12,9 +12,11 @@ import jax.numpy as jnp
 
 from transformer_jax import linear
 from transformer_jax.config import TransformerConfig, UserError, choose
-from transformer_jax.fork import Fork, fork, mark_fork
+from transformer_jax.fork import Fork, fork, fork_mask, mark_fork
 from transformer_jax.int8 import Int8, read, to_int8
-from transformer_jax.ring import Ring, mark_ring, rewind_ring
+from transformer_jax.masks import Mask
+from transformer_jax.positions import count_tokens
+from transformer_jax.ring import Ring, mark_ring, rewind_ring, ring_mask
 
 
 class KVCache(NamedTuple):
@@ -197,15 +199,34 @@ def mark(cache: DecodeCache, is_token: jax.Array) -> DecodeCache:
     return marked._replace(is_token=jax.lax.dynamic_update_slice(cache.is_token, is_token, (0, cache.num_written)))
 
 
+def mask_of_newest(cache: DecodeCache, is_token: jax.Array) -> Mask:
+    """What the newest tokens may look at, `is_token` [B, T] of the places that `mark` has just marked."""
+    if cache.fork:
+        return fork_mask(cache)
+    before = cache.num_tokens - jnp.sum(is_token, axis=1, keepdims=True, dtype=jnp.int32)
+    mask = Mask(
+        is_key=is_token, query_positions=count_tokens(is_token, before),
+        first_slot=cache.num_written - is_token.shape[1], is_causal=True,
+    )  # fmt: skip
+    if cache.ring:
+        return ring_mask(cache, mask)
+    if has_slots(cache):
+        return mask.replace(is_key=cache.is_token, key_positions=count_tokens(cache.is_token))
+    return mask
+
+
 def rewind(cache: DecodeCache, num_slots: jax.Array | int) -> DecodeCache:
     """The cache without its newest slots (a ring: places read), as many of every row; they are written over later.
 
     Raises:
-      UserError: linear attention, which remembers a sum; more slots than there are, or more of a ring than have written
-        over nothing that the window has (where that is known, outside jit; inside, a ring's logits are NaN after it).
+      UserError: linear attention, which remembers a sum; a fork; more slots than there are, or more of a ring than have
+        written over nothing that the window has (where that is known, outside jit; inside, a ring's logits are NaN
+        after it).
     """
     if not has_slots(cache):
         raise UserError("cache: linear attention keeps a sum of its tokens, from which none can be taken back.")
+    if cache.fork:
+        raise UserError("cache: is forked, and its beams share slots, from which none can be taken back.")
     most = cache.ring.spare if cache.ring else cache.num_written
     if not isinstance(num_slots, jax.core.Tracer) and not isinstance(most, jax.core.Tracer):
         if not 0 <= num_slots <= most:

@@ -177,14 +177,24 @@ def from_dict(cls: type, values: Any, path: str = "") -> Any:
                 raise UserError(f"{path}{name}={value!r}: must be a section with fields of its own.")
             kwargs[name] = from_dict(expected, value, f"{path}{name}.")
             continue
-        if expected is float and type(value) is int and abs(value) < 2**1023:
-            value = float(value)
-        if type(value) is not expected:
-            raise UserError(f"{path}{name}={value!r}: must be of type {expected.__name__}, not {type(value).__name__}.")
-        if expected is float and not math.isfinite(value):
-            raise UserError(f"{path}{name}={value}: must be a finite number.")
-        kwargs[name] = value
+        kwargs[name] = typed(path + name, expected, value)
     return cls(**kwargs)
+
+
+def typed(name: str, expected: type, value: Any) -> Any:
+    """The value of the field `name`: an integer becomes a float where one is expected.
+
+    Raises:
+      UserError: a value of another type, NaN or infinity.
+    """
+    if expected is float and type(value) is int and abs(value) < 2**1023:
+        value = float(value)
+    if type(value) is not expected:
+        kind = "a list" if expected is tuple else f"of type {expected.__name__}"
+        raise UserError(f"{name}={value!r:.80}: must be {kind}, not {type(value).__name__}.")
+    if expected is float and not math.isfinite(value):
+        raise UserError(f"{name}={value}: must be a finite number.")
+    return value
 
 
 def unknown_field(name: str, known: list[str]) -> UserError:

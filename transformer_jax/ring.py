@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from transformer_jax.config import UserError
+from transformer_jax.masks import Mask
 
 
 @flax.struct.dataclass
@@ -44,18 +45,18 @@ def mark_ring(marked: Any, is_token: jax.Array) -> Any:
     return marked._replace(is_token=is_token, ring=ring.replace(newest=newest, spare=spare))
 
 
-def ring_slots(cache: Any, positions: jax.Array, is_token: jax.Array) -> jax.Array:
-    """Where a ring has the tokens at `positions` [B, T]; for padding a slot that there is not."""
-    return jnp.where(is_token, positions % cache.capacity, cache.capacity)
+def ring_mask(cache: Any, mask: Mask) -> Mask:
+    """The rest of `cache.mask_of_newest`: a token is in the slot of its position, padding in one that there is not.
 
-
-def ring_positions(cache: Any) -> jax.Array:
-    """The position of the newest token that has been in each slot of a ring, [B, S]; below 0: there was none.
-
-    A slot whose token was taken back is said to have the one before it. That one is lost, but behind the window.
+    The position of a slot is that of the newest token that has been in it; below 0: there was none. A slot whose token
+    was taken back is said to have the one before it. That one is lost, but behind the window.
     """
-    newest = cache.num_tokens - 1
-    return newest - (newest - jnp.arange(cache.capacity)) % cache.capacity
+    newest, num_slots = cache.num_tokens - 1, cache.capacity
+    return mask.replace(
+        is_key=cache.is_token,
+        key_positions=newest - (newest - jnp.arange(num_slots)) % num_slots,
+        slots=jnp.where(mask.is_key, mask.query_positions % num_slots, num_slots),
+    )
 
 
 def rewind_ring(cache: Any, num_places: jax.Array | int) -> Any:

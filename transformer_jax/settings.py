@@ -1,12 +1,11 @@
 """The settings of decoding, their types and meanings. No JAX, so that a command line can be checked without it."""
 
 import dataclasses
-import math
 from typing import Any
 
 import numpy as np
 
-from transformer_jax.config import UserError, setting
+from transformer_jax.config import setting, typed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +61,4 @@ def _typed(field: dataclasses.Field, value: Any) -> Any:
     if field.type is tuple and isinstance(value, dict | list | tuple):
         value = value.items() if isinstance(value, dict) else value
         value = tuple(tuple(item) if isinstance(item, list) else item for item in value)
-    if field.type is float and type(value) is int and abs(value) < 2**1023:
-        value = float(value)
-    if type(value) is not field.type:
-        expected = "a list" if field.type is tuple else f"of type {field.type.__name__}"
-        raise UserError(f"{field.name}={value!r:.80}: must be {expected}, not {type(value).__name__}.")
-    if field.type is float and not math.isfinite(value):
-        raise UserError(f"{field.name}={value}: must be a finite number.")
-    return value
+    return typed(field.name, field.type, value)

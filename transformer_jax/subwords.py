@@ -11,6 +11,7 @@ import functools
 import itertools
 import json
 import re
+from collections.abc import Callable
 
 import numpy as np
 import tokenizers as hugging_face
@@ -125,10 +126,11 @@ class DroppingBPE(BPETokenizer):
         words = [word for piece in _pieces(text) for word, _ in self._model.pre_tokenizer.pre_tokenize_str(piece)]
         return np.array([id for word in words for id in self._ids_of(word)], np.int32)
 
-    def _ids_of(self, word: str) -> list[int]:
-        if word not in self._known:
-            self._known[word] = [self._model.token_to_id(piece) + FIRST_TEXT_ID for piece in self._cut(word)]
-        return self._known[word]
+    @functools.cached_property
+    def _ids_of(self) -> Callable[[str], list[int]]:
+        """The ids of a word; those of frequent words are kept."""
+        id_of = self._model.token_to_id
+        return functools.lru_cache(2**16)(lambda word: [id_of(piece) + FIRST_TEXT_ID for piece in self._cut(word)])
 
     def _cut(self, word: str) -> list[str]:
         random = np.random.default_rng([*self.seed, *word.encode()])  # of the word alone, not of those before it
@@ -141,10 +143,6 @@ class DroppingBPE(BPETokenizer):
                 return pieces
             _, i = min(candidates)
             pieces[i : i + 2] = ["".join(pieces[i : i + 2])]
-
-    @functools.cached_property
-    def _known(self) -> dict[str, list[int]]:
-        return {}
 
     @functools.cached_property
     def _rank(self) -> dict[tuple[str, str], int]:

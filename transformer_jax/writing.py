@@ -7,14 +7,15 @@ the longest prompt, and the cache takes back the slots of the padding behind it.
 
 import functools
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax import sampling
-from transformer_jax.cache import as_type, make_cache, make_ring
+from transformer_jax.cache import DecodeCache, as_type, make_cache, make_ring
 from transformer_jax.drafting import Drafting
 from transformer_jax.models import Seq2Seq
 from transformer_jax.run import Run, step_function
@@ -34,6 +35,21 @@ def bucket(size: int, most: int, smallest: int = SMALLEST_BUCKET) -> int:
     double = max(smallest, 1 << (size - 1).bit_length())
     between = double // 4 * 3
     return min(between if max(size, 3 * smallest) <= between else double, most)
+
+
+class _Reading(NamedTuple):
+    """What is read before tokens are written."""
+
+    step: Callable
+    cache: DecodeCache  # with nothing in it but a source
+    tokens: np.ndarray  # [B, T]
+    is_token: np.ndarray  # [B, T]
+    unused: np.int32 | None  # places at the end of `tokens` that no row has
+    piece: int  # tokens that are written before there is something to read again,
+    num_places: int  # and the bucket that has room for them
+    text_size: int  # places that methods have for the whole text
+    chunk: int  # places that are read at once
+    capacity: int = 0  # slots of the cache, without spare ones
 
 
 class Writer:
@@ -109,40 +125,49 @@ class Writer:
 
     def _read(self) -> None:
         """Read the rows, or the last half of the context where they have outgrown it, and choose a token for each."""
-        self._first, num_left = self.num_written, self.num_new - self.num_written
-        if self.is_target:
-            self._piece, places = num_left, bucket(num_left, self.run.config.decoder.max_len)
-            capacity, num_spare = places, self._num_spare(places)
-            step, cache, tokens, is_token = begin_targets(self.run, self.prompts, places, num_spare)
-            unused, text_size, chunk = None, 1 + places, sampling.CHUNK
-        elif self.slides:
-            step, longest = step_function(self.run), max(map(len, self.prompts))
-            self._piece, places, width = num_left, bucket(num_left, sys.maxsize), bucket(longest, sys.maxsize)
-            tokens, is_token = batch(self.prompts, longest, width, self.run.rules.pad_id)
-            chunk = bucket(self.run.config.window or sampling.CHUNK, sampling.CHUNK)  # about as long as the window
-            cache = make_ring(self.run.config, len(self.prompts), chunk)
-            unused, text_size = np.int32(width - longest), width + places
-        else:
-            context, rows = self.run.config.max_len, [self._row(i) for i in range(len(self.prompts))]
-            if self._first:
-                rows = [row[-max(context // 2, 1) :] for row in rows]
-            longest = max(map(len, rows))
-            # So many more have slots: the last token chosen is not read.
-            self._piece = min(num_left, context - longest + 1)
-            capacity = bucket(max(longest, USUAL_PROMPT) + self._piece, context)
-            places = bucket(self._piece, context)
-            tokens, is_token = batch(rows, longest, bucket(longest, context), self.run.rules.pad_id)
-            num_spare = self._num_spare(places)
-            step, cache = step_function(self.run), make_cache(self.run.config, len(rows), capacity, num_spare)
-            unused, text_size, chunk = np.int32(tokens.shape[1] - longest), capacity + 1, sampling.CHUNK
+        self._first = self.num_written
+        read = self._from_sources if self.is_target else self._past_context if self.slides else self._in_context
+        reading = read(self.num_new - self.num_written)
+        self._piece = reading.piece
         self._decode = sampling.begin(
-            step, as_type(cache, self.cache_type), tokens, is_token, self.keys, np.int32(num_left),
-            np.int32(self._first), self.methods, self._states, unused, num_places=places, text_size=text_size,
-            num_top=self.num_top, chunk=chunk, **self.settings,
+            reading.step, as_type(reading.cache, self.cache_type), reading.tokens, reading.is_token, self.keys,
+            np.int32(self.num_new - self.num_written), np.int32(self._first), self.methods, self._states,
+            reading.unused, num_places=reading.num_places, text_size=reading.text_size, num_top=self.num_top,
+            chunk=reading.chunk, **self.settings,
         )  # fmt: skip
         if self.drafting is not None:
-            self._begin_ahead(tokens, is_token, unused, capacity, num_spare)
+            self._begin_ahead(reading)
         self._hold()
+
+    def _from_sources(self, num_left: int) -> _Reading:
+        """Of a Seq2Seq: the encoder reads the prompts, the decoder the token that starts a target."""
+        places = bucket(num_left, self.run.config.decoder.max_len)
+        step, cache, tokens, is_token = begin_targets(self.run, self.prompts, places, self._num_spare(places))
+        return _Reading(step, cache, tokens, is_token, None, num_left, places, 1 + places, sampling.CHUNK, places)
+
+    def _in_context(self, num_left: int) -> _Reading:
+        """All that fits into the context, as many tokens as there is room for then."""
+        context, rows = self.run.config.max_len, [self._row(i) for i in range(len(self.prompts))]
+        if self._first:
+            rows = [row[-max(context // 2, 1) :] for row in rows]
+        longest = max(map(len, rows))
+        # So many more have slots: the last token chosen is not read.
+        piece = min(num_left, context - longest + 1)
+        places, capacity = bucket(piece, context), bucket(max(longest, USUAL_PROMPT) + piece, context)
+        tokens, is_token = batch(rows, longest, bucket(longest, context), self.run.rules.pad_id)
+        step, cache = step_function(self.run), make_cache(self.run.config, len(rows), capacity, self._num_spare(places))
+        unused = np.int32(tokens.shape[1] - longest)
+        return _Reading(step, cache, tokens, is_token, unused, piece, places, capacity + 1, sampling.CHUNK, capacity)
+
+    def _past_context(self, num_left: int) -> _Reading:
+        """Rows of any length, into a ring of slots."""
+        longest = max(map(len, self.prompts))
+        places, width = bucket(num_left, sys.maxsize), bucket(longest, sys.maxsize)
+        tokens, is_token = batch(self.prompts, longest, width, self.run.rules.pad_id)
+        chunk = bucket(self.run.config.window or sampling.CHUNK, sampling.CHUNK)  # about as long as the window
+        step, cache = step_function(self.run), make_ring(self.run.config, len(self.prompts), chunk)
+        unused = np.int32(width - longest)
+        return _Reading(step, cache, tokens, is_token, unused, num_left, places, width + places, chunk)
 
     def _num_spare(self, places: int) -> int:
         """Slots for drafts that are refused; with half as many more as there are new ones, rows need hardly wait."""
@@ -150,14 +175,15 @@ class Writer:
             return 0
         return self.drafting.num_draft + (places // 2 if len(self.prompts) > 1 else 0)
 
-    def _begin_ahead(self, tokens: Any, is_token: Any, unused: Any, capacity: int, num_spare: int) -> None:
+    def _begin_ahead(self, reading: _Reading) -> None:
         """The run that drafts, if there is one, reads what the other has read."""
         draft, cache, before = self.drafting.run, None, self._ahead
+        size = reading.capacity, self._num_spare(reading.num_places)
         if draft is not None and self.is_target:
-            cache = begin_targets(draft, self.prompts, capacity, num_spare)[1]
+            cache = begin_targets(draft, self.prompts, *size)[1]
         elif draft is not None:
-            cache = make_cache(draft.config, len(tokens), capacity, num_spare)
-        self._ahead = sampling.begin_ahead(tokens, is_token, self.drafting.step, cache, unused)
+            cache = make_cache(draft.config, len(reading.tokens), *size)
+        self._ahead = sampling.begin_ahead(reading.tokens, reading.is_token, self.drafting.step, cache, reading.unused)
         if before is not None:
             self._ahead = self._ahead._replace(num_drafted=before.num_drafted, num_accepted=before.num_accepted)
 

@@ -7,12 +7,8 @@ import jax.numpy as jnp
 from transformer_jax import cache as kv
 from transformer_jax.blocks import Stack
 from transformer_jax.config import TransformerConfig
-from transformer_jax.fork import fork_mask
 from transformer_jax.layers import Embedding
-from transformer_jax.masks import Mask
 from transformer_jax.models.embed import Embedder, check_length, sequence_mask
-from transformer_jax.positions import count_tokens
-from transformer_jax.ring import ring_positions, ring_slots
 
 
 class GPT(nn.Module):
@@ -91,16 +87,8 @@ class GPT(nn.Module):
         shape = tokens.shape
         if cache.fork:  # W beams of a row are read in it
             tokens, is_token = (x.reshape(-1, cache.fork.num_beams) for x in (tokens, is_token))
-        slot, positions = cache.num_written, count_tokens(is_token, cache.num_tokens)
         cache = kv.mark(cache, is_token)
-        mask = Mask(is_key=is_token, query_positions=positions, first_slot=slot, is_causal=True)
-        if cache.fork:
-            mask = fork_mask(cache)
-        elif cache.ring:
-            slots = ring_slots(cache, positions, is_token)
-            mask = mask.replace(is_key=cache.is_token, key_positions=ring_positions(cache), slots=slots)
-        elif kv.has_slots(cache):
-            mask = mask.replace(is_key=cache.is_token, key_positions=count_tokens(cache.is_token))
+        mask = kv.mask_of_newest(cache, is_token)
         x = self.embed(tokens, mask.query_positions)
         x, layers = self.stack(x, mask, cache.layers, cache.source)
         x = x.reshape(*shape, -1)
