@@ -4,7 +4,10 @@
     python -m train.evaluate --run_dir=runs/languages --split=test
     echo Jugoslawien | python -m transformer_jax classify --run_dir=runs/languages
 
-67 % of unseen names in a minute on two cores; naive Bayes on pieces of one to three characters has 76.
+77.9 % of unseen names (mean of 3 seeds), in a minute or two on two cores; naive Bayes on pieces of one to three
+characters has 76.4.
+Pieces that chance chooses (tokenizer.dropout) are worth ten points: of a name alone the model would see one cut, or
+characters, with which it has 67 %.
 """
 
 from configs import default
@@ -13,6 +16,9 @@ from configs import default
 def get_config():
     config = default.get_config()
     config.data.source = "languages"
+    config.tokenizer.kind = "bpe"
+    config.tokenizer.vocab_size = 2000
+    config.tokenizer.dropout = 0.3
     config.model.max_len = 64
     config.model.num_layers = 2
     config.model.d_model = 96
