@@ -322,6 +322,13 @@ def test_each_merge_of_a_word_is_left_out_as_often_as_the_rate_says():
         assert abs(cuts.count(length) / 2003 - share) < 4 * (share * (1 - share) / 2003) ** 0.5
 
 
+def test_chance_decides_of_each_word_apart():
+    tokenizer = BPETokenizer(("a b", "c d"))
+    is_same = [len(drop.encode("ab")) == len(drop.encode("cd"))
+               for drop in (tokenizer.dropping(0.5, seed) for seed in range(503))]  # fmt: skip
+    assert 0.4 < np.mean(is_same) < 0.6
+
+
 def test_both_sides_of_a_pair_leave_out_merges_each_its_own():
     pair = PairTokenizer.of(BPE, BPETokenizer.train(SAMPLE, 290)).dropping(0.5, 3)
     for side, encode in (("source", pair.encode_source), ("target", pair.encode_target)):
