@@ -7,7 +7,6 @@ the longest prompt, and the cache takes back the slots of the padding behind it.
 
 import functools
 import sys
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -40,7 +39,6 @@ def bucket(size: int, most: int, smallest: int = SMALLEST_BUCKET) -> int:
 class _Reading(NamedTuple):
     """What is read before tokens are written."""
 
-    step: Callable
     cache: DecodeCache  # with nothing in it but a source
     tokens: np.ndarray  # [B, T]
     is_token: np.ndarray  # [B, T]
@@ -125,15 +123,15 @@ class Writer:
 
     def _read(self) -> None:
         """Read the rows, or the last half of the context where they have outgrown it, and choose a token for each."""
-        self._first = self.num_written
+        self._first, num_left = self.num_written, self.num_new - self.num_written
         read = self._from_sources if self.is_target else self._past_context if self.slides else self._in_context
-        reading = read(self.num_new - self.num_written)
+        reading = read(num_left)
         self._piece = reading.piece
         self._decode = sampling.begin(
-            reading.step, as_type(reading.cache, self.cache_type), reading.tokens, reading.is_token, self.keys,
-            np.int32(self.num_new - self.num_written), np.int32(self._first), self.methods, self._states,
-            reading.unused, num_places=reading.num_places, text_size=reading.text_size, num_top=self.num_top,
-            chunk=reading.chunk, **self.settings,
+            step_function(self.run), as_type(reading.cache, self.cache_type), reading.tokens, reading.is_token,
+            self.keys, np.int32(num_left), np.int32(self._first), self.methods, self._states, reading.unused,
+            num_places=reading.num_places, text_size=reading.text_size, num_top=self.num_top, chunk=reading.chunk,
+            **self.settings,
         )  # fmt: skip
         if self.drafting is not None:
             self._begin_ahead(reading)
@@ -142,8 +140,8 @@ class Writer:
     def _from_sources(self, num_left: int) -> _Reading:
         """Of a Seq2Seq: the encoder reads the prompts, the decoder the token that starts a target."""
         places = bucket(num_left, self.run.config.decoder.max_len)
-        step, cache, tokens, is_token = begin_targets(self.run, self.prompts, places, self._num_spare(places))
-        return _Reading(step, cache, tokens, is_token, None, num_left, places, 1 + places, sampling.CHUNK, places)
+        _, cache, tokens, is_token = begin_targets(self.run, self.prompts, places, self._num_spare(places))
+        return _Reading(cache, tokens, is_token, None, num_left, places, 1 + places, sampling.CHUNK, places)
 
     def _in_context(self, num_left: int) -> _Reading:
         """All that fits into the context, as many tokens as there is room for then."""
@@ -155,9 +153,9 @@ class Writer:
         piece = min(num_left, context - longest + 1)
         places, capacity = bucket(piece, context), bucket(max(longest, USUAL_PROMPT) + piece, context)
         tokens, is_token = batch(rows, longest, bucket(longest, context), self.run.rules.pad_id)
-        step, cache = step_function(self.run), make_cache(self.run.config, len(rows), capacity, self._num_spare(places))
+        cache = make_cache(self.run.config, len(rows), capacity, self._num_spare(places))
         unused = np.int32(tokens.shape[1] - longest)
-        return _Reading(step, cache, tokens, is_token, unused, piece, places, capacity + 1, sampling.CHUNK, capacity)
+        return _Reading(cache, tokens, is_token, unused, piece, places, capacity + 1, sampling.CHUNK, capacity)
 
     def _past_context(self, num_left: int) -> _Reading:
         """Rows of any length, into a ring of slots."""
@@ -165,9 +163,9 @@ class Writer:
         places, width = bucket(num_left, sys.maxsize), bucket(longest, sys.maxsize)
         tokens, is_token = batch(self.prompts, longest, width, self.run.rules.pad_id)
         chunk = bucket(self.run.config.window or sampling.CHUNK, sampling.CHUNK)  # about as long as the window
-        step, cache = step_function(self.run), make_ring(self.run.config, len(self.prompts), chunk)
+        cache = make_ring(self.run.config, len(self.prompts), chunk)
         unused = np.int32(width - longest)
-        return _Reading(step, cache, tokens, is_token, unused, num_left, places, width + places, chunk)
+        return _Reading(cache, tokens, is_token, unused, num_left, places, width + places, chunk)
 
     def _num_spare(self, places: int) -> int:
         """Slots for drafts that are refused; with half as many more as there are new ones, rows need hardly wait."""
