@@ -3,7 +3,7 @@
 import ml_collections
 
 from train.config import Config
-from transformer_jax.config import config_fields
+from transformer_jax.schema import config_fields
 
 
 def get_config() -> ml_collections.ConfigDict:

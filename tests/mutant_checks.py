@@ -37,7 +37,7 @@ def laws():
 
 
 def attention(backend):
-    attend = importlib.import_module("transformer_jax.attention").attend
+    attend = importlib.import_module("transformer_jax.nn.attention").attend
     laws().check_attention(lambda *args: attend(*args, backend=backend))
 
 
@@ -48,7 +48,7 @@ def gpt(**changes):
 
 def cache(**changes):
     model, params, config = make("GPT", **{"num_layers": 2} | changes)
-    make_cache = importlib.import_module("transformer_jax.cache").make_cache
+    make_cache = importlib.import_module("transformer_jax.nn.kv_cache").make_cache
     extend = jax.jit(lambda *args: model.apply(params, *args, method="extend"))
     apply = jax.jit(lambda tokens, is_token: model.apply(params, tokens, is_token))
     laws().check_cache(apply, extend, lambda rows: make_cache(config, rows, 9), vocab_size=V)
@@ -61,15 +61,15 @@ def packing(**changes):
 
 
 def window():
-    masks = importlib.import_module("transformer_jax.masks")
+    masks = importlib.import_module("transformer_jax.nn.masks")
     seen = masks.Mask(is_causal=True, window=2).part(0, 4, 0, 4)
     np.testing.assert_array_equal(seen[0], np.tril(np.ones((4, 4))) - np.tril(np.ones((4, 4)), -2))
 
 
 def twins(backend, softcap=0.0):
-    attn, masks = (importlib.import_module(f"transformer_jax.{name}") for name in ("attention", "masks"))
-    for name, value in (("sliced.QUERY_BLOCK", 2), ("blockwise.BLOCK", 2)):
-        module, attribute = name.split(".")
+    attn, masks = (importlib.import_module(f"transformer_jax.{name}") for name in ("nn.attention", "nn.masks"))
+    for name, value in (("nn.attention_cpu.QUERY_BLOCK", 2), ("nn.attention_blockwise.BLOCK", 2)):
+        module, attribute = name.rsplit(".", 1)
         setattr(importlib.import_module(f"transformer_jax.{module}"), attribute, value)
     q, k, v = normal(0, 2, LENGTH, 6, 4), normal(1, 2, LENGTH, 2, 4), normal(2, 2, LENGTH, 2, 4)
 
@@ -80,9 +80,9 @@ def twins(backend, softcap=0.0):
 
 
 def bias_twins():
-    attend = importlib.import_module("transformer_jax.attention").attend
-    positions = importlib.import_module("transformer_jax.positions")
-    importlib.import_module("transformer_jax.blockwise").BLOCK = 2
+    attend = importlib.import_module("transformer_jax.nn.attention").attend
+    positions = importlib.import_module("transformer_jax.nn.positions")
+    importlib.import_module("transformer_jax.nn.attention_blockwise").BLOCK = 2
     q, table = normal(0, 2, LENGTH, 6, 4), normal(3, 6, 6)
     of_distance = lambda table, distance: jnp.moveaxis(table[jnp.clip(distance, 0, 5)], -1, 1)  # noqa: E731
 
@@ -93,7 +93,7 @@ def bias_twins():
 
 
 def dropout_mean():
-    attend = importlib.import_module("transformer_jax.attention").attend
+    attend = importlib.import_module("transformer_jax.nn.attention").attend
     q, k, v = normal(0, 2, 7, 3, 4), normal(1, 2, 11, 3, 4), normal(2, 2, 11, 3, 4) + 3.0
     outs = [attend(q, k, v, dropout_rate=0.5, dropout_key=jax.random.key(i)).mean() for i in range(40)]
     assert abs(np.mean(outs) - attend(q, k, v).mean()) < 0.3
@@ -109,7 +109,7 @@ def evaluation():
 
 def value_passes():
     """With one token there is nothing to choose: the output is its value, projected."""
-    attn, masks = (importlib.import_module(f"transformer_jax.{name}") for name in ("attention", "masks"))
+    attn, masks = (importlib.import_module(f"transformer_jax.{name}") for name in ("nn.attention", "nn.masks"))
     config = importlib.import_module("transformer_jax.config").TransformerConfig(d_model=7, num_heads=2, head_dim=4)
     module, x = attn.Attention(config), normal(0, 2, 1, 7)
     params = module.init(jax.random.key(0), x, masks.Mask())["params"]
@@ -120,7 +120,7 @@ def value_passes():
 
 def settings():
     """Scaled by 1 or with queries sqrt(H) times as long is the same; a tiny soft-cap leaves all keys equal."""
-    attn, masks = (importlib.import_module(f"transformer_jax.{name}") for name in ("attention", "masks"))
+    attn, masks = (importlib.import_module(f"transformer_jax.{name}") for name in ("nn.attention", "nn.masks"))
     config = importlib.import_module("transformer_jax.config")
 
     def module(**changes):
@@ -148,7 +148,7 @@ def sees_window():
 
 
 def shift():
-    attn, masks = (importlib.import_module(f"transformer_jax.{name}") for name in ("attention", "masks"))
+    attn, masks = (importlib.import_module(f"transformer_jax.{name}") for name in ("nn.attention", "nn.masks"))
     config = importlib.import_module("transformer_jax.config")
     module = attn.Attention(config.TransformerConfig(d_model=8, num_heads=2, positions="rotary", init_std=1.0))
     x, at = normal(0, 2, 5, 8), np.arange(5)[None]
@@ -158,13 +158,13 @@ def shift():
 
 
 def reorder():
-    cache = importlib.import_module("transformer_jax.cache")
+    cache = importlib.import_module("transformer_jax.nn.kv_cache")
     state = cache.KVCache(jnp.arange(3.0)[:, None], jnp.arange(3.0)[:, None])
     np.testing.assert_array_equal(cache.reorder(state, jnp.array([2, 2])).keys[:, 0], [2, 2])
 
 
 def beams():
-    cache = importlib.import_module("transformer_jax.cache")
+    cache = importlib.import_module("transformer_jax.nn.kv_cache")
     model, params, config = make("GPT", positions="learned")
     read = jax.jit(lambda *args: model.apply(params, *args, last_only=True, method="extend"))
     prompt, rows, parents = np.arange(6).reshape(2, 3), np.repeat(np.arange(2), 2), jnp.array([1, 0, 2, 2])
@@ -199,7 +199,7 @@ def methods():
 def scores(positions, **changes):
     """(q, k, query positions, key positions) -> scores, with the scheme alone."""
     attn, masks, config, scheme = (
-        importlib.import_module(f"transformer_jax.{name}") for name in ("attention", "masks", "config", "positions")
+        importlib.import_module(f"transformer_jax.{name}") for name in ("nn.attention", "nn.masks", "config", "nn.positions")
     )
     config = config.TransformerConfig(head_dim=8, positions=positions, num_heads=6, **changes)
     scheme = scheme.POSITIONS[positions]
@@ -223,8 +223,8 @@ def positions(**changes):
 
 
 def distance_bias(name, params, is_causal=True, **changes):
-    module = importlib.import_module("transformer_jax.positions")
-    masks, config = (importlib.import_module(f"transformer_jax.{name}") for name in ("masks", "config"))
+    module = importlib.import_module("transformer_jax.nn.positions")
+    masks, config = (importlib.import_module(f"transformer_jax.{name}") for name in ("nn.masks", "config"))
     bias = module.POSITIONS[name].bias(config.TransformerConfig(positions=name, **changes)).apply(params, is_causal)
     return np.asarray(bias.part(masks.Mask(), 0, 4, 0, 4))[0]
 
@@ -243,14 +243,14 @@ def t5():
 
 
 def shaw():
-    attend, relative = (importlib.import_module(f"transformer_jax.{name}") for name in ("attention", "positions"))
+    attend, relative = (importlib.import_module(f"transformer_jax.{name}") for name in ("nn.attention", "nn.positions"))
     q = normal(0, 2, 3, 1, 4)
     vectors = relative.Relative(jnp.zeros((3, 4)), jnp.ones((3, 4)))
     np.testing.assert_allclose(attend.attend(q, q, q, relative=vectors), attend.attend(q, q, q) + 1.0, atol=1e-5)
 
 
 def numbers():
-    layers = importlib.import_module("transformer_jax.layers")
+    layers = importlib.import_module("transformer_jax.nn.layers")
     np.testing.assert_allclose(layers.FEED_FORWARDS["gelu"].activation(jnp.array([1.0])), [0.8413447], atol=1e-6)
     norm = layers.RMSNorm(1e-9)
     np.testing.assert_allclose(norm.apply(norm.init(jax.random.key(0), jnp.ones((1, 2))), jnp.array([[3.0, 4.0]])),
@@ -258,7 +258,7 @@ def numbers():
 
 
 def block_of(placement):
-    blocks, masks = (importlib.import_module(f"transformer_jax.{name}") for name in ("blocks", "masks"))
+    blocks, masks = (importlib.import_module(f"transformer_jax.{name}") for name in ("nn.blocks", "nn.masks"))
     config = importlib.import_module("transformer_jax.config")
     config = config.TransformerConfig(d_model=8, num_heads=2, placement=placement)
     block, x = blocks.Block(config), normal(0, 2, 3, 8)

@@ -4,7 +4,7 @@
 """
 
 # ruff: noqa: E501
-A, M, P, L = "attention", "masks", "positions", "layers"
+A, M, P, L = "nn.attention", "nn.masks", "nn.positions", "nn.layers"
 CAUSAL = ("gpt", {})
 GROUPED = ("attention", {"backend": "reference"})
 
@@ -32,39 +32,39 @@ MUTANTS = {
                                 "    return jnp.where(may_attend, weights_BNTS, 0.0)",
                                 "capped = jnp.where(may_attend, scores_BNTS, SMALLEST)\n"
                                 "    return jax.nn.softmax(jnp.tanh(capped / 3) * 3, axis=-1)", GROUPED),
-    "soft-cap forgotten in blocks": ("blockwise", "    if softcap:", "    if False:",
+    "soft-cap forgotten in blocks": ("nn.attention_blockwise", "    if softcap:", "    if False:",
                                      ("twins", {"backend": "blockwise", "softcap": 2.0})),
-    "dropout not rescaled": ("dropout", "x / (1.0 - rate)", "x", ("dropout_mean", {})),
+    "dropout not rescaled": ("nn.dropout", "x / (1.0 - rate)", "x", ("dropout_mean", {})),
     "dropout at evaluation": (A, "drops = config.dropout_rate > 0 and not deterministic", "drops = config.dropout_rate > 0",
                               ("evaluation", {})),
-    "dropout after attention at evaluation": ("blocks", "return self.drop(out, deterministic=deterministic)",
+    "dropout after attention at evaluation": ("nn.blocks", "return self.drop(out, deterministic=deterministic)",
                                               "return self.drop(out, deterministic=False)", ("evaluation", {})),
     "T5's scale forgotten": (A, "scale=config.attention_scale, softcap", "softcap", ("settings", {})),
     "soft-cap setting forgotten": (A, "softcap=config.attention_softcap,", "", ("settings", {})),
-    "window setting forgotten": ("blocks", "mask = mask.replace(window=self.config.window)", "pass", ("sees_window", {})),
+    "window setting forgotten": ("nn.blocks", "mask = mask.replace(window=self.config.window)", "pass", ("sees_window", {})),
     # Fast paths
-    "slices see a block too few": ("sliced", "seen = last if is_causal else S", "seen = first + 1 if is_causal else S",
+    "slices see a block too few": ("nn.attention_cpu", "seen = last if is_causal else S", "seen = first + 1 if is_causal else S",
                                    ("twins", {"backend": "xla"})),
-    "slices lose the softmax's sum": ("sliced", "weights_RMS * (_product(d_out_RMH, v_block, 2, 2) - dot_RM1)",
+    "slices lose the softmax's sum": ("nn.attention_cpu", "weights_RMS * (_product(d_out_RMH, v_block, 2, 2) - dot_RM1)",
                                       "weights_RMS * _product(d_out_RMH, v_block, 2, 2)", ("twins", {"backend": "xla"})),
-    "blocks forget to shrink": ("blockwise", "out = out * shrink +", "out = out +", ("twins", {"backend": "blockwise"})),
-    "blocks skip one too many": ("blockwise", "jnp.clip((first_key - mask.first_slot) // block_T, 0, num_blocks)",
+    "blocks forget to shrink": ("nn.attention_blockwise", "out = out * shrink +", "out = out +", ("twins", {"backend": "blockwise"})),
+    "blocks skip one too many": ("nn.attention_blockwise", "jnp.clip((first_key - mask.first_slot) // block_T, 0, num_blocks)",
                                  "jnp.clip((first_key - mask.first_slot) // block_T + 1, 0, num_blocks)",
                                  ("twins", {"backend": "blockwise"})),
-    "blocks sum biases of one block": ("blockwise", "d_bias = jax.tree.map(jnp.add, d_bias, d_bias_block)",
+    "blocks sum biases of one block": ("nn.attention_blockwise", "d_bias = jax.tree.map(jnp.add, d_bias, d_bias_block)",
                                        "d_bias = d_bias_block", ("bias_twins", {})),
     # Cache
-    "cache slot off by one": ("cache", "(0, slots, 0)", "(0, slots + 1, 0)", ("cache", {})),
+    "cache slot off by one": ("nn.kv_cache", "(0, slots, 0)", "(0, slots + 1, 0)", ("cache", {})),
     "K and V swapped": (A, "return self.key_norm(keys) if self.config.qk_norm else keys, self.value(source)",
                         "return self.value(source), self.key_norm(keys) if self.config.qk_norm else keys",
                         ("value_passes", {})),
-    "padding counted as tokens": ("cache", "jnp.sum(is_token, axis=1, keepdims=True, dtype=jnp.int32)",
+    "padding counted as tokens": ("nn.kv_cache", "jnp.sum(is_token, axis=1, keepdims=True, dtype=jnp.int32)",
                                   "is_token.shape[1]", ("cache", {"positions": "learned"})),
-    "beams keep their parents' cache": ("cache", "*x.shape[1:])[rows].reshape(len(rows) * each", "*x.shape[1:])[: len(rows)].reshape(len(rows) * each",
+    "beams keep their parents' cache": ("nn.kv_cache", "*x.shape[1:])[rows].reshape(len(rows) * each", "*x.shape[1:])[: len(rows)].reshape(len(rows) * each",
                                         ("reorder", {})),
-    "beams see each other": ("fork", "jnp.eye(W, dtype=bool)", "jnp.ones((W, W), bool)", ("beams", {})),
-    "beams do not take over what they go on from": ("fork", "self.seen.reshape(B * W, S)[rows]", "self.seen.reshape(B * W, S)", ("beams", {})),
-    "beams count each other's tokens": ("fork", "num_tokens=cache.num_tokens + 1", "num_tokens=cache.num_tokens + W", ("beams", {})),
+    "beams see each other": ("nn.kv_cache_beams", "jnp.eye(W, dtype=bool)", "jnp.ones((W, W), bool)", ("beams", {})),
+    "beams do not take over what they go on from": ("nn.kv_cache_beams", "self.seen.reshape(B * W, S)[rows]", "self.seen.reshape(B * W, S)", ("beams", {})),
+    "beams count each other's tokens": ("nn.kv_cache_beams", "num_tokens=cache.num_tokens + 1", "num_tokens=cache.num_tokens + W", ("beams", {})),
     # Sampling
     "top-k keeps one more": ("sampling.logits", "largest(logits, min(self.k,", "largest(logits, min(self.k + 1,", ("methods", {})),
     "top-k keeps all equals": ("sampling.logits", "is_kept = jnp.zeros(logits.shape, bool).at[rows, kept_ids].set(True)",
@@ -73,9 +73,9 @@ MUTANTS = {
     "temperature multiplies": ("sampling.logits", "logits / self.value", "logits * self.value", ("methods", {})),
     "the largest of chunks out of order": ("sampling.logits", "best = jnp.sort(jax.lax.top_k(jnp.max(chunks, axis=2), k)[1], axis=1)",
                                            "best = jax.lax.top_k(jnp.max(chunks, axis=2), k)[1]", ("methods", {})),
-    "linear state not carried": ("linear", "state = LinearState(state.products + jnp", "state = LinearState(jnp",
+    "linear state not carried": ("nn.linear_attention", "state = LinearState(state.products + jnp", "state = LinearState(jnp",
                                  ("cache", {"attention": "linear", "positions": "learned"})),
-    "linear attention sees ahead": ("linear", "is_before = jnp.tril(jnp.ones((chunk, chunk)))",
+    "linear attention sees ahead": ("nn.linear_attention", "is_before = jnp.tril(jnp.ones((chunk, chunk)))",
                                     "is_before = jnp.ones((chunk, chunk))",
                                     ("gpt", {"attention": "linear", "positions": "learned"})),
     # Positions
@@ -103,8 +103,8 @@ MUTANTS = {
     "RMSNorm subtracts the mean": (L, "return (normalize(x.astype(jnp.float32), self.epsilon) * scale)",
                                    "return (normalize(x - x.mean(-1, keepdims=True), self.epsilon) * scale)",
                                    ("numbers", {})),
-    "post-norm missing": ("blocks", "return norm(x + part(x))", "return x + part(x)", ("post_norm", {})),
-    "parallel reads in turn": ("blocks", "x = x + attend(y) + feed_forward(y)",
+    "post-norm missing": ("nn.blocks", "return norm(x + part(x))", "return x + part(x)", ("post_norm", {})),
+    "parallel reads in turn": ("nn.blocks", "x = x + attend(y) + feed_forward(y)",
                                "x = x + attend(y); x = x + feed_forward(self.attention_norm(x))", ("parallel", {})),
     "T5 logits not scaled": ("models.embed", "x = x * config.d_model**-0.5", "pass", ("scaled_logits", {})),
     "padding in the mean": ("models.encoder", "jnp.maximum(jnp.sum(weights, axis=1), 1.0)", "x.shape[1]",
@@ -113,6 +113,6 @@ MUTANTS = {
                                  "x, axis=1, k", ("pooling", {"pooling": "max"})),
     "the first place, padding or not": ("models.encoder", "jnp.argmax(is_token, axis=1)[:, None, None]",
                                         "jnp.zeros((x.shape[0], 1, 1), int)", ("pooling", {"pooling": "first"})),
-    "source padding seen": ("blocks", "Mask(is_key=source.is_token) if source else None", "Mask() if source else None",
+    "source padding seen": ("nn.blocks", "Mask(is_key=source.is_token) if source else None", "Mask() if source else None",
                             ("source", {})),
 }  # fmt: skip

@@ -8,10 +8,10 @@ from arrays import close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transformer_jax import attention as attention_module
-from transformer_jax.attention import BACKENDS, Attention
 from transformer_jax.config import TransformerConfig
-from transformer_jax.masks import Mask, causal
+from transformer_jax.nn import attention as attention_module
+from transformer_jax.nn.attention import BACKENDS, Attention
+from transformer_jax.nn.masks import Mask, causal
 
 B, T, S, N, H, D = 2, 5, 7, 6, 11, 13
 KV_HEADS = {"multi_head": 6, "grouped": 2, "multi_query": 1}

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from arrays import random_like
 
-from transformer_jax.cache import make_cache
-from transformer_jax.config import TransformerConfig, UserError
+from transformer_jax.config import TransformerConfig
+from transformer_jax.errors import UserError
 from transformer_jax.models import GPT
+from transformer_jax.nn.kv_cache import make_cache
 from transformer_jax.sampling import generate
 from transformer_jax.sampling.beam import LENGTH_PENALTIES, Beams, beam_search
 

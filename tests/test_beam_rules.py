@@ -22,8 +22,8 @@ from test_beam import everything as everything_until
 
 import transformer_jax as tj
 from transformer_jax import sampling
-from transformer_jax.cache import make_cache
-from transformer_jax.config import UserError
+from transformer_jax.errors import UserError
+from transformer_jax.nn.kv_cache import make_cache
 from transformer_jax.run import step_function
 from transformer_jax.sampling import STOPPING, MinLength, Renormalize, Suppress, beam_search
 

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from arrays import close, random_like
 
-from transformer_jax import cache as kv
-from transformer_jax.attention import Attention
-from transformer_jax.blocks import PLACEMENTS, Block, Stack
-from transformer_jax.config import TransformerConfig, UserError
-from transformer_jax.layers import NORMS, FeedForward
-from transformer_jax.masks import Mask
+from transformer_jax.config import TransformerConfig
+from transformer_jax.errors import UserError
 from transformer_jax.models import Encoder
+from transformer_jax.nn import kv_cache as kv
+from transformer_jax.nn.attention import Attention
+from transformer_jax.nn.blocks import PLACEMENTS, Block, Stack
+from transformer_jax.nn.layers import NORMS, FeedForward
+from transformer_jax.nn.masks import Mask
 
 B, T, S, D = 3, 5, 7, 11
 SIZES = dict(num_layers=2, d_model=D, num_heads=6, num_kv_heads=2, head_dim=4, d_ff=13, positions="none")

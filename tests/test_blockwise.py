@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from arrays import close
 
-from transformer_jax import blockwise
-from transformer_jax.attention import attend
 from transformer_jax.config import TransformerConfig
-from transformer_jax.masks import Mask
-from transformer_jax.positions import Alibi, DenseBias, T5Bias, alibi_slopes, count_tokens
+from transformer_jax.nn import attention_blockwise
+from transformer_jax.nn.attention import attend
+from transformer_jax.nn.masks import Mask
+from transformer_jax.nn.positions import Alibi, DenseBias, T5Bias, alibi_slopes, count_tokens
 
 B, T, S, N, K, H, BLOCK = 2, 13, 17, 6, 3, 5, 4
 
@@ -20,7 +20,7 @@ B, T, S, N, K, H, BLOCK = 2, 13, 17, 6, 3, 5, 4
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Several blocks, the last of which is not full."""
-    monkeypatch.setattr(blockwise, "BLOCK", BLOCK)
+    monkeypatch.setattr(attention_blockwise, "BLOCK", BLOCK)
 
 
 def normal(*shape):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from transformer_jax.checkpoint import CheckpointError, Checkpoints, abstract
-from transformer_jax.config import RunError, UserError
+from transformer_jax.errors import RunError, UserError
 
 STEPS = (5, 10, 15)
 SEAL = "sha256.json"

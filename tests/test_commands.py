@@ -12,7 +12,8 @@ import pytest
 import transformer_jax as tj
 from train.config import Config
 from train.loop import run as train
-from transformer_jax.config import UserError, config_fields
+from transformer_jax.errors import UserError
+from transformer_jax.schema import config_fields
 
 ROOT = Path(__file__).parents[1]
 MAX_LEN, NUM_STEPS = 13, 70

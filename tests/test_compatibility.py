@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from transformer_jax.cache import make_cache
-from transformer_jax.compatibility import EXTRAS, compatibility_table, refusal
-from transformer_jax.config import TransformerConfig, UserError
-from transformer_jax.masks import Mask
+from transformer_jax.config import TransformerConfig
+from transformer_jax.errors import UserError
 from transformer_jax.models import GPT
-from transformer_jax.positions import POSITIONS, DenseBias
+from transformer_jax.nn.compatibility import EXTRAS, compatibility_table, refusal
+from transformer_jax.nn.kv_cache import make_cache
+from transformer_jax.nn.masks import Mask
+from transformer_jax.nn.positions import POSITIONS, DenseBias
 
 B, T, V, WINDOW = 3, 7, 23, 2
 SIZES = dict(vocab_size=V, max_len=11, num_layers=1, d_model=13, num_heads=6, num_kv_heads=2, head_dim=4, d_ff=19)

@@ -7,9 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from train.config import Config
-from transformer_jax.config import TransformerConfig, UserError, choose, config_fields, from_dict
-from transformer_jax.layers import FEED_FORWARDS, NORMS
-from transformer_jax.positions import POSITIONS
+from transformer_jax.config import TransformerConfig
+from transformer_jax.errors import UserError, choose
+from transformer_jax.nn.layers import FEED_FORWARDS, NORMS
+from transformer_jax.nn.positions import POSITIONS
+from transformer_jax.schema import config_fields, from_dict
 
 lightly = settings(max_examples=100, deadline=None, database=None)
 

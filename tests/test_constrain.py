@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transformer_jax.config import UserError
+from transformer_jax.errors import UserError
 from transformer_jax.sampling import Temperature, beam_search, generate, matching, one_of
 from transformer_jax.sampling.regex import MAX_DEPTH, compile_regex
 

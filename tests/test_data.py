@@ -14,7 +14,7 @@ from train.config import TokenizerConfig
 from train.data.order import TrainOrder, _epoch_starts
 from train.data.pipeline import eval_batches, load_corpus, make_tokenizer, prefetch, window_batch
 from train.data.sources import split_text
-from transformer_jax.config import UserError
+from transformer_jax.errors import UserError
 from transformer_jax.tokenizers import ByteTokenizer, CharTokenizer
 
 FIXTURES = Path(__file__).parent / "fixtures"

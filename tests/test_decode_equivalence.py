@@ -8,10 +8,11 @@ from arrays import close, random_like
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transformer_jax.cache import is_overrun, make_cache
-from transformer_jax.config import TransformerConfig, UserError
+from transformer_jax.config import TransformerConfig
+from transformer_jax.errors import UserError
 from transformer_jax.models import GPT
-from transformer_jax.positions import POSITIONS
+from transformer_jax.nn.kv_cache import is_overrun, make_cache
+from transformer_jax.nn.positions import POSITIONS
 
 B, T, V, CAPACITY, MAX_LEN = 5, 7, 23, 13, 17
 SIZES = dict(vocab_size=V, max_len=MAX_LEN, num_layers=2, d_model=11, num_heads=6, head_dim=4, d_ff=19)

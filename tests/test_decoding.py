@@ -8,7 +8,7 @@ import pytest
 from test_commands import SAMPLE, assert_is_one_error, python
 
 import transformer_jax as tj
-from transformer_jax.config import UserError
+from transformer_jax.errors import UserError
 from transformer_jax.token_bytes import settled_text, token_bytes
 from transformer_jax.tokenizers import PairTokenizer, train_tokenizer
 

@@ -17,7 +17,8 @@ from train.parallel import PARALLEL, make_parallel
 from train.state import TrainState, create_state
 from train.step import eval_step, train_step
 from transformer_jax.checkpoint import Checkpoints, abstract
-from transformer_jax.config import TransformerConfig, UserError
+from transformer_jax.config import TransformerConfig
+from transformer_jax.errors import UserError
 from transformer_jax.models import GPT
 
 ROOT = Path(__file__).parents[1]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transformer_jax.dropout import Dropout, drop, keep_mask
+from transformer_jax.nn.dropout import Dropout, drop, keep_mask
 
 SHAPE = (11, 13, 1009)
 MASK = 2**32 - 1

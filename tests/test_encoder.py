@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from arrays import close, random_like
 
-from transformer_jax.config import TransformerConfig, UserError
-from transformer_jax.layers import FEED_FORWARDS
+from transformer_jax.config import TransformerConfig
+from transformer_jax.errors import UserError
 from transformer_jax.models import Encoder, MaskedLM, Regressor, SentenceEmbedder, SequenceClassifier, TokenTagger
 from transformer_jax.models.embed import Embedder
 from transformer_jax.models.encoder import POOLINGS, Pool
-from transformer_jax.positions import POSITIONS, sinusoid
+from transformer_jax.nn.layers import FEED_FORWARDS
+from transformer_jax.nn.positions import POSITIONS, sinusoid
 
 B, T, V, D, NUM_TYPES = 5, 7, 23, 11, 3
 SIZES = dict(vocab_size=V, max_len=19, num_layers=2, d_model=D, num_heads=6, head_dim=4, d_ff=13,

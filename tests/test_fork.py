@@ -8,8 +8,8 @@ from arrays import close
 from test_decode_equivalence import RAGGED, TOKENS, B, Decoder, T, V, variants
 from test_decode_equivalence import decoder as plain_decoder
 
-from transformer_jax.cache import as_type, keep_first, make_ring, reorder, rewind, with_beams
-from transformer_jax.config import UserError
+from transformer_jax.errors import UserError
+from transformer_jax.nn.kv_cache import as_type, keep_first, make_ring, reorder, rewind, with_beams
 
 W, STEPS = 3, 4
 ROWS = np.repeat(np.arange(B), W)

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from arrays import close, random_like
 
-from transformer_jax.config import TransformerConfig, UserError
-from transformer_jax.layers import FEED_FORWARDS, NORMS
+from transformer_jax.config import TransformerConfig
+from transformer_jax.errors import UserError
 from transformer_jax.models import GPT
-from transformer_jax.positions import POSITIONS
+from transformer_jax.nn.layers import FEED_FORWARDS, NORMS
+from transformer_jax.nn.positions import POSITIONS
 
 B, T, V = 5, 7, 23
 SIZES = dict(vocab_size=V, max_len=19, num_layers=2, d_model=11, num_heads=6, head_dim=4, d_ff=13)

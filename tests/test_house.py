@@ -11,7 +11,7 @@ import ml_collections
 import pytest
 
 from train.config import Config
-from transformer_jax.config import UserError
+from transformer_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 SOURCES = {path.relative_to(ROOT).as_posix(): path

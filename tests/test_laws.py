@@ -9,14 +9,14 @@ import pytest
 from arrays import random_like
 
 from transformer_jax import testing
-from transformer_jax.attention import BACKENDS, Extras, attend, attention_scores
-from transformer_jax.blocks import PLACEMENTS
-from transformer_jax.cache import make_cache
 from transformer_jax.config import TransformerConfig
-from transformer_jax.layers import FEED_FORWARDS, NORMS
-from transformer_jax.masks import Mask
 from transformer_jax.models import GPT, Encoder, Seq2Seq, Seq2SeqConfig
-from transformer_jax.positions import POSITIONS, Relative, Scheme
+from transformer_jax.nn.attention import BACKENDS, Extras, attend, attention_scores
+from transformer_jax.nn.blocks import PLACEMENTS
+from transformer_jax.nn.kv_cache import make_cache
+from transformer_jax.nn.layers import FEED_FORWARDS, NORMS
+from transformer_jax.nn.masks import Mask
+from transformer_jax.nn.positions import POSITIONS, Relative, Scheme
 
 V = 23
 SIZES = dict(vocab_size=V, max_len=11, num_layers=2, d_model=13, num_heads=6, head_dim=4, d_ff=17,

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from arrays import close
 
-from transformer_jax.config import TransformerConfig, UserError
-from transformer_jax.layers import (
+from transformer_jax.config import TransformerConfig
+from transformer_jax.errors import UserError
+from transformer_jax.models import GPT
+from transformer_jax.nn.layers import (
     FEED_FORWARDS,
     NORMS,
     Dense,
@@ -17,7 +19,6 @@ from transformer_jax.layers import (
     normalize,
     output_std,
 )
-from transformer_jax.models import GPT
 
 B, T, N, H, D, F, V = 5, 7, 3, 2, 11, 13, 23
 norms = pytest.mark.parametrize("norm", NORMS)

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from arrays import close, random_like
 
-from transformer_jax import linear
-from transformer_jax.cache import is_overrun, make_cache
-from transformer_jax.config import TransformerConfig, UserError
-from transformer_jax.linear import attend_linearly, empty_state, extend_linearly
+from transformer_jax.config import TransformerConfig
+from transformer_jax.errors import UserError
 from transformer_jax.models import GPT
+from transformer_jax.nn import linear_attention
+from transformer_jax.nn.kv_cache import is_overrun, make_cache
+from transformer_jax.nn.linear_attention import attend_linearly, empty_state, extend_linearly
 
 B, T, S, H = 3, 11, 13, 5
 KV_HEADS = {"multi_head": (6, 6), "grouped": (6, 2), "multi_query": (6, 1)}
@@ -50,7 +51,7 @@ def causal(is_key):
 @heads
 @pytest.mark.parametrize("chunk", [1, 3, T, 64])
 def test_causal_linear_attention_is_the_formula_in_chunks_of_any_size(monkeypatch, N, K, chunk):
-    monkeypatch.setattr(linear, "CHUNK", chunk)
+    monkeypatch.setattr(linear_attention, "CHUNK", chunk)
     q, k, v = inputs(N, K)
     out, _ = extend_linearly(q, k, v, empty_state(B, K, H))
     close(out, in_loops(q, k, v, causal(np.ones((B, T), bool))))
@@ -71,7 +72,7 @@ def test_linear_attention_both_ways_is_the_formula(N, K):
 
 
 def test_a_state_carried_through_any_split_gives_one_pass(monkeypatch):
-    monkeypatch.setattr(linear, "CHUNK", 3)
+    monkeypatch.setattr(linear_attention, "CHUNK", 3)
     q, k, v = inputs(6, 2)
     extend = jax.jit(extend_linearly)
     whole, end = extend(q, k, v, empty_state(B, 2, H), PADDED)
@@ -111,7 +112,7 @@ def test_a_row_without_keys_gives_0_and_finite_gradients(is_causal):
 
 
 def test_gradients_through_chunks_are_those_of_the_quadratic_formula(monkeypatch):
-    monkeypatch.setattr(linear, "CHUNK", 3)
+    monkeypatch.setattr(linear_attention, "CHUNK", 3)
     q, k, v = inputs(6, 6)
 
     def quadratic(q, k, v):

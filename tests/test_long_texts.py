@@ -10,9 +10,10 @@ from arrays import close, random_like
 
 import transformer_jax as tj
 from transformer_jax import sampling
-from transformer_jax.cache import make_cache, make_ring
-from transformer_jax.config import TransformerConfig, UserError
+from transformer_jax.config import TransformerConfig
+from transformer_jax.errors import UserError
 from transformer_jax.models import GPT, parameter_shapes
+from transformer_jax.nn.kv_cache import make_cache, make_ring
 from transformer_jax.run import Run, step_function
 from transformer_jax.sampling import Rules
 from transformer_jax.sampling.generate import read

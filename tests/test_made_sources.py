@@ -15,7 +15,7 @@ from train.data.pairs import load_split
 from train.data.python_tokens import python_tokens, tags_of
 from train.data.sources import load_documents, load_parts
 from train.data.tagged import tagged_split
-from transformer_jax.config import UserError
+from transformer_jax.errors import UserError
 
 SPLITS = ("train", "val", "test")
 

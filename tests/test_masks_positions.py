@@ -10,9 +10,9 @@ from arrays import close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transformer_jax import masks
-from transformer_jax.masks import Mask
-from transformer_jax.positions import POSITIONS, count_in_segments, count_tokens, sinusoid
+from transformer_jax.nn import masks
+from transformer_jax.nn.masks import Mask
+from transformer_jax.nn.positions import POSITIONS, count_in_segments, count_tokens, sinusoid
 
 B, T, S = 5, 7, 11
 lightly = settings(max_examples=50, deadline=None, database=None)

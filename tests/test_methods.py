@@ -12,7 +12,7 @@ import pytest
 from test_beam import TEXTS, assert_best, log_probs_after, penalized, random_table, searched
 
 from transformer_jax import sampling
-from transformer_jax.config import UserError
+from transformer_jax.errors import UserError
 from transformer_jax.sampling import METHODS, logits
 from transformer_jax.sampling.logits import RULED_OUT, apply, start
 

@@ -6,7 +6,8 @@ import pytest
 
 from train.config import OptimizerConfig
 from train.optimizer import OPTIMIZERS, SCHEDULES, is_decayed, make_optimizer, make_schedule, muon_dimensions
-from transformer_jax.config import TransformerConfig, UserError
+from transformer_jax.config import TransformerConfig
+from transformer_jax.errors import UserError
 from transformer_jax.models import GPT
 
 NUM_STEPS, WARMUP = 41, 7

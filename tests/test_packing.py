@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from arrays import close, random_like
 
-from transformer_jax.config import TransformerConfig, UserError
+from transformer_jax.config import TransformerConfig
+from transformer_jax.errors import UserError
 from transformer_jax.models import GPT, Encoder
-from transformer_jax.positions import POSITIONS
+from transformer_jax.nn.positions import POSITIONS
 
 B, T, V = 3, 11, 37
 SIZES = dict(vocab_size=V, max_len=13, num_layers=2, d_model=7, num_heads=6, num_kv_heads=2, head_dim=4, d_ff=17,

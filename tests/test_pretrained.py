@@ -14,9 +14,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import transformer_jax as tj
-from transformer_jax.cache import make_cache
 from transformer_jax.interop.files import PretrainedError
 from transformer_jax.models import GPT, Encoder, MaskedLM, TokenTagger
+from transformer_jax.nn.kv_cache import make_cache
 from transformer_jax.run import step_function
 from transformer_jax.sampling import generate
 

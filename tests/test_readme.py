@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from transformer_jax.compatibility import compatibility_table
+from transformer_jax.nn.compatibility import compatibility_table
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 SNIPPETS = [code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "runs/" not in code]

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from arrays import close
 
-from transformer_jax.attention import attend
-from transformer_jax.config import TransformerConfig, UserError
-from transformer_jax.masks import Mask
-from transformer_jax.positions import (
+from transformer_jax.config import TransformerConfig
+from transformer_jax.errors import UserError
+from transformer_jax.nn.attention import attend
+from transformer_jax.nn.masks import Mask
+from transformer_jax.nn.positions import (
     PAIR_LAYOUTS,
     POSITIONS,
     Alibi,

@@ -17,7 +17,7 @@ from train.config import Config
 from train.loop import run
 from train.metrics import read_metrics
 from transformer_jax.checkpoint import CheckpointError, Checkpoints
-from transformer_jax.config import UserError
+from transformer_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 NUM_STEPS, SAVE_EVERY = 60, 4

@@ -11,9 +11,10 @@ from arrays import close, random_like
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transformer_jax.cache import is_overrun, make_cache, make_ring, rewind
-from transformer_jax.config import TransformerConfig, UserError
+from transformer_jax.config import TransformerConfig
+from transformer_jax.errors import UserError
 from transformer_jax.models import GPT
+from transformer_jax.nn.kv_cache import is_overrun, make_cache, make_ring, rewind
 
 B, T, V, WINDOW, MOST = 5, 31, 23, 5, 3  # a ring of 7 slots, which 31 tokens go round four times
 SIZES = dict(vocab_size=V, num_layers=2, d_model=11, num_heads=6, head_dim=4, d_ff=19, window=WINDOW)

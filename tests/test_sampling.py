@@ -8,10 +8,11 @@ from arrays import random_like
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from transformer_jax.cache import make_cache
-from transformer_jax.config import TransformerConfig, UserError
+from transformer_jax.config import TransformerConfig
+from transformer_jax.errors import UserError
 from transformer_jax.models import GPT
-from transformer_jax.positions import POSITIONS
+from transformer_jax.nn.kv_cache import make_cache
+from transformer_jax.nn.positions import POSITIONS
 from transformer_jax.sampling import CHOICES, Temperature, TopK, TopP, generate
 from transformer_jax.sampling.logits import RULED_OUT, _keep_first, apply
 

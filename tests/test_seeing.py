@@ -10,11 +10,11 @@ import pytest
 from arrays import close, random_like
 
 import transformer_jax as tj
-from transformer_jax.attention import Attention
-from transformer_jax.cache import KVCache
-from transformer_jax.masks import Mask
 from transformer_jax.models import GPT, MODELS, Encoder, Seq2Seq, Seq2SeqConfig, first_params, parameter_shapes
-from transformer_jax.positions import POSITIONS
+from transformer_jax.nn.attention import Attention
+from transformer_jax.nn.kv_cache import KVCache
+from transformer_jax.nn.masks import Mask
+from transformer_jax.nn.positions import POSITIONS
 from transformer_jax.sampling import Rules
 from transformer_jax.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer
 
@@ -141,7 +141,7 @@ def test_an_encoder_looks_both_ways_and_never_at_padding():
 
 
 def test_pieces_read_from_a_cache_look_where_the_whole_text_does():
-    from transformer_jax.cache import make_cache
+    from transformer_jax.nn.kv_cache import make_cache
 
     model = GPT(config_of(positions="rotary"))
     params = {"params": random_like(parameter_shapes(model), scale=0.4)}
@@ -187,14 +187,14 @@ def test_nothing_is_recorded_that_was_not_asked_for():
     assert not jax.tree.leaves(other)
 
 
-# tj.attention
+# tj.attention_maps
 
 
 @pytest.mark.parametrize("kind", [kind for kind in MODELS if kind != "seq2seq"])
 def test_every_kind_of_run_can_be_looked_at(kind):
     settings = {"classifier": {"num_classes": 3}, "tagger": {"num_tags": 5}}.get(kind, {})
     run = run_of(MODELS[kind](config_of(), **settings))
-    maps = tj.attention(run, TEXT)
+    maps = tj.attention_maps(run, TEXT)
     assert maps.tokens == (list(TEXT) if kind == "gpt" else ["<bos>", *TEXT, "<eos>"])
     length = len(maps.tokens)
     assert isinstance(maps.weights, np.ndarray) and maps.weights.shape == (L, N, length, length)
@@ -206,7 +206,7 @@ def test_every_kind_of_run_can_be_looked_at(kind):
 
 
 def test_a_seq2seq_shows_three_kinds_of_attention():
-    maps = tj.attention(run_of(seq2seq(positions="t5")), "a cat", "on a mat")
+    maps = tj.attention_maps(run_of(seq2seq(positions="t5")), "a cat", "on a mat")
     assert maps.source_tokens == [*"a cat", "<eos>"] and maps.target_tokens == ["<bos>", *"on a mat"]
     source, target = 6, 9
     assert maps.encoder.shape == (3, 4, source, source)
@@ -220,7 +220,7 @@ def test_a_seq2seq_shows_three_kinds_of_attention():
 def test_layers_are_in_order_where_there_are_more_than_ten():
     run = run_of(GPT(config_of(num_layers=11, d_model=6, num_heads=2)))
     recorded = seen(run.model, {"params": run.params}, CHARS.encode(TEXT)[None])[1]
-    weights = tj.attention(run, TEXT).weights
+    weights = tj.attention_maps(run, TEXT).weights
     for i in range(11):
         close(weights[i], recorded[f"stack/block_{i}/attention/weights"][0])
 
@@ -231,7 +231,7 @@ def test_layers_are_in_order_where_there_are_more_than_ten():
 ])  # fmt: skip
 def test_models_from_elsewhere_are_looked_at_as_own_ones_are(folder, tokens):
     run = tj.from_pretrained(FIXTURES / folder)
-    maps = tj.attention(run, "the cat")
+    maps = tj.attention_maps(run, "the cat")
     assert tokens is None or maps.tokens == tokens
     length = len(run.tokenizer.encode("the cat"))
     assert len(maps.tokens) == length and all(maps.tokens)
@@ -242,7 +242,7 @@ def test_models_from_elsewhere_are_looked_at_as_own_ones_are(folder, tokens):
 @pytest.mark.parametrize("folder, first", [("t5", "<pad>"), ("marian", "<pad>"), ("bart", "</s>")])
 def test_the_decoder_of_a_model_from_elsewhere_reads_what_it_would_have_written(folder, first):
     run = tj.from_pretrained(FIXTURES / folder)
-    maps = tj.attention(run, "The cat sat.", "this text")
+    maps = tj.attention_maps(run, "The cat sat.", "this text")
     source = run.tokenizer.encode("The cat sat.")
     target = [run.rules.start_id, *run.tokenizer.encode_target("this text")[:-1]]
     assert len(maps.source_tokens) == len(source) and len(maps.target_tokens) == len(target)
@@ -256,11 +256,11 @@ def test_the_decoder_of_a_model_from_elsewhere_reads_what_it_would_have_written(
 
 def test_pieces_read_well_or_are_shown_as_ids():
     text = "naïve 中\n"
-    maps = tj.attention(run_of(GPT(config_of(vocab_size=259)), ByteTokenizer()), text)
+    maps = tj.attention_maps(run_of(GPT(config_of(vocab_size=259)), ByteTokenizer()), text)
     half = [f"<{byte + 3}>" for byte in "ï中".encode()]
     assert maps.tokens == [*"na", *half[:2], *"ve ", *half[2:], "\n"]
     bpe = BPETokenizer.train("the cat sat on the mat " * 7, 300)
-    tokens = tj.attention(run_of(Encoder(config_of(vocab_size=bpe.vocab_size)), bpe), "the cat").tokens
+    tokens = tj.attention_maps(run_of(Encoder(config_of(vocab_size=bpe.vocab_size)), bpe), "the cat").tokens
     assert tokens[0] == "<bos>" and tokens[-1] == "<eos>" and "".join(tokens[1:-1]) == "the cat"
 
 
@@ -282,10 +282,10 @@ def test_pieces_read_well_or_are_shown_as_ids():
 ])  # fmt: skip
 def test_a_mistake_is_one_line(make, args, message):
     with pytest.raises(tj.UserError, match=message) as error:
-        tj.attention(run_of(make()), *args)
+        tj.attention_maps(run_of(make()), *args)
     assert len(str(error.value).splitlines()) == 1
 
 
 def test_without_a_tokenizer_there_is_no_text():
     with pytest.raises(tj.UserError, match="without a tokenizer"):
-        tj.attention(run_of(GPT(config_of()), None), "a")
+        tj.attention_maps(run_of(GPT(config_of()), None), "a")

@@ -1,4 +1,4 @@
-"""The name tj.attention, and the command that draws, as a user meets them: in processes of their own."""
+"""The name tj.attention_maps, and the command that draws, as a user meets them: in processes of their own."""
 
 import os
 import subprocess
@@ -20,29 +20,6 @@ FIXTURES = ROOT / "tests" / "fixtures"
 TEXT = "the cat sat"
 
 
-# The name, which is the module's, too
-
-
-@pytest.mark.parametrize("before", [
-    "", "from transformer_jax.attention import attend", "tj.generate", "from transformer_jax import attention",
-])  # fmt: skip
-def test_the_module_and_the_function_have_one_name_in_any_order_of_imports(before):
-    program = f"""
-import transformer_jax as tj
-{before}
-first = tj.attention
-import transformer_jax.attention
-from transformer_jax import attention
-from transformer_jax.attention import attend
-assert first is tj.attention is attention and attention.attend is attend
-run = tj.from_pretrained("tests/fixtures/gpt2")
-maps = tj.attention(run, "the cat")
-assert maps.weights.shape[2:] == (len(maps.tokens),) * 2
-assert "attention" in dir(tj)
-"""
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"},
-                          capture_output=True, text=True, timeout=300)  # fmt: skip
-    assert done.returncode == 0, done.stderr
 
 
 # The command
@@ -71,7 +48,7 @@ def test_the_command_writes_pictures_and_numbers_of_an_own_run(tmp_path):
     assert done.returncode == 0 and done.stderr == "", done.stderr
     names = ["maps.npz", "maps_layer_0.png", "maps_layer_1.png"]
     assert [Path(line).name for line in done.stdout.splitlines()] == names == sorted(os.listdir(output.parent))
-    maps, saved = tj.attention(run, TEXT), np.load(output.parent / names[0])
+    maps, saved = tj.attention_maps(run, TEXT), np.load(output.parent / names[0])
     assert sorted(saved) == ["tokens", "weights"] and saved["tokens"].tolist() == maps.tokens
     close(saved["weights"], maps.weights)
     for name in names[1:]:

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from arrays import close, random_like
 
-from transformer_jax.cache import reorder
-from transformer_jax.config import TransformerConfig, UserError
+from transformer_jax.config import TransformerConfig
+from transformer_jax.errors import UserError
 from transformer_jax.models import Seq2Seq, Seq2SeqConfig
+from transformer_jax.nn.kv_cache import reorder
 from transformer_jax.sampling import generate
 from transformer_jax.sampling.beam import beam_search
 

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from transformer_jax import blockwise, sliced
-from transformer_jax.attention import attend
-from transformer_jax.config import UserError
-from transformer_jax.masks import Mask
+from transformer_jax.errors import UserError
+from transformer_jax.nn import attention_blockwise, attention_cpu
+from transformer_jax.nn.attention import attend
+from transformer_jax.nn.masks import Mask
 
 B, T, H = 6, 13, 5
 
@@ -59,9 +59,9 @@ def case(mask, N, K):
 def test_slices_and_blocks_of_any_size_are_the_formula(monkeypatch, backend, block, slice_scores, mask):
     # Heads, groups and a single key head come up in turn, each with every mask and every size.
     N, K = [(4, 4), (6, 2), (3, 1)][(SIZES.index((backend, block, slice_scores)) + MASKS.index(mask)) % 3]
-    monkeypatch.setattr(sliced, "QUERY_BLOCK", block)
-    monkeypatch.setattr(blockwise, "BLOCK", block)
-    monkeypatch.setattr(sliced, "SLICE_SCORES", slice_scores)
+    monkeypatch.setattr(attention_cpu, "QUERY_BLOCK", block)
+    monkeypatch.setattr(attention_blockwise, "BLOCK", block)
+    monkeypatch.setattr(attention_cpu, "SLICE_SCORES", slice_scores)
     inputs, expected = case(mask, N, K)
     actual = value_and_gradients(backend, *inputs)
     for a, e in zip(actual, expected, strict=True):
@@ -81,8 +81,8 @@ def test_bfloat16_stays_near_the_formula_and_keeps_the_type(backend):
 
 @pytest.mark.parametrize("backend", ["xla", "blockwise"])
 def test_a_causal_mask_leaks_nothing_across_blocks_not_even_a_bit(monkeypatch, backend):
-    monkeypatch.setattr(sliced, "QUERY_BLOCK", 4)
-    monkeypatch.setattr(blockwise, "BLOCK", 4)
+    monkeypatch.setattr(attention_cpu, "QUERY_BLOCK", 4)
+    monkeypatch.setattr(attention_blockwise, "BLOCK", 4)
     q, k, v, _ = random_inputs(6, 2, T)
     out = attend(q, k, v, Mask(is_causal=True), backend=backend)
     changed = attend(q, k.at[:, 6:].add(1.0), v.at[:, 6:].mul(3.0), Mask(is_causal=True), backend=backend)

@@ -11,10 +11,11 @@ import pytest
 from arrays import close, random_like
 
 import transformer_jax as tj
-from transformer_jax.cache import as_type, make_cache, make_ring
-from transformer_jax.config import TransformerConfig, UserError
-from transformer_jax.int8 import Int8, product, read, to_int8
+from transformer_jax.config import TransformerConfig
+from transformer_jax.errors import UserError
 from transformer_jax.models import GPT, Seq2Seq, Seq2SeqConfig, parameter_shapes
+from transformer_jax.nn.kv_cache import as_type, make_cache, make_ring
+from transformer_jax.nn.quantization import Int8, product, read, to_int8
 from transformer_jax.run import Run
 from transformer_jax.sampling import Rules
 from transformer_jax.tokenizers import train_tokenizer

@@ -9,7 +9,7 @@ from text_files import TEXT, lightly, text_config, write
 from train.config import DataConfig
 from train.data import sources
 from train.data.sources import load_text, split_text
-from transformer_jax.config import UserError
+from transformer_jax.errors import UserError
 
 # Sources
 

@@ -13,10 +13,11 @@ from test_writing import made
 
 import transformer_jax as tj
 from transformer_jax import sampling
-from transformer_jax.cache import DecodeCache, KVCache, keep_first, make_cache, mark, write
-from transformer_jax.config import TransformerConfig, UserError
+from transformer_jax.config import TransformerConfig
+from transformer_jax.errors import UserError
 from transformer_jax.models import GPT, parameter_shapes
-from transformer_jax.positions import count_tokens
+from transformer_jax.nn.kv_cache import DecodeCache, KVCache, keep_first, make_cache, mark, write
+from transformer_jax.nn.positions import count_tokens
 from transformer_jax.run import Run, step_function
 from transformer_jax.sampling import FrequencyPenalty, MinLength, PresencePenalty, Temperature, TopK
 from transformer_jax.sampling import logits as transforms

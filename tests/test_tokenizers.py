@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transformer_jax import subwords, tokenizers
-from transformer_jax.config import UserError
+from transformer_jax.errors import UserError
 from transformer_jax.tokenizers import (
     TOKENIZERS,
     BPETokenizer,

@@ -11,7 +11,8 @@ from arrays import random_like
 
 import transformer_jax as tj
 from transformer_jax import generation, sampling, writing
-from transformer_jax.config import TransformerConfig, UserError
+from transformer_jax.config import TransformerConfig
+from transformer_jax.errors import UserError
 from transformer_jax.models import GPT, parameter_shapes
 from transformer_jax.run import Run, step_function
 from transformer_jax.sampling import Rules

@@ -10,7 +10,7 @@ from ml_collections import config_flags
 from train.config import Config
 from transformer_jax import startup
 from transformer_jax.commands.cli import HELP_FLAGS, UsageError, parse_flags, report_errors
-from transformer_jax.config import config_fields, unknown_field
+from transformer_jax.schema import config_fields, unknown_field
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe: a Python file with get_config().")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run directory: made if need be, resumed if it has checkpoints.")

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from transformer_jax.config import UserError
+from transformer_jax.errors import UserError
 
 SMALLER_IS_BETTER = ("loss",)
 

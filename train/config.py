@@ -7,7 +7,9 @@ back into these frozen dataclasses, which check it.
 import dataclasses
 import re
 
-from transformer_jax.config import TransformerConfig, UserError, choose, from_dict, setting
+from transformer_jax.config import TransformerConfig
+from transformer_jax.errors import UserError, choose
+from transformer_jax.schema import from_dict, setting
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,7 +31,7 @@ from train.stop import Stopped, StopSignals
 from train.task import Task
 from train.tasks import load_task
 from transformer_jax.checkpoint import Checkpoints, abstract
-from transformer_jax.config import RunError, UserError
+from transformer_jax.errors import RunError, UserError
 from transformer_jax.models import describe_model, first_params
 
 SHORT_STEP_FLOPS = 5e10  # steps of fewer operations share a call; a second or less on a laptop

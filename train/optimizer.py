@@ -12,8 +12,8 @@ import jax
 import optax
 
 from train.config import OptimizerConfig
-from transformer_jax.config import UserError, choose
-from transformer_jax.layers import num_input_axes
+from transformer_jax.errors import UserError, choose
+from transformer_jax.nn.layers import num_input_axes
 
 
 def _warmup_cosine(config, num_steps):

@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from train.state import TrainState
 from train.step import Batch, train_steps
-from transformer_jax.config import UserError, choose
+from transformer_jax.errors import UserError, choose
 
 AXIS = "data"
 

@@ -5,7 +5,9 @@ from typing import Any
 
 from train.config import Config
 from transformer_jax.checkpoint import Checkpoints
-from transformer_jax.config import TransformerConfig, UserError, config_fields
+from transformer_jax.config import TransformerConfig
+from transformer_jax.errors import UserError
+from transformer_jax.schema import config_fields
 
 # Fields whose change leaves the model, the examples and their order as they were. All others are refused.
 MAY_CHANGE = {

@@ -23,7 +23,7 @@ from train.start import Start
 from train.step import eval_step
 from train.tasks import load_task
 from transformer_jax import predicting
-from transformer_jax.config import UserError
+from transformer_jax.errors import UserError
 from transformer_jax.run import Run
 from transformer_jax.translating import translate
 

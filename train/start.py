@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from train.resume import with_vocabulary
-from transformer_jax.config import TransformerConfig, UserError
+from transformer_jax.config import TransformerConfig
+from transformer_jax.errors import UserError
 from transformer_jax.models import Encoder, Seq2SeqConfig, make_model
 from transformer_jax.run import Run, open_run, rules_of
 from transformer_jax.tokenizers import BOS_ID, Tokenizer, tokenizer_from_dict

@@ -10,7 +10,7 @@ from train.example_tasks import classify, regress, seq2seq, tag
 from train.start import Start
 from train.task import Task
 from train.text_tasks import causal_lm, masked_lm, spans
-from transformer_jax.config import choose
+from transformer_jax.errors import choose
 
 TASKS = {
     "causal_lm": causal_lm, "masked_lm": masked_lm, "spans": spans, "classify": classify, "regress": regress,

@@ -6,12 +6,13 @@ print(tj.generate(run, "The for statement", max_new_tokens=100))
 """
 
 import importlib
-import types
 
-from transformer_jax.config import RunError, TransformerConfig, UserError
+from transformer_jax.config import TransformerConfig
+from transformer_jax.errors import RunError, UserError
 
 _HOMES = {
     **dict.fromkeys(("Completion", "benchmark", "complete", "generate", "prompt_text", "stream"), "generation"),
+    "attention_maps": "seeing",
     "Decoding": "decoding",
     "quantize": "quantizing",
     "translate": "translating",
@@ -21,19 +22,7 @@ _HOMES = {
     ),
 }
 
-__all__ = ["RunError", "TransformerConfig", "UserError", "attention", *_HOMES]
-
-
-class CallableModule(types.ModuleType):
-    """What the module attention.py is: called, it is the function `attention` of seeing.py.
-
-    Importing a module makes it an attribute of its package, over __getattr__ and whatever was there. So `tj.attention`
-    becomes that module sooner or later, and `from transformer_jax import attention` should be it at any time.
-    """
-
-    def __call__(self, run, text, target=None):
-        """As `seeing.attention`, which see."""
-        return importlib.import_module("transformer_jax.seeing").attention(run, text, target)
+__all__ = ["RunError", "TransformerConfig", "UserError", *_HOMES]
 
 
 def __getattr__(name: str):
@@ -41,7 +30,7 @@ def __getattr__(name: str):
     if name in _HOMES:
         return getattr(importlib.import_module(f"transformer_jax.{_HOMES[name]}"), name)
     if name == "attention":
-        return importlib.import_module("transformer_jax.attention")
+        return importlib.import_module("transformer_jax.nn.attention")
     raise AttributeError(f"module 'transformer_jax' has no attribute {name!r}")
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from transformer_jax.config import RunError, UserError
+from transformer_jax.errors import RunError, UserError
 
 _SEAL = "sha256.json"
 _REWRITTEN_BY_RENAME = "_CHECKPOINT_METADATA"  # Orbax stamps the time into it after the seal; nothing is read from it

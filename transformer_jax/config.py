@@ -13,35 +13,10 @@ Letters are for arrays; configuration fields are words.
 """
 
 import dataclasses
-import difflib
 import math
-from typing import Any
 
-
-class UserError(ValueError):
-    """Something its reader can mend: one line with the field, its value, the rule and the way out.
-
-    Commands print it without a traceback and exit with code 2.
-    """
-
-
-class RunError(RuntimeError):
-    """A run that cannot go on although nothing was asked wrongly: a full disk, a loss that stays NaN.
-
-    Commands print it without a traceback and exit with code 1.
-    """
-
-
-def setting(default: Any, meaning: str) -> Any:
-    """A dataclass field that knows its own meaning, so that `--help` and the reader see the same words."""
-    return dataclasses.field(default=default, metadata={"meaning": meaning})
-
-
-def choose(table: dict, name: str, field: str) -> Any:
-    """`table[name]`, or a UserError that lists what there is."""
-    if name not in table:
-        raise UserError(f"{field}={name!r}: unknown. Choose one of: {', '.join(table)}.")
-    return table[name]
+from transformer_jax.errors import UserError, choose
+from transformer_jax.schema import setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,65 +128,3 @@ class TransformerConfig:
             raise UserError(f"model.dropout_rate={self.dropout_rate}: must be at least 0 and below 1.")
         if self.dtype not in ("float32", "bfloat16"):
             raise UserError(f"model.dtype={self.dtype!r}: unknown. Choose one of: float32, bfloat16.")
-
-
-def from_dict(cls: type, values: Any, path: str = "") -> Any:
-    """Build the (nested) dataclass `cls` from a mapping, checking every name, type and number on the way.
-
-    Args:
-      cls: a dataclass whose fields are bool, int, float, str or dataclasses of the same kind.
-      values: anything with `items()`: a dict read from JSON or an ml_collections ConfigDict.
-      path: where `cls` sits in the whole configuration, for messages: "model.".
-
-    Raises:
-      UserError: an unknown field (with the nearest known one), a value of another type, NaN or infinity.
-    """
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    kwargs = {}
-    for name, value in values.items():
-        if name not in fields:
-            raise unknown_field(path + name, [path + known for known in fields])
-        expected = fields[name].type
-        if dataclasses.is_dataclass(expected):
-            if not hasattr(value, "items"):
-                raise UserError(f"{path}{name}={value!r}: must be a section with fields of its own.")
-            kwargs[name] = from_dict(expected, value, f"{path}{name}.")
-            continue
-        kwargs[name] = typed(path + name, expected, value)
-    return cls(**kwargs)
-
-
-def typed(name: str, expected: type, value: Any) -> Any:
-    """The value of the field `name`: an integer becomes a float where one is expected.
-
-    Raises:
-      UserError: a value of another type, NaN or infinity.
-    """
-    if expected is float and type(value) is int and abs(value) < 2**1023:
-        value = float(value)
-    if type(value) is not expected:
-        kind = "a list" if expected is tuple else f"of type {expected.__name__}"
-        raise UserError(f"{name}={value!r:.80}: must be {kind}, not {type(value).__name__}.")
-    if expected is float and not math.isfinite(value):
-        raise UserError(f"{name}={value}: must be a finite number.")
-    return value
-
-
-def unknown_field(name: str, known: list[str]) -> UserError:
-    """The error for a field that does not exist, with the nearest one that does."""
-    leaf = name.rsplit(".", 1)[-1]
-    namesakes = [field for field in known if field.rsplit(".", 1)[-1] == leaf]  # right field, wrong section
-    near = namesakes or difflib.get_close_matches(name, known, 1, 0.6)
-    fix = f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(known)}."
-    return UserError(f"{name}: no such field. {fix}")
-
-
-def config_fields(cls: type, path: str = "") -> dict[str, dataclasses.Field]:
-    """Every leaf field of a (nested) configuration dataclass by its dotted name, in order."""
-    leaves = {}
-    for field in dataclasses.fields(cls):
-        if dataclasses.is_dataclass(field.type):
-            leaves |= config_fields(field.type, f"{path}{field.name}.")
-        else:
-            leaves[path + field.name] = field
-    return leaves

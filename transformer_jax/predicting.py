@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from transformer_jax.config import UserError
+from transformer_jax.errors import UserError
 from transformer_jax.models import GPT, Regressor, Seq2Seq, SequenceClassifier, TokenTagger
 from transformer_jax.run import Run, logits
 from transformer_jax.tokenizers import Tokenizer

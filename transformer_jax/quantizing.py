@@ -6,8 +6,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from transformer_jax.int8 import to_int8
-from transformer_jax.layers import num_input_axes
+from transformer_jax.nn.layers import num_input_axes
+from transformer_jax.nn.quantization import to_int8
 from transformer_jax.run import Run
 
 TABLES = ("tokens", "positions", "types", "shared")  # embeddings that are looked up by `layers.Embedding`

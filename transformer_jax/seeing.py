@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from transformer_jax import linear
-from transformer_jax.config import UserError
+from transformer_jax.errors import UserError
 from transformer_jax.models import GPT, Seq2Seq
+from transformer_jax.nn import linear_attention
 from transformer_jax.run import Run
 from transformer_jax.tokenizers import Tokenizer
 
@@ -34,7 +34,7 @@ class Seq2SeqAttentionMaps(NamedTuple):
     cross: np.ndarray  # [L, N, T, S]
 
 
-def attention(run: Run, text: str, target: str | None = None) -> AttentionMaps | Seq2SeqAttentionMaps:
+def attention_maps(run: Run, text: str, target: str | None = None) -> AttentionMaps | Seq2SeqAttentionMaps:
     """The attention weights of all layers and heads while a model reads a text.
 
     They are made by the formula from the queries and keys that the model has, whatever its backend does with these.
@@ -48,7 +48,7 @@ def attention(run: Run, text: str, target: str | None = None) -> AttentionMaps |
     is_seq2seq = isinstance(run.model, Seq2Seq)
     sides = (run.config.encoder, run.config.decoder) if is_seq2seq else (run.config,)
     if any(side.attention == "linear" for side in sides):
-        raise UserError(linear.cannot("weights to see"))
+        raise UserError(linear_attention.cannot("weights to see"))
     if run.tokenizer is None:
         raise UserError("this model came without a tokenizer that is known here, so no text can be given to it.")
     if is_seq2seq != (target is not None):

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from transformer_jax.config import setting, typed
+from transformer_jax.schema import setting, typed
 
 
 @dataclasses.dataclass(frozen=True)

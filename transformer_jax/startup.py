@@ -12,7 +12,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from transformer_jax.config import UserError
+from transformer_jax.errors import UserError
 
 SWITCH = "TRANSFORMER_JAX_TUNING"
 

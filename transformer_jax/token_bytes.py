@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from transformer_jax.config import UserError
+from transformer_jax.errors import UserError
 from transformer_jax.subwords import INSIDE
 from transformer_jax.tokenizer_base import FIRST_TEXT_ID, Tokenizer
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from transformer_jax.config import UserError
+from transformer_jax.errors import UserError
 
 PAD_ID, BOS_ID, EOS_ID, FIRST_TEXT_ID = range(4)
 

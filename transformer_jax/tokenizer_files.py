@@ -17,7 +17,7 @@ import numpy as np
 import sentencepiece
 import tokenizers as hugging_face
 
-from transformer_jax.config import UserError
+from transformer_jax.errors import UserError
 from transformer_jax.tokenizer_base import Tokenizer, no_id
 
 BINARY = (".model", ".spm")  # kept as base64 in JSON

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from transformer_jax.config import choose
+from transformer_jax.errors import choose
 from transformer_jax.subwords import BPETokenizer, UnigramTokenizer, WordPieceTokenizer
 from transformer_jax.tokenizer_base import (
     BOS_ID,

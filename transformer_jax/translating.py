@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from transformer_jax import sampling
-from transformer_jax.config import UserError
+from transformer_jax.errors import UserError
 from transformer_jax.models import Seq2Seq
 from transformer_jax.predicting import LENGTH_MULTIPLE, by_length, fit
 from transformer_jax.run import Run

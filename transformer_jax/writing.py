@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax import sampling
-from transformer_jax.cache import DecodeCache, as_type, make_cache, make_ring
 from transformer_jax.drafting import Drafting
 from transformer_jax.models import Seq2Seq
+from transformer_jax.nn.kv_cache import DecodeCache, as_type, make_cache, make_ring
 from transformer_jax.run import Run, step_function
 from transformer_jax.token_bytes import settled_text
 

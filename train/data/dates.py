@@ -12,7 +12,7 @@ from babel.numbers import format_decimal
 from babel.units import format_unit
 
 from train.config import DataConfig
-from transformer_jax.config import UserError
+from transformer_jax.errors import UserError
 
 SIZES = {"train": 60_000, "val": 1_000, "test": 1_000}
 UNITS = ("length-kilometer", "mass-kilogram", "volume-liter", "length-meter", "temperature-celsius", "duration-hour")

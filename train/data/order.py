@@ -14,7 +14,7 @@ import functools
 
 import numpy as np
 
-from transformer_jax.config import UserError
+from transformer_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from train.data.dates import dates
 from train.data.from_tfds import tfds_pairs
 from train.data.pipeline import make_tokenizer, sha256, tokenizer_sha256
 from train.data.sources import read_file
-from transformer_jax.config import UserError, choose
+from transformer_jax.errors import UserError, choose
 from transformer_jax.tokenizers import PairTokenizer, Tokenizer
 
 TextPairs = list[tuple[str, str]]

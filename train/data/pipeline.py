@@ -15,7 +15,7 @@ import numpy as np
 from train.config import DataConfig, TokenizerConfig
 from train.data.order import TrainOrder
 from train.data.sources import load_parts
-from transformer_jax.config import UserError
+from transformer_jax.errors import UserError
 from transformer_jax.run import open_tokenizer
 from transformer_jax.tokenizers import PAD_ID, Tokenizer, train_tokenizer
 

@@ -13,7 +13,7 @@ import numpy as np
 from train.config import DataConfig
 from train.data.entropy import NUM_CHARACTERS, TRUTHS, draw_part
 from train.data.from_tfds import tfds_documents
-from transformer_jax.config import UserError, choose
+from transformer_jax.errors import UserError, choose
 
 ENDINGS = (".txt", ".md", ".py", ".txt.gz", ".md.gz", ".py.gz")
 NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "__pycache__"}

@@ -13,7 +13,7 @@ from train.data.from_tfds import tfds_tagged
 from train.data.pipeline import make_tokenizer, sha256, tokenizer_sha256
 from train.data.python_tokens import python_tokens
 from train.data.sources import read_file
-from transformer_jax.config import UserError, choose
+from transformer_jax.errors import UserError, choose
 from transformer_jax.predicting import encode_words
 from transformer_jax.tokenizers import Tokenizer
 

@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
     import transformer_jax as tj  # its functions load JAX, so that a mistake above is answered before
 
     run = tj.open_run(_RUN_DIR.value, _CHECKPOINT.value)
-    maps = tj.attention(run, _TEXT.value, _TARGET.value)
+    maps = tj.attention_maps(run, _TEXT.value, _TARGET.value)
     with open(f"{output}.npz", "wb") as file:
         np.savez(file, **maps._asdict())
     print(f"{output}.npz")

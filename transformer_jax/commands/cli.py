@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from absl import flags
 
-from transformer_jax.config import RunError, UserError
+from transformer_jax.errors import RunError, UserError
 
 HELP_FLAGS = {"--help", "-h", "-help", "--helpfull", "--helpshort"}
 

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from transformer_jax.config import TransformerConfig, config_fields
+from transformer_jax.config import TransformerConfig
 from transformer_jax.interop.files import PretrainedError, Tensors, listed
-from transformer_jax.layers import num_input_axes
+from transformer_jax.nn.layers import num_input_axes
+from transformer_jax.schema import config_fields
 
 ACTIVATIONS = {
     "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "silu": "silu",

@@ -17,7 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from transformer_jax.config import UserError
+from transformer_jax.errors import UserError
 
 MOST_BYTES_OF_TEXT = 2**27  # of a JSON or tokenizer file; the largest in use have some 20 MB
 MOST_DEPTH = 64  # of JSON; Python itself fails on deeper values in more places than one can guard

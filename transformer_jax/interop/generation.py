@@ -3,7 +3,7 @@
 from typing import Any
 
 from transformer_jax import sampling
-from transformer_jax.config import UserError
+from transformer_jax.errors import UserError
 from transformer_jax.interop.files import PretrainedError
 from transformer_jax.sampling import Rules
 

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from transformer_jax.config import TransformerConfig, UserError, choose
+from transformer_jax.config import TransformerConfig
+from transformer_jax.errors import UserError, choose
 from transformer_jax.interop.bart import BART, MARIAN
 from transformer_jax.interop.bert import BERT, ROBERTA
 from transformer_jax.interop.family import (

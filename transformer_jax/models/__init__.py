@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from transformer_jax.config import UserError, choose, from_dict
+from transformer_jax.errors import UserError, choose
 from transformer_jax.models.encoder import (
     Encoder,
     MaskedLM,
@@ -19,6 +19,7 @@ from transformer_jax.models.encoder import (
 )
 from transformer_jax.models.gpt import GPT
 from transformer_jax.models.seq2seq import Seq2Seq, Seq2SeqConfig
+from transformer_jax.schema import from_dict
 
 __all__ = [
     "GPT", "MODELS", "Encoder", "MaskedLM", "Regressor", "SentenceEmbedder", "Seq2Seq", "Seq2SeqConfig",

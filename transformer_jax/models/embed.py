@@ -4,11 +4,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from transformer_jax.config import TransformerConfig, UserError, choose
-from transformer_jax.dropout import Dropout
-from transformer_jax.layers import Dense, Embedding, make_norm
-from transformer_jax.masks import Mask
-from transformer_jax.positions import POSITIONS, count_in_segments, count_tokens
+from transformer_jax.config import TransformerConfig
+from transformer_jax.errors import UserError, choose
+from transformer_jax.nn.dropout import Dropout
+from transformer_jax.nn.layers import Dense, Embedding, make_norm
+from transformer_jax.nn.masks import Mask
+from transformer_jax.nn.positions import POSITIONS, count_in_segments, count_tokens
 
 
 def token_table(config: TransformerConfig) -> Embedding:

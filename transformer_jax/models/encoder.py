@@ -6,11 +6,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from transformer_jax.blocks import Stack
-from transformer_jax.config import TransformerConfig, choose
-from transformer_jax.dropout import Dropout
-from transformer_jax.layers import FEED_FORWARDS, Dense, Embedding, make_norm
+from transformer_jax.config import TransformerConfig
+from transformer_jax.errors import choose
 from transformer_jax.models.embed import Embedder, check_length, sequence_mask
+from transformer_jax.nn.blocks import Stack
+from transformer_jax.nn.dropout import Dropout
+from transformer_jax.nn.layers import FEED_FORWARDS, Dense, Embedding, make_norm
 
 
 class Encoder(nn.Module):

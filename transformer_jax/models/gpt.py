@@ -4,11 +4,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from transformer_jax import cache as kv
-from transformer_jax.blocks import Stack
 from transformer_jax.config import TransformerConfig
-from transformer_jax.layers import Embedding
 from transformer_jax.models.embed import Embedder, check_length, sequence_mask
+from transformer_jax.nn import kv_cache as kv
+from transformer_jax.nn.blocks import Stack
+from transformer_jax.nn.layers import Embedding
 
 
 class GPT(nn.Module):

@@ -6,11 +6,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from transformer_jax import cache as kv
-from transformer_jax.config import TransformerConfig, UserError
+from transformer_jax.config import TransformerConfig
+from transformer_jax.errors import UserError
 from transformer_jax.models.embed import token_table
 from transformer_jax.models.encoder import Encoder
 from transformer_jax.models.gpt import GPT
+from transformer_jax.nn import kv_cache as kv
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transformer_jax.cache import reorder, with_beams
-from transformer_jax.config import choose
+from transformer_jax.errors import choose
+from transformer_jax.nn.kv_cache import reorder, with_beams
 from transformer_jax.sampling import logits as transforms
 from transformer_jax.sampling.generate import left_aligned
 from transformer_jax.sampling.logits import check, largest

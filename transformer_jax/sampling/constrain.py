@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transformer_jax.config import UserError
+from transformer_jax.errors import UserError
 from transformer_jax.sampling.logits import RULED_OUT, Method
 from transformer_jax.sampling.regex import Automaton, compile_regex
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from transformer_jax.cache import has_slots, rewind
-from transformer_jax.config import choose
+from transformer_jax.errors import choose
+from transformer_jax.nn.kv_cache import has_slots, rewind
 from transformer_jax.sampling import logits as transforms
 
 

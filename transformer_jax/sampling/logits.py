@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from transformer_jax.config import UserError
+from transformer_jax.errors import UserError
 
 RULED_OUT = jnp.finfo(jnp.float32).min
 

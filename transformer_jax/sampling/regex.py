@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from transformer_jax.config import UserError
+from transformer_jax.errors import UserError
 
 Ranges = tuple[tuple[int, int], ...]  # of code points, both ends included
 MAX_STATES, MAX_DEPTH = 10_000, 100

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from transformer_jax.cache import DecodeCache, keep_first, rewind
-from transformer_jax.config import choose
+from transformer_jax.errors import choose
+from transformer_jax.nn.kv_cache import DecodeCache, keep_first, rewind
 from transformer_jax.sampling import logits as transforms
 from transformer_jax.sampling.generate import (
     CHOICES,

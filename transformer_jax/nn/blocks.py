@@ -5,14 +5,15 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from transformer_jax import cache as kv
-from transformer_jax.attention import Attention
-from transformer_jax.compatibility import refusal
-from transformer_jax.config import TransformerConfig, UserError, choose
-from transformer_jax.dropout import Dropout
-from transformer_jax.layers import FeedForward, make_norm
-from transformer_jax.masks import Mask
-from transformer_jax.positions import POSITIONS
+from transformer_jax.config import TransformerConfig
+from transformer_jax.errors import UserError, choose
+from transformer_jax.nn import kv_cache as kv
+from transformer_jax.nn.attention import Attention
+from transformer_jax.nn.compatibility import refusal
+from transformer_jax.nn.dropout import Dropout
+from transformer_jax.nn.layers import FeedForward, make_norm
+from transformer_jax.nn.masks import Mask
+from transformer_jax.nn.positions import POSITIONS
 
 
 def _pre(x, norm, part):

@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from transformer_jax import linear
-from transformer_jax.config import TransformerConfig, UserError, choose
-from transformer_jax.fork import Fork, fork, fork_mask, mark_fork
-from transformer_jax.int8 import Int8, read, to_int8
-from transformer_jax.masks import Mask
-from transformer_jax.positions import count_tokens
-from transformer_jax.ring import Ring, mark_ring, rewind_ring, ring_mask
+from transformer_jax.config import TransformerConfig
+from transformer_jax.errors import UserError, choose
+from transformer_jax.nn import linear_attention
+from transformer_jax.nn.kv_cache_beams import Fork, fork, fork_mask, mark_fork
+from transformer_jax.nn.kv_cache_rolling import Ring, mark_ring, rewind_ring, ring_mask
+from transformer_jax.nn.masks import Mask
+from transformer_jax.nn.positions import count_tokens
+from transformer_jax.nn.quantization import Int8, read, to_int8
 
 
 class KVCache(NamedTuple):
@@ -127,7 +128,7 @@ def why_it_ends(config: TransformerConfig) -> str | None:
 
 def _empty(config: TransformerConfig, batch_size: int, capacity: int) -> DecodeCache:
     if config.attention == "linear":
-        layer, capacity = linear.empty_state(batch_size, config.num_kv_heads, config.head_dim), 0
+        layer, capacity = linear_attention.empty_state(batch_size, config.num_kv_heads, config.head_dim), 0
     else:
         nothing = jnp.zeros((batch_size, capacity, config.num_kv_heads, config.head_dim), config.dtype)
         layer = KVCache.of(nothing, nothing)
@@ -267,7 +268,7 @@ def is_overrun(cache: DecodeCache) -> jax.Array | bool:
 
 def has_slots(cache: DecodeCache) -> bool:
     """Whether tokens are remembered one by one; linear attention remembers their sum."""
-    return not isinstance(cache.layers[0], linear.LinearState)
+    return not isinstance(cache.layers[0], linear_attention.LinearState)
 
 
 def reorder(cache: DecodeCache, rows: jax.Array, with_source: bool = True) -> DecodeCache:

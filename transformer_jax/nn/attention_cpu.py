@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from transformer_jax import masks
+from transformer_jax.nn import masks
 
 QUERY_BLOCK = 128  # queries in a slice; the keys' block of the gradient, too
 SLICE_SCORES = 2**19  # most scores in a slice: 2 MB in float32

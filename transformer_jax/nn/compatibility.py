@@ -1,9 +1,9 @@
 """What goes with what: each cell of the table works and is tested, or is refused with a message that is."""
 
-from transformer_jax import linear
-from transformer_jax.attention import BACKENDS, cannot
-from transformer_jax.config import choose
-from transformer_jax.positions import POSITIONS
+from transformer_jax.errors import choose
+from transformer_jax.nn import linear_attention
+from transformer_jax.nn.attention import BACKENDS, cannot
+from transformer_jax.nn.positions import POSITIONS
 
 EXTRAS = ("bias", "window", "softcap", "cache")  # what may come on top of a position scheme and a backend
 
@@ -25,7 +25,7 @@ def refusal(positions: str, backend: str = "auto", is_linear: bool = False, extr
             )
         for extra in ("bias", "window", "softcap"):
             if extra in extras:
-                return linear.cannot(extra)
+                return linear_attention.cannot(extra)
         if backend != "auto":
             return f"model.backend={backend!r}: linear attention has one of its own. Take 'auto'."
         return None

@@ -13,8 +13,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from transformer_jax import int8
-from transformer_jax.config import TransformerConfig, choose
+from transformer_jax.config import TransformerConfig
+from transformer_jax.errors import choose
+from transformer_jax.nn import quantization
 
 
 class Dense(nn.Module):
@@ -37,7 +38,7 @@ class Dense(nn.Module):
         fan_in, fan_out = math.prod(in_shape), math.prod(self.out_shape)
         x = x.astype(self.dtype).reshape(-1, fan_in)
         if self.has_variable("params", "int8"):  # quantizing.py put it there
-            y = int8.product(x, self.get_variable("params", "int8"))
+            y = quantization.product(x, self.get_variable("params", "int8"))
         else:
             kernel = self.param("kernel", nn.initializers.normal(self.init_std), (*in_shape, *self.out_shape))
             y = product(x, kernel.astype(self.dtype).reshape(fan_in, fan_out))
@@ -216,9 +217,9 @@ class Embedding(nn.Module):
             self.embedding = self.param("embedding", nn.initializers.normal(self.init_std), (self.num_rows, self.width))
 
     def __call__(self, ids: jax.Array) -> jax.Array:  # [B, T] -> [B, T, D]
-        return int8.read(jax.tree.map(lambda table: table[ids], self.embedding), self.dtype)
+        return quantization.read(jax.tree.map(lambda table: table[ids], self.embedding), self.dtype)
 
     def unembed(self, x: jax.Array) -> jax.Array:  # [..., D] -> [..., V]
         flat, table = x.reshape(-1, self.width), self.embedding
-        logits = int8.product(flat, table) if isinstance(table, int8.Int8) else flat @ table.astype(self.dtype).T
+        logits = quantization.product(flat, table) if isinstance(table, quantization.Int8) else flat @ table.astype(self.dtype).T
         return logits.reshape(*x.shape[:-1], self.num_rows)

@@ -11,8 +11,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from transformer_jax.masks import Mask
-from transformer_jax.positions import count_tokens
+from transformer_jax.nn.masks import Mask
+from transformer_jax.nn.positions import count_tokens
 
 
 @flax.struct.dataclass

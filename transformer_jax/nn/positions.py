@@ -14,8 +14,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from transformer_jax.config import TransformerConfig, choose
-from transformer_jax.masks import Mask, cut
+from transformer_jax.config import TransformerConfig
+from transformer_jax.errors import choose
+from transformer_jax.nn.masks import Mask, cut
 
 
 def count_tokens(is_token: jax.Array, tokens_before: jax.Array | int = 0) -> jax.Array:

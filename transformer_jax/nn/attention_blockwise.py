@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from transformer_jax.masks import Mask, cut
+from transformer_jax.nn.masks import Mask, cut
 
 BLOCK = 512  # queries, and keys, of a block
 

@@ -1,7 +1,6 @@
 """Attention: `attend`, the formula as a pure function, its backends, and `Attention`, the module with projections."""
 
 import functools
-import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,16 +8,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-import transformer_jax
-from transformer_jax import cache as kv
-from transformer_jax import linear
-from transformer_jax.blockwise import attend_in_blocks
-from transformer_jax.config import TransformerConfig, UserError, choose
-from transformer_jax.dropout import drop
-from transformer_jax.layers import Dense, RMSNorm, output_std
-from transformer_jax.masks import Mask
-from transformer_jax.positions import POSITIONS, DenseBias, Relative
-from transformer_jax.sliced import attend_in_slices
+from transformer_jax.config import TransformerConfig
+from transformer_jax.errors import UserError, choose
+from transformer_jax.nn import kv_cache as kv
+from transformer_jax.nn import linear_attention
+from transformer_jax.nn.attention_blockwise import attend_in_blocks
+from transformer_jax.nn.attention_cpu import attend_in_slices
+from transformer_jax.nn.dropout import drop
+from transformer_jax.nn.layers import Dense, RMSNorm, output_std
+from transformer_jax.nn.masks import Mask
+from transformer_jax.nn.positions import POSITIONS, DenseBias, Relative
 
 SMALLEST = jnp.finfo(jnp.float32).min
 
@@ -227,9 +226,9 @@ class Attention(nn.Module):
         x: jax.Array,  # [B, T, D]
         mask: Mask,
         bias: Any = None,
-        cache: kv.KVCache | linear.LinearState | None = None,
+        cache: kv.KVCache | linear_attention.LinearState | None = None,
         deterministic: bool = True,
-    ) -> tuple[jax.Array, kv.KVCache | linear.LinearState | None]:
+    ) -> tuple[jax.Array, kv.KVCache | linear_attention.LinearState | None]:
         """Returns [B, T, D] and, if a cache came in, the cache with the new keys and values in the queries' slots.
 
         For cross-attention the cache holds the source's `keys_values`, and stays as it is; W rows of x in turn may
@@ -250,7 +249,7 @@ class Attention(nn.Module):
                 q, k = self.scheme.turn(q, positions, config), self.scheme.turn(k, positions, config)
             if config.attention == "linear":
                 if bias is not None:
-                    raise UserError(linear.cannot("bias"))
+                    raise UserError(linear_attention.cannot("bias"))
                 out, cache = self._linear(q, k, v, mask, cache)
                 return self.out(out), cache
             if cache is not None:
@@ -278,10 +277,7 @@ class Attention(nn.Module):
             raise UserError("attention='linear': has one state for a row, so no segments and no mask of one's own.")
         is_key = mask.is_key
         if not mask.is_causal:
-            return linear.attend_linearly(q, k, v, is_key), state
-        start = state or linear.empty_state(B, *k.shape[2:])
-        out, new_state = linear.extend_linearly(q, k, v, start, is_key)
+            return linear_attention.attend_linearly(q, k, v, is_key), state
+        start = state or linear_attention.empty_state(B, *k.shape[2:])
+        out, new_state = linear_attention.extend_linearly(q, k, v, start, is_key)
         return out, None if state is None else new_state
-
-
-sys.modules[__name__].__class__ = transformer_jax.CallableModule  # so that this is `tj.attention(run, text)`, too

@@ -9,8 +9,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from transformer_jax.config import UserError
-from transformer_jax.masks import Mask
+from transformer_jax.errors import UserError
+from transformer_jax.nn.masks import Mask
 
 
 @flax.struct.dataclass

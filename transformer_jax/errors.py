@@ -1,0 +1,24 @@
+"""Errors for the user: UserError (fixable input), RunError (a run that cannot continue), and `choose`."""
+
+from typing import Any
+
+
+class UserError(ValueError):
+    """An error the user can fix: one line with the field, its value, the rule and the fix.
+
+    Commands print it without a traceback and exit with code 2.
+    """
+
+
+class RunError(RuntimeError):
+    """A run that cannot continue although its input was valid: a full disk, a loss that stays NaN.
+
+    Commands print it without a traceback and exit with code 1.
+    """
+
+
+def choose(table: dict, name: str, field: str) -> Any:
+    """Return `table[name]`. Raises UserError that lists the known names."""
+    if name not in table:
+        raise UserError(f"{field}={name!r}: unknown. Choose one of: {', '.join(table)}.")
+    return table[name]
