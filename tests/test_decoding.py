@@ -9,8 +9,8 @@ from test_commands import SAMPLE, assert_is_one_error, python
 
 import transformer_jax as tj
 from transformer_jax.errors import UserError
-from transformer_jax.token_bytes import settled_text, token_bytes
 from transformer_jax.tokenizers import PairTokenizer, train_tokenizer
+from transformer_jax.tokenizers.token_bytes import settled_text, token_bytes
 
 FIXTURES = Path(__file__).parent / "fixtures"
 TEXT = "the cat sät on a mat, 狐 and €5 😀 dogs ran over green hills.\n" * 3

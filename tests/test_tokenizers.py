@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transformer_jax import subwords, tokenizers
+from transformer_jax import tokenizers
 from transformer_jax.errors import UserError
 from transformer_jax.tokenizers import (
     TOKENIZERS,
@@ -18,6 +18,7 @@ from transformer_jax.tokenizers import (
     PairTokenizer,
     UnigramTokenizer,
     WordPieceTokenizer,
+    subwords,
 )
 
 SAMPLE = "The quick brown fox\njumps over the lazy dog;\n\n  the dog's näive 狐 sleeps, 1009 times: <eos> <pad>.\n" * 3

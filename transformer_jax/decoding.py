@@ -12,8 +12,8 @@ from transformer_jax.run import Run
 from transformer_jax.sampling.logits import Method, check
 from transformer_jax.schema import unknown_field
 from transformer_jax.settings import Settings
-from transformer_jax.token_bytes import token_bytes
 from transformer_jax.tokenizers import Tokenizer
+from transformer_jax.tokenizers.token_bytes import token_bytes
 
 METHODS = ("sample", "greedy", "beam")
 PAST_CONTEXT = ("refuse", "reread", "slide")

@@ -9,7 +9,7 @@ from transformer_jax.decoding import Decoding
 from transformer_jax.errors import UserError
 from transformer_jax.run import Run, open_run, step_function
 from transformer_jax.sampling.logits import check
-from transformer_jax.token_bytes import token_bytes
+from transformer_jax.tokenizers.token_bytes import token_bytes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,8 +17,8 @@ from transformer_jax.interop.generation import read_rules
 from transformer_jax.interop.pretrained import read_folder, write_folder
 from transformer_jax.models import Seq2Seq, Seq2SeqConfig, describe_model, make_model, parameter_shapes
 from transformer_jax.sampling import Rules
-from transformer_jax.tokenizer_files import read_tokenizer
 from transformer_jax.tokenizers import Tokenizer, tokenizer_from_dict
+from transformer_jax.tokenizers.pretrained import read_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ from transformer_jax.drafting import Drafting
 from transformer_jax.models import Seq2Seq
 from transformer_jax.nn.kv_cache import DecodeCache, as_type, make_cache, make_ring
 from transformer_jax.run import Run, step_function
-from transformer_jax.token_bytes import settled_text
+from transformer_jax.tokenizers.token_bytes import settled_text
 
 SMALLEST_BUCKET = 32  # of prompts and caches: 32, 64, 96, 128, 192, 256, 384, 512, ... up to the context
 SMALLEST_SOURCE = 8  # of sources, which are read once for many tokens: 8, 16, 24, 32, 48, ...

@@ -18,7 +18,7 @@ import tokenizers as hugging_face
 from tokenizers.pre_tokenizers import ByteLevel
 
 from transformer_jax.errors import UserError
-from transformer_jax.tokenizer_base import FIRST_TEXT_ID, Tokenizer, malformed, no_id
+from transformer_jax.tokenizers.base import FIRST_TEXT_ID, Tokenizer, malformed, no_id
 
 PIECE_CHARS = 65536  # long texts are taken in pieces of about this length: 11 MB at once would fill 2 GB
 INSIDE = "\u2581"  # before a piece that does not begin a word; none of the 256 characters

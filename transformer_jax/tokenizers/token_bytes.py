@@ -8,8 +8,8 @@ from collections.abc import Iterable
 import numpy as np
 
 from transformer_jax.errors import UserError
-from transformer_jax.subwords import INSIDE
-from transformer_jax.tokenizer_base import FIRST_TEXT_ID, Tokenizer
+from transformer_jax.tokenizers.base import FIRST_TEXT_ID, Tokenizer
+from transformer_jax.tokenizers.subwords import INSIDE
 
 SPACE = "\u2581"  # how SentencePiece writes a space
 _NONE = (b"",) * FIRST_TEXT_ID

@@ -18,7 +18,7 @@ import sentencepiece
 import tokenizers as hugging_face
 
 from transformer_jax.errors import UserError
-from transformer_jax.tokenizer_base import Tokenizer, no_id
+from transformer_jax.tokenizers.base import Tokenizer, no_id
 
 BINARY = (".model", ".spm")  # kept as base64 in JSON
 

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 
 from transformer_jax.errors import choose
-from transformer_jax.subwords import BPETokenizer, UnigramTokenizer, WordPieceTokenizer
-from transformer_jax.tokenizer_base import (
+from transformer_jax.tokenizers.base import (
     BOS_ID,
     EOS_ID,
     FIRST_TEXT_ID,
@@ -27,7 +26,8 @@ from transformer_jax.tokenizer_base import (
     Tokenizer,
     malformed,
 )
-from transformer_jax.tokenizer_files import FILE_TOKENIZERS
+from transformer_jax.tokenizers.pretrained import FILE_TOKENIZERS
+from transformer_jax.tokenizers.subwords import BPETokenizer, UnigramTokenizer, WordPieceTokenizer
 
 __all__ = [
     "BOS_ID", "EOS_ID", "FIRST_TEXT_ID", "PAD_ID", "TOKENIZERS", "BPETokenizer", "ByteTokenizer", "CharTokenizer",
