@@ -179,7 +179,7 @@ def beams():
 
 
 def methods():
-    module = importlib.import_module("transformer_jax.sampling.logits")
+    module = importlib.import_module("transformer_jax.sampling.logits_processors")
 
     def kept(method, x):
         x = jnp.array([x])

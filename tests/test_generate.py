@@ -14,7 +14,7 @@ from transformer_jax import sampling
 from transformer_jax.errors import UserError
 from transformer_jax.interop.files import PretrainedError
 from transformer_jax.interop.generation import read_rules
-from transformer_jax.sampling import ForceLast, MinLength, PresencePenalty, Suppress, Temperature, TopK, generate
+from transformer_jax.sampling import ForceLast, MinLength, PresencePenalty, Suppress, Temperature, TopK
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

@@ -16,7 +16,7 @@ from transformer_jax.models import GPT, parameter_shapes
 from transformer_jax.nn.kv_cache import make_cache, make_ring
 from transformer_jax.run import Run, step_function
 from transformer_jax.sampling import Rules
-from transformer_jax.sampling.generate import read
+from transformer_jax.sampling.decode import read
 from transformer_jax.tokenizers import train_tokenizer
 
 B, T, NUM_UNUSED, WINDOW, CONTEXT = 5, 29, 6, 7, 41

@@ -13,8 +13,8 @@ from test_beam import TEXTS, assert_best, log_probs_after, penalized, random_tab
 
 from transformer_jax import sampling
 from transformer_jax.errors import UserError
-from transformer_jax.sampling import METHODS, logits
-from transformer_jax.sampling.logits import RULED_OUT, apply, start
+from transformer_jax.sampling import METHODS, logits_processors
+from transformer_jax.sampling.logits_processors import RULED_OUT, apply, start
 
 EOS, V, MAX_NEW = 1, 5, 3
 BYTES, PATTERN = [b"a", b"", b"b", b"ab", b"c"], "(ab)*c?b?"
@@ -252,7 +252,7 @@ def test_a_method_refuses_what_has_no_meaning(make, message):
 def test_the_largest_are_those_of_a_whole_sort_equals_in_their_order(shape, k):
     rng = np.random.default_rng(0)
     for x in (rng.standard_normal(shape), rng.integers(0, 3, shape), np.full(shape, -np.inf)):
-        values, places = logits.largest(jnp.array(x, jnp.float32), k)
+        values, places = logits_processors.largest(jnp.array(x, jnp.float32), k)
         expected = np.argsort(-x, axis=1, kind="stable")[:, :k]
         np.testing.assert_array_equal(places, expected)
         np.testing.assert_array_equal(values, np.take_along_axis(x, expected, axis=1).astype(np.float32))

@@ -14,8 +14,8 @@ from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
 from transformer_jax.models import Seq2Seq, Seq2SeqConfig
 from transformer_jax.nn.kv_cache import reorder
-from transformer_jax.sampling import generate
-from transformer_jax.sampling.beam import beam_search
+from transformer_jax.sampling import decode
+from transformer_jax.sampling.beam_search import beam_search
 
 B, T, S, V = 3, 5, 7, 23
 SIDE = dict(vocab_size=V, max_len=17, num_layers=1, d_model=11, num_heads=3, head_dim=4, d_ff=13)

@@ -20,7 +20,7 @@ from transformer_jax.nn.kv_cache import DecodeCache, KVCache, keep_first, make_c
 from transformer_jax.nn.positions import count_tokens
 from transformer_jax.run import Run, step_function
 from transformer_jax.sampling import FrequencyPenalty, MinLength, PresencePenalty, Temperature, TopK
-from transformer_jax.sampling import logits as transforms
+from transformer_jax.sampling import logits_processors as transforms
 from transformer_jax.sampling.speculative import NOTHING, _look_up
 
 FIXTURES = Path(__file__).parent / "fixtures"

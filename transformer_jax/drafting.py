@@ -8,7 +8,7 @@ from typing import Any
 from transformer_jax.decoding import Decoding
 from transformer_jax.errors import UserError
 from transformer_jax.run import Run, open_run, step_function
-from transformer_jax.sampling.logits import check
+from transformer_jax.sampling.logits_processors import check
 from transformer_jax.tokenizers.token_bytes import token_bytes
 
 

@@ -1,9 +1,9 @@
 """Decoding from logits. Nothing here knows a model."""
 
-from transformer_jax.sampling.beam import LENGTH_PENALTIES, STOPPING, Beams, beam_search
-from transformer_jax.sampling.constrain import Constraint, Follow, matching, one_of
-from transformer_jax.sampling.generate import CHOICES, CHUNK, Decode, Generated, advance, begin, generate
-from transformer_jax.sampling.logits import (
+from transformer_jax.sampling.beam_search import LENGTH_PENALTIES, STOPPING, Beams, beam_search
+from transformer_jax.sampling.constrained import Constraint, Follow, matching, one_of
+from transformer_jax.sampling.decode import CHOICES, CHUNK, Decode, Generated, advance, begin, generate
+from transformer_jax.sampling.logits_processors import (
     Custom,
     LogitBias,
     MinP,
@@ -14,7 +14,8 @@ from transformer_jax.sampling.logits import (
     Typical,
     start,
 )
-from transformer_jax.sampling.rules import (
+from transformer_jax.sampling.speculative import Ahead, Speculated, advance_ahead, begin_ahead, speculate
+from transformer_jax.sampling.text_processors import (
     BadWords,
     ForceFirst,
     ForceLast,
@@ -27,7 +28,6 @@ from transformer_jax.sampling.rules import (
     Suppress,
     SuppressFirst,
 )  # fmt: skip
-from transformer_jax.sampling.speculative import Ahead, Speculated, advance_ahead, begin_ahead, speculate
 
 METHODS = {  # what is done to logits before a token is chosen
     "temperature": Temperature, "top_k": TopK, "top_p": TopP, "min_p": MinP, "typical": Typical,

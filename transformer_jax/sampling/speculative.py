@@ -19,8 +19,8 @@ import jax.numpy as jnp
 
 from transformer_jax.errors import choose
 from transformer_jax.nn.kv_cache import DecodeCache, keep_first, rewind
-from transformer_jax.sampling import logits as transforms
-from transformer_jax.sampling.generate import (
+from transformer_jax.sampling import logits_processors as transforms
+from transformer_jax.sampling.decode import (
     CHOICES,
     Decode,
     Generated,
@@ -29,8 +29,8 @@ from transformer_jax.sampling.generate import (
     keys_of_tokens,
     newest_tokens,
 )
-from transformer_jax.sampling.logits import check
-from transformer_jax.sampling.rules import follows_newest
+from transformer_jax.sampling.logits_processors import check
+from transformer_jax.sampling.text_processors import follows_newest
 
 NOTHING = -1  # instead of a drafted token
 _STATIC = ("num_draft", "prompt_lookup", "choice", "eos_ids", "pad_id", "stop_sequences")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax.errors import UserError
-from transformer_jax.sampling.logits import RULED_OUT, Method
+from transformer_jax.sampling.logits_processors import RULED_OUT, Method
 from transformer_jax.sampling.regex import Automaton, compile_regex
 
 MAX_CELLS = 2**28  # of a table: 1 GB

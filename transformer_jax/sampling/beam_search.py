@@ -17,9 +17,9 @@ import numpy as np
 
 from transformer_jax.errors import choose
 from transformer_jax.nn.kv_cache import reorder, with_beams
-from transformer_jax.sampling import logits as transforms
-from transformer_jax.sampling.generate import left_aligned
-from transformer_jax.sampling.logits import check, largest
+from transformer_jax.sampling import logits_processors as transforms
+from transformer_jax.sampling.decode import left_aligned
+from transformer_jax.sampling.logits_processors import check, largest
 
 LENGTH_PENALTIES = {  # (n new tokens, alpha) -> what the sum of their log-probabilities is divided by
     "wu": lambda n, alpha: ((5 + n) / 6) ** alpha,  # Wu et al. 2016, equation 14

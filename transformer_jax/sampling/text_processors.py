@@ -10,7 +10,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from transformer_jax.sampling.logits import RULED_OUT, Method, check, method, where_possible
+from transformer_jax.sampling.logits_processors import RULED_OUT, Method, check, method, where_possible
 
 
 class _Counting(Method):

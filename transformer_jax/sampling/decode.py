@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from transformer_jax.errors import choose
 from transformer_jax.nn.kv_cache import has_slots, rewind
-from transformer_jax.sampling import logits as transforms
+from transformer_jax.sampling import logits_processors as transforms
 
 
 def _greedy(logits, keys):
