@@ -12,8 +12,8 @@ from test_sampling import EOS, KEYS, MAX_NEW, PAD, PROMPTS, TABLE, B, V, markov_
 import transformer_jax as tj
 from transformer_jax import sampling
 from transformer_jax.errors import UserError
-from transformer_jax.interop.files import PretrainedError
-from transformer_jax.interop.generation import read_rules
+from transformer_jax.huggingface.files import PretrainedError
+from transformer_jax.huggingface.generation_defaults import read_rules
 from transformer_jax.sampling import ForceLast, MinLength, PresencePenalty, Suppress, Temperature, TopK
 
 FIXTURES = Path(__file__).parent / "fixtures"

@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import transformer_jax as tj
-from transformer_jax.interop import pretrained
+from transformer_jax.huggingface import pretrained
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SHARDED = "llama_sharded_bf16"

@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import transformer_jax as tj
-from transformer_jax.interop.files import PretrainedError
+from transformer_jax.huggingface.files import PretrainedError
 from transformer_jax.models import GPT, Encoder, MaskedLM, TokenTagger
 from transformer_jax.nn.kv_cache import make_cache
 from transformer_jax.run import step_function
@@ -270,7 +270,7 @@ def test_a_name_is_looked_up_in_the_hubs_cache(tmp_path):
 
 @pytest.mark.parametrize("folder, model", [("bert", MaskedLM), ("gpt2", GPT)])
 def test_several_files_hold_what_one_would(folder, model, tmp_path, monkeypatch):
-    from transformer_jax.interop import pretrained
+    from transformer_jax.huggingface import pretrained
 
     monkeypatch.setattr(pretrained, "SHARD_BYTES", 5000)
     run = tj.from_pretrained(FIXTURES / folder)

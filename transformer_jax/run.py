@@ -13,8 +13,8 @@ import numpy as np
 from transformer_jax.checkpoint import CheckpointError, Checkpoints, abstract
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
-from transformer_jax.interop.generation import read_rules
-from transformer_jax.interop.pretrained import read_folder, write_folder
+from transformer_jax.huggingface.generation_defaults import read_rules
+from transformer_jax.huggingface.pretrained import read_folder, write_folder
 from transformer_jax.models import Seq2Seq, Seq2SeqConfig, describe_model, make_model, parameter_shapes
 from transformer_jax.sampling import Rules
 from transformer_jax.tokenizers import Tokenizer, tokenizer_from_dict

@@ -1,6 +1,6 @@
 """T5: Raffel et al. 2020; v1.1 has a gate in the feed-forward part and an output projection of its own."""
 
-from transformer_jax.interop.family import Architecture, Family, Field, SameAs
+from transformer_jax.huggingface.family import Architecture, Family, Field, SameAs
 
 
 def _both(name: str) -> tuple[str, str]:

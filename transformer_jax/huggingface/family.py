@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from transformer_jax.config import TransformerConfig
-from transformer_jax.interop.files import PretrainedError, Tensors, listed
+from transformer_jax.huggingface.files import PretrainedError, Tensors, listed
 from transformer_jax.nn.layers import num_input_axes
 from transformer_jax.schema import config_fields
 

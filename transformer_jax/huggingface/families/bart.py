@@ -1,6 +1,6 @@
 """BART (Lewis et al. 2020) and Marian (Junczys-Dowmunt et al. 2018): the Transformer of 2017 under the same names."""
 
-from transformer_jax.interop.family import ACTIVATIONS, Architecture, Family, Field, Place, SameAs
+from transformer_jax.huggingface.family import ACTIVATIONS, Architecture, Family, Field, Place, SameAs
 
 
 def _both(name: str) -> tuple[str, str]:

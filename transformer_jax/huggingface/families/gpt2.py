@@ -1,6 +1,6 @@
 """GPT-2: Radford et al. 2019. Its linear layers are "Conv1D", with kernels [in, out]."""
 
-from transformer_jax.interop.family import ACTIVATIONS, Architecture, Family, Field, Place
+from transformer_jax.huggingface.family import ACTIVATIONS, Architecture, Family, Field, Place
 
 
 def _conv(name: str, part: int = 0, num_parts: int = 1) -> Place:

@@ -1,6 +1,6 @@
 """Llama: Touvron et al. 2023, Llama Team 2024. Grouped queries, rotary positions in halves, gated feed-forward."""
 
-from transformer_jax.interop.family import Architecture, Family, Field
+from transformer_jax.huggingface.family import Architecture, Family, Field
 
 _LAYER = "model.layers.{i}"
 _SCALED, _LLAMA3 = ("rope_scaling", ("linear", "llama3")), ("rope_scaling", ("llama3",))

@@ -11,9 +11,12 @@ import numpy as np
 
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError, choose
-from transformer_jax.interop.bart import BART, MARIAN
-from transformer_jax.interop.bert import BERT, ROBERTA
-from transformer_jax.interop.family import (
+from transformer_jax.huggingface.families.bart import BART, MARIAN
+from transformer_jax.huggingface.families.bert import BERT, ROBERTA
+from transformer_jax.huggingface.families.gpt2 import GPT2
+from transformer_jax.huggingface.families.llama import LLAMA
+from transformer_jax.huggingface.families.t5 import T5
+from transformer_jax.huggingface.family import (
     TYPES,
     Architecture,
     Family,
@@ -27,10 +30,7 @@ from transformer_jax.interop.family import (
     to_theirs,
     write_config,
 )
-from transformer_jax.interop.files import Folder, PretrainedError, Tensors, new_folder, write_json, write_tensors
-from transformer_jax.interop.gpt2 import GPT2
-from transformer_jax.interop.llama import LLAMA
-from transformer_jax.interop.t5 import T5
+from transformer_jax.huggingface.files import Folder, PretrainedError, Tensors, new_folder, write_json, write_tensors
 from transformer_jax.models import describe_model, make_model, parameter_shapes
 
 FAMILIES = {family.model_type: family for family in (GPT2, LLAMA, BERT, ROBERTA, T5, BART, MARIAN)}

@@ -4,7 +4,7 @@ from typing import Any
 
 from transformer_jax import sampling
 from transformer_jax.errors import UserError
-from transformer_jax.interop.files import PretrainedError
+from transformer_jax.huggingface.files import PretrainedError
 from transformer_jax.sampling import Rules
 
 

@@ -1,6 +1,6 @@
 """BERT (Devlin et al. 2019) and RoBERTa (Liu et al. 2019): one body, heads of different names."""
 
-from transformer_jax.interop.family import ACTIVATIONS, Architecture, Family, Field
+from transformer_jax.huggingface.family import ACTIVATIONS, Architecture, Family, Field
 
 _LAYER = "encoder.layer.{i}"
 _BODY = {

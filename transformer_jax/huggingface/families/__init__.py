@@ -1,0 +1,1 @@
+"""Hugging Face model families, one table each."""
