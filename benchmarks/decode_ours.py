@@ -18,10 +18,10 @@ import numpy as np  # noqa: E402
 
 import transformer_jax as tj  # noqa: E402
 from transformer_jax import sampling  # noqa: E402
-from transformer_jax.generation import begin_search  # noqa: E402
+from transformer_jax.inference.engine import write_all  # noqa: E402
+from transformer_jax.inference.generate import begin_search  # noqa: E402
 from transformer_jax.models import GPT  # noqa: E402
 from transformer_jax.nn.layers import num_input_axes  # noqa: E402
-from transformer_jax.writing import write_all  # noqa: E402
 
 
 def matrices(params) -> list[jax.Array]:

@@ -10,9 +10,10 @@ import pytest
 from arrays import random_like
 
 import transformer_jax as tj
-from transformer_jax import generation, sampling, writing
+from transformer_jax import sampling
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
+from transformer_jax.inference import engine, generate
 from transformer_jax.models import GPT, parameter_shapes
 from transformer_jax.run import Run, step_function
 from transformer_jax.sampling import Rules
@@ -65,14 +66,14 @@ def test_a_stream_never_ends_a_piece_within_a_character_or_a_stop_string():
         ("xabab", ("abc",), ["x", "ab", "ab"]),
         ("x狐狐y", ("狐y",), ["x", "狐"]), ("aabc", ("ab", "bc"), ["a"]), ("ab\ufffdc", (), ["a", "b", "\ufffdc"]),
     ):  # fmt: skip
-        pieces = list(generation._pieces(following(run, text, stop), stop))
+        pieces = list(generate._pieces(following(run, text, stop), stop))
         assert pieces == expected, (text, stop)
 
 
 def following(run, text, stop):
     """A writer that writes this text, a token at a time."""
     tokens = run.tokenizer.encode(text)
-    writer = writing.Writer(run, [run.tokenizer.encode("the")], jax.random.split(jax.random.key(0), 1),
+    writer = engine.Writer(run, [run.tokenizer.encode("the")], jax.random.split(jax.random.key(0), 1),
                             (sampling.Follow(tokens[None]),), "greedy", len(tokens), stop)  # fmt: skip
     write = writer.write
     writer.write = lambda num: write(1)
@@ -180,7 +181,7 @@ def test_prompts_of_ten_lengths_take_two_programs_to_read_and_one_to_go_on(monke
         traced.append(tokens.shape[1])
         return step.func(params, tokens, is_token, cache)
 
-    monkeypatch.setattr(writing, "step_function", lambda run: jax.tree_util.Partial(counting, run.params))
+    monkeypatch.setattr(engine, "step_function", lambda run: jax.tree_util.Partial(counting, run.params))
     lengths, numbers = (1, 5, 17, 29, 32, 33, 41, 53, 61, 64), (32, 29, 3, 11, 5, 7, 23, 2, 13, 31)
     for length, num_new in zip(lengths, numbers, strict=True):
         tj.generate(run, ("the cat " * 8)[:length], max_new_tokens=num_new)
@@ -191,5 +192,5 @@ def test_results_do_not_depend_on_the_bucket(monkeypatch):
     run = made("byte")
     settings = dict(max_new_tokens=19, seed=3, num_samples=2)
     usual = tj.generate(run, ["the cat sat", "a"], **settings)
-    monkeypatch.setattr(writing, "bucket", lambda size, most, smallest=0: size)
+    monkeypatch.setattr(engine, "bucket", lambda size, most, smallest=0: size)
     assert tj.generate(run, ["the cat sat", "a"], **settings) == usual

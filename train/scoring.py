@@ -22,10 +22,10 @@ from train.metrics import bits_per_byte, perplexity
 from train.start import Start
 from train.step import eval_step
 from train.tasks import load_task
-from transformer_jax import predicting
 from transformer_jax.errors import UserError
+from transformer_jax.inference import predict
+from transformer_jax.inference.translate import translate
 from transformer_jax.run import Run
-from transformer_jax.translating import translate
 
 ROWS = 32
 
@@ -78,7 +78,7 @@ def classify(run: Run, config: Config, split: str, options: Options) -> Score:
     """Accuracy, the mean of the labels' F1, and who is taken for whom."""
     rows = labelled_split(config.data, split)
     references = [label for _, label, where in rows if to_index(label, run.labels, where) >= 0]
-    answers = predicting.classify(run, [text for text, _, _ in rows], progress=options.of(len(rows)))
+    answers = predict.classify(run, [text for text, _, _ in rows], progress=options.of(len(rows)))
     guesses = [answer.label for answer in answers]
     confusion = confusions(run.labels, references, guesses)
     values = {"accuracy": float(np.trace(confusion) / len(rows)), "macro_f1": macro_f1(confusion)}
@@ -89,7 +89,7 @@ def regress(run: Run, config: Config, split: str, options: Options) -> Score:
     """Errors, and how well numbers and guesses go together."""
     rows = labelled_split(config.data, split)
     references = np.array([to_number(label, where) for _, label, where in rows])
-    guesses = np.array(predicting.classify(run, [text for text, _, _ in rows], progress=options.of(len(rows))))
+    guesses = np.array(predict.classify(run, [text for text, _, _ in rows], progress=options.of(len(rows))))
     errors = guesses - references
     values = {
         "root_mean_squared_error": float(np.sqrt(np.mean(errors**2))),
@@ -104,7 +104,7 @@ def regress(run: Run, config: Config, split: str, options: Options) -> Score:
 def tag(run: Run, config: Config, split: str, options: Options) -> Score:
     """The share of words that have their tag and, where tags are B-, I- and O, the F1 of entities."""
     sentences = tagged_split(config.data, split)
-    guesses = predicting.tag(run, [sentence.words for sentence in sentences], progress=options.of(len(sentences)))
+    guesses = predict.tag(run, [sentence.words for sentence in sentences], progress=options.of(len(sentences)))
     references = [sentence.tags for sentence in sentences]
     words, guessed = ([tag for tags in side for tag in tags] for side in (references, guesses))
     names = (*run.labels, *sorted(set(words) - set(run.labels)))  # a tag that training never had is always wrong

@@ -14,7 +14,7 @@ from train.data.pipeline import make_tokenizer, sha256, tokenizer_sha256
 from train.data.python_tokens import python_tokens
 from train.data.sources import read_file
 from transformer_jax.errors import UserError, choose
-from transformer_jax.predicting import encode_words
+from transformer_jax.inference.predict import encode_words
 from transformer_jax.tokenizers import Tokenizer
 
 CONLLU_COLUMNS = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")

@@ -10,7 +10,7 @@ from absl import flags
 
 from transformer_jax import startup
 from transformer_jax.commands.cli import HELP_FLAGS, UsageError, parse_flags, show_help
-from transformer_jax.settings import Settings
+from transformer_jax.inference.generation_settings import Settings
 
 EXAMPLE = 'python -m transformer_jax sample --run_dir=runs/a --prompt="To be or not to be" --top_k=40'
 

@@ -14,7 +14,7 @@ def main(argv: list[str]) -> None:
     if lines is None:
         return
     import transformer_jax as tj  # its functions load JAX, so that a mistake above is answered before
-    from transformer_jax.predicting import split_words
+    from transformer_jax.inference.predict import split_words
 
     run = tj.open_run(_RUN_DIR.value, _CHECKPOINT.value)
     tags = tj.tag(run, lines, batch_size=_BATCH_SIZE.value, progress=progress_of(len(lines)))

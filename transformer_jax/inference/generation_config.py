@@ -7,11 +7,11 @@ from typing import Any
 
 from transformer_jax import sampling
 from transformer_jax.errors import UserError, choose
+from transformer_jax.inference.generation_settings import Settings
 from transformer_jax.nn.kv_cache import CACHE_TYPES
 from transformer_jax.run import Run
 from transformer_jax.sampling.logits_processors import Method, check
 from transformer_jax.schema import unknown_field
-from transformer_jax.settings import Settings
 from transformer_jax.tokenizers import Tokenizer
 from transformer_jax.tokenizers.token_bytes import token_bytes
 

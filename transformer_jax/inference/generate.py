@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax import sampling
-from transformer_jax.decoding import Decoding, methods_of
-from transformer_jax.drafting import drafting_of
 from transformer_jax.errors import UserError
+from transformer_jax.inference.draft_model import drafting_of
+from transformer_jax.inference.engine import STOP_TOKENS, Writer, batch, begin_targets, bucket
+from transformer_jax.inference.generation_config import Decoding, methods_of
 from transformer_jax.models import GPT, Seq2Seq
 from transformer_jax.nn.kv_cache import as_type, make_cache, why_it_ends
 from transformer_jax.run import Run, step_function
-from transformer_jax.writing import STOP_TOKENS, Writer, batch, begin_targets, bucket
 
 STREAM_SECONDS = 0.05  # a piece of a stream takes about so long, however fast the model is
 

@@ -7,10 +7,10 @@ import numpy as np
 
 from transformer_jax import sampling
 from transformer_jax.errors import UserError
+from transformer_jax.inference.engine import begin_targets, cut, write_all
+from transformer_jax.inference.predict import LENGTH_MULTIPLE, by_length, fit
 from transformer_jax.models import Seq2Seq
-from transformer_jax.predicting import LENGTH_MULTIPLE, by_length, fit
 from transformer_jax.run import Run
-from transformer_jax.writing import begin_targets, cut, write_all
 
 
 def translate(

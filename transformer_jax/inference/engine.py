@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax import sampling
-from transformer_jax.drafting import Drafting
+from transformer_jax.inference.draft_model import Drafting
 from transformer_jax.models import Seq2Seq
 from transformer_jax.nn.kv_cache import DecodeCache, as_type, make_cache, make_ring
 from transformer_jax.run import Run, step_function

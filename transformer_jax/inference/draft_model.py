@@ -5,8 +5,8 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from transformer_jax.decoding import Decoding
 from transformer_jax.errors import UserError
+from transformer_jax.inference.generation_config import Decoding
 from transformer_jax.run import Run, open_run, step_function
 from transformer_jax.sampling.logits_processors import check
 from transformer_jax.tokenizers.token_bytes import token_bytes

@@ -1,0 +1,1 @@
+"""Inference with a Run: generate, translate, classify, tag, score, attention maps, quantize."""
