@@ -16,11 +16,14 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
-from train import loop, plan  # noqa: E402
+from train import (
+    flops,  # noqa: E402
+    loop,  # noqa: E402
+)
 from train.config import Config  # noqa: E402
-from train.objectives import causal_lm  # noqa: E402
+from train.initialization import Start  # noqa: E402
+from train.losses import causal_lm  # noqa: E402
 from train.optimizer import make_optimizer  # noqa: E402
-from train.start import Start  # noqa: E402
 from transformer_jax.models import GPT  # noqa: E402
 
 
@@ -71,7 +74,7 @@ def main():
     def answer(value):
         print(json.dumps(value), flush=True)
 
-    answer({"flops_per_token": plan.flops_per_token(state.params, config.model)})
+    answer({"flops_per_token": flops.flops_per_token(state.params, config.model)})
     for line in sys.stdin:
         order = json.loads(line)
         if order["do"] == "losses":

@@ -11,7 +11,7 @@ nats per character, and the least that any model can have of the same context (t
     hmm      2.0591, floor 2.0513, 0.4 % above it      8 hidden states; the best of two characters alone: 2.27
     grammar  1.7358, floor 1.7318, 0.2 % above it      bracketed arithmetic; the best of two characters alone: 1.97
 
-A loss that is significantly below the floor is reported as a leak (train/floor.py).
+A loss that is significantly below the floor is reported as a leak (train/entropy_floor.py).
 """
 
 from configs import default

@@ -10,14 +10,14 @@ import pytest
 from test_step import make, make_batch
 
 import transformer_jax as tj
-from train.best import Best, best_of
 from train.data.tagged import entity_f1
+from train.early_stopping import Best, best_of
+from train.evaluation import measure
 from train.loop import run as train
-from train.measure import measure
+from train.losses import classify, count_entities
 from train.metrics import read_metrics
-from train.objectives import classify, count_entities
-from train.scoring import confusions, macro_f1
 from train.state import create_state, join, split, used_params
+from train.tasks.scoring import confusions, macro_f1
 from transformer_jax.checkpoint import Checkpoints
 
 LABELS = ("B-a", "I-a", "O", "B-b", "I-b")

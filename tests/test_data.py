@@ -11,8 +11,8 @@ from text_files import TEXT, lightly, text_config, write
 
 import transformer_jax as tj
 from train.config import TokenizerConfig
-from train.data.order import TrainOrder, _epoch_starts
-from train.data.pipeline import eval_batches, load_corpus, make_tokenizer, prefetch, window_batch
+from train.data.batch_sampler import TrainOrder, _epoch_starts
+from train.data.batches import eval_batches, load_corpus, make_tokenizer, prefetch, window_batch
 from train.data.sources import split_text
 from transformer_jax.errors import UserError
 from transformer_jax.tokenizers import ByteTokenizer, CharTokenizer

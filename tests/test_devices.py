@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from train.objectives import causal_lm
+from train.losses import causal_lm
 from train.parallel import PARALLEL, make_parallel
 from train.state import TrainState, create_state
 from train.step import eval_step, train_step

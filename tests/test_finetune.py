@@ -11,9 +11,9 @@ import pytest
 import transformer_jax as tj
 from configs import finetune_bert, finetune_gpt2
 from train.config import OptimizerConfig
-from train.example_tasks import encode_pair
 from train.loop import run as train
 from train.optimizer import make_optimizer
+from train.tasks.supervised import encode_pair
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SENTENCE = "The cat sat on the mat, and the dog walked in the garden. "

@@ -11,15 +11,15 @@ from known_texts import windows
 
 import transformer_jax as tj
 from configs import default
-from train import objectives
+from train import losses
 from train.config import Config, DataConfig
+from train.data.batches import eval_batches, load_corpus
 from train.data.entropy import TRUTHS, draw_part, known_truth
-from train.data.pipeline import eval_batches, load_corpus
-from train.floor import compare, floor_of, paired, with_floor
+from train.entropy_floor import compare, floor_of, paired, with_floor
+from train.evaluation import measure
 from train.loop import run as train
-from train.measure import measure
 from train.metrics import read_metrics
-from train.scoring import Options, causal_lm
+from train.tasks.scoring import Options, causal_lm
 from transformer_jax.tokenizers import ByteTokenizer, train_tokenizer
 
 each_source = pytest.mark.parametrize("source", TRUTHS)
@@ -31,7 +31,7 @@ each_source = pytest.mark.parametrize("source", TRUTHS)
 def in_jax(truth, mix=lambda probabilities, tokens: probabilities):
     """The truth as a model, with a forward algorithm of its own; `mix` makes other probabilities of the true ones.
 
-    Called as `objectives.causal_lm` calls a model: first for activations, here the tokens, and then for logits.
+    Called as `losses.causal_lm` calls a model: first for activations, here the tokens, and then for logits.
     """
     arcs = jnp.array(truth.arcs)
 
@@ -50,7 +50,7 @@ def in_jax(truth, mix=lambda probabilities, tokens: probabilities):
 
 def evaluation(model):
     """The compiled step of an evaluation; model: params -> apply."""
-    return jax.jit(lambda params, batch: paired(objectives.causal_lm)(model(params), batch))
+    return jax.jit(lambda params, batch: paired(losses.causal_lm)(model(params), batch))
 
 
 def compared(truth, text, step, params=None, rows=29):
@@ -181,10 +181,10 @@ def test_targets_that_are_not_shifted_are_a_leak_that_is_loud(monkeypatch, tmp_p
     def unshifted(apply, batch, deterministic=True):
         tokens, is_target = batch["tokens"][:, :-1], batch["is_token"][:, :-1]
         x = apply(tokens, deterministic=deterministic, method="activations")
-        nats = objectives.cross_entropy(lambda x: apply(x, method="logits"), x, tokens)
+        nats = losses.cross_entropy(lambda x: apply(x, method="logits"), x, tokens)
         return jnp.sum(jnp.where(is_target, nats, 0.0)), jnp.sum(is_target, dtype=jnp.float32), {}
 
-    monkeypatch.setattr(objectives, "causal_lm", unshifted)
+    monkeypatch.setattr(losses, "causal_lm", unshifted)
     config = config_of("hmm", train__num_steps=60, train__eval_every=30, optimizer__peak_lr=3e-2)
     workdir = train(config, tmp_path / "run")
     last = read_metrics(workdir / "metrics.jsonl")[-1]

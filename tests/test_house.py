@@ -85,7 +85,7 @@ def test_the_parts_of_a_model_lean_on_simpler_parts_only(level):
 @sources
 def test_only_commands_and_recipes_know_absl_and_ml_collections(name):
     is_edge = name.startswith(("transformer_jax/commands/", "configs/"))
-    if not is_edge and name not in ("train/__main__.py", "train/evaluate.py", "train/plan.py"):
+    if not is_edge and name not in ("train/__main__.py", "train/evaluate.py", "train/flops.py"):
         assert not offenders(name, "absl", "ml_collections")
 
 

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from train import plan
-from train.data.pipeline import eval_batches
-from train.measure import measure
+from train import flops
+from train.data.batches import eval_batches
+from train.evaluation import measure
+from train.losses import causal_lm
 from train.metrics import MetricsLog, bits_per_byte, perplexity, read_metrics
-from train.objectives import causal_lm
 from train.plot import draw_loss
 from train.step import eval_step
 from transformer_jax.config import TransformerConfig
@@ -163,7 +163,7 @@ def test_parameters_and_operations_are_those_counted_by_hand(tie_embeddings):
     biases = 4 * 4 + 8 + 4
     norms = 3 * 2 * 4
     unembed = 0 if tie_embeddings else 4 * 10
-    assert plan.count(params) == kernels + biases + norms + 10 * 4 + 3 * 4 + unembed
-    assert plan.num_bytes(params) == 4 * plan.count(params)
+    assert flops.count(params) == kernels + biases + norms + 10 * 4 + 3 * 4 + unembed
+    assert flops.num_bytes(params) == 4 * flops.count(params)
     # 6 for each weight, the output projection's too; 12 for each of the 3 places, 2 heads and 2 numbers of a head
-    assert plan.flops_per_token(params, config) == 6 * (kernels + 10 * 4) + 12 * 3 * 2 * 2
+    assert flops.flops_per_token(params, config) == 6 * (kernels + 10 * 4) + 12 * 3 * 2 * 2

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from train.config import DataConfig, TokenizerConfig
 from train.data.packing import cut, load_packed, pack, packed_batch
 from train.data.sources import load_documents
-from train.objectives import causal_lm, packed_targets
+from train.losses import causal_lm, packed_targets
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
 from transformer_jax.models import GPT

@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 
 import transformer_jax as tj
-from train import example_tasks
 from train.config import Config, TokenizerConfig
+from train.initialization import Start
 from train.loop import run as train
-from train.scoring import SCORERS, Options, confusions, macro_f1
-from train.start import Start
-from train.tasks import load_task
+from train.tasks.registry import load_task, supervised
+from train.tasks.scoring import SCORERS, Options, confusions, macro_f1
 
 ROOT = Path(__file__).parents[1]
 TEXTS = ["good film", "a bad one", "good", "what a bad bad film it was in all ways", "fine"]
@@ -238,7 +237,7 @@ def test_where_chance_leaves_out_merges_each_example_comes_in_16_versions_of_the
 
 
 def test_of_very_many_examples_each_has_a_part_of_the_versions_and_words_have_them_all(runs, monkeypatch):
-    monkeypatch.setattr(example_tasks, "MOST_EXAMPLES", 16 * 3)  # of 16 texts: 3 versions of each
+    monkeypatch.setattr(supervised, "MOST_EXAMPLES", 16 * 3)  # of 16 texts: 3 versions of each
     config = dataclasses.replace(
         runs["classify"][1], tokenizer=TokenizerConfig(kind="bpe", vocab_size=290, dropout=0.5),
         train=dataclasses.replace(runs["classify"][1].train, batch_size=48),

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from train.objectives import causal_lm, cross_entropy
+from train.losses import causal_lm, cross_entropy
 from train.state import create_state
 from train.step import eval_step, train_step, train_steps
 from transformer_jax.config import TransformerConfig

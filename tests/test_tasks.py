@@ -10,10 +10,10 @@ import pytest
 import transformer_jax as tj
 from train.config import Config, DataConfig
 from train.data import dates
-from train.data.corrupt import hide_spans, hide_tokens, num_hidden
+from train.data.corruption import hide_spans, hide_tokens, num_hidden
 from train.data.tagged import encode_sentence, entities, entity_f1, read_tagged
 from train.loop import run as train
-from train.scoring import SCORERS, Options
+from train.tasks.scoring import SCORERS, Options
 from transformer_jax.tokenizers import train_tokenizer
 
 FIXTURES = Path(__file__).parent / "fixtures"

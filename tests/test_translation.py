@@ -18,10 +18,10 @@ from sacrebleu.metrics import BLEU
 import transformer_jax as tj
 from configs import default
 from train.config import DataConfig
-from train.data.order import ExampleOrder
+from train.data.batch_sampler import ExampleOrder
 from train.data.pairs import load_split
 from train.loop import run as train
-from train.objectives import cross_entropy, seq2seq
+from train.losses import cross_entropy, seq2seq
 
 ROOT = Path(__file__).parents[1]
 RNG = np.random.default_rng(0)

@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
     from train.config import Config
     from train.data.pairs import SPLITS
     from train.plot import draw_confusion
-    from train.scoring import SCORERS, Options
+    from train.tasks.scoring import SCORERS, Options
 
     run, meta = tj.load(_RUN_DIR.value, _CHECKPOINT.value, average=_AVERAGE.value), tj.read_meta(_RUN_DIR.value)
     if "config" not in meta:

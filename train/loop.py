@@ -16,20 +16,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from train import plan, resume
-from train.best import Best, best_of
+from train import flops, resume
 from train.config import Config
-from train.measure import measure
+from train.early_stopping import Best, best_of
+from train.evaluation import measure
+from train.initialization import Start, find_start, take_over
 from train.metrics import MetricsLog
 from train.optimizer import make_optimizer, make_schedule
 from train.parallel import Jit, Pmap, make_parallel
 from train.plot import draw_loss
-from train.start import Start, find_start, take_over
+from train.signals import Stopped, StopSignals
 from train.state import TrainState, create_state, join, split, used_params
 from train.step import Batch, eval_step, train_step
-from train.stop import Stopped, StopSignals
-from train.task import Task
-from train.tasks import load_task
+from train.tasks.base import Task
+from train.tasks.registry import load_task
 from transformer_jax.checkpoint import Checkpoints, abstract
 from transformer_jax.errors import RunError, UserError
 from transformer_jax.models import describe_model, first_params
@@ -179,7 +179,7 @@ def choose_steps_per_call(config: Config, task: Task, params: Any) -> int:
     """How many steps a call of the compiled program takes: several where they are short."""
     if not task.has_one_shape:
         return 1
-    flops = plan.flops_per_token(params, task.model.config) * task.tokens_per_step
+    flops = flops.flops_per_token(params, task.model.config) * task.tokens_per_step
     return config.train.steps_per_call or int(np.clip(SHORT_STEP_FLOPS // flops, 1, 10))
 
 
@@ -261,7 +261,7 @@ def _meta(config: Config, task: Task, step: int, val_score: float | None, best: 
 def _describe(config: Config, task: Task, state: TrainState, origin: str) -> str:
     return (
         f"data: {task.description}; {task.tokenizer.kind} tokenizer, {task.tokenizer.vocab_size:,} ids\n"
-        + plan.describe(state.params, state.opt_state, task.model.config, task.tokens_per_step)
+        + flops.describe(state.params, state.opt_state, task.model.config, task.tokens_per_step)
         + (f"\n{origin}" if origin else "")
     )
 

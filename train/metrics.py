@@ -10,7 +10,7 @@ import rich.console
 import rich.progress
 from tensorboardX import SummaryWriter
 
-from train import floor
+from train import entropy_floor
 
 
 def perplexity(nats_per_token: float) -> float:
@@ -90,14 +90,14 @@ class MetricsLog:
             values |= {"bits_per_byte": bits_per_byte(loss, bytes_per_token)}
             words += f"  {values['bits_per_byte']:.4f} bits/byte"
         if "floor" in values:
-            words += f"  {floor.describe(values)}"
+            words += f"  {entropy_floor.describe(values)}"
         else:
             shown = [name for name in values if name not in ("loss", "perplexity", "bits_per_byte")]
             words += "".join(f"  {name} {values[name]:.4f}" for name in shown)
         self._event(step, "val", values)
         self.say(f"{self._step(step)}  {words}")
         if values.get("leak"):
-            self.say(floor.warn(values))
+            self.say(entropy_floor.warn(values))
 
     def _perplexity(self, loss: float) -> dict[str, float]:
         return {"perplexity": perplexity(loss)} if self._has_perplexity else {}

@@ -10,9 +10,9 @@ import os
 import numpy as np
 
 from train.config import DataConfig, TokenizerConfig
+from train.data.batches import make_tokenizer, sha256, tokenizer_sha256
 from train.data.from_tfds import tfds_labelled
 from train.data.languages import languages
-from train.data.pipeline import make_tokenizer, sha256, tokenizer_sha256
 from train.data.sources import read_file
 from transformer_jax.errors import UserError, choose
 from transformer_jax.tokenizers import Tokenizer

@@ -12,7 +12,7 @@ import json
 import numpy as np
 
 from train.config import DataConfig, TokenizerConfig
-from train.data.pipeline import Batch, make_tokenizer, sha256, tokenizer_sha256, utf8
+from train.data.batches import Batch, make_tokenizer, sha256, tokenizer_sha256, utf8
 from train.data.sources import load_documents
 from transformer_jax.tokenizers import Tokenizer
 

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import numpy as np
 
 from train.config import DataConfig, TokenizerConfig
+from train.data.batches import make_tokenizer, sha256, tokenizer_sha256
 from train.data.dates import dates
 from train.data.from_tfds import tfds_pairs
-from train.data.pipeline import make_tokenizer, sha256, tokenizer_sha256
 from train.data.sources import read_file
 from transformer_jax.errors import UserError, choose
 from transformer_jax.tokenizers import PairTokenizer, Tokenizer

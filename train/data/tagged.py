@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from train.config import DataConfig, TokenizerConfig
+from train.data.batches import make_tokenizer, sha256, tokenizer_sha256
 from train.data.from_tfds import tfds_tagged
-from train.data.pipeline import make_tokenizer, sha256, tokenizer_sha256
 from train.data.python_tokens import python_tokens
 from train.data.sources import read_file
 from transformer_jax.errors import UserError, choose

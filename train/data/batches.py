@@ -13,7 +13,7 @@ import grain
 import numpy as np
 
 from train.config import DataConfig, TokenizerConfig
-from train.data.order import TrainOrder
+from train.data.batch_sampler import TrainOrder
 from train.data.sources import load_parts
 from transformer_jax.errors import UserError
 from transformer_jax.run import open_tokenizer

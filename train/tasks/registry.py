@@ -6,10 +6,10 @@ A task is one function (config, start, meta) -> Task, and one entry in TASKS.
 import dataclasses
 
 from train.config import Config
-from train.example_tasks import classify, regress, seq2seq, tag
-from train.start import Start
-from train.task import Task
-from train.text_tasks import causal_lm, masked_lm, spans
+from train.initialization import Start
+from train.tasks.base import Task
+from train.tasks.language_modeling import causal_lm, masked_lm, spans
+from train.tasks.supervised import classify, regress, seq2seq, tag
 from transformer_jax.errors import choose
 
 TASKS = {

@@ -7,15 +7,15 @@ from collections.abc import Callable
 import flax.linen as nn
 import numpy as np
 
-from train import objectives
+from train import losses
 from train.config import Config, TrainConfig
+from train.data.batches import Batch, labelled_batch, pair_batch, tagged_batch
 from train.data.labelled import Labelled, load_labelled
 from train.data.pairs import load_pairs
-from train.data.pipeline import Batch, labelled_batch, pair_batch, tagged_batch
 from train.data.tagged import encode_sentence, load_tagged
+from train.initialization import Start
 from train.resume import with_vocabulary
-from train.start import Start
-from train.task import Task, by_length
+from train.tasks.base import Task, by_length
 from transformer_jax.models import Regressor, Seq2Seq, SequenceClassifier, TokenTagger
 from transformer_jax.tokenizers import Tokenizer
 
@@ -44,7 +44,7 @@ def classify(config: Config, start: Start, meta: dict | None) -> Task:
     shape = with_vocabulary(start.merged(config.model), data.tokenizer.vocab_size)
     start.check_kind(SequenceClassifier)
     model = SequenceClassifier(shape, len(data.labels), config.train.pooling)
-    task = _of_texts(config, model, data, objectives.classify, np.int32)
+    task = _of_texts(config, model, data, losses.classify, np.int32)
     return dataclasses.replace(
         task, description=f"{task.description}, {len(data.labels)} labels", labels=data.labels, best_by="accuracy"
     )
@@ -55,7 +55,7 @@ def regress(config: Config, start: Start, meta: dict | None) -> Task:
     data = load_labelled(config.data, config.tokenizer, start.tokenizer, are_numbers=True)
     shape = with_vocabulary(start.merged(config.model), data.tokenizer.vocab_size)
     start.check_kind(Regressor)
-    return _of_texts(config, Regressor(shape, config.train.pooling), data, objectives.regress, np.float32)
+    return _of_texts(config, Regressor(shape, config.train.pooling), data, losses.regress, np.float32)
 
 
 def _of_texts(config: Config, model: nn.Module, data: Labelled, objective: Callable, label_type: type) -> Task:
@@ -112,7 +112,7 @@ def tag(config: Config, start: Start, meta: dict | None) -> Task:
     )  # fmt: skip
     has_entities = any(label.startswith("B-") for label in data.labels)
     return Task(
-        TokenTagger(shape, len(data.labels)), data.tokenizer, functools.partial(objectives.tag, labels=data.labels),
+        TokenTagger(shape, len(data.labels)), data.tokenizer, functools.partial(losses.tag, labels=data.labels),
         *batches,
         data.fingerprint,
         f"{len(parts[0]):,} sentences to train on{_versions(parts[0], data.train)}, {len(parts[1]):,} to validate on, "
@@ -141,7 +141,7 @@ def seq2seq(config: Config, start: Start, meta: dict | None) -> Task:
     )
     return Task(
         Seq2Seq(shape), data.tokenizer,
-        functools.partial(objectives.seq2seq, label_smoothing=config.train.label_smoothing),
+        functools.partial(losses.seq2seq, label_smoothing=config.train.label_smoothing),
         *batches,
         data.fingerprint,
         f"{len(lengths[0]):,} pairs to train on{_versions(parts[0], data.train)}, {len(lengths[1]):,} to validate on"

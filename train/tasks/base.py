@@ -8,8 +8,8 @@ import flax.linen as nn
 import jax
 
 from train.config import Config
-from train.data.order import ExampleOrder
-from train.data.pipeline import Batch, prefetch
+from train.data.batch_sampler import ExampleOrder
+from train.data.batches import Batch, prefetch
 from transformer_jax.tokenizers import Tokenizer
 
 EVAL_TOKENS = 8192  # targets in one evaluation batch, about: enough to be fast, few enough for their logits

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from train.data.batches import Batch
 from train.data.entropy import TRUTHS, known_truth
-from train.data.pipeline import Batch
 from transformer_jax.tokenizers import Tokenizer
 
 ERRORS = 3.0  # standard errors below the floor that are called a leak: an unbiased loss is there once in 740 times

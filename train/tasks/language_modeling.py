@@ -6,16 +6,16 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from train import objectives
+from train import losses
 from train.config import Config
-from train.data.corrupt import hide_spans, hide_tokens, num_hidden
-from train.data.order import TrainOrder
+from train.data.batch_sampler import TrainOrder
+from train.data.batches import Batch, eval_batches, load_corpus, window_batch
+from train.data.corruption import hide_spans, hide_tokens, num_hidden
 from train.data.packing import load_packed, packed_batch
-from train.data.pipeline import Batch, eval_batches, load_corpus, window_batch
-from train.floor import floor_of, paired, with_floor
+from train.entropy_floor import floor_of, paired, with_floor
+from train.initialization import Start
 from train.resume import with_vocabulary
-from train.start import Start
-from train.task import EVAL_TOKENS, Task, by_length
+from train.tasks.base import EVAL_TOKENS, Task, by_length
 from transformer_jax.models import GPT, MaskedLM, Seq2Seq
 
 MEAN_SPAN = 3.0  # tokens in a gap, in the mean, as in T5
@@ -34,7 +34,7 @@ def causal_lm(config: Config, start: Start, meta: dict | None) -> Task:
     shape = with_vocabulary(start.merged(config.model), corpus.tokenizer.vocab_size)
     start.check_kind(GPT)
     order = TrainOrder(len(corpus.train_tokens), shape.max_len, config.train.batch_size, config.train.seed)
-    objective = objectives.causal_lm
+    objective = losses.causal_lm
     validation = functools.partial(eval_batches, corpus.val_tokens, shape.max_len, _eval_rows(shape.max_len))
     if floor := floor_of(config.data.source, corpus.tokenizer):
         objective, validation = paired(objective), with_floor(validation, floor)
@@ -62,8 +62,8 @@ def _documents(config: Config, start: Start) -> Task:
         lambda part, rows, length, num_rows: packed_batch(parts[part], rows, num_rows, data.tokenizer.pad_id),
     )  # fmt: skip
     return Task(
-        GPT(shape), data.tokenizer, objectives.causal_lm, *batches, data.fingerprint, data.description,
-        lambda batch: int(objectives.packed_targets(batch).sum()), config.train.batch_size * shape.max_len,
+        GPT(shape), data.tokenizer, losses.causal_lm, *batches, data.fingerprint, data.description,
+        lambda batch: int(losses.packed_targets(batch).sum()), config.train.batch_size * shape.max_len,
         has_one_shape=True, bytes_per_token=data.val_bytes_per_token,
     )  # fmt: skip
 
@@ -87,7 +87,7 @@ def masked_lm(config: Config, start: Start, meta: dict | None) -> Task:
             yield with_gaps(batch, i)
 
     return Task(
-        MaskedLM(shape), tokenizer, objectives.masked_lm,
+        MaskedLM(shape), tokenizer, losses.masked_lm,
         lambda step: with_gaps(window_batch(corpus.train_tokens, order, step), config.train.seed, step), validation,
         corpus.fingerprint,
         corpus.description,
@@ -121,7 +121,7 @@ def spans(config: Config, start: Start, meta: dict | None) -> Task:
             yield with_gaps(windows[i : i + rows], i)
 
     return Task(
-        Seq2Seq(shape), tokenizer, objectives.seq2seq,
+        Seq2Seq(shape), tokenizer, losses.seq2seq,
         train_batch, validation, corpus.fingerprint,
         f"{corpus.description}, {num_spans} gaps in {max_len} tokens",
         lambda batch: int(batch["target_is_token"][..., 1:].sum()), config.train.batch_size * max_len,

@@ -9,19 +9,19 @@ import jax
 import numpy as np
 from sacrebleu.metrics import BLEU, CHRF
 
-from train import objectives
+from train import losses
 from train.config import Config
+from train.data.batches import eval_batches, load_corpus
 from train.data.entropy import TRUTHS, draw_part
 from train.data.labelled import labelled_split, to_index, to_number
 from train.data.pairs import load_split
-from train.data.pipeline import eval_batches, load_corpus
 from train.data.tagged import entity_f1, tagged_split
-from train.floor import floor_of, paired, with_floor
-from train.measure import measure
+from train.entropy_floor import floor_of, paired, with_floor
+from train.evaluation import measure
+from train.initialization import Start
 from train.metrics import bits_per_byte, perplexity
-from train.start import Start
 from train.step import eval_step
-from train.tasks import load_task
+from train.tasks.registry import load_task
 from transformer_jax.errors import UserError
 from transformer_jax.inference import predict
 from transformer_jax.inference.translate import translate
@@ -141,7 +141,7 @@ def causal_lm(run: Run, config: Config, split: str, options: Options) -> Score:
         tokens = run.tokenizer.encode(draw_part(config.data.source, split, len(corpus.val_tokens)))
     else:
         tokens = corpus.val_tokens if split == "val" else corpus.train_tokens
-    objective, batches = objectives.causal_lm, functools.partial(eval_batches, tokens, run.config.max_len, ROWS)
+    objective, batches = losses.causal_lm, functools.partial(eval_batches, tokens, run.config.max_len, ROWS)
     # Not of what the model was trained on: to know that by heart is no leak.
     if split != "train" and (floor := floor_of(config.data.source, run.tokenizer)):
         objective, batches = paired(objective), with_floor(batches, floor)

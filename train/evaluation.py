@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from train.floor import compare
+from train.entropy_floor import compare
 from train.step import Batch
 
 

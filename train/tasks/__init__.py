@@ -1,0 +1,1 @@
+"""Training tasks: model, loss, batches and metrics of one training objective."""
