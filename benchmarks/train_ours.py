@@ -16,10 +16,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
-from train import (
-    flops,  # noqa: E402
-    loop,  # noqa: E402
-)
+from train import flops, loop  # noqa: E402
 from train.config import Config  # noqa: E402
 from train.initialization import Start  # noqa: E402
 from train.losses import causal_lm  # noqa: E402

@@ -199,7 +199,8 @@ def methods():
 def scores(positions, **changes):
     """(q, k, query positions, key positions) -> scores, with the scheme alone."""
     attn, masks, config, scheme = (
-        importlib.import_module(f"transformer_jax.{name}") for name in ("nn.attention", "nn.masks", "config", "nn.positions")
+        importlib.import_module(f"transformer_jax.{name}")
+        for name in ("nn.attention", "nn.masks", "config", "nn.positions")
     )
     config = config.TransformerConfig(head_dim=8, positions=positions, num_heads=6, **changes)
     scheme = scheme.POSITIONS[positions]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transformer_jax.errors import UserError
-from transformer_jax.sampling import Temperature, beam_search, matching, one_of
+from transformer_jax.sampling import Temperature, beam_search, generate, matching, one_of
 from transformer_jax.sampling.regex import MAX_DEPTH, compile_regex
 
 EOS, PAD = 1, 0

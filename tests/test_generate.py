@@ -14,7 +14,7 @@ from transformer_jax import sampling
 from transformer_jax.errors import UserError
 from transformer_jax.huggingface.files import PretrainedError
 from transformer_jax.huggingface.generation_defaults import read_rules
-from transformer_jax.sampling import ForceLast, MinLength, PresencePenalty, Suppress, Temperature, TopK
+from transformer_jax.sampling import ForceLast, MinLength, PresencePenalty, Suppress, Temperature, TopK, generate
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

@@ -18,6 +18,7 @@ from transformer_jax.huggingface.files import PretrainedError
 from transformer_jax.models import GPT, Encoder, MaskedLM, TokenTagger
 from transformer_jax.nn.kv_cache import make_cache
 from transformer_jax.run import step_function
+from transformer_jax.sampling import generate
 
 FIXTURES = Path(__file__).parent / "fixtures"
 FOLDERS = [

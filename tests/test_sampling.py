@@ -13,7 +13,7 @@ from transformer_jax.errors import UserError
 from transformer_jax.models import GPT
 from transformer_jax.nn.kv_cache import make_cache
 from transformer_jax.nn.positions import POSITIONS
-from transformer_jax.sampling import CHOICES, Temperature, TopK, TopP
+from transformer_jax.sampling import CHOICES, Temperature, TopK, TopP, generate
 from transformer_jax.sampling.logits_processors import RULED_OUT, _keep_first, apply
 
 B, V, PAD, EOS, MAX_NEW = 5, 7, 0, 2, 11

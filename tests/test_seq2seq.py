@@ -14,7 +14,7 @@ from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
 from transformer_jax.models import Seq2Seq, Seq2SeqConfig
 from transformer_jax.nn.kv_cache import reorder
-from transformer_jax.sampling import decode
+from transformer_jax.sampling import generate
 from transformer_jax.sampling.beam_search import beam_search
 
 B, T, S, V = 3, 5, 7, 23

@@ -179,8 +179,8 @@ def choose_steps_per_call(config: Config, task: Task, params: Any) -> int:
     """How many steps a call of the compiled program takes: several where they are short."""
     if not task.has_one_shape:
         return 1
-    flops = flops.flops_per_token(params, task.model.config) * task.tokens_per_step
-    return config.train.steps_per_call or int(np.clip(SHORT_STEP_FLOPS // flops, 1, 10))
+    step_flops = flops.flops_per_token(params, task.model.config) * task.tokens_per_step
+    return config.train.steps_per_call or int(np.clip(SHORT_STEP_FLOPS // step_flops, 1, 10))
 
 
 def _is_due(step: int, num_steps: int, every: int) -> bool:

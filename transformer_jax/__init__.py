@@ -11,12 +11,12 @@ from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import RunError, UserError
 
 _HOMES = {
-    **dict.fromkeys(("Completion", "benchmark", "complete", "generate", "prompt_text", "stream"), "generation"),
-    "attention_maps": "seeing",
-    "Decoding": "decoding",
-    "quantize": "quantizing",
-    "translate": "translating",
-    **dict.fromkeys(("classify", "score", "tag"), "predicting"),
+    **dict.fromkeys(("Completion", "benchmark", "complete", "generate", "prompt_text", "stream"), "inference.generate"),
+    "attention_maps": "inference.attention_maps",
+    "Decoding": "inference.generation_config",
+    "quantize": "inference.quantize",
+    "translate": "inference.translate",
+    **dict.fromkeys(("classify", "score", "tag"), "inference.predict"),
     **dict.fromkeys(
         ("Run", "from_pretrained", "load", "logits", "open_run", "read_meta", "save", "save_pretrained"), "run"
     ),

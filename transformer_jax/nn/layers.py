@@ -221,5 +221,6 @@ class Embedding(nn.Module):
 
     def unembed(self, x: jax.Array) -> jax.Array:  # [..., D] -> [..., V]
         flat, table = x.reshape(-1, self.width), self.embedding
-        logits = quantization.product(flat, table) if isinstance(table, quantization.Int8) else flat @ table.astype(self.dtype).T
+        is_int8 = isinstance(table, quantization.Int8)
+        logits = quantization.product(flat, table) if is_int8 else flat @ table.astype(self.dtype).T
         return logits.reshape(*x.shape[:-1], self.num_rows)

@@ -1,13 +1,4 @@
-"""Text to token ids and back, exactly: characters, bytes or pieces of words.
-
-The contract of every tokenizer:
-
-    vocab_size         ids run from 0 to vocab_size - 1
-    pad_id = 0, bos_id = 1, eos_id = 2; the ids of text begin at 3: no text, not even "<eos>", becomes a special id
-    encode(text)       -> int32 [T], without bos or eos
-    decode(ids)        -> str, special ids left out; decode(encode(text)) == text
-    to_dict()          -> what `tokenizer_from_dict` makes an equal tokenizer from, also by way of JSON
-"""
+"""Tokenizer registry: train one by kind, rebuild one from its dict."""
 
 import functools
 import json
@@ -17,10 +8,6 @@ import numpy as np
 
 from transformer_jax.errors import choose
 from transformer_jax.tokenizers.base import (
-    BOS_ID,
-    EOS_ID,
-    FIRST_TEXT_ID,
-    PAD_ID,
     ByteTokenizer,
     CharTokenizer,
     Tokenizer,
@@ -28,11 +15,6 @@ from transformer_jax.tokenizers.base import (
 )
 from transformer_jax.tokenizers.pretrained import FILE_TOKENIZERS
 from transformer_jax.tokenizers.subwords import BPETokenizer, UnigramTokenizer, WordPieceTokenizer
-
-__all__ = [
-    "BOS_ID", "EOS_ID", "FIRST_TEXT_ID", "PAD_ID", "TOKENIZERS", "BPETokenizer", "ByteTokenizer", "CharTokenizer",
-    "PairTokenizer", "Tokenizer", "UnigramTokenizer", "WordPieceTokenizer", "tokenizer_from_dict", "train_tokenizer",
-]  # fmt: skip
 
 
 class PairTokenizer(Tokenizer):
