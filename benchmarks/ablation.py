@@ -25,11 +25,19 @@ from train.metrics import read_metrics  # noqa: E402
 
 SEEDS = (0, 1, 2)
 PLAIN = {  # GPT-2's choices with the best learning rate found for them
-    "model.positions": "learned", "model.norm": "layernorm", "model.qk_norm": False, "model.feed_forward": "gelu",
-    "model.zero_init": False, "model.logit_softcap": 0.0, "optimizer.name": "adamw", "optimizer.peak_lr": 4e-3,
-    "optimizer.b2": 0.99, "optimizer.weight_decay": 0.1, "optimizer.schedule": "warmup_cosine",
+    "model.positions": "learned",
+    "model.norm": "layernorm",
+    "model.qk_norm": False,
+    "model.feed_forward": "gelu",
+    "model.zero_init": False,
+    "model.logit_softcap": 0.0,
+    "optimizer.name": "adamw",
+    "optimizer.peak_lr": 4e-3,
+    "optimizer.b2": 0.99,
+    "optimizer.weight_decay": 0.1,
+    "optimizer.schedule": "warmup_cosine",
     "optimizer.final_lr_fraction": 0.1,
-}  # fmt: skip
+}
 VARIANTS = {
     "the recipe": {},
     "AdamW at 4e-3 for Muon": {"optimizer.name": "adamw", "optimizer.peak_lr": 4e-3},
@@ -55,9 +63,12 @@ def train(data: str, workdir: Path, name: str, seed: int, core: int) -> float | 
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "output.txt", "a") as output:
         subprocess.run(
-            [sys.executable, "-m", "train", *recipe], stdout=output, stderr=output, check=False,
+            [sys.executable, "-m", "train", *recipe],
+            stdout=output,
+            stderr=output,
+            check=False,
             preexec_fn=lambda: os.sched_setaffinity(0, {core}),
-        )  # fmt: skip
+        )
     losses = [event["loss"] for event in read_metrics(folder / "metrics.jsonl") if event["split"] == "val"]
     return losses[-1] if losses else None
 
@@ -112,10 +123,14 @@ def main() -> int:
             if loss is not None:
                 results.setdefault(name, []).append(loss)
     figures = {
-        name: {"seeds": [round(x, 4) for x in losses], "mean": round(statistics.mean(losses), 4),
-               "spread": round(max(losses) - min(losses), 4), "changes": VARIANTS[name]}
+        name: {
+            "seeds": [round(x, 4) for x in losses],
+            "mean": round(statistics.mean(losses), 4),
+            "spread": round(max(losses) - min(losses), 4),
+            "changes": VARIANTS[name],
+        }
         for name, losses in results.items()
-    }  # fmt: skip
+    }
     path = report.save("ablation", {"nats_per_character": figures})
     draw(results, path.with_suffix(".png"))
     print(f"written: {path} and {path.with_suffix('.png')}")

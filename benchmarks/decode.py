@@ -29,10 +29,7 @@ CASES = {  # name: (rows, tokens in each, order)
     "gpt2_beam4_8": (8, 32, {**GPT2, "num_beams": 4}),
     "marian_beam4_16": (16, 24, {"model": "marian", "num_new": 32, "num_beams": 4}),
 }
-GPU_CASES = {
-    "gpt2_greedy_1": CASES["gpt2_greedy_1"],
-    "gpt2_greedy_64": (64, 32, {**GPT2, "num_beams": 1}),
-}
+GPU_CASES = {"gpt2_greedy_1": CASES["gpt2_greedy_1"], "gpt2_greedy_64": (64, 32, {**GPT2, "num_beams": 1})}
 
 
 def measure(workers: dict[str, Worker], rows: list[list[int]], order: dict, rounds: int) -> dict:

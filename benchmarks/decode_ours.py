@@ -54,9 +54,12 @@ def generate(run, rows: list[list[int]], num_new: int, num_beams: int) -> list[l
         keys = jax.random.split(jax.random.key(0), len(rows))
         return [row.tolist() for row in write_all(run, rows, keys, (), "greedy", num_new)]
     beams = sampling.beam_search(
-        *begin_search(run, rows, num_new), num_beams=num_beams, max_new_tokens=num_new, eos_ids=(),
+        *begin_search(run, rows, num_new),
+        num_beams=num_beams,
+        max_new_tokens=num_new,
+        eos_ids=(),
         pad_id=run.rules.pad_id,
-    )  # fmt: skip
+    )
     return np.asarray(beams.tokens[:, 0]).tolist()
 
 

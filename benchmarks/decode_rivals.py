@@ -47,11 +47,22 @@ def make_models(folder: Path) -> None:
     """gpt2 and marian, as the reference library writes them, and for CTranslate2."""
     torch.manual_seed(0)
     marian = MarianConfig(
-        vocab_size=32000, d_model=512, encoder_layers=6, decoder_layers=6, encoder_ffn_dim=2048, decoder_ffn_dim=2048,
-        encoder_attention_heads=8, decoder_attention_heads=8, max_position_embeddings=512, pad_token_id=31999,
-        decoder_start_token_id=31999, eos_token_id=0, forced_eos_token_id=None, activation_function="swish",
+        vocab_size=32000,
+        d_model=512,
+        encoder_layers=6,
+        decoder_layers=6,
+        encoder_ffn_dim=2048,
+        decoder_ffn_dim=2048,
+        encoder_attention_heads=8,
+        decoder_attention_heads=8,
+        max_position_embeddings=512,
+        pad_token_id=31999,
+        decoder_start_token_id=31999,
+        eos_token_id=0,
+        forced_eos_token_id=None,
+        activation_function="swish",
         scale_embedding=True,
-    )  # fmt: skip
+    )
     models = {"gpt2": GPT2LMHeadModel(GPT2Config(eos_token_id=0, bos_token_id=0)), "marian": MarianMTModel(marian)}
     for name, model in models.items():
         model.save_pretrained(folder / name)
@@ -76,9 +87,14 @@ class Transformers:
         tokens = torch.tensor(rows, device=self.device)
         with torch.inference_mode():
             out = self.models[model].generate(
-                tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=num_new, num_beams=num_beams,
-                do_sample=False, pad_token_id=31999 if model == "marian" else 0, **static,
-            )  # fmt: skip
+                tokens,
+                attention_mask=torch.ones_like(tokens),
+                max_new_tokens=num_new,
+                num_beams=num_beams,
+                do_sample=False,
+                pad_token_id=31999 if model == "marian" else 0,
+                **static,
+            )
         return out[:, -num_new:].tolist()
 
 

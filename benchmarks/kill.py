@@ -23,10 +23,18 @@ MORE_STEPS = 50
 def command(workdir: Path, num_steps: int, extra: list[str]) -> list[str]:
     """The training command: log and save often, so that there is much to compare and much to hit."""
     return [
-        sys.executable, "-m", "train", "--config=configs/gpt_char.py", f"--workdir={workdir}",
-        f"--config.train.num_steps={num_steps}", "--config.train.log_every=1", "--config.train.eval_every=100",
-        "--config.checkpoint.save_every=10", "--config.optimizer.schedule=constant", *extra,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "train",
+        "--config=configs/gpt_char.py",
+        f"--workdir={workdir}",
+        f"--config.train.num_steps={num_steps}",
+        "--config.train.log_every=1",
+        "--config.train.eval_every=100",
+        "--config.checkpoint.save_every=10",
+        "--config.optimizer.schedule=constant",
+        *extra,
+    ]
 
 
 def losses(workdir: Path) -> dict[tuple[str, int], str]:
@@ -102,8 +110,10 @@ def main() -> None:
         print(f"kill {i + 1:2}: step {step}{', within a save' if in_save else ''}", flush=True)
     subprocess.run(command(killed, args.num_steps, extra), check=True, stdout=subprocess.DEVNULL)
     same = losses(killed) == losses(calm)
-    print(f"{args.kills} kills, {num_in_saves} within a save: {len(losses(calm))} losses, "
-          f"{'all equal to the bit' if same else 'NOT EQUAL'}")  # fmt: skip
+    print(
+        f"{args.kills} kills, {num_in_saves} within a save: {len(losses(calm))} losses, "
+        f"{'all equal to the bit' if same else 'NOT EQUAL'}"
+    )
 
     print(f"flipped one bit of {flip_one_bit(killed)}")
     for workdir in (calm, killed):

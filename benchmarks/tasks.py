@@ -55,9 +55,13 @@ def naive_bayes(config, features) -> float:
 
     def guess(text):
         seen = [feature for feature in features(text) if feature in known]
-        return max(labels, key=lambda label: math.log(labels[label]) + sum(
-            math.log((counts[label][feature] + 1) / totals[label]) for feature in seen
-        ))  # fmt: skip
+        return max(
+            labels,
+            key=lambda label: (
+                math.log(labels[label])
+                + sum(math.log((counts[label][feature] + 1) / totals[label]) for feature in seen)
+            ),
+        )
 
     return statistics.mean(guess(text) == label for text, label, _ in labelled_split(config, "val"))
 
@@ -105,12 +109,18 @@ def self_agreement(config, reach: int = 4) -> tuple[float, int]:
 TASKS = {  # files of the recipe, the number that counts, the baseline
     "sst2": ({"path": "train.tsv", "val_path": "dev.tsv"}, "accuracy", lambda config: naive_bayes(config, words)),
     "languages": ({}, "accuracy", lambda config: naive_bayes(config, ngrams)),
-    "atis_pos": ({"path": "en_atis-ud-train.conllu.gz", "val_path": "en_atis-ud-dev.conllu.gz"}, "accuracy",
-                 tag_accuracy),
-    "wnut17_ner": ({"path": "wnut17train.conll", "val_path": "emerging.dev.conll"}, "entity_f1",
-                   lambda config: entity_f1(*frequent_tags(config))),
+    "atis_pos": (
+        {"path": "en_atis-ud-train.conllu.gz", "val_path": "en_atis-ud-dev.conllu.gz"},
+        "accuracy",
+        tag_accuracy,
+    ),
+    "wnut17_ner": (
+        {"path": "wnut17train.conll", "val_path": "emerging.dev.conll"},
+        "entity_f1",
+        lambda config: entity_f1(*frequent_tags(config)),
+    ),
     "python_tokens": ({}, "accuracy", tag_accuracy),
-}  # fmt: skip
+}
 
 
 def main() -> None:

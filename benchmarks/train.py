@@ -37,17 +37,23 @@ def main() -> int:
         batches = np.random.default_rng(0).integers(VOCAB_SIZE, size=(10, batch_size, shape["max_len"] + 1))
         np.save(f"{folder}/batches.npy", batches.astype(np.int32))
         setup = {
-            "shape": shape, "vocab_size": VOCAB_SIZE, "lr": LR, "batches": f"{folder}/batches.npy",
-            "weights": f"{folder}/weights.npz", "threads": len(os.sched_getaffinity(0)),
-        }  # fmt: skip
+            "shape": shape,
+            "vocab_size": VOCAB_SIZE,
+            "lr": LR,
+            "batches": f"{folder}/batches.npy",
+            "weights": f"{folder}/weights.npz",
+            "threads": len(os.sched_getaffinity(0)),
+        }
         ours = Worker(sys.executable, "train_ours.py", setup, {})
         torch = Worker(
             torch_python(parser, args.torch_python), "train_torch.py", setup, HUGE_PAGES
         )  # loads the weights that ours saved
         losses = [worker.ask(do="losses", steps=COMPARED_STEPS) for worker in (ours, torch)]
         difference = max(abs(a - b) / b for a, b in zip(*losses, strict=True))
-        print(f"loss of step 1 and {COMPARED_STEPS}, ours and PyTorch's: {losses[0][0]:.6f} {losses[1][0]:.6f}, "
-              f"{losses[0][-1]:.6f} {losses[1][-1]:.6f}; largest relative difference {difference:.1e}")  # fmt: skip
+        print(
+            f"loss of step 1 and {COMPARED_STEPS}, ours and PyTorch's: {losses[0][0]:.6f} {losses[1][0]:.6f}, "
+            f"{losses[0][-1]:.6f} {losses[1][-1]:.6f}; largest relative difference {difference:.1e}"
+        )
         if difference > 1e-4:
             return 1
         tokens = batch_size * shape["max_len"]
@@ -64,11 +70,13 @@ def main() -> int:
     figures = {"shape": {**shape, "batch_size": batch_size}, "largest_relative_loss_difference": difference}
     for name, median, s, g, peak in zip(("ours", "torch"), medians, seconds, gflops, memory, strict=True):
         figures[name] = {
-            "ms_per_step": round(median * 1e3, 2), "rounds_ms": [round(x * 1e3, 2) for x in s],
-            "tokens_per_second": round(tokens / median), "matmul_gflops": round(statistics.median(g)),
+            "ms_per_step": round(median * 1e3, 2),
+            "rounds_ms": [round(x * 1e3, 2) for x in s],
+            "tokens_per_second": round(tokens / median),
+            "matmul_gflops": round(statistics.median(g)),
             "share_of_matmul_rate": round(flops / median / 1e9 / statistics.median(g), 3),
             "peak_memory_mb": round(peak / 1e6),
-        }  # fmt: skip
+        }
     figures["times_as_fast_as_torch"] = round(statistics.median(t / o for o, t in zip(*seconds, strict=True)), 3)
     print(json.dumps(figures, indent=1))
     print(f"written: {report.save(f'train_{args.shape}', figures, torch.hello)}")

@@ -14,9 +14,12 @@ class Worker:
 
     def __init__(self, python: str, script: str, setup: dict, environment: dict[str, str]):
         self.process = subprocess.Popen(
-            [python, HERE / script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            [python, HERE / script],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
             env={**os.environ, **environment},
-        )  # fmt: skip
+        )
         self.hello = self.ask(**setup)
 
     def ask(self, **order):

@@ -254,8 +254,11 @@ def numbers():
     layers = importlib.import_module("transformer_jax.nn.layers")
     np.testing.assert_allclose(layers.FEED_FORWARDS["gelu"].activation(jnp.array([1.0])), [0.8413447], atol=1e-6)
     norm = layers.RMSNorm(1e-9)
-    np.testing.assert_allclose(norm.apply(norm.init(jax.random.key(0), jnp.ones((1, 2))), jnp.array([[3.0, 4.0]])),
-                               np.array([[3.0, 4.0]]) / np.sqrt(12.5), atol=1e-5)  # fmt: skip
+    np.testing.assert_allclose(
+        norm.apply(norm.init(jax.random.key(0), jnp.ones((1, 2))), jnp.array([[3.0, 4.0]])),
+        np.array([[3.0, 4.0]]) / np.sqrt(12.5),
+        atol=1e-5,
+    )
 
 
 def block_of(placement):

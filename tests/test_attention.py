@@ -238,8 +238,10 @@ def test_permuting_the_heads_of_every_kernel_changes_nothing_outside_the_module(
     params = jax.jit(module.init)(jax.random.key(1, impl="rbg"), *args)  # rbg compiles fast
     order = jnp.array([2, 0, 1])
     axis = {"query": 1, "key": 1, "value": 1}
-    permuted = {name: leaves | {"kernel": jnp.take(leaves["kernel"], order, axis.get(name, 0))}
-                for name, leaves in params["params"].items()}  # fmt: skip
+    permuted = {
+        name: leaves | {"kernel": jnp.take(leaves["kernel"], order, axis.get(name, 0))}
+        for name, leaves in params["params"].items()
+    }
     assert jnp.any(permuted["query"]["kernel"] != params["params"]["query"]["kernel"])
     apply = jax.jit(module.apply)
     close(apply({"params": permuted}, *args)[0], apply(params, *args)[0])

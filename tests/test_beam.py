@@ -96,8 +96,11 @@ def everything(V, text, max_new_tokens):
     """Every hypothesis after `text` with its log-probability."""
     found, open_beams = {}, {(): 0.0}
     for n in range(1, max_new_tokens + 1):
-        longer = {(*tokens, token): total + added for tokens, total in open_beams.items()
-                  for token, added in enumerate(log_probs_after(V, (*text, *tokens)))}  # fmt: skip
+        longer = {
+            (*tokens, token): total + added
+            for tokens, total in open_beams.items()
+            for token, added in enumerate(log_probs_after(V, (*text, *tokens)))
+        }
         found |= {t: total for t, total in longer.items() if t[-1] == EOS or n == max_new_tokens}
         open_beams = {t: total for t, total in longer.items() if t[-1] != EOS}
     return found
@@ -120,18 +123,37 @@ def assert_best(found, row, scores_of):
 
 
 def assert_exhaustive(V, max_new_tokens, num_beams, alpha, penalty):
-    found = searched(random_table(V), TEXTS, max_new_tokens=max_new_tokens, num_beams=num_beams,
-                     num_return=num_beams, length_penalty=alpha, penalty=penalty)  # fmt: skip
+    found = searched(
+        random_table(V),
+        TEXTS,
+        max_new_tokens=max_new_tokens,
+        num_beams=num_beams,
+        num_return=num_beams,
+        length_penalty=alpha,
+        penalty=penalty,
+    )
     for row, text in enumerate(TEXTS):
         totals = everything(V, text, max_new_tokens)
         assert_best(found, row, {t: penalized(total, len(t), alpha, penalty) for t, total in totals.items()})
 
 
-@pytest.mark.parametrize("V, max_new_tokens, alpha, penalty", [
-    (3, 5, 0.0, "wu"), (3, 5, 0.6, "wu"), (3, 5, 1.0, "wu"), (3, 5, -0.5, "wu"),
-    (3, 5, 0.0, "average"), (3, 5, 0.6, "average"), (3, 5, 1.0, "average"), (3, 5, -0.5, "average"),
-    (2, 5, 0.0, "wu"), (2, 5, 0.6, "average"), (5, 4, -0.5, "wu"), (5, 3, 1.0, "average"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "V, max_new_tokens, alpha, penalty",
+    [
+        (3, 5, 0.0, "wu"),
+        (3, 5, 0.6, "wu"),
+        (3, 5, 1.0, "wu"),
+        (3, 5, -0.5, "wu"),
+        (3, 5, 0.0, "average"),
+        (3, 5, 0.6, "average"),
+        (3, 5, 1.0, "average"),
+        (3, 5, -0.5, "average"),
+        (2, 5, 0.0, "wu"),
+        (2, 5, 0.6, "average"),
+        (5, 4, -0.5, "wu"),
+        (5, 3, 1.0, "average"),
+    ],
+)
 def test_with_more_beams_than_hypotheses_the_search_is_exhaustive_and_the_rest_is_empty(
     V, max_new_tokens, alpha, penalty
 ):
@@ -161,12 +183,20 @@ def plain_search(V, text, num_beams, max_new_tokens, alpha, penalty):
 MANY = [tuple(text) for text in np.random.default_rng(3).integers(0, 5, (53, 2)).tolist()]
 
 
-@pytest.mark.parametrize("num_beams, alpha, penalty", [
-    (1, 0.0, "wu"), (2, 0.6, "wu"), (3, 1.0, "average"), (1, -1.0, "average"), (2, 3.0, "wu"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "num_beams, alpha, penalty",
+    [(1, 0.0, "wu"), (2, 0.6, "wu"), (3, 1.0, "average"), (1, -1.0, "average"), (2, 3.0, "wu")],
+)
 def test_a_row_finds_in_a_batch_what_it_finds_alone_and_the_early_stop_changes_nothing(num_beams, alpha, penalty):
-    search = functools.partial(searched, random_table(5), num_beams=num_beams, num_return=num_beams, max_new_tokens=7,
-                               length_penalty=alpha, penalty=penalty)  # fmt: skip
+    search = functools.partial(
+        searched,
+        random_table(5),
+        num_beams=num_beams,
+        num_return=num_beams,
+        max_new_tokens=7,
+        length_penalty=alpha,
+        penalty=penalty,
+    )
     together = search(MANY)
     for row, text in enumerate(MANY):
         alone = search([text])  # stops by itself
@@ -178,8 +208,9 @@ def test_a_row_finds_in_a_batch_what_it_finds_alone_and_the_early_stop_changes_n
 
 @pytest.mark.parametrize("alpha, penalty", [(0.6, "wu"), (-0.5, "average")])
 def test_scores_are_the_penalized_log_probabilities_of_the_tokens_and_padding_follows_the_end(alpha, penalty):
-    found = searched(random_table(7), TEXTS, num_beams=5, num_return=3, max_new_tokens=11,
-                     length_penalty=alpha, penalty=penalty)  # fmt: skip
+    found = searched(
+        random_table(7), TEXTS, num_beams=5, num_return=3, max_new_tokens=11, length_penalty=alpha, penalty=penalty
+    )
     assert np.any(found.lengths < 11)
     for row, text in enumerate(TEXTS):
         assert np.all(np.diff(found.scores[row]) <= 0)
@@ -195,8 +226,19 @@ def greedily(table, texts, max_new_tokens, eos_ids):
     history = History(jnp.full((len(texts), tokens.shape[1] + max_new_tokens - 1), -1), jnp.int32(0))
     keys = jax.random.split(jax.random.key(0), len(texts))
     step = jax.tree_util.Partial(hash_step, jnp.array(table))
-    return np.asarray(generate(step, history, tokens, is_token, keys, max_new_tokens=max_new_tokens,
-                               choice="greedy", eos_ids=eos_ids, pad_id=PAD).tokens)  # fmt: skip
+    return np.asarray(
+        generate(
+            step,
+            history,
+            tokens,
+            is_token,
+            keys,
+            max_new_tokens=max_new_tokens,
+            choice="greedy",
+            eos_ids=eos_ids,
+            pad_id=PAD,
+        ).tokens
+    )
 
 
 def test_one_beam_without_an_end_is_greedy():
@@ -219,11 +261,14 @@ def test_one_beam_is_never_worse_than_greedy(alpha, penalty):
 STEADY = np.log(np.array([[0.05, 0.9, 0.05], [0.55, 0.35, 0.1], [0.5, 0.0001, 0.4999]], np.float32))
 
 
-@pytest.mark.parametrize("first, alpha, num_steps", [
-    (0, 0.0, 2),  # two hypotheses, 0.9 and 0.05 * 0.9, then: 0.05 * 0.05 is less already
-    (0, 1.0, 6),  # log(0.05 * 0.9) / 2 = -1.55 against n log(0.05) / 11: as if the other 11 - n were free
-    (1, -1.0, 2),  # 2 log(0.55 * 0.35) = -3.30 against 3 log(0.55 * 0.55) = -3.59: as if only the third were free
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "first, alpha, num_steps",
+    [
+        (0, 0.0, 2),  # two hypotheses, 0.9 and 0.05 * 0.9, then: 0.05 * 0.05 is less already
+        (0, 1.0, 6),  # log(0.05 * 0.9) / 2 = -1.55 against n log(0.05) / 11: as if the other 11 - n were free
+        (1, -1.0, 2),  # 2 log(0.55 * 0.35) = -3.30 against 3 log(0.55 * 0.55) = -3.59: as if only the third were free
+    ],
+)
 def test_the_loop_stops_as_soon_as_no_open_beam_can_win(first, alpha, num_steps):
     calls = []
 
@@ -231,8 +276,16 @@ def test_the_loop_stops_as_soon_as_no_open_beam_can_win(first, alpha, num_steps)
         jax.debug.callback(lambda: calls.append(1))
         return first_token_step(*args)
 
-    found = searched(STEADY, ((first,), (first,)), counting_step, num_beams=2, num_return=2, max_new_tokens=11,
-                     length_penalty=alpha, penalty="average")  # fmt: skip
+    found = searched(
+        STEADY,
+        ((first,), (first,)),
+        counting_step,
+        num_beams=2,
+        num_return=2,
+        max_new_tokens=11,
+        length_penalty=alpha,
+        penalty="average",
+    )
     jax.effects_barrier()
     assert found.tokens[:, :, :3].tolist() == 2 * [[[EOS, PAD, PAD], [0, EOS, PAD]]]
     assert len(calls) == num_steps
@@ -259,33 +312,63 @@ def test_in_a_cache_that_is_too_small_only_rows_done_before_have_a_score():
 @pytest.mark.parametrize("ruled_out", [-np.inf, np.finfo(np.float32).min], ids=["-inf", "finfo.min"])
 def test_hypotheses_with_a_token_that_is_ruled_out_are_none(ruled_out):
     table = np.array([[0.0, 0.0, ruled_out], [ruled_out, 0.0, ruled_out]], np.float32)
-    found = searched(table, ((0,), (1,)), first_token_step, num_beams=5, num_return=3, max_new_tokens=2,
-                     length_penalty=0.0)  # fmt: skip
+    found = searched(
+        table, ((0,), (1,)), first_token_step, num_beams=5, num_return=3, max_new_tokens=2, length_penalty=0.0
+    )
     assert found.tokens.tolist() == [[[EOS, PAD], [0, EOS], [0, 0]], [[EOS, PAD], [PAD, PAD], [PAD, PAD]]]
     np.testing.assert_allclose(np.exp(found.scores), [[1 / 2, 1 / 4, 1 / 4], [1, 0, 0]], rtol=1e-6)
 
 
 def test_of_equals_the_lower_index_wins_and_narrow_logits_are_normalized_in_float32():
     table = np.full((2, 3), 2.0)
-    found = searched(jnp.array(table, jnp.bfloat16), ((0,), (1,)), first_token_step, num_beams=5, num_return=5,
-                     max_new_tokens=2, length_penalty=0.0)  # fmt: skip
+    found = searched(
+        jnp.array(table, jnp.bfloat16),
+        ((0,), (1,)),
+        first_token_step,
+        num_beams=5,
+        num_return=5,
+        max_new_tokens=2,
+        length_penalty=0.0,
+    )
     assert found.tokens.tolist() == 2 * [[[EOS, PAD], [0, EOS], [2, EOS], [0, 0], [0, 2]]]
     np.testing.assert_allclose(found.scores, 2 * [[-math.log(3)] + 4 * [-2 * math.log(3)]], rtol=1e-6)
 
 
 def test_over_a_cached_gpt_with_padded_prompts_it_equals_full_passes_over_every_continuation():
     V, max_new_tokens, texts = 5, 3, ((4,), (2, 0, 3), (3, 1))
-    config = TransformerConfig(vocab_size=V, max_len=7, num_layers=2, d_model=13, num_heads=6, num_kv_heads=2,
-                               head_dim=4, d_ff=17, positions="rotary")  # fmt: skip
+    config = TransformerConfig(
+        vocab_size=V,
+        max_len=7,
+        num_layers=2,
+        d_model=13,
+        num_heads=6,
+        num_kv_heads=2,
+        head_dim=4,
+        d_ff=17,
+        positions="rotary",
+    )
     model = GPT(config)
     params = random_like(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((2, 3), int)), scale=0.7)
     tokens, is_token = padded(texts)
     step = jax.tree_util.Partial(functools.partial(model.apply, method="extend", last_only=True), params)
     cache = make_cache(config, len(texts), tokens.shape[1] + max_new_tokens - 1)
-    found = Beams(*map(np.asarray, beam_search(
-        step, cache, tokens, is_token, num_beams=89, num_return=89, max_new_tokens=max_new_tokens, eos_ids=(EOS,),
-        pad_id=PAD, length_penalty=0.6,
-    )))  # fmt: skip
+    found = Beams(
+        *map(
+            np.asarray,
+            beam_search(
+                step,
+                cache,
+                tokens,
+                is_token,
+                num_beams=89,
+                num_return=89,
+                max_new_tokens=max_new_tokens,
+                eos_ids=(EOS,),
+                pad_id=PAD,
+                length_penalty=0.6,
+            ),
+        )
+    )
     endings = list(itertools.product(range(V), repeat=max_new_tokens))
     for row, text in enumerate(texts):
         whole = np.zeros((len(endings), 6), int)  # what follows does not matter to a causal model
@@ -299,15 +382,19 @@ def test_over_a_cached_gpt_with_padded_prompts_it_equals_full_passes_over_every_
         assert_best(found, row, scores_of)
 
 
-@pytest.mark.parametrize("kwargs, message", [
-    ({"num_beams": 0}, "num_beams=0: must be at least 1."),
-    ({"num_return": 0}, "num_return=0: must be from 1 to num_beams=3."),
-    ({"num_return": 4}, "num_return=4: must be from 1 to num_beams=3."),
-    ({"max_new_tokens": 0}, "max_new_tokens=0: must be at least 1."),
-    ({"length_penalty": 4.5}, "length_penalty=4.5: must be from -4 to 4."),
-    ({"length_penalty": math.nan}, "length_penalty=nan: must be from -4 to 4."),
-    ({"penalty": "none"}, f"penalty='none': unknown. Choose one of: {', '.join(LENGTH_PENALTIES)}."),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "kwargs, message",
+    [
+        ({"num_beams": 0}, "num_beams=0: must be at least 1."),
+        ({"num_return": 0}, "num_return=0: must be from 1 to num_beams=3."),
+        ({"num_return": 4}, "num_return=4: must be from 1 to num_beams=3."),
+        ({"max_new_tokens": 0}, "max_new_tokens=0: must be at least 1."),
+        ({"length_penalty": 4.5}, "length_penalty=4.5: must be from -4 to 4."),
+        ({"length_penalty": math.nan}, "length_penalty=nan: must be from -4 to 4."),
+        ({"penalty": "none"}, f"penalty='none': unknown. Choose one of: {', '.join(LENGTH_PENALTIES)}."),
+    ],
+    ids=str,
+)
 def test_what_has_no_meaning_is_refused(kwargs, message):
     with pytest.raises(UserError) as error:
         searched(STEADY, TEXTS, first_token_step, **{"num_beams": 3, "max_new_tokens": 2} | kwargs)

@@ -33,8 +33,11 @@ V, ENDS = 5, (EOS, 3)
 
 def longer(text, beams):
     """Every continuation of beams [(tokens, sum of log-probabilities)] by a token."""
-    return [((*tokens, token), total + log_prob) for tokens, total in beams
-            for token, log_prob in enumerate(log_probs_after(V, (*text, *tokens)))]  # fmt: skip
+    return [
+        ((*tokens, token), total + log_prob)
+        for tokens, total in beams
+        for token, log_prob in enumerate(log_probs_after(V, (*text, *tokens)))
+    ]
 
 
 # Several ends
@@ -82,8 +85,15 @@ def plain_search(text, num_beams, max_new_tokens, alpha, stopping):
 @pytest.mark.parametrize("stopping", ["first", "hopeless_now"])
 @pytest.mark.parametrize("num_beams, alpha", [(1, 1.0), (2, 0.0), (3, 2.0), (4, 0.6), (3, -1.0)])
 def test_the_rules_of_the_reference_library_are_kept_by_each_row_alone_and_in_a_batch(stopping, num_beams, alpha):
-    kwargs = dict(num_beams=num_beams, num_return=num_beams, max_new_tokens=7, length_penalty=alpha, eos_ids=ENDS,
-                  penalty="average", stopping=stopping)  # fmt: skip
+    kwargs = dict(
+        num_beams=num_beams,
+        num_return=num_beams,
+        max_new_tokens=7,
+        length_penalty=alpha,
+        eos_ids=ENDS,
+        penalty="average",
+        stopping=stopping,
+    )
     together = searched(random_table(V), MANY, **kwargs)
     for row, text in enumerate(MANY):
         assert_best(together, row, plain_search(text, num_beams, 7, alpha, stopping))
@@ -101,15 +111,25 @@ def test_a_search_makes_no_more_steps_than_its_rule_asks_for(stopping, num_steps
         jax.debug.callback(lambda: calls.append(1))
         return first_token_step(*args)
 
-    searched(table, ((0,), (1,)), counting_step, num_beams=2, max_new_tokens=11, length_penalty=0.5,
-             penalty="average", stopping=stopping)  # fmt: skip
+    searched(
+        table,
+        ((0,), (1,)),
+        counting_step,
+        num_beams=2,
+        max_new_tokens=11,
+        length_penalty=0.5,
+        penalty="average",
+        stopping=stopping,
+    )
     jax.effects_barrier()
     assert len(calls) == num_steps
 
 
 def test_no_rule_finds_a_better_text_than_never():
-    found = {name: searched(random_table(V), MANY, num_beams=3, max_new_tokens=7, penalty="average", stopping=name)
-             for name in STOPPING}  # fmt: skip
+    found = {
+        name: searched(random_table(V), MANY, num_beams=3, max_new_tokens=7, penalty="average", stopping=name)
+        for name in STOPPING
+    }
     for name in STOPPING:
         assert np.all(found[name].scores <= found["never"].scores + 1e-6)
     assert np.any(found["first"].scores < found["never"].scores - 1e-3)
@@ -139,8 +159,16 @@ def plain_groups(text, num_groups, width, max_new_tokens, diversity):
 @pytest.mark.parametrize("num_groups, width, diversity", [(2, 2, 0.0), (2, 2, 0.9), (3, 1, 5.0), (2, 3, 0.4)])
 def test_groups_search_one_after_the_other_each_away_from_those_before_it(num_groups, width, diversity):
     num_beams = num_groups * width
-    found = searched(random_table(V), MANY, num_beams=num_beams, num_return=num_beams, max_new_tokens=5,
-                     length_penalty=0.0, num_groups=num_groups, diversity=diversity)  # fmt: skip
+    found = searched(
+        random_table(V),
+        MANY,
+        num_beams=num_beams,
+        num_return=num_beams,
+        max_new_tokens=5,
+        length_penalty=0.0,
+        num_groups=num_groups,
+        diversity=diversity,
+    )
     for row, text in enumerate(MANY):
         assert_best(found, row, plain_groups(text, num_groups, width, 5, diversity))
 
@@ -163,8 +191,16 @@ def test_one_group_is_plain_beam_search_whatever_the_diversity():
 
 
 def test_methods_change_log_probabilities_and_only_renormalize_makes_them_sum_to_1():
-    search = functools.partial(searched, STEADY, ((0,), (1,)), first_token_step, num_beams=3, num_return=3,
-                               max_new_tokens=1, length_penalty=0.0)  # fmt: skip
+    search = functools.partial(
+        searched,
+        STEADY,
+        ((0,), (1,)),
+        first_token_step,
+        num_beams=3,
+        num_return=3,
+        max_new_tokens=1,
+        length_penalty=0.0,
+    )
     close = functools.partial(np.testing.assert_allclose, rtol=1e-5)
     close(np.exp(search(methods=(Suppress((0,)),)).scores[0]), [0.9, 0.05, 0.0])
     close(np.exp(search(methods=(Suppress((0,)), Renormalize())).scores[0]), [0.9 / 0.95, 0.05 / 0.95, 0.0])
@@ -172,8 +208,15 @@ def test_methods_change_log_probabilities_and_only_renormalize_makes_them_sum_to
 
 def test_methods_count_each_beams_own_tokens():
     max_new_tokens = 4
-    found = searched(random_table(V), TEXTS, num_beams=300, num_return=300, max_new_tokens=max_new_tokens,
-                     length_penalty=0.0, methods=(MinLength(3, (EOS,)),))  # fmt: skip
+    found = searched(
+        random_table(V),
+        TEXTS,
+        num_beams=300,
+        num_return=300,
+        max_new_tokens=max_new_tokens,
+        length_penalty=0.0,
+        methods=(MinLength(3, (EOS,)),),
+    )
     for row, text in enumerate(TEXTS):
         totals = everything_until(V, text, max_new_tokens)
         assert_best(found, row, {tokens: total for tokens, total in totals.items() if EOS not in tokens[:3]})
@@ -196,21 +239,35 @@ def test_texts_and_scores_are_those_of_the_reference_library(folder, name, lengt
         tokens, is_token = given["tokens"], given["is_token"]
         cache = make_cache(run.config, len(tokens), tokens.shape[1] + num_new)
     found = beam_search(
-        step_function(run), cache, tokens, is_token, run.rules.methods, num_beams=4, num_return=3,
-        max_new_tokens=num_new, eos_ids=run.rules.eos_ids, pad_id=run.rules.pad_id, length_penalty=length_penalty,
-        penalty="average", stopping=stopping,
-    )  # fmt: skip
+        step_function(run),
+        cache,
+        tokens,
+        is_token,
+        run.rules.methods,
+        num_beams=4,
+        num_return=3,
+        max_new_tokens=num_new,
+        eos_ids=run.rules.eos_ids,
+        pad_id=run.rules.pad_id,
+        length_penalty=length_penalty,
+        penalty="average",
+        stopping=stopping,
+    )
     np.testing.assert_array_equal(found.tokens.reshape(-1, num_new), given[name])
     np.testing.assert_allclose(found.scores.reshape(-1), given[f"{name}_scores"], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("kwargs, message", [
-    ({"num_groups": 0}, "num_groups=0: must divide num_beams=3."),
-    ({"num_groups": 2}, "num_groups=2: must divide num_beams=3."),
-    ({"diversity": -0.5}, "diversity=-0.5: must be from 0"),
-    ({"eos_ids": (-1,)}, "eos_ids=(-1,): must be token ids"),
-    ({"stopping": "last"}, f"stopping='last': unknown. Choose one of: {', '.join(STOPPING)}."),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "kwargs, message",
+    [
+        ({"num_groups": 0}, "num_groups=0: must divide num_beams=3."),
+        ({"num_groups": 2}, "num_groups=2: must divide num_beams=3."),
+        ({"diversity": -0.5}, "diversity=-0.5: must be from 0"),
+        ({"eos_ids": (-1,)}, "eos_ids=(-1,): must be token ids"),
+        ({"stopping": "last"}, f"stopping='last': unknown. Choose one of: {', '.join(STOPPING)}."),
+    ],
+    ids=str,
+)
 def test_what_has_no_meaning_is_refused(kwargs, message):
     with pytest.raises(UserError) as error:
         searched(STEADY, TEXTS, first_token_step, **{"num_beams": 3, "max_new_tokens": 2} | kwargs)
@@ -221,8 +278,15 @@ def test_one_new_token_is_searched_with_a_model_too():
     run = tj.from_pretrained(Path(__file__).parent / "fixtures" / "gpt2")
     tokens = np.arange(2, 8).reshape(2, 3)
     beams = sampling.beam_search(
-        step_function(run), make_cache(run.config, 2, 3), tokens, tokens >= 0, num_beams=5, max_new_tokens=1,
-        eos_ids=(), pad_id=0, num_return=3,
-    )  # fmt: skip
+        step_function(run),
+        make_cache(run.config, 2, 3),
+        tokens,
+        tokens >= 0,
+        num_beams=5,
+        max_new_tokens=1,
+        eos_ids=(),
+        pad_id=0,
+        num_return=3,
+    )
     logits = np.asarray(tj.logits(run, tokens))[:, -1]
     np.testing.assert_array_equal(beams.tokens[:, :, 0], np.argsort(-logits, axis=1)[:, :3])

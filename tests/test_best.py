@@ -25,12 +25,13 @@ LABELS = ("B-a", "I-a", "O", "B-b", "I-b")
 
 def settings(folder, **changes):
     config = {
-        "data": {"source": "text", "path": str(folder / "a.txt")}, "tokenizer": {"kind": "byte"},
+        "data": {"source": "text", "path": str(folder / "a.txt")},
+        "tokenizer": {"kind": "byte"},
         "model": {"num_layers": 1, "d_model": 10, "num_heads": 2, "max_len": 13},
         "optimizer": {"schedule": "constant", "warmup_steps": 0},
         "train": {"batch_size": 3, "num_steps": 12, "log_every": 1, "eval_every": 2, "tensorboard": False},
         "checkpoint": {"save_every": 100, "keep": 1},
-    }  # fmt: skip
+    }
     for name, value in changes.items():
         section, field = name.split("__")
         config.setdefault(section, {})[field] = value

@@ -18,8 +18,10 @@ SEAL = "sha256.json"
 def arrays(step):
     """Parameters and the rest of a state, other ones at each step."""
     rng = np.random.default_rng(step)
-    params = {"kernel": jnp.asarray(rng.normal(size=(3, 5, 7)), jnp.float32),
-              "norm": {"scale": jnp.asarray(rng.normal(size=11), jnp.float32)}}  # fmt: skip
+    params = {
+        "kernel": jnp.asarray(rng.normal(size=(3, 5, 7)), jnp.float32),
+        "norm": {"scale": jnp.asarray(rng.normal(size=11), jnp.float32)},
+    }
     return params, {"step": jnp.int32(step), "mean": jax.tree.map(lambda x: 2 * x, params)}
 
 

@@ -25,8 +25,15 @@ TEXT = "the cat sat on a mat while old dogs ran over green hills and rivers sang
 
 def python(*arguments, stdin=""):
     env = os.environ | {"JAX_PLATFORMS": "cpu"}
-    return subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, env=env, input=stdin, timeout=120,
-                          capture_output=True, text=True)  # fmt: skip
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT,
+        env=env,
+        input=stdin,
+        timeout=120,
+        capture_output=True,
+        text=True,
+    )
 
 
 def assert_is_one_error(process, *words):
@@ -46,12 +53,15 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run_dir(data, tmp_path_factory):
     """A tiny run over characters, long enough to know that a text does not end."""
-    config = Config.from_dict({
-        "data": {"source": "text", "path": str(data)}, "tokenizer": {"kind": "char"},
-        "model": {"max_len": MAX_LEN, "num_layers": 1, "d_model": 10, "num_heads": 2, "init_std": 0.3},
-        "optimizer": {"warmup_steps": 1, "peak_lr": 0.03, "schedule": "constant"},
-        "train": {"num_steps": NUM_STEPS, "batch_size": 3, "tensorboard": False},
-    })  # fmt: skip
+    config = Config.from_dict(
+        {
+            "data": {"source": "text", "path": str(data)},
+            "tokenizer": {"kind": "char"},
+            "model": {"max_len": MAX_LEN, "num_layers": 1, "d_model": 10, "num_heads": 2, "init_std": 0.3},
+            "optimizer": {"warmup_steps": 1, "peak_lr": 0.03, "schedule": "constant"},
+            "train": {"num_steps": NUM_STEPS, "batch_size": 3, "tensorboard": False},
+        }
+    )
     return train(config, tmp_path_factory.mktemp("runs") / "run")
 
 
@@ -63,22 +73,25 @@ def run(run_dir):
 # Mistakes in asking for training
 
 
-@pytest.mark.parametrize("flags, words", [
-    (["--config.model.num_layer=3"], ["config.model.num_layer: no such field", "mean config.model.num_layers?"]),
-    (["--config.modle.num_layers=3"], ["config.modle.num_layers", "config.model.num_layers?"]),
-    (["--config.model=3"], ["--config.model: is a section"]),
-    (["--num_steps=3"], ["'num_steps'", "python -m train --config="]),
-    (["--config.train.num_steps=many"], ["num_steps", "many"]),
-    (["--config.train.num_steps=1.5"], ["num_steps", "1.5"]),
-    (["--config.optimizer.peak_lr=fast"], ["peak_lr", "fast"]),
-    (["--config.train.tensorboard=perhaps"], ["tensorboard", "perhaps"]),
-    (["more"], ["'more': belongs to no flag"]),
-    (["--config.train.num_steps=3", "--", "more"], ["'more'"]),
-    (["--config=configs/no_such_recipe.py"], ["--config=configs/no_such_recipe.py", "configs/gpt_char.py"]),
-    (["--config="], ["--config: is missing"]),
-    (["--config=configs/gpt_char.py", "--config=configs/demo.py"], ["--config: was given twice"]),
-    (["--workdir="], ["--workdir: is missing"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--config.model.num_layer=3"], ["config.model.num_layer: no such field", "mean config.model.num_layers?"]),
+        (["--config.modle.num_layers=3"], ["config.modle.num_layers", "config.model.num_layers?"]),
+        (["--config.model=3"], ["--config.model: is a section"]),
+        (["--num_steps=3"], ["'num_steps'", "python -m train --config="]),
+        (["--config.train.num_steps=many"], ["num_steps", "many"]),
+        (["--config.train.num_steps=1.5"], ["num_steps", "1.5"]),
+        (["--config.optimizer.peak_lr=fast"], ["peak_lr", "fast"]),
+        (["--config.train.tensorboard=perhaps"], ["tensorboard", "perhaps"]),
+        (["more"], ["'more': belongs to no flag"]),
+        (["--config.train.num_steps=3", "--", "more"], ["'more'"]),
+        (["--config=configs/no_such_recipe.py"], ["--config=configs/no_such_recipe.py", "configs/gpt_char.py"]),
+        (["--config="], ["--config: is missing"]),
+        (["--config=configs/gpt_char.py", "--config=configs/demo.py"], ["--config: was given twice"]),
+        (["--workdir="], ["--workdir: is missing"]),
+    ],
+)
 def test_a_mistake_on_the_command_line_is_one_line_and_makes_nothing(tmp_path, flags, words):
     workdir = tmp_path / "run"
     recipe = [] if flags[0].startswith("--config=") else [RECIPE]
@@ -102,13 +115,18 @@ def test_what_has_to_be_given_is_asked_for_with_an_example(tmp_path, missing):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("flags, words", [
-    (["--config.optimizer.peak_lr=nan"], ["optimizer.peak_lr=nan", "finite"]),
-    (["--config.model.d_model=13", "--config.model.num_heads=2"], ["model.d_model=13", "num_heads=2", "12 or 14"]),
-    (["--config.data.source=text", "--config.data.path=/no/such/text"], ["data.path", "/no/such/text"]),
-    (["--config.data.source=text", "--config.data.path={data}", "--config.train.batch_size=97"],
-     ["train.batch_size=97", "the training text has"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--config.optimizer.peak_lr=nan"], ["optimizer.peak_lr=nan", "finite"]),
+        (["--config.model.d_model=13", "--config.model.num_heads=2"], ["model.d_model=13", "num_heads=2", "12 or 14"]),
+        (["--config.data.source=text", "--config.data.path=/no/such/text"], ["data.path", "/no/such/text"]),
+        (
+            ["--config.data.source=text", "--config.data.path={data}", "--config.train.batch_size=97"],
+            ["train.batch_size=97", "the training text has"],
+        ),
+    ],
+)
 def test_settings_that_will_not_do_are_one_line_and_lose_nothing(tmp_path, data, flags, words):
     workdir = tmp_path / "run"
     process = python(*TRAIN, RECIPE, f"--workdir={workdir}", *(flag.format(data=data) for flag in flags))
@@ -116,22 +134,28 @@ def test_settings_that_will_not_do_are_one_line_and_lose_nothing(tmp_path, data,
     assert not workdir.exists() or [file.name for file in workdir.iterdir()] == [".lock"]
 
 
-@pytest.mark.parametrize("changes, words", [
-    ({"data": {"source": "text", "path": ""}}, "data.path"),
-    ({"data": {"source": "text", "path": "{empty}"}}, "empty"),
-    ({"data": {"source": "web"}}, "data.source='web'.*python_docs"),
-    ({"model": {"num_heads": 4, "num_kv_heads": 3}}, "model.num_kv_heads=3: must divide model.num_heads=4"),
-    ({"model": {"norm": "batchnorm"}}, "model.norm='batchnorm'.*layernorm, rmsnorm"),
-    ({"model": {"vocab_size": 5}}, "model.vocab_size=5.*Take 0"),
-    ({"train": {"batch_size": 4, "accumulation": 3}}, "train.accumulation=3: must divide train.batch_size=4"),
-    ({"train": {"parallel": "tpu"}}, "train.parallel='tpu'.*jit, pmap"),
-    ({"optimizer": {"name": "sgd"}}, "optimizer.name='sgd'.*adamw, muon"),
-    ({"checkpoint": {"keep": 0}}, "checkpoint.keep=0: must be at least 1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"data": {"source": "text", "path": ""}}, "data.path"),
+        ({"data": {"source": "text", "path": "{empty}"}}, "empty"),
+        ({"data": {"source": "web"}}, "data.source='web'.*python_docs"),
+        ({"model": {"num_heads": 4, "num_kv_heads": 3}}, "model.num_kv_heads=3: must divide model.num_heads=4"),
+        ({"model": {"norm": "batchnorm"}}, "model.norm='batchnorm'.*layernorm, rmsnorm"),
+        ({"model": {"vocab_size": 5}}, "model.vocab_size=5.*Take 0"),
+        ({"train": {"batch_size": 4, "accumulation": 3}}, "train.accumulation=3: must divide train.batch_size=4"),
+        ({"train": {"parallel": "tpu"}}, "train.parallel='tpu'.*jit, pmap"),
+        ({"optimizer": {"name": "sgd"}}, "optimizer.name='sgd'.*adamw, muon"),
+        ({"checkpoint": {"keep": 0}}, "checkpoint.keep=0: must be at least 1"),
+    ],
+)
 def test_settings_that_will_not_do_are_refused_by_name_from_python(tmp_path, data, changes, words):
     (tmp_path / "empty").write_text("")
-    sections = {"data": {"source": "text", "path": str(data)}, "model": {"num_layers": 1, "d_model": 8, "max_len": 7},
-                "train": {"batch_size": 3, "tensorboard": False}}  # fmt: skip
+    sections = {
+        "data": {"source": "text", "path": str(data)},
+        "model": {"num_layers": 1, "d_model": 8, "max_len": 7},
+        "train": {"batch_size": 3, "tensorboard": False},
+    }
     for section, fields in changes.items():
         fields = {k: v.format(empty=tmp_path / "empty") if isinstance(v, str) else v for k, v in fields.items()}
         sections[section] = sections.get(section, {}) | fields
@@ -149,18 +173,21 @@ def test_a_workdir_that_is_a_file_is_refused(data):
 # Mistakes in asking for samples
 
 
-@pytest.mark.parametrize("flags, words", [
-    (["--num_sample=3"], ["'num_sample'", "num_samples?"]),
-    (["--top_k=many"], ["top_k", "many"]),
-    (["To be"], ["'To be': belongs to no flag", "quotes"]),
-    (["--prompt=a", "--prompt_file=-"], ["--prompt and --prompt_file"]),
-    (["--prompt_file=/no/such/file"], ["--prompt_file=/no/such/file"]),
-    (["--run_dir="], ["--run_dir: is missing"]),
-    (["--run_dir=/no/such/run"], ["run_dir=/no/such/run: there is no such directory"]),
-    (["--run_dir=configs"], ["no checkpoints here"]),
-    (["--checkpoint=7"], ["checkpoint=7", "Choose latest, best or one of"]),
-    (["--prompt=the cät"], ["'ä'", "U+00E4", "position 5"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--num_sample=3"], ["'num_sample'", "num_samples?"]),
+        (["--top_k=many"], ["top_k", "many"]),
+        (["To be"], ["'To be': belongs to no flag", "quotes"]),
+        (["--prompt=a", "--prompt_file=-"], ["--prompt and --prompt_file"]),
+        (["--prompt_file=/no/such/file"], ["--prompt_file=/no/such/file"]),
+        (["--run_dir="], ["--run_dir: is missing"]),
+        (["--run_dir=/no/such/run"], ["run_dir=/no/such/run: there is no such directory"]),
+        (["--run_dir=configs"], ["no checkpoints here"]),
+        (["--checkpoint=7"], ["checkpoint=7", "Choose latest, best or one of"]),
+        (["--prompt=the cät"], ["'ä'", "U+00E4", "position 5"]),
+    ],
+)
 def test_a_mistake_in_asking_for_a_sample_is_one_line(run_dir, flags, words):
     process = python(*SAMPLE, f"--run_dir={run_dir}", *flags)
     lines = process.stderr.splitlines(keepends=True)
@@ -169,32 +196,38 @@ def test_a_mistake_in_asking_for_a_sample_is_one_line(run_dir, flags, words):
     assert_is_one_error(process, *words)
 
 
-@pytest.mark.parametrize("options, words", [
-    ({"prompt": ""}, "prompt='': must have at least one character"),
-    ({"prompt": "a" * (MAX_LEN + 1)}, f"prompt: {MAX_LEN + 1} tokens, and the model's context is {MAX_LEN}"),
-    ({"temperature": 0.0}, "temperature=0.0: .*greedy"),
-    ({"temperature": float("nan")}, "temperature=nan"),
-    ({"temperature": float("inf")}, "temperature=inf"),
-    ({"top_k": -1}, "top_k=-1"),
-    ({"top_p": 0.0}, "top_p=0.0"),
-    ({"top_p": 1.5}, "top_p=1.5"),
-    ({"method": "beams"}, "method='beams': unknown. Choose one of: sample, greedy, beam"),
-    ({"max_new_tokens": 0}, "max_new_tokens=0: must be at least 1"),
-    ({"num_samples": 0}, "num_samples=0: must be at least 1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"prompt": ""}, "prompt='': must have at least one character"),
+        ({"prompt": "a" * (MAX_LEN + 1)}, f"prompt: {MAX_LEN + 1} tokens, and the model's context is {MAX_LEN}"),
+        ({"temperature": 0.0}, "temperature=0.0: .*greedy"),
+        ({"temperature": float("nan")}, "temperature=nan"),
+        ({"temperature": float("inf")}, "temperature=inf"),
+        ({"top_k": -1}, "top_k=-1"),
+        ({"top_p": 0.0}, "top_p=0.0"),
+        ({"top_p": 1.5}, "top_p=1.5"),
+        ({"method": "beams"}, "method='beams': unknown. Choose one of: sample, greedy, beam"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0: must be at least 1"),
+        ({"num_samples": 0}, "num_samples=0: must be at least 1"),
+    ],
+)
 def test_generate_refuses_what_it_cannot_do(run, options, words):
     with pytest.raises(UserError, match=words):
         tj.generate(run, **{"prompt": "the", "max_new_tokens": 5} | options)
 
 
-@pytest.mark.parametrize("tokens, is_token, words", [
-    (np.zeros(3, int), None, r"tokens: must be integers \[B, T\]"),
-    (np.zeros((2, 3)), None, r"tokens: must be integers \[B, T\], not float64"),
-    (np.zeros((2, 3), int), np.ones((3, 2), bool), "is_token: must be of shape"),
-    (np.full((2, 3), -1), None, "must lie between 0 and"),
-    (np.full((2, 3), 999), None, "not between 999 and 999"),
-    (np.zeros((2, MAX_LEN + 1), int), None, f"model.max_len={MAX_LEN}"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "tokens, is_token, words",
+    [
+        (np.zeros(3, int), None, r"tokens: must be integers \[B, T\]"),
+        (np.zeros((2, 3)), None, r"tokens: must be integers \[B, T\], not float64"),
+        (np.zeros((2, 3), int), np.ones((3, 2), bool), "is_token: must be of shape"),
+        (np.full((2, 3), -1), None, "must lie between 0 and"),
+        (np.full((2, 3), 999), None, "not between 999 and 999"),
+        (np.zeros((2, MAX_LEN + 1), int), None, f"model.max_len={MAX_LEN}"),
+    ],
+)
 def test_logits_refuse_tokens_that_do_not_fit(run, tokens, is_token, words):
     with pytest.raises(UserError, match=words):
         tj.logits(run, tokens, is_token)
@@ -217,8 +250,19 @@ def test_help_lists_every_field_of_a_recipe_with_its_meaning():
 def test_help_lists_every_flag_of_sampling_and_every_command():
     process = python(*SAMPLE, "--help")
     assert (process.returncode, process.stderr) == (0, "")
-    for flag in ("run_dir", "checkpoint", "prompt", "prompt_file", "max_new_tokens", "method", "temperature", "top_k",
-                 "top_p", "seed", "num_samples"):  # fmt: skip
+    for flag in (
+        "run_dir",
+        "checkpoint",
+        "prompt",
+        "prompt_file",
+        "max_new_tokens",
+        "method",
+        "temperature",
+        "top_k",
+        "top_p",
+        "seed",
+        "num_samples",
+    ):
         assert f"  --{flag}" in process.stdout
     assert "  sample " in python("-m", "transformer_jax").stdout
 
@@ -227,9 +271,19 @@ def test_help_lists_every_flag_of_sampling_and_every_command():
 
 
 def test_a_sample_is_all_that_goes_to_stdout(run_dir):
-    process = python(*SAMPLE, f"--run_dir={run_dir}", "--prompt_file=-", "--max_new_tokens=20", "--num_samples=3",
-                     "--past_context=reread", "--temperature=0.8", "--top_k=7", "--top_p=0.95", "--seed=1",
-                     stdin="the cat")  # fmt: skip
+    process = python(
+        *SAMPLE,
+        f"--run_dir={run_dir}",
+        "--prompt_file=-",
+        "--max_new_tokens=20",
+        "--num_samples=3",
+        "--past_context=reread",
+        "--temperature=0.8",
+        "--top_k=7",
+        "--top_p=0.95",
+        "--seed=1",
+        stdin="the cat",
+    )
     assert process.returncode == 0, process.stderr
     assert process.stderr == f"{run_dir}, step {NUM_STEPS}\n"
     texts = process.stdout.removesuffix("\n").split("\n---------------\n")
@@ -240,8 +294,14 @@ def test_a_sample_is_all_that_goes_to_stdout(run_dir):
 
 def test_greedy_text_from_the_command_line_is_that_from_python_and_always_the_same(run_dir, run, tmp_path):
     (tmp_path / "prompt.txt").write_text("the cat")
-    process = python(*SAMPLE, f"--run_dir={run_dir}", f"--prompt_file={tmp_path / 'prompt.txt'}", "--method=greedy",
-                     "--max_new_tokens=6", "--seed=5")  # fmt: skip
+    process = python(
+        *SAMPLE,
+        f"--run_dir={run_dir}",
+        f"--prompt_file={tmp_path / 'prompt.txt'}",
+        "--method=greedy",
+        "--max_new_tokens=6",
+        "--seed=5",
+    )
     expected = tj.generate(run, "the cat", method="greedy", max_new_tokens=6)
     assert process.stdout == expected + "\n", process.stderr
     assert tj.generate(run, "the cat", method="greedy", max_new_tokens=6, seed=7) == expected

@@ -111,10 +111,14 @@ def test_an_int_is_accepted_where_a_float_is_expected():
 
 
 @given(
-    num_heads=st.sampled_from([1, 3, 6]), num_kv_heads=st.sampled_from([0, 1, 3]), head_dim=st.sampled_from([0, 2]),
-    norm=st.sampled_from([*NORMS]), feed_forward=st.sampled_from([*FEED_FORWARDS]),
-    positions=st.sampled_from([*POSITIONS]), use_bias=st.booleans(),
-)  # fmt: skip
+    num_heads=st.sampled_from([1, 3, 6]),
+    num_kv_heads=st.sampled_from([0, 1, 3]),
+    head_dim=st.sampled_from([0, 2]),
+    norm=st.sampled_from([*NORMS]),
+    feed_forward=st.sampled_from([*FEED_FORWARDS]),
+    positions=st.sampled_from([*POSITIONS]),
+    use_bias=st.booleans(),
+)
 @lightly
 def test_a_config_survives_being_saved_and_read(num_heads, num_kv_heads, **kwargs):
     num_kv_heads = min(num_kv_heads, num_heads)

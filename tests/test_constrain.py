@@ -16,13 +16,34 @@ from transformer_jax.sampling import Temperature, beam_search, generate, matchin
 from transformer_jax.sampling.regex import MAX_DEPTH, compile_regex
 
 EOS, PAD = 1, 0
-BYTES = [b"", b"", *(bytes([byte]) for byte in b"abc01-. "), b"ab", b"bc0", b"00",
-         b"a\xc3", b"\xa9", b"\xe2\x82", b"\xac"]  # fmt: skip
+BYTES = [
+    b"",
+    b"",
+    *(bytes([byte]) for byte in b"abc01-. "),
+    b"ab",
+    b"bc0",
+    b"00",
+    b"a\xc3",
+    b"\xa9",
+    b"\xe2\x82",
+    b"\xac",
+]
 V = len(BYTES)
 PATTERNS = [
-    "a", "(ab|bc)+0?", "[a-c]{2,5}", "a*b*c*", "-?(0|10)(\\.[01]{1,3})?", "(é|€)+a?", "[^abc0-9]{1,3}", "((a?)b?){2}c",
-    ".{1,4}", "\\d+-\\d+", "a|ab|abc|abc00", "(?:a|b)[.] ", "",
-]  # fmt: skip
+    "a",
+    "(ab|bc)+0?",
+    "[a-c]{2,5}",
+    "a*b*c*",
+    "-?(0|10)(\\.[01]{1,3})?",
+    "(é|€)+a?",
+    "[^abc0-9]{1,3}",
+    "((a?)b?){2}c",
+    ".{1,4}",
+    "\\d+-\\d+",
+    "a|ab|abc|abc00",
+    "(?:a|b)[.] ",
+    "",
+]
 SIGNS = "ab0-é€\n."
 
 
@@ -39,9 +60,21 @@ def accepts(automaton, data):
 
 
 MORE = [
-    *PATTERNS, "\\D\\S", "[]a-]+", "[\\]\\d_-]*", "(a*){0,2}b", "(a|)+b", "[ä-ö€]+\\w?", "(|a)b",
-    "\\n.|\\x61\\u00e9", "[^a]", "a{,2}b{2,}", "a{2}", "\\W\\s*\\.", "((a*)*)*",
-]  # fmt: skip
+    *PATTERNS,
+    "\\D\\S",
+    "[]a-]+",
+    "[\\]\\d_-]*",
+    "(a*){0,2}b",
+    "(a|)+b",
+    "[ä-ö€]+\\w?",
+    "(|a)b",
+    "\\n.|\\x61\\u00e9",
+    "[^a]",
+    "a{,2}b{2,}",
+    "a{2}",
+    "\\W\\s*\\.",
+    "((a*)*)*",
+]
 
 
 @pytest.mark.parametrize("pattern", MORE)
@@ -71,8 +104,19 @@ def test_any_pattern_of_the_subset_accepts_what_python_matches(pattern, texts):
         assert accepts(automaton, text.encode()) == (python.fullmatch(text) is not None)
 
 
-@pytest.mark.parametrize("low, high", [(0, 0x10FFFF), (0x7F, 0x80), (0x7FE, 0x801), (0x9, 0xD7FF), (0xE000, 0x10000),
-                                       (0x1234, 0x5678), (0xFFFF, 0x10FFFF), (0x10010, 0x100F0)])  # fmt: skip
+@pytest.mark.parametrize(
+    "low, high",
+    [
+        (0, 0x10FFFF),
+        (0x7F, 0x80),
+        (0x7FE, 0x801),
+        (0x9, 0xD7FF),
+        (0xE000, 0x10000),
+        (0x1234, 0x5678),
+        (0xFFFF, 0x10FFFF),
+        (0x10010, 0x100F0),
+    ],
+)
 def test_a_range_of_characters_is_theirs_in_utf_8(low, high):
     automaton = compile_regex(f"[{chr(low)}-{chr(high)}]".replace("\0", "\\x00"))
     edges = (low, high, 0x80, 0x800, 0x10000, 0xD800, 0xE000, 0x3000)
@@ -82,16 +126,29 @@ def test_a_range_of_characters_is_theirs_in_utf_8(low, high):
     assert not accepts(automaton, b"\xed\xa0\x80") and not accepts(automaton, b"\xc0\xaf")  # a surrogate; overlong
 
 
-@pytest.mark.parametrize("pattern, message", [
-    ("a(b", "at position 3: must be ')'"), ("a)", "at position 1: has no opening"), ("*a", "at position 0: '*' means"),
-    ("^a$", "at position 0: '^' means nothing here"), ("a**", "at position 2: a repetition cannot"),
-    ("a+?", "at position 2: a repetition cannot"), ("[ab", "at position 3: must not end here"),
-    ("[b-a]", "at position 4: a range must go"), ("a{3,2}", "repetitions must go"), ("a{x}", "must be a number"),
-    ("\\b", "\\b is not known"), ("(?=a)", "must be ':'"), ("a\\", "must not end here"), ("\\xg0", "no hexadecimal"),
-    ("(" * (MAX_DEPTH + 1), f"more than {MAX_DEPTH} groups"),
-    ("((a{999}){999}){9}", "more than 10000 states"), ("a{99999}", "at most 10000"),
-    ("(a|b)*a(a|b){17}", "more than 10000 states"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "pattern, message",
+    [
+        ("a(b", "at position 3: must be ')'"),
+        ("a)", "at position 1: has no opening"),
+        ("*a", "at position 0: '*' means"),
+        ("^a$", "at position 0: '^' means nothing here"),
+        ("a**", "at position 2: a repetition cannot"),
+        ("a+?", "at position 2: a repetition cannot"),
+        ("[ab", "at position 3: must not end here"),
+        ("[b-a]", "at position 4: a range must go"),
+        ("a{3,2}", "repetitions must go"),
+        ("a{x}", "must be a number"),
+        ("\\b", "\\b is not known"),
+        ("(?=a)", "must be ':'"),
+        ("a\\", "must not end here"),
+        ("\\xg0", "no hexadecimal"),
+        ("(" * (MAX_DEPTH + 1), f"more than {MAX_DEPTH} groups"),
+        ("((a{999}){999}){9}", "more than 10000 states"),
+        ("a{99999}", "at most 10000"),
+        ("(a|b)*a(a|b){17}", "more than 10000 states"),
+    ],
+)
 def test_a_pattern_that_is_not_of_the_subset_is_told_where(pattern, message):
     with pytest.raises(UserError) as error:
         compile_regex(pattern)
@@ -134,21 +191,28 @@ def test_a_table_allows_the_tokens_after_which_a_match_is_possible_and_no_others
             state = table[state, token] if state >= 0 else -1
         return state
 
-    possible = {tokens for size in range(4) for tokens in itertools.product(ids, repeat=size)
-                if accepts(automaton, spelled(tokens))}  # fmt: skip
+    possible = {
+        tokens
+        for size in range(4)
+        for tokens in itertools.product(ids, repeat=size)
+        if accepts(automaton, spelled(tokens))
+    }
     for tokens in possible:
         assert all(walk(tokens[:n]) >= 0 for n in range(len(tokens) + 1)) and table[walk(tokens), EOS] >= 0
     for tokens in itertools.product(ids, repeat=2):
         assert (walk(tokens) >= 0 and table[walk(tokens), EOS] >= 0) == (tokens in possible)
 
 
-@pytest.mark.parametrize("make, message", [
-    (lambda: matching("xyz", BYTES, (EOS,)), "pattern='xyz': no tokens spell a match."),
-    (lambda: matching("[^\\s\\S]", BYTES, (EOS,)), "pattern='[^\\\\s\\\\S]': no tokens spell a match."),
-    (lambda: one_of(["ab", "aéé", "a"], BYTES, (EOS,)), "strings: no tokens spell 'aéé'."),
-    (lambda: one_of([], BYTES, (EOS,)), "strings=[]: must have one or more."),
-    (lambda: matching("a{9000}", [b"a"] * 30000, ()), "pattern='a{9000}': 9001 states for 30000 tokens need more"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: matching("xyz", BYTES, (EOS,)), "pattern='xyz': no tokens spell a match."),
+        (lambda: matching("[^\\s\\S]", BYTES, (EOS,)), "pattern='[^\\\\s\\\\S]': no tokens spell a match."),
+        (lambda: one_of(["ab", "aéé", "a"], BYTES, (EOS,)), "strings: no tokens spell 'aéé'."),
+        (lambda: one_of([], BYTES, (EOS,)), "strings=[]: must have one or more."),
+        (lambda: matching("a{9000}", [b"a"] * 30000, ()), "pattern='a{9000}': 9001 states for 30000 tokens need more"),
+    ],
+)
 def test_what_cannot_be_written_is_refused(make, message):
     with pytest.raises(UserError) as error:
         make()
@@ -173,14 +237,33 @@ def written(pattern, how, max_new_tokens, seed, eos_ids=(EOS,)):
     step, cache = jax.tree_util.Partial(random_step, jnp.int32(seed)), jnp.int32(0)
     given = PROMPTS, PROMPTS != PAD
     if how == "beam":
-        found = beam_search(step, cache, *given, (constraint(pattern),), num_beams=3, num_return=2,
-                            max_new_tokens=max_new_tokens, eos_ids=eos_ids, pad_id=PAD)  # fmt: skip
+        found = beam_search(
+            step,
+            cache,
+            *given,
+            (constraint(pattern),),
+            num_beams=3,
+            num_return=2,
+            max_new_tokens=max_new_tokens,
+            eos_ids=eos_ids,
+            pad_id=PAD,
+        )
         tokens, lengths = found.tokens[np.isfinite(found.scores)], found.lengths[np.isfinite(found.scores)]
         assert np.all(np.isfinite(found.scores[:, 0]))
     else:
         keys = jax.random.split(jax.random.key(seed), ROWS)
-        found = generate(step, cache, *given, keys, 0, (constraint(pattern), Temperature(0.7)), choice=how,
-                         max_new_tokens=max_new_tokens, eos_ids=eos_ids, pad_id=PAD)  # fmt: skip
+        found = generate(
+            step,
+            cache,
+            *given,
+            keys,
+            0,
+            (constraint(pattern), Temperature(0.7)),
+            choice=how,
+            max_new_tokens=max_new_tokens,
+            eos_ids=eos_ids,
+            pad_id=PAD,
+        )
         tokens, lengths = found.tokens, found.lengths
     rows = [row[:length] for row, length in zip(np.asarray(tokens).tolist(), np.asarray(lengths).tolist(), strict=True)]
     return [spelled(row).decode() for row in rows], [EOS in row for row in rows]

@@ -15,12 +15,32 @@ from transformer_jax.tokenizers.token_bytes import settled_text, token_bytes
 FIXTURES = Path(__file__).parent / "fixtures"
 TEXT = "the cat sät on a mat, 狐 and €5 😀 dogs ran over green hills.\n" * 3
 SETTINGS = {
-    "method": "beam", "max_new_tokens": 7, "seed": 3, "num_samples": 2, "temperature": 0.7, "top_k": 5, "top_p": 0.9,
-    "min_p": 0.1, "typical_p": 0.8, "repetition_penalty": 1.2, "presence_penalty": 0.5, "frequency_penalty": -0.5,
-    "no_repeat_ngram_size": 3, "bad_words": ["a b", "c"], "suppress": [5, "x"], "min_new_tokens": 2,
-    "logit_bias": [[3, 1.5], ["a", -2.0]], "choices": ["yes", "no"], "stop": ["\n", "狐"], "num_beams": 6,
-    "length_penalty": 0.5, "penalty": "average", "stopping": "first", "num_groups": 2, "diversity": 0.5,
-}  # fmt: skip
+    "method": "beam",
+    "max_new_tokens": 7,
+    "seed": 3,
+    "num_samples": 2,
+    "temperature": 0.7,
+    "top_k": 5,
+    "top_p": 0.9,
+    "min_p": 0.1,
+    "typical_p": 0.8,
+    "repetition_penalty": 1.2,
+    "presence_penalty": 0.5,
+    "frequency_penalty": -0.5,
+    "no_repeat_ngram_size": 3,
+    "bad_words": ["a b", "c"],
+    "suppress": [5, "x"],
+    "min_new_tokens": 2,
+    "logit_bias": [[3, 1.5], ["a", -2.0]],
+    "choices": ["yes", "no"],
+    "stop": ["\n", "狐"],
+    "num_beams": 6,
+    "length_penalty": 0.5,
+    "penalty": "average",
+    "stopping": "first",
+    "num_groups": 2,
+    "diversity": 0.5,
+}
 
 
 # Settings
@@ -35,19 +55,29 @@ def test_settings_come_back_through_json_and_the_defaults_change_nothing():
     assert tj.Decoding(temperature=np.float32(2), logit_bias={3: 1}) == tj.Decoding(temperature=2, logit_bias=((3, 1),))
 
 
-@pytest.mark.parametrize("settings, words", [
-    ({"temprature": 1.0}, "temprature: no such field. Did you mean temperature?"),
-    ({"temperature": 0}, "method=greedy"),
-    ({"temperature": "hot"}, "temperature='hot': must be of type float"),
-    ({"top_k": 1.5}, "top_k=1.5: must be of type"),
-    ({"min_p": 2}, "min_p=2.0"), ({"typical_p": 0}, "typical_p=0.0"), ({"stop": "end"}, "stop='end': must be a list"),
-    ({"stop": [""]}, "stop="), ({"suppress": [1.5]}, "suppress="), ({"logit_bias": [[1]]}, "logit_bias="),
-    ({"choices": ["a"], "regex": "b"}, "give one of them"), ({"past_context": "cut"}, "refuse, reread"),
-    ({"min_new_tokens": 9, "max_new_tokens": 8}, "at most max_new_tokens=8"), ({"penalty": "none"}, "wu, average"),
-    ({"method": "beam", "num_samples": 9}, "at most num_beams=4"),
-    ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size=-1"),
-    ({"method": "beam", "past_context": "reread"}, "stays within the context"), ({"top_p": float("nan")}, "top_p=nan"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"temprature": 1.0}, "temprature: no such field. Did you mean temperature?"),
+        ({"temperature": 0}, "method=greedy"),
+        ({"temperature": "hot"}, "temperature='hot': must be of type float"),
+        ({"top_k": 1.5}, "top_k=1.5: must be of type"),
+        ({"min_p": 2}, "min_p=2.0"),
+        ({"typical_p": 0}, "typical_p=0.0"),
+        ({"stop": "end"}, "stop='end': must be a list"),
+        ({"stop": [""]}, "stop="),
+        ({"suppress": [1.5]}, "suppress="),
+        ({"logit_bias": [[1]]}, "logit_bias="),
+        ({"choices": ["a"], "regex": "b"}, "give one of them"),
+        ({"past_context": "cut"}, "refuse, reread"),
+        ({"min_new_tokens": 9, "max_new_tokens": 8}, "at most max_new_tokens=8"),
+        ({"penalty": "none"}, "wu, average"),
+        ({"method": "beam", "num_samples": 9}, "at most num_beams=4"),
+        ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size=-1"),
+        ({"method": "beam", "past_context": "reread"}, "stays within the context"),
+        ({"top_p": float("nan")}, "top_p=nan"),
+    ],
+)
 def test_a_setting_that_will_not_do_is_named_in_a_line(settings, words):
     with pytest.raises(UserError) as error:
         tj.Decoding.from_dict(settings)
@@ -91,25 +121,42 @@ def test_settled_text_only_grows_and_has_no_part_of_a_character(kind):
 # The command
 
 
-@pytest.mark.parametrize("flags, words", [
-    (["--method=beams"], ["method='beams'", "sample, greedy, beam"]), (["--output=xml"], ["--output=xml"]),
-    (["--logit_bias=the"], ["--logit_bias", "the:2.5"]),
-    (["--prompt=a", "--interactive"], ["--prompt and --interactive"]),
-    (["--prompts_file=/no/such"], ["--prompts_file=/no/such"]), (["--min_p=3"], ["min_p=3.0"]),
-    (["--max_new_tokens=500", "--prompt=a"], ["max_new_tokens=500", "past_context=reread"]),
-    (["--choices=a", "--regex=b"], ["regex='b'"]), (["--weights=int4"], ["--weights=int4", "model or int8"]),
-    (["--draft=a", "--prompt_lookup=2"], ["prompt_lookup=2"]),
-    (["--max_new_tokens=500", "--past_context=slide", "--prompt=a"], ["model.window=0", "past_context=reread"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--method=beams"], ["method='beams'", "sample, greedy, beam"]),
+        (["--output=xml"], ["--output=xml"]),
+        (["--logit_bias=the"], ["--logit_bias", "the:2.5"]),
+        (["--prompt=a", "--interactive"], ["--prompt and --interactive"]),
+        (["--prompts_file=/no/such"], ["--prompts_file=/no/such"]),
+        (["--min_p=3"], ["min_p=3.0"]),
+        (["--max_new_tokens=500", "--prompt=a"], ["max_new_tokens=500", "past_context=reread"]),
+        (["--choices=a", "--regex=b"], ["regex='b'"]),
+        (["--weights=int4"], ["--weights=int4", "model or int8"]),
+        (["--draft=a", "--prompt_lookup=2"], ["prompt_lookup=2"]),
+        (["--max_new_tokens=500", "--past_context=slide", "--prompt=a"], ["model.window=0", "past_context=reread"]),
+    ],
+)
 def test_a_wrong_flag_of_sampling_is_one_line(flags, words):
     assert_is_one_error(python(*SAMPLE, f"--run_dir={FIXTURES / 'gpt2'}", *flags), *words)
 
 
 def test_lines_of_json_have_all_that_it_takes_to_make_a_text_again(tmp_path):
     (tmp_path / "prompts").write_text("the cat\nthis\n")
-    process = python(*SAMPLE, f"--run_dir={FIXTURES / 'gpt2'}", f"--prompts_file={tmp_path / 'prompts'}",
-                     "--output=jsonl", "--max_new_tokens=5", "--num_samples=2", "--seed=3", "--top_k=7",
-                     "--logit_bias=5:1.5", "--suppress=9", "--stop=zz", "--weights=int8")  # fmt: skip
+    process = python(
+        *SAMPLE,
+        f"--run_dir={FIXTURES / 'gpt2'}",
+        f"--prompts_file={tmp_path / 'prompts'}",
+        "--output=jsonl",
+        "--max_new_tokens=5",
+        "--num_samples=2",
+        "--seed=3",
+        "--top_k=7",
+        "--logit_bias=5:1.5",
+        "--suppress=9",
+        "--stop=zz",
+        "--weights=int8",
+    )
     assert process.returncode == 0, process.stderr
     lines = [json.loads(line) for line in process.stdout.splitlines()]
     assert {line["weights"] for line in lines} == {"int8"}
@@ -118,14 +165,22 @@ def test_lines_of_json_have_all_that_it_takes_to_make_a_text_again(tmp_path):
     assert [line["prompt"] for line in lines] == ["the cat"] * 2 + ["this"] * 2
     for line, completion in zip(lines, again, strict=True):
         assert (line["text"], tuple(line["tokens"]), line["finish"]) == (
-            completion.text, completion.tokens, completion.finish,
-        )  # fmt: skip
+            completion.text,
+            completion.tokens,
+            completion.finish,
+        )
         assert line["log_prob"] == pytest.approx(completion.log_prob, abs=1e-4) and line["step"] == 0
 
 
 def test_a_talk_answers_line_by_line_and_goes_on_after_a_mistake():
-    process = python(*SAMPLE, f"--run_dir={FIXTURES / 'gpt2'}", "--interactive", "--max_new_tokens=4",
-                     "--method=greedy", stdin="the cat\n\nthis\n")  # fmt: skip
+    process = python(
+        *SAMPLE,
+        f"--run_dir={FIXTURES / 'gpt2'}",
+        "--interactive",
+        "--max_new_tokens=4",
+        "--method=greedy",
+        stdin="the cat\n\nthis\n",
+    )
     run = tj.from_pretrained(FIXTURES / "gpt2")
     answers = ["".join(tj.stream(run, text, max_new_tokens=4, method="greedy")) for text in ("the cat", "this")]
     assert process.stdout == "".join(answer + "\n" for answer in answers), process.stderr

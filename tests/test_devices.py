@@ -23,9 +23,11 @@ from transformer_jax.models import GPT
 
 ROOT = Path(__file__).parents[1]
 B, T, V, NUM_STEPS, NUM_DEVICES = 8, 7, 23, 3, 4
-MODEL = GPT(TransformerConfig(
-    vocab_size=V, max_len=11, num_layers=1, d_model=13, num_heads=2, head_dim=5, d_ff=17, init_std=0.2
-))  # fmt: skip
+MODEL = GPT(
+    TransformerConfig(
+        vocab_size=V, max_len=11, num_layers=1, d_model=13, num_heads=2, head_dim=5, d_ff=17, init_std=0.2
+    )
+)
 CASES = [(name, accumulation) for name in PARALLEL for accumulation in (1, 2)]
 
 
@@ -39,9 +41,15 @@ def make_batch(seed):
 def make(name, accumulation=1):
     optimizer = optax.sgd(0.5)  # a plain one: the parameters follow the gradients
     step = functools.partial(
-        train_step, model=MODEL, objective=causal_lm, optimizer=optimizer, seed=0, accumulation=accumulation,
-        max_bad_steps=3, log_every=100,
-    )  # fmt: skip
+        train_step,
+        model=MODEL,
+        objective=causal_lm,
+        optimizer=optimizer,
+        seed=0,
+        accumulation=accumulation,
+        max_bad_steps=3,
+        log_every=100,
+    )
     evaluate = functools.partial(eval_step, model=MODEL, objective=causal_lm)
     parallel = make_parallel(name, step, evaluate, B // accumulation)
     create = jax.jit(lambda key, tokens: create_state(MODEL.init(key, tokens)["params"], optimizer))

@@ -38,8 +38,10 @@ def test_each_mask_keeps_as_many_as_its_rate_says_within_chance(rate):
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_what_is_kept_tells_nothing_of_its_neighbours_along_any_axis(axis):
     for distance in range(1, min(SHAPE[axis], 100)):
-        far, near = (np.take(masks(), np.arange(*ends), axis + 1)
-                     for ends in ((distance, SHAPE[axis]), (0, SHAPE[axis] - distance)))  # fmt: skip
+        far, near = (
+            np.take(masks(), np.arange(*ends), axis + 1)
+            for ends in ((distance, SHAPE[axis]), (0, SHAPE[axis] - distance))
+        )
         assert abs(z_scores((far & near).reshape(1, -1), 0.49)[0]) < 5.0
 
 

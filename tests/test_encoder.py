@@ -17,13 +17,20 @@ from transformer_jax.nn.layers import FEED_FORWARDS
 from transformer_jax.nn.positions import POSITIONS, sinusoid
 
 B, T, V, D, NUM_TYPES = 5, 7, 23, 11, 3
-SIZES = dict(vocab_size=V, max_len=19, num_layers=2, d_model=D, num_heads=6, head_dim=4, d_ff=13,
-             num_token_types=NUM_TYPES)  # fmt: skip
+SIZES = dict(
+    vocab_size=V, max_len=19, num_layers=2, d_model=D, num_heads=6, head_dim=4, d_ff=13, num_token_types=NUM_TYPES
+)
 VARIANTS = {
-    name: {"positions": name, "placement": ["pre", "post", "parallel"][i % 3], "norm": ["layernorm", "rmsnorm"][i % 2],
-           "embed_norm": i % 3 == 1, "num_kv_heads": [6, 2][i % 2], "feed_forward": ["gelu", "swiglu"][i % 2]}
+    name: {
+        "positions": name,
+        "placement": ["pre", "post", "parallel"][i % 3],
+        "norm": ["layernorm", "rmsnorm"][i % 2],
+        "embed_norm": i % 3 == 1,
+        "num_kv_heads": [6, 2][i % 2],
+        "feed_forward": ["gelu", "swiglu"][i % 2],
+    }
     for i, name in enumerate(POSITIONS)
-}  # fmt: skip
+}
 VARIANTS["linear"] = {"positions": "sinusoidal", "attention": "linear"}
 variants = pytest.mark.parametrize("variant", VARIANTS)
 RANDOM = np.random.default_rng(0)

@@ -165,8 +165,12 @@ def test_windows_are_equal_in_law_wherever_a_text_is_cut(source):
 @each_source
 def test_a_text_begins_as_any_window_of_it_does(source):
     truth = known_truth(source)
-    begins = np.bincount([truth.characters.index(truth.draw(1, seed)) for seed in range(2_003)],
-                         minlength=len(truth.characters)) / 2_003  # fmt: skip
+    begins = (
+        np.bincount(
+            [truth.characters.index(truth.draw(1, seed)) for seed in range(2_003)], minlength=len(truth.characters)
+        )
+        / 2_003
+    )
     share = np.einsum("i,vij->v", truth.stationary, truth.arcs)
     assert np.abs(begins - share).max() < 5 * (share.max() / 2_003) ** 0.5
 

@@ -48,9 +48,16 @@ def bert_config(tmp_path, **changes):
 
 
 def shorten(config, **changes):
-    settings = dict(train__num_steps=6, train__eval_every=6, train__log_every=3, train__batch_size=5,
-                    train__num_buckets=1, train__tensorboard=False, optimizer__warmup_steps=1,
-                    checkpoint__save_every=6)  # fmt: skip
+    settings = dict(
+        train__num_steps=6,
+        train__eval_every=6,
+        train__log_every=3,
+        train__batch_size=5,
+        train__num_buckets=1,
+        train__tensorboard=False,
+        optimizer__warmup_steps=1,
+        checkpoint__save_every=6,
+    )
     for name, value in (settings | changes).items():
         section, field = name.split("__")
         config[section][field] = value
@@ -77,8 +84,10 @@ def test_a_gpt2_goes_on_from_its_weights_and_learns_a_text(tmp_path, capfd):
 
 
 def test_a_bert_gets_a_new_head_and_learns_labels(tmp_path, capfd):
-    workdir = train(bert_config(tmp_path, optimizer__peak_lr=5e-3, train__num_steps=60, train__eval_every=20,
-                                train__batch_size=8), tmp_path / "run")  # fmt: skip
+    workdir = train(
+        bert_config(tmp_path, optimizer__peak_lr=5e-3, train__num_steps=60, train__eval_every=20, train__batch_size=8),
+        tmp_path / "run",
+    )
     said = capfd.readouterr().out
     assert "new, with random values: dense/bias, dense/kernel, out/bias, out/kernel" in said
     assert "not taken: bias, norm/bias, norm/scale, transform/bias, transform/kernel" in said
@@ -104,10 +113,15 @@ def test_a_run_of_ones_own_is_a_start_too_and_a_classifier_keeps_its_head(tmp_pa
 def test_a_translator_goes_on_from_its_weights_and_is_saved_as_what_it_was(folder, tmp_path):
     (tmp_path / "pairs.tsv").write_text("the cat sat\ta dog\nthis text\tthe end of it\nthe mat\tit walks\n" * 3)
     changes = dict(
-        train__task="seq2seq", data__source="parallel", data__path=str(tmp_path / "pairs.tsv"),
-        data__val_path=str(tmp_path / "pairs.tsv"), train__init_from=str(FIXTURES / folder), train__num_steps=1,
-        optimizer__peak_lr=1e-12, optimizer__warmup_steps=0,
-    )  # fmt: skip
+        train__task="seq2seq",
+        data__source="parallel",
+        data__path=str(tmp_path / "pairs.tsv"),
+        data__val_path=str(tmp_path / "pairs.tsv"),
+        train__init_from=str(FIXTURES / folder),
+        train__num_steps=1,
+        optimizer__peak_lr=1e-12,
+        optimizer__warmup_steps=0,
+    )
     before = tj.from_pretrained(FIXTURES / folder)
     after = tj.load(train(gpt2_config(tmp_path, **changes), tmp_path / "run"))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), after.params, before.params)

@@ -116,8 +116,11 @@ def test_the_gap_and_its_error_are_those_of_the_differences_of_windows_whatever_
     true = truth.nats(rows)
     chosen = np.where(rows[:, 1:] >= 0, 0.7 * np.exp(-true) + 0.3 / len(truth.characters), 1.0)
     differences = (-np.log(chosen) - true).sum(axis=1)
-    expected = {"floor": true.sum() / 1_008, "gap": differences.sum() / 1_008,
-                "gap_error": differences.std(ddof=1) * 44**0.5 / 1_008}  # fmt: skip
+    expected = {
+        "floor": true.sum() / 1_008,
+        "gap": differences.sum() / 1_008,
+        "gap_error": differences.std(ddof=1) * 44**0.5 / 1_008,
+    }
     for values in results:
         np.testing.assert_allclose([values[name] for name in expected], list(expected.values()), rtol=1e-3)
         assert values["loss"] == pytest.approx(values["floor"] + values["gap"]) and not values["leak"]
@@ -127,8 +130,10 @@ def test_the_gap_and_its_error_are_those_of_the_differences_of_windows_whatever_
 def test_a_leak_begins_at_three_standard_errors_below_the_floor(errors, is_leak):
     scatter = np.random.default_rng(0).normal(size=101)
     differences = scatter - scatter.mean() - errors * scatter.std(ddof=1) / 101**0.5
-    values = compare({"loss": 900.0 + differences.sum(), "floor": 900.0, "windows": 101.0,
-                      "gap_squares": np.sum(differences**2)}, 707.0)  # fmt: skip
+    values = compare(
+        {"loss": 900.0 + differences.sum(), "floor": 900.0, "windows": 101.0, "gap_squares": np.sum(differences**2)},
+        707.0,
+    )
     assert values["gap"] / values["gap_error"] == pytest.approx(-errors)
     assert values["leak"] == is_leak
 
@@ -144,10 +149,17 @@ def test_one_window_is_too_little_to_call_anything_a_leak():
 def config_of(source, **changes):
     config = default.get_config()
     settings = dict(
-        data__source=source, data__val_fraction=0.01, model__max_len=23, model__num_layers=1, model__d_model=20,
-        model__num_heads=2, train__batch_size=8, train__num_steps=20, train__eval_every=10,
+        data__source=source,
+        data__val_fraction=0.01,
+        model__max_len=23,
+        model__num_layers=1,
+        model__d_model=20,
+        model__num_heads=2,
+        train__batch_size=8,
+        train__num_steps=20,
+        train__eval_every=10,
         train__tensorboard=False,
-    )  # fmt: skip
+    )
     for name, value in (settings | changes).items():
         section, field = name.split("__")
         config[section][field] = value

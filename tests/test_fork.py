@@ -65,8 +65,9 @@ def test_no_key_is_moved_and_the_prompt_is_there_once():
 
 def test_a_fork_that_is_full_gives_nan():
     model = plain_decoder("rotary")
-    cache = model.cache()._replace(layers=jax.tree.map(lambda x: x[:, : T + W], model.cache().layers),
-                                   is_token=jnp.zeros((B, T + W), bool))  # fmt: skip
+    cache = model.cache()._replace(
+        layers=jax.tree.map(lambda x: x[:, : T + W], model.cache().layers), is_token=jnp.zeros((B, T + W), bool)
+    )
     _, cache = model.extend(TOKENS, RAGGED, cache)
     logits, _ = after_steps(model, with_beams(cache, B, W, T + W))
     assert np.all(np.isfinite(logits[0])) and np.all(np.isnan(logits[1:]))

@@ -128,16 +128,30 @@ def test_methods_of_equal_fields_share_a_program_and_others_have_their_own():
 
     step = jax.tree_util.Partial(step)
     for value, num in ((0.5, 2), (0.5, 2), (0.7, 4)):  # a program has the step twice: the prompt's, and the loop's
-        generate(step, jnp.full(B, -1), PROMPTS, PROMPTS != PAD, KEYS, 0, (Temperature(value),), max_new_tokens=3,
-                 eos_ids=(EOS,), pad_id=PAD)  # fmt: skip
+        generate(
+            step,
+            jnp.full(B, -1),
+            PROMPTS,
+            PROMPTS != PAD,
+            KEYS,
+            0,
+            (Temperature(value),),
+            max_new_tokens=3,
+            eos_ids=(EOS,),
+            pad_id=PAD,
+        )
         assert len(traced) == num
 
 
-@pytest.mark.parametrize("kwargs, message", [
-    ({"max_new_tokens": 0}, "max_new_tokens=0: must be at least 1."), ({"num_top": -1}, "num_top=-1: must be"),
-    ({"eos_ids": (-1,)}, "eos_ids=(-1,): must be token ids"),
-    ({"stop_sequences": ((3,), ())}, "stop_sequences=((3,), ())"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "kwargs, message",
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens=0: must be at least 1."),
+        ({"num_top": -1}, "num_top=-1: must be"),
+        ({"eos_ids": (-1,)}, "eos_ids=(-1,): must be token ids"),
+        ({"stop_sequences": ((3,), ())}, "stop_sequences=((3,), ())"),
+    ],
+)
 def test_what_has_no_meaning_is_refused(kwargs, message):
     with pytest.raises(UserError) as error:
         found(**kwargs)
@@ -148,27 +162,61 @@ def test_what_has_no_meaning_is_refused(kwargs, message):
 
 
 def test_generation_config_becomes_methods_in_the_order_of_the_reference_library():
-    rules = read_rules({}, {
-        "eos_token_id": [7, 3], "pad_token_id": 5, "bos_token_id": 6, "renormalize_logits": True,
-        "begin_suppress_tokens": [9], "suppress_tokens": [8, 99], "forced_eos_token_id": [3, 7],
-        "forced_bos_token_id": 4, "min_new_tokens": 2, "min_length": 5, "bad_words_ids": [[7], [1, 2], [4], [1, 99]],
-        "no_repeat_ngram_size": 3, "repetition_penalty": 1.3, "temperature": 0.1, "top_k": 50, "num_beams": 4,
-    }, 11)  # fmt: skip
+    rules = read_rules(
+        {},
+        {
+            "eos_token_id": [7, 3],
+            "pad_token_id": 5,
+            "bos_token_id": 6,
+            "renormalize_logits": True,
+            "begin_suppress_tokens": [9],
+            "suppress_tokens": [8, 99],
+            "forced_eos_token_id": [3, 7],
+            "forced_bos_token_id": 4,
+            "min_new_tokens": 2,
+            "min_length": 5,
+            "bad_words_ids": [[7], [1, 2], [4], [1, 99]],
+            "no_repeat_ngram_size": 3,
+            "repetition_penalty": 1.3,
+            "temperature": 0.1,
+            "top_k": 50,
+            "num_beams": 4,
+        },
+        11,
+    )
     assert (rules.eos_ids, rules.pad_id, rules.start_id) == ((7, 3), 5, 6)
     assert rules.methods == (
-        sampling.RepetitionPenalty(1.3), sampling.NoRepeat(3), sampling.BadWords(((1, 2), (4,))),
-        MinLength(5, (7, 3), True), MinLength(2, (7, 3)), sampling.ForceFirst(4), ForceLast(3), Suppress((8,)),
-        sampling.SuppressFirst((9,), 1), sampling.Renormalize(),
-    )  # fmt: skip
+        sampling.RepetitionPenalty(1.3),
+        sampling.NoRepeat(3),
+        sampling.BadWords(((1, 2), (4,))),
+        MinLength(5, (7, 3), True),
+        MinLength(2, (7, 3)),
+        sampling.ForceFirst(4),
+        ForceLast(3),
+        Suppress((8,)),
+        sampling.SuppressFirst((9,), 1),
+        sampling.Renormalize(),
+    )
     neutral = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0, "bad_words_ids": None}
     assert read_rules({}, neutral, 11).methods == ()
 
 
-@pytest.mark.parametrize("name, value", [
-    ("repetition_penalty", "1.2"), ("repetition_penalty", -1.0), ("repetition_penalty", float("nan")),
-    ("no_repeat_ngram_size", 2.5), ("no_repeat_ngram_size", -2), ("min_length", 10**30), ("bad_words_ids", [[]]),
-    ("bad_words_ids", [["a"]]), ("bad_words_ids", 3), ("suppress_tokens", [True]), ("renormalize_logits", 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("repetition_penalty", "1.2"),
+        ("repetition_penalty", -1.0),
+        ("repetition_penalty", float("nan")),
+        ("no_repeat_ngram_size", 2.5),
+        ("no_repeat_ngram_size", -2),
+        ("min_length", 10**30),
+        ("bad_words_ids", [[]]),
+        ("bad_words_ids", [["a"]]),
+        ("bad_words_ids", 3),
+        ("suppress_tokens", [True]),
+        ("renormalize_logits", 1),
+    ],
+)
 def test_a_generation_config_that_will_not_do_is_told_in_a_line(name, value):
     with pytest.raises(PretrainedError) as error:
         read_rules({}, {"eos_token_id": 7, name: value}, 11)

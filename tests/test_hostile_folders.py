@@ -30,21 +30,72 @@ FOLDERS = ["gpt2", "t5", "marian", "bert", "bert_classifier", SHARDED]
 NUM_EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 300))
 MOST_SECONDS, MOST_MEMORY = 5.0, 2**29  # on a machine with other work; alone it is a tenth
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
-EVENTS = ("open", "os.mkdir", "os.remove", "os.rename", "os.link", "os.symlink", "os.truncate", "os.system", "os.exec",
-          "os.posix_spawn", "subprocess.Popen", "socket.connect")  # fmt: skip
+EVENTS = (
+    "open",
+    "os.mkdir",
+    "os.remove",
+    "os.rename",
+    "os.link",
+    "os.symlink",
+    "os.truncate",
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "subprocess.Popen",
+    "socket.connect",
+)
 VALUES = [
-    None, True, False, 0, 1, 3, -1, 2**31 - 1, 10**9, 10**18, 10**30, 10**400, -(10**400), 0.5, 1e-308, 1e308,
-    math.nan, math.inf, -math.inf, "", "text", "\ud800\n", [], [[]], [7], [None], {}, {"0": "a"}, {"a": []},
-    {"9" * 5000: "a"}, {"-1": "a"}, {str(i): "a" for i in range(1000)},
-]  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    1,
+    3,
+    -1,
+    2**31 - 1,
+    10**9,
+    10**18,
+    10**30,
+    10**400,
+    -(10**400),
+    0.5,
+    1e-308,
+    1e308,
+    math.nan,
+    math.inf,
+    -math.inf,
+    "",
+    "text",
+    "\ud800\n",
+    [],
+    [[]],
+    [7],
+    [None],
+    {},
+    {"0": "a"},
+    {"a": []},
+    {"9" * 5000: "a"},
+    {"-1": "a"},
+    {str(i): "a" for i in range(1000)},
+]
 ODD = [None, True, -1, 2**31 - 1, 10**400, 1e308, math.nan, "text", [[]], {"a": []}, VALUES[-1], VALUES[-3]]
 LONG = "1" + 5000 * "0"
 NO_JSON = {
-    "deep lists": "[" * 100_000, "deep objects": '{"a":' * 100_000, "closed lists": "[" * 100_000 + "]" * 100_000,
-    "nothing": "", "no JSON": "{'a': 1}", "a list": "[]", "null": "null", "a NUL": "\0", "half of it": '{"a": ',
-    "a long number": f'{{"model_type": {LONG}}}', "no UTF-8": b'{"\xff": 1}', "UTF-16": "{}".encode("utf-16"),
-    "lists in lists": f'{{"extra_ids": {"[" * 900 + "]" * 900}}}', "half a character": '{"extra_ids": "\\ud800"}',
-}  # fmt: skip
+    "deep lists": "[" * 100_000,
+    "deep objects": '{"a":' * 100_000,
+    "closed lists": "[" * 100_000 + "]" * 100_000,
+    "nothing": "",
+    "no JSON": "{'a': 1}",
+    "a list": "[]",
+    "null": "null",
+    "a NUL": "\0",
+    "half of it": '{"a": ',
+    "a long number": f'{{"model_type": {LONG}}}',
+    "no UTF-8": b'{"\xff": 1}',
+    "UTF-16": "{}".encode("utf-16"),
+    "lists in lists": f'{{"extra_ids": {"[" * 900 + "]" * 900}}}',
+    "half a character": '{"extra_ids": "\\ud800"}',
+}
 watched: list[list] = []  # events of each `loads_or_refuses` that runs
 sys.addaudithook(lambda event, args: watched[-1].append((event, args)) if watched and event in EVENTS else None)
 
@@ -132,25 +183,46 @@ def with_entry(begin=0, end=0, **values):
 
 
 WEIGHTS = {
-    "empty": b"", "only a length": WHOLE[:8], "half a length": WHOLE[:5], "half a header": WHOLE[:500],
-    "half of the data": WHOLE[:20_000], "a byte short": WHOLE[:-1], "a byte long": WHOLE + b"\0",
-    "a header of 2^63 bytes": file_of(b"{}", length=2**63), "one of 2^64 - 1": file_of(b"{}", length=2**64 - 1),
-    "a header of 90 MB": file_of(b"{}", length=90_000_000), "a header of nothing": file_of(b"", length=0),
-    "a header of zeros": file_of(bytes(100)), "a deep header": file_of(b"[" * 100_000), "no tensors": file_of({}),
-    "a deep entry": file_of(b'{"a":' * 100_000), "a header not of UTF-8": file_of(b'{"\xff": {}}'),
-    "a list as header": file_of([]), "an entry that is a number": file_of({"a": 7}),
+    "empty": b"",
+    "only a length": WHOLE[:8],
+    "half a length": WHOLE[:5],
+    "half a header": WHOLE[:500],
+    "half of the data": WHOLE[:20_000],
+    "a byte short": WHOLE[:-1],
+    "a byte long": WHOLE + b"\0",
+    "a header of 2^63 bytes": file_of(b"{}", length=2**63),
+    "one of 2^64 - 1": file_of(b"{}", length=2**64 - 1),
+    "a header of 90 MB": file_of(b"{}", length=90_000_000),
+    "a header of nothing": file_of(b"", length=0),
+    "a header of zeros": file_of(bytes(100)),
+    "a deep header": file_of(b"[" * 100_000),
+    "no tensors": file_of({}),
+    "a deep entry": file_of(b'{"a":' * 100_000),
+    "a header not of UTF-8": file_of(b'{"\xff": {}}'),
+    "a list as header": file_of([]),
+    "an entry that is a number": file_of({"a": 7}),
     "metadata that are no strings": file_of({"__metadata__": {"a": {"b": 7}}}),
-    "a huge shape": with_entry(shape=[2**62, 2**62]), "a huge and empty shape": with_entry(shape=[0, 2**62]),
-    "a negative shape": with_entry(shape=[-41, -20]), "a shape of 10^5 axes": with_entry(shape=[1] * 10**5),
-    "a shape of words": with_entry(shape=["41", "20"]), "a long number": WHOLE.replace(b"[41,20]", LONG.encode()),
-    "an unknown type": with_entry(dtype="F128"), "a type of another size": with_entry(dtype="F16"),
-    "a type of integers": with_entry(dtype="I32"), "no type": with_entry(dtype=None), "an overlap": with_entry(-4, -4),
-    "a hole": with_entry(4, 4), "too much": with_entry(0, 4), "offsets reversed": with_entry(2**20, 0),
-    "negative offsets": with_entry(-(2**40), -(2**40)), "offsets of 2^64": with_entry(2**64, 2**64),
-    "offsets that are floats": with_entry(0.5, 0.5), "a pickle": b"\x80\x04cposix\nsystem\n(S'true'\ntR.",
+    "a huge shape": with_entry(shape=[2**62, 2**62]),
+    "a huge and empty shape": with_entry(shape=[0, 2**62]),
+    "a negative shape": with_entry(shape=[-41, -20]),
+    "a shape of 10^5 axes": with_entry(shape=[1] * 10**5),
+    "a shape of words": with_entry(shape=["41", "20"]),
+    "a long number": WHOLE.replace(b"[41,20]", LONG.encode()),
+    "an unknown type": with_entry(dtype="F128"),
+    "a type of another size": with_entry(dtype="F16"),
+    "a type of integers": with_entry(dtype="I32"),
+    "no type": with_entry(dtype=None),
+    "an overlap": with_entry(-4, -4),
+    "a hole": with_entry(4, 4),
+    "too much": with_entry(0, 4),
+    "offsets reversed": with_entry(2**20, 0),
+    "negative offsets": with_entry(-(2**40), -(2**40)),
+    "offsets of 2^64": with_entry(2**64, 2**64),
+    "offsets that are floats": with_entry(0.5, 0.5),
+    "a pickle": b"\x80\x04cposix\nsystem\n(S'true'\ntR.",
     "a name twice": WHOLE.replace(b"transformer.h.1.ln_1.bias", b"transformer.h.0.ln_1.bias"),
     "random bytes": random.Random(0).randbytes(5000),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("content", WEIGHTS.values(), ids=WEIGHTS)
@@ -177,9 +249,20 @@ def test_what_would_be_long_to_look_at_is_refused_before(copies):
             assert "do not fit" in loads_or_refuses(copies["gpt2"])
 
 
-NAMES = ["../a.safetensors", "/etc/a.safetensors", "", ".", "..", "a/../b.safetensors", "a\0b.safetensors",
-         "config.json", "a\nb.safetensors", "\ud800.safetensors", "x" * 10**5 + ".safetensors",
-         "nowhere.safetensors"]  # fmt: skip
+NAMES = [
+    "../a.safetensors",
+    "/etc/a.safetensors",
+    "",
+    ".",
+    "..",
+    "a/../b.safetensors",
+    "a\0b.safetensors",
+    "config.json",
+    "a\nb.safetensors",
+    "\ud800.safetensors",
+    "x" * 10**5 + ".safetensors",
+    "nowhere.safetensors",
+]
 
 
 @pytest.mark.parametrize("name", NAMES + VALUES, ids=brief)
@@ -192,8 +275,14 @@ def test_an_index_names_files_of_its_folder_only(name, copies):
             assert loads_or_refuses(copies[SHARDED])
 
 
-TEXTS = {"config.json": SHARDED, "generation_config.json": SHARDED, "model.safetensors.index.json": SHARDED,
-         "tokenizer.json": SHARDED, "vocab.json": "marian", "tokenizer_config.json": "t5"}  # fmt: skip
+TEXTS = {
+    "config.json": SHARDED,
+    "generation_config.json": SHARDED,
+    "model.safetensors.index.json": SHARDED,
+    "tokenizer.json": SHARDED,
+    "vocab.json": "marian",
+    "tokenizer_config.json": "t5",
+}
 
 
 @pytest.mark.parametrize("text", NO_JSON.values(), ids=NO_JSON)
@@ -214,8 +303,12 @@ def test_a_config_with_any_value_in_any_field_loads_or_is_refused(name, value, c
             loads_or_refuses(copies[name])
 
 
-FILES = [(folder, path.name) for folder in FOLDERS for path in sorted((FIXTURES / folder).iterdir())
-          if path.name not in ("texts.json", "expected.npz")]  # fmt: skip
+FILES = [
+    (folder, path.name)
+    for folder in FOLDERS
+    for path in sorted((FIXTURES / folder).iterdir())
+    if path.name not in ("texts.json", "expected.npz")
+]
 INSTEAD = {
     "a link out of the folder": lambda path, aside: path.symlink_to(aside),
     "a relative one": lambda path, aside: path.symlink_to(Path("..", aside.name)),
@@ -223,9 +316,10 @@ INSTEAD = {
     "a link to a device": lambda path, aside: path.symlink_to("/dev/zero"),
     "a link to itself": lambda path, aside: path.symlink_to(path.name),
     "a link to nothing": lambda path, aside: path.symlink_to("nothing"),
-    "a folder": lambda path, aside: path.mkdir(), "a pipe": lambda path, aside: os.mkfifo(path),
+    "a folder": lambda path, aside: path.mkdir(),
+    "a pipe": lambda path, aside: os.mkfifo(path),
     "what may not be read": lambda path, aside: (shutil.copy(aside, path), path.chmod(0)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("what", INSTEAD)
@@ -265,11 +359,13 @@ def test_damaged_sentencepiece_is_refused(name, file, copies):
             assert file in loads_or_refuses(copies[name])
 
 
-PANICS = [{"model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": [["a", "b"]]}},  # merged, they are no token
-          {"model": {"type": "WordLevel", "unk_token": "a", "vocab": {"a": 2**32 - 1}}},
-          {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
-          {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "BAAAAP////8AAAA="}},
-          {"pre_tokenizer": {"type": "FixedLength", "length": 0}}]  # fmt: skip
+PANICS = [
+    {"model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": [["a", "b"]]}},  # merged, they are no token
+    {"model": {"type": "WordLevel", "unk_token": "a", "vocab": {"a": 2**32 - 1}}},
+    {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+    {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "BAAAAP////8AAAA="}},
+    {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
+]
 
 
 @pytest.mark.parametrize("values", PANICS, ids=brief)
@@ -310,8 +406,13 @@ def change_bytes(draw, content, end):
 
 
 @given(data=st.data())
-@settings(max_examples=NUM_EXAMPLES, deadline=None, database=None, derandomize="FUZZ_EXAMPLES" not in os.environ,
-          suppress_health_check=list(HealthCheck))  # fmt: skip
+@settings(
+    max_examples=NUM_EXAMPLES,
+    deadline=None,
+    database=None,
+    derandomize="FUZZ_EXAMPLES" not in os.environ,
+    suppress_health_check=list(HealthCheck),
+)
 def test_a_folder_with_anything_changed_loads_or_is_refused(copies, data):
     folder, file = data.draw(st.sampled_from(FILES))
     content = (copies[folder] / file).read_bytes()

@@ -14,9 +14,11 @@ from train.config import Config
 from transformer_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-SOURCES = {path.relative_to(ROOT).as_posix(): path
-           for folder in ("transformer_jax", "train", "configs") for path in sorted((ROOT / folder).rglob("*.py"))
-           }  # fmt: skip
+SOURCES = {
+    path.relative_to(ROOT).as_posix(): path
+    for folder in ("transformer_jax", "train", "configs")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+}
 TESTS = {path.relative_to(ROOT).as_posix(): path for path in sorted((ROOT / "tests").glob("*.py"))}
 RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
 
@@ -61,17 +63,28 @@ def test_sampling_never_sees_a_model(name):
 
 
 LAYERS = [  # each may import those before it, and nothing else of the library
-    {"config", "int8", "dropout"}, {"masks", "layers", "linear"}, {"positions"}, {"fork", "ring"}, {"cache"},
-    {"sliced", "blockwise"}, {"attention"}, {"compatibility"}, {"blocks"}, {"models"},
-]  # fmt: skip
+    {"config", "int8", "dropout"},
+    {"masks", "layers", "linear"},
+    {"positions"},
+    {"fork", "ring"},
+    {"cache"},
+    {"sliced", "blockwise"},
+    {"attention"},
+    {"compatibility"},
+    {"blocks"},
+    {"models"},
+]
 
 
 @pytest.mark.parametrize("level", range(len(LAYERS)))
 def test_the_parts_of_a_model_lean_on_simpler_parts_only(level):
     allowed = {f"transformer_jax.{part}" for layer in LAYERS[:level] for part in layer}
     for part in LAYERS[level]:
-        names = [name for name in SOURCES if name == f"transformer_jax/{part}.py"
-                 or name.startswith(f"transformer_jax/{part}/")]  # fmt: skip
+        names = [
+            name
+            for name in SOURCES
+            if name == f"transformer_jax/{part}.py" or name.startswith(f"transformer_jax/{part}/")
+        ]
         assert names
         own = f"transformer_jax.{part}" if names[0].endswith("__init__.py") else None
         for name in names:

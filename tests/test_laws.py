@@ -19,19 +19,36 @@ from transformer_jax.nn.masks import Mask
 from transformer_jax.nn.positions import POSITIONS, Relative, Scheme
 
 V = 23
-SIZES = dict(vocab_size=V, max_len=11, num_layers=2, d_model=13, num_heads=6, head_dim=4, d_ff=17,
-             relative_buckets=8, relative_max_distance=5)  # fmt: skip
+SIZES = dict(
+    vocab_size=V,
+    max_len=11,
+    num_layers=2,
+    d_model=13,
+    num_heads=6,
+    head_dim=4,
+    d_ff=17,
+    relative_buckets=8,
+    relative_max_distance=5,
+)
 
 
 def variant(positions, i):
     """A configuration for a position scheme in which all other choices come up in turn."""
     turn = lambda table: [*table][i % len(table)]  # noqa: E731
     return SIZES | dict(
-        positions=positions, norm=turn(NORMS), feed_forward=turn(FEED_FORWARDS), placement=turn(PLACEMENTS),
-        num_kv_heads=[6, 2, 1][i % 3], qk_norm=i % 4 == 1, window=[0, 0, 3][i % 3],
-        attention_softcap=[0.0, 2.0][i % 5 == 3], rope_layout=["halves", "pairs"][i % 2],
-        rope_scaling=["llama3", "none", "linear"][i % 3], rope_factor=2.0, tie_embeddings=i % 2 == 0,
-    )  # fmt: skip
+        positions=positions,
+        norm=turn(NORMS),
+        feed_forward=turn(FEED_FORWARDS),
+        placement=turn(PLACEMENTS),
+        num_kv_heads=[6, 2, 1][i % 3],
+        qk_norm=i % 4 == 1,
+        window=[0, 0, 3][i % 3],
+        attention_softcap=[0.0, 2.0][i % 5 == 3],
+        rope_layout=["halves", "pairs"][i % 2],
+        rope_scaling=["llama3", "none", "linear"][i % 3],
+        rope_factor=2.0,
+        tie_embeddings=i % 2 == 0,
+    )
 
 
 def variants():

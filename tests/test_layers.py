@@ -174,15 +174,26 @@ def test_an_embedding_looks_up_its_rows_and_unembed_is_its_transpose():
 
 
 def leaves_by_path(params):
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in
-            jax.tree_util.tree_flatten_with_path(params["params"])[0]}  # fmt: skip
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_flatten_with_path(params["params"])[0]
+    }
 
 
 def test_initial_values_have_the_configured_spread_and_residual_writers_less():
     config = TransformerConfig(
-        vocab_size=97, max_len=101, num_layers=2, d_model=61, num_heads=6, num_kv_heads=3, head_dim=14, d_ff=67,
-        feed_forward="swiglu", tie_embeddings=False, init_std=0.05,
-    )  # fmt: skip
+        vocab_size=97,
+        max_len=101,
+        num_layers=2,
+        d_model=61,
+        num_heads=6,
+        num_kv_heads=3,
+        head_dim=14,
+        d_ff=67,
+        feed_forward="swiglu",
+        tie_embeddings=False,
+        init_std=0.05,
+    )
     params = jax.jit(GPT(config).init)(jax.random.key(0, impl="rbg"), jnp.zeros((2, 3), int))  # rbg compiles fast
     writers = 0
     for path, leaf in leaves_by_path(params).items():

@@ -39,8 +39,15 @@ PROMPTS = ["the cat sat on a mat " * 5, "a", "dogs ran"]
 def made(kind="ring", context=CONTEXT, **kwargs):
     """A run that was never trained, and ends no text."""
     tokenizer = train_tokenizer("byte", 283, "the cat")
-    config = TransformerConfig(vocab_size=tokenizer.vocab_size, max_len=context, num_layers=2, d_model=12, num_heads=2,
-                               num_kv_heads=1, **KINDS[kind] | kwargs)  # fmt: skip
+    config = TransformerConfig(
+        vocab_size=tokenizer.vocab_size,
+        max_len=context,
+        num_layers=2,
+        d_model=12,
+        num_heads=2,
+        num_kv_heads=1,
+        **KINDS[kind] | kwargs,
+    )
     params = random_like(parameter_shapes(GPT(config)), 0)
     return Run(GPT(config), params, tokenizer, config, rules=Rules((), 0, 1))
 
@@ -121,11 +128,16 @@ def test_a_text_that_slides_within_the_context_is_the_usual_one():
     assert tj.generate(made(), PROMPTS[1:], past_context="slide", **settings) == usual
 
 
-@pytest.mark.parametrize("kwargs, words", [
-    ({"kind": "full"}, "model.window=0"), ({"kind": "learned"}, "model.window=0"),
-    ({"positions": "learned"}, "model.positions='learned'"),
-    ({"positions": "sinusoidal", "kind": "linear"}, "model.positions='sinusoidal'"),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "kwargs, words",
+    [
+        ({"kind": "full"}, "model.window=0"),
+        ({"kind": "learned"}, "model.window=0"),
+        ({"positions": "learned"}, "model.positions='learned'"),
+        ({"positions": "sinusoidal", "kind": "linear"}, "model.positions='sinusoidal'"),
+    ],
+    ids=str,
+)
 def test_a_model_that_ends_with_its_context_does_not_slide(kwargs, words):
     for ask in (tj.generate, tj.stream):  # a stream at once, not at its first piece
         with pytest.raises(UserError, match=words) as error:

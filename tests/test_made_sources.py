@@ -68,11 +68,13 @@ class Toy(tfds.core.GeneratorBasedBuilder):
 
     def _info(self):
         features = {
-            "sentence": tfds.features.Text(), "label": tfds.features.ClassLabel(names=["bad", "good"]),
-            "en": tfds.features.Text(), "de": tfds.features.Text(),
+            "sentence": tfds.features.Text(),
+            "label": tfds.features.ClassLabel(names=["bad", "good"]),
+            "en": tfds.features.Text(),
+            "de": tfds.features.Text(),
             "tokens": tfds.features.Sequence(tfds.features.Text()),
             "ner": tfds.features.Sequence(tfds.features.ClassLabel(names=["O", "B-x"])),
-        }  # fmt: skip
+        }
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
     def _split_generators(self, dl_manager):
@@ -81,8 +83,17 @@ class Toy(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, split):
         for i, text in enumerate(WORDS):
             words = text.split()
-            yield i, {"sentence": text, "label": i % 2, "en": text, "de": f"{split} {text}", "tokens": words,
-                      "ner": [i % 2] * len(words)}  # fmt: skip
+            yield (
+                i,
+                {
+                    "sentence": text,
+                    "label": i % 2,
+                    "en": text,
+                    "de": f"{split} {text}",
+                    "tokens": words,
+                    "ner": [i % 2] * len(words),
+                },
+            )
 
 
 @pytest.fixture(scope="module")

@@ -28,19 +28,11 @@ def pictures(mask):
 
 
 def test_causal_mask_without_a_cache():
-    assert pictures(masks.causal(4, 4)) == [[
-        "1 . . .",
-        "1 1 . .",
-        "1 1 1 .",
-        "1 1 1 1",
-    ]]  # fmt: skip
+    assert pictures(masks.causal(4, 4)) == [["1 . . .", "1 1 . .", "1 1 1 .", "1 1 1 1"]]
 
 
 def test_causal_mask_after_two_slots_of_a_cache():
-    expected = [[
-        "1 1 1 . .",
-        "1 1 1 1 .",
-    ]]  # fmt: skip
+    expected = [["1 1 1 . .", "1 1 1 1 ."]]
     assert pictures(masks.causal(2, 5, first_slot=2)) == expected
     assert pictures(jax.jit(lambda slot: masks.causal(2, 5, slot))(2)) == expected
 
@@ -77,8 +69,12 @@ def test_texts_in_a_row_see_themselves_alone():
         ["1 . . . 1", ". 1 1 1 .", ". 1 1 1 .", ". 1 1 1 .", "1 . . . 1"],
     ]
     assert pictures(mask.replace(is_causal=True).part(0, 5, 0, 5))[0] == [
-        "1 . . . .", "1 1 . . .", ". . 1 . .", ". . 1 1 .", ". . 1 1 1",
-    ]  # fmt: skip
+        "1 . . . .",
+        "1 1 . . .",
+        ". . 1 . .",
+        ". . 1 1 .",
+        ". . 1 1 1",
+    ]
 
 
 def random(*shape, below=2):
@@ -111,9 +107,16 @@ def mask_of(fields):
 
 
 def in_loops(
-    may_attend=None, is_key=None, query_segments=None, key_segments=None, query_positions=None, key_positions=None,
-    first_slot=0, is_causal=False, window=0,
-):  # fmt: skip
+    may_attend=None,
+    is_key=None,
+    query_segments=None,
+    key_segments=None,
+    query_positions=None,
+    key_positions=None,
+    first_slot=0,
+    is_causal=False,
+    window=0,
+):
     """[B, T, S], one query and one key at a time."""
     row = lambda x, b: x[b % len(x)]  # noqa: E731
     picture = np.zeros((B, T, S), bool)

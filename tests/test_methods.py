@@ -85,32 +85,48 @@ CASES = {  # name: a method, and (logits, text so far, prompt length, tokens tha
     "typical": (sampling.Typical(0.55), typical),
     "logit_bias": (sampling.LogitBias(((2, 1.5), (4, -2.0))), lambda x, *_: [*x[:2], x[2] + 1.5, x[3], x[4] - 2]),
     "renormalize": (sampling.Renormalize(), lambda x, *_: [v - math.log(sum(map(math.exp, x))) for v in x]),
-    "custom": (sampling.Custom(lambda x, tokens, lengths: x.at[:, 2].add(-0.5 * lengths)),
-               lambda x, text, *_: [*x[:2], x[2] - 0.5 * len(text), *x[3:]]),
+    "custom": (
+        sampling.Custom(lambda x, tokens, lengths: x.at[:, 2].add(-0.5 * lengths)),
+        lambda x, text, *_: [*x[:2], x[2] - 0.5 * len(text), *x[3:]],
+    ),
     "repetition_penalty": (sampling.RepetitionPenalty(1.7), repetition),
-    "presence_penalty": (sampling.PresencePenalty(0.8), lambda x, text, num_prompt, _:
-                         [v - 0.8 * (t in text[num_prompt:]) for t, v in enumerate(x)]),
-    "frequency_penalty": (sampling.FrequencyPenalty(0.6), lambda x, text, num_prompt, _:
-                          [v - 0.6 * text[num_prompt:].count(t) for t, v in enumerate(x)]),
+    "presence_penalty": (
+        sampling.PresencePenalty(0.8),
+        lambda x, text, num_prompt, _: [v - 0.8 * (t in text[num_prompt:]) for t, v in enumerate(x)],
+    ),
+    "frequency_penalty": (
+        sampling.FrequencyPenalty(0.6),
+        lambda x, text, num_prompt, _: [v - 0.6 * text[num_prompt:].count(t) for t, v in enumerate(x)],
+    ),
     "no_repeat": (sampling.NoRepeat(2), no_repeat),
     "bad_words": (sampling.BadWords(((3,), (0, 4), (2, 0, 0))), bad_words),
-    "force_first": (sampling.ForceFirst(4), lambda x, text, num_prompt, _:
-                    only([0.0] * V, {4}.__contains__) if len(text) == num_prompt else x),
-    "force_last": (sampling.ForceLast(EOS), lambda x, text, num_prompt, room:
-                   only([0.0] * V, {EOS}.__contains__) if room == 1 else x),
+    "force_first": (
+        sampling.ForceFirst(4),
+        lambda x, text, num_prompt, _: only([0.0] * V, {4}.__contains__) if len(text) == num_prompt else x,
+    ),
+    "force_last": (
+        sampling.ForceLast(EOS),
+        lambda x, text, num_prompt, room: only([0.0] * V, {EOS}.__contains__) if room == 1 else x,
+    ),
     "suppress": (sampling.Suppress((2, 4)), lambda x, *_: only(x, {0, 1, 3}.__contains__)),
-    "suppress_first": (sampling.SuppressFirst((EOS, 3), 1), lambda x, text, num_prompt, _:
-                       only(x, {0, 2, 4}.__contains__) if len(text) == num_prompt + 1 else x),
-    "min_length": (sampling.MinLength(2, (EOS,)), lambda x, text, num_prompt, _:
-                   only(x, {0, 2, 3, 4}.__contains__) if len(text) - num_prompt < 2 else x),
+    "suppress_first": (
+        sampling.SuppressFirst((EOS, 3), 1),
+        lambda x, text, num_prompt, _: only(x, {0, 2, 4}.__contains__) if len(text) == num_prompt + 1 else x,
+    ),
+    "min_length": (
+        sampling.MinLength(2, (EOS,)),
+        lambda x, text, num_prompt, _: only(x, {0, 2, 3, 4}.__contains__) if len(text) - num_prompt < 2 else x,
+    ),
     "constraint": (sampling.matching(PATTERN, BYTES, (EOS,)), constraint),
-}  # fmt: skip
+}
 MORE = CASES | {
     "no_repeat of one": (sampling.NoRepeat(1), lambda x, text, *_: only(x, lambda token: token not in text)),
     "no_repeat longer than the text": (sampling.NoRepeat(13), lambda x, *_: x),
-    "min_length with the prompt": (sampling.MinLength(4, (EOS,), counts_prompt=True), lambda x, text, *_:
-                                   only(x, {0, 2, 3, 4}.__contains__) if len(text) < 4 else x),
-}  # fmt: skip
+    "min_length with the prompt": (
+        sampling.MinLength(4, (EOS,), counts_prompt=True),
+        lambda x, text, *_: only(x, {0, 2, 3, 4}.__contains__) if len(text) < 4 else x,
+    ),
+}
 cases = pytest.mark.parametrize("name", CASES)
 
 
@@ -186,8 +202,15 @@ def everything(text, twin):
 @cases
 def test_a_search_with_beams_for_all_texts_is_exhaustive_under_every_method(name):
     method, twin = CASES[name]
-    found = searched(random_table(V), TEXTS, methods=(method,), max_new_tokens=MAX_NEW, num_beams=V**MAX_NEW,
-                     num_return=V**MAX_NEW, length_penalty=0.6)  # fmt: skip
+    found = searched(
+        random_table(V),
+        TEXTS,
+        methods=(method,),
+        max_new_tokens=MAX_NEW,
+        num_beams=V**MAX_NEW,
+        num_return=V**MAX_NEW,
+        length_penalty=0.6,
+    )
     for row, text in enumerate(TEXTS):
         totals = everything(text, twin)
         assert 1 <= len(totals) <= 85
@@ -224,24 +247,27 @@ def test_the_first_two_tokens_are_drawn_as_often_as_the_changed_distribution_say
     assert chi_square <= freedom + 4 * math.sqrt(2 * freedom) + 8  # exceeded less than once in ten thousand seeds
 
 
-@pytest.mark.parametrize("make, message", [
-    (lambda: sampling.Temperature(math.nan), "temperature=nan: must be above 0"),
-    (lambda: sampling.Temperature(0.0), "temperature=0.0: must be above 0"),
-    (lambda: sampling.Temperature(math.inf), "temperature=inf: must be above 0"),
-    (lambda: sampling.TopK(0), "top_k=0: must be 1 or more"),
-    (lambda: sampling.TopP(0.0), "top_p=0.0: must be above 0"),
-    (lambda: sampling.TopP(math.nan), "top_p=nan: must be above 0"),
-    (lambda: sampling.MinP(1.5), "min_p=1.5: must be above 0"),
-    (lambda: sampling.Typical(0.0), "typical_p=0.0: must be above 0"),
-    (lambda: sampling.LogitBias(((-1, 2.0),)), "biases=((-1, 2.0),): must be pairs"),
-    (lambda: sampling.RepetitionPenalty(0.0), "repetition_penalty=0.0: must be from"),
-    (lambda: sampling.PresencePenalty(math.inf), "presence_penalty=inf: must be from"),
-    (lambda: sampling.FrequencyPenalty(math.nan), "frequency_penalty=nan: must be from"),
-    (lambda: sampling.NoRepeat(0), "no_repeat_ngram_size=0: must be 1 or more"),
-    (lambda: sampling.BadWords(((2,), ())), "bad_words=((2,), ()): a word must have a token"),
-    (lambda: sampling.Suppress((-1,)), "ids=(-1,): must be token ids"),
-    (lambda: sampling.MinLength(-1, (2,)), "min_length=-1: must be 0 or more"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: sampling.Temperature(math.nan), "temperature=nan: must be above 0"),
+        (lambda: sampling.Temperature(0.0), "temperature=0.0: must be above 0"),
+        (lambda: sampling.Temperature(math.inf), "temperature=inf: must be above 0"),
+        (lambda: sampling.TopK(0), "top_k=0: must be 1 or more"),
+        (lambda: sampling.TopP(0.0), "top_p=0.0: must be above 0"),
+        (lambda: sampling.TopP(math.nan), "top_p=nan: must be above 0"),
+        (lambda: sampling.MinP(1.5), "min_p=1.5: must be above 0"),
+        (lambda: sampling.Typical(0.0), "typical_p=0.0: must be above 0"),
+        (lambda: sampling.LogitBias(((-1, 2.0),)), "biases=((-1, 2.0),): must be pairs"),
+        (lambda: sampling.RepetitionPenalty(0.0), "repetition_penalty=0.0: must be from"),
+        (lambda: sampling.PresencePenalty(math.inf), "presence_penalty=inf: must be from"),
+        (lambda: sampling.FrequencyPenalty(math.nan), "frequency_penalty=nan: must be from"),
+        (lambda: sampling.NoRepeat(0), "no_repeat_ngram_size=0: must be 1 or more"),
+        (lambda: sampling.BadWords(((2,), ())), "bad_words=((2,), ()): a word must have a token"),
+        (lambda: sampling.Suppress((-1,)), "ids=(-1,): must be token ids"),
+        (lambda: sampling.MinLength(-1, (2,)), "min_length=-1: must be 0 or more"),
+    ],
+)
 def test_a_method_refuses_what_has_no_meaning(make, message):
     with pytest.raises(UserError) as error:
         make()

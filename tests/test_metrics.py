@@ -17,8 +17,13 @@ from train.step import eval_step
 from transformer_jax.config import TransformerConfig
 from transformer_jax.models import GPT
 
-NUMBERS = {"loss_sum": np.float32(6.0), "weight_sum": np.float32(4.0), "grad_norm": np.float32(0.5),
-           "bad_in_row": np.int32(0), "bad_steps": np.int32(2)}  # fmt: skip
+NUMBERS = {
+    "loss_sum": np.float32(6.0),
+    "weight_sum": np.float32(4.0),
+    "grad_norm": np.float32(0.5),
+    "bad_in_row": np.int32(0),
+    "bad_steps": np.int32(2),
+}
 
 
 @pytest.fixture
@@ -68,8 +73,13 @@ def test_each_event_is_a_line(open_log, tmp_path):
     train, val = [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert (train["step"], train["split"], train["loss"], train["learning_rate"]) == (10, "train", 1.5, 0.25)
     assert (train["perplexity"], train["grad_norm"], train["bad_steps"]) == (pytest.approx(math.exp(1.5)), 0.5, 2)
-    assert val == {"step": 10, "split": "val", "loss": pytest.approx(math.log(16)), "perplexity": pytest.approx(16),
-                   "bits_per_byte": pytest.approx(2)}  # fmt: skip
+    assert val == {
+        "step": 10,
+        "split": "val",
+        "loss": pytest.approx(math.log(16)),
+        "perplexity": pytest.approx(16),
+        "bits_per_byte": pytest.approx(2),
+    }
 
 
 def test_what_is_no_number_becomes_null(open_log, tmp_path):

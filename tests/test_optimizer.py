@@ -105,8 +105,15 @@ def test_weight_decay_pulls_kernels_and_embeddings_to_zero_and_leaves_the_rest(o
 
 
 def test_muon_takes_the_matrices_between_activations_with_their_true_rows_and_columns():
-    expected = {"query": ((0,), (1, 2)), "key": ((0,), (1, 2)), "value": ((0,), (1, 2)), "out": ((0, 1), (2,)),
-                "up": ((0,), (1,)), "gate": ((0,), (1,)), "down": ((0,), (1,))}  # fmt: skip
+    expected = {
+        "query": ((0,), (1, 2)),
+        "key": ((0,), (1, 2)),
+        "value": ((0,), (1, 2)),
+        "out": ((0, 1), (2,)),
+        "up": ((0,), (1,)),
+        "gate": ((0,), (1,)),
+        "down": ((0,), (1,)),
+    }
     params = gpt_params(tie_embeddings=False, feed_forward="swiglu")
     seen = set()
     is_leaf = lambda x: x is None or isinstance(x, optax.contrib.MuonDimensionNumbers)  # noqa: E731
@@ -142,8 +149,9 @@ def test_muon_treats_a_kernel_of_three_axes_as_the_matrix_it_stands_for(name, sh
     config = OptimizerConfig(name="muon", schedule="constant", warmup_steps=0, weight_decay=0.2)
     tensors = [random_like({name: {"kernel": jnp.zeros(shape)}}, seed) for seed in range(4)]
     matrices = [{"flat": {"kernel": tree[name]["kernel"].reshape(flat_shape)}} for tree in tensors]
-    for a, b in zip(updates_of(config, tensors[0], tensors[1:]), updates_of(config, matrices[0], matrices[1:]),
-                    strict=True):  # fmt: skip
+    for a, b in zip(
+        updates_of(config, tensors[0], tensors[1:]), updates_of(config, matrices[0], matrices[1:]), strict=True
+    ):
         np.testing.assert_allclose(a[name]["kernel"].reshape(flat_shape), b["flat"]["kernel"], atol=1e-6)
 
 

@@ -14,18 +14,31 @@ from transformer_jax.models import GPT, Encoder
 from transformer_jax.nn.positions import POSITIONS
 
 B, T, V = 3, 11, 37
-SIZES = dict(vocab_size=V, max_len=13, num_layers=2, d_model=7, num_heads=6, num_kv_heads=2, head_dim=4, d_ff=17,
-             tie_embeddings=False)  # fmt: skip
+SIZES = dict(
+    vocab_size=V,
+    max_len=13,
+    num_layers=2,
+    d_model=7,
+    num_heads=6,
+    num_kv_heads=2,
+    head_dim=4,
+    d_ff=17,
+    tie_embeddings=False,
+)
 LENGTHS = [[2, 5, 3, 1], [7, 4], [11]]  # of the texts of each row; -1 of the places are padding
 SEGMENTS = np.array([np.repeat([4, 2, 9, 0][: len(row)], row) for row in LENGTHS])  # any numbers, in any order
 IS_TOKEN = np.ones((B, T), bool)
 IS_TOKEN[0, 10] = IS_TOKEN[2, 8:] = False  # padding as a text of its own, and at the end of one
 TOKENS = np.random.default_rng(0).permutation(np.arange(B * T) + 2).reshape(B, T)  # each token stands in one place
-TEXTS = [(row, *span) for row, lengths in enumerate(LENGTHS)
-         for span in zip(np.cumsum([0, *lengths[:-1]]), np.cumsum(lengths), strict=True)]  # fmt: skip
+TEXTS = [
+    (row, *span)
+    for row, lengths in enumerate(LENGTHS)
+    for span in zip(np.cumsum([0, *lengths[:-1]]), np.cumsum(lengths), strict=True)
+]
 VARIANTS = {name: {"positions": name} for name in POSITIONS} | {
-    "blockwise": {"positions": "t5", "backend": "blockwise"}, "window": {"positions": "rotary", "window": 3},
-}  # fmt: skip
+    "blockwise": {"positions": "t5", "backend": "blockwise"},
+    "window": {"positions": "rotary", "window": 3},
+}
 MODELS = {"gpt": GPT, "encoder": Encoder}
 variants = pytest.mark.parametrize("variant", VARIANTS)
 models = pytest.mark.parametrize("kind", MODELS)

@@ -95,13 +95,17 @@ def test_each_word_gets_a_tag_also_beyond_the_context(runs):
 def test_what_is_longer_than_the_context_is_cut_and_counted_on_stderr(runs, capfd):
     long, short = "what a bad bad film it was in all ways, all of it", "good"
     calls = {
-        "texts": [lambda task=task: tj.classify(tj.load(runs[task][0]), [long, short, long])
-                  for task in ("classify", "regress")],
+        "texts": [
+            lambda task=task: tj.classify(tj.load(runs[task][0]), [long, short, long])
+            for task in ("classify", "regress")
+        ],
         "sentences": [lambda: tj.tag(tj.load(runs["tag"][0]), [long, short, long])],
-        "sources": [lambda: tj.score(tj.load(runs["seq2seq"][0]), [long, short, long], [short] * 3),
-                    lambda: tj.translate(tj.load(runs["seq2seq"][0]), [long, short, long], num_beams=1)],
+        "sources": [
+            lambda: tj.score(tj.load(runs["seq2seq"][0]), [long, short, long], [short] * 3),
+            lambda: tj.translate(tj.load(runs["seq2seq"][0]), [long, short, long], num_beams=1),
+        ],
         "targets": [lambda: tj.score(tj.load(runs["seq2seq"][0]), [short] * 3, [long, short, long])],
-    }  # fmt: skip
+    }
     for what, functions in calls.items():
         for call in functions:
             call()
@@ -139,11 +143,16 @@ def test_a_target_is_scored_beside_its_source_in_small_letters_as_in_training(ru
         tj.tag(run, ["a"])
 
 
-@pytest.mark.parametrize("name, task, stdin, num_lines", [
-    ("classify", "classify", "good film\n\na bad one\n", 3), ("classify", "regress", "good film\n", 1),
-    ("tag", "tag", "Anna lives\nBob\n", 5), ("score", "causal_lm", "the fox\nq\n", 2),
-    ("score", "seq2seq", "a\tb\n", 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, task, stdin, num_lines",
+    [
+        ("classify", "classify", "good film\n\na bad one\n", 3),
+        ("classify", "regress", "good film\n", 1),
+        ("tag", "tag", "Anna lives\nBob\n", 5),
+        ("score", "causal_lm", "the fox\nq\n", 2),
+        ("score", "seq2seq", "a\tb\n", 1),
+    ],
+)
 def test_commands_answer_line_by_line(runs, name, task, stdin, num_lines):
     done = command(name, f"--run_dir={runs[task][0]}", stdin=stdin)
     assert done.returncode == 0, done.stderr
@@ -155,9 +164,10 @@ def test_commands_answer_line_by_line(runs, name, task, stdin, num_lines):
         assert [line.split("\t")[0] for line in lines] == ["Anna", "lives", "", "Bob", ""]
 
 
-@pytest.mark.parametrize("name, stdin, message", [
-    ("classify", "", "--run_dir: is missing"), ("score", "a b\n", "line 1: must be a source, a tab and a target"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, stdin, message",
+    [("classify", "", "--run_dir: is missing"), ("score", "a b\n", "line 1: must be a source, a tab and a target")],
+)
 def test_what_is_asked_wrongly_is_one_line_and_code_2(runs, name, stdin, message):
     done = command(name, *([f"--run_dir={runs['seq2seq'][0]}"] if stdin else []), stdin=stdin)
     assert done.returncode == 2 and message in done.stderr and len(done.stderr.strip().splitlines()) == 1
@@ -165,8 +175,13 @@ def test_what_is_asked_wrongly_is_one_line_and_code_2(runs, name, stdin, message
 
 def test_evaluating_saves_lines_numbers_and_a_picture_of_who_is_taken_for_whom(runs):
     workdir, config = runs["classify"]
-    done = subprocess.run([sys.executable, "-m", "train.evaluate", f"--run_dir={workdir}"], cwd=ROOT,
-                          capture_output=True, text=True, timeout=300)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "train.evaluate", f"--run_dir={workdir}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     folder = workdir / "evaluation" / "val"
     assert (folder / "confusion.png").read_bytes().startswith(b"\x89PNG")
@@ -208,10 +223,11 @@ def test_where_chance_leaves_out_merges_each_example_comes_in_16_versions_of_the
                 tokenizer=TokenizerConfig(kind="bpe", vocab_size=290, separate=task == "seq2seq", dropout=dropout),
                 model=dataclasses.replace(runs[task][1].model, max_len=59),
             ),
-            Start(), None,
+            Start(),
+            None,
         )
         for dropout in (0.0, 0.4)
-    )  # fmt: skip
+    )
     assert "(16 versions of each)" in dropping.description and "versions" not in plain.description
     tokenizer, side = dropping.tokenizer, "target" if task == "seq2seq" else "tokens"
     label = {"tag": "tag", "seq2seq": "source"}.get(task, "label")
@@ -239,10 +255,11 @@ def test_where_chance_leaves_out_merges_each_example_comes_in_16_versions_of_the
 def test_of_very_many_examples_each_has_a_part_of_the_versions_and_words_have_them_all(runs, monkeypatch):
     monkeypatch.setattr(supervised, "MOST_EXAMPLES", 16 * 3)  # of 16 texts: 3 versions of each
     config = dataclasses.replace(
-        runs["classify"][1], tokenizer=TokenizerConfig(kind="bpe", vocab_size=290, dropout=0.5),
+        runs["classify"][1],
+        tokenizer=TokenizerConfig(kind="bpe", vocab_size=290, dropout=0.5),
         train=dataclasses.replace(runs["classify"][1].train, batch_size=48),
         model=dataclasses.replace(runs["classify"][1].model, max_len=59),
-    )  # fmt: skip
+    )
     task = load_task(config, Start(), None)
     assert task.description.startswith("48 texts to train on (3 versions of each)")
     batch = task.train_batch(0)

@@ -22,9 +22,18 @@ from transformer_jax.sampling import generate
 
 FIXTURES = Path(__file__).parent / "fixtures"
 FOLDERS = [
-    "gpt2", "llama", "llama3", "llama_sharded_bf16", "bert", "bert_classifier", "roberta", "t5", "t5_v1_1", "bart",
+    "gpt2",
+    "llama",
+    "llama3",
+    "llama_sharded_bf16",
+    "bert",
+    "bert_classifier",
+    "roberta",
+    "t5",
+    "t5_v1_1",
+    "bart",
     "marian",
-]  # fmt: skip
+]
 OLD = ["gpt2_old", "bert_old"]
 WRITERS = ["gpt2", "llama", "llama3", "t5", "t5_v1_1", "bart", "marian"]
 
@@ -36,8 +45,9 @@ def expected(folder):
 def ask(run, given):
     """The logits, and which of them are of real tokens."""
     if "source" in given:
-        out = tj.logits(run, given["source"], given["source_is_token"], given["target"],
-                        target_is_token=given["target_is_token"])  # fmt: skip
+        out = tj.logits(
+            run, given["source"], given["source_is_token"], given["target"], target_is_token=given["target_is_token"]
+        )
         return out, given["target_is_token"]
     out = tj.logits(run, given["tokens"], given["is_token"], token_types=given.get("token_types"))
     return out, given["is_token"]
@@ -119,9 +129,18 @@ def test_greedy_tokens_are_those_of_the_reference_library(folder):
         tokens, is_token = given["tokens"], given["is_token"]
         cache = make_cache(run.config, len(tokens), tokens.shape[1] + num_new)
     new = generate(
-        step_function(run), cache, tokens, is_token, jax.random.split(jax.random.key(0), len(tokens)), 0,
-        run.rules.methods, max_new_tokens=num_new, choice="greedy", eos_ids=run.rules.eos_ids, pad_id=run.rules.pad_id,
-    )  # fmt: skip
+        step_function(run),
+        cache,
+        tokens,
+        is_token,
+        jax.random.split(jax.random.key(0), len(tokens)),
+        0,
+        run.rules.methods,
+        max_new_tokens=num_new,
+        choice="greedy",
+        eos_ids=run.rules.eos_ids,
+        pad_id=run.rules.pad_id,
+    )
     np.testing.assert_array_equal(new.tokens, given["greedy"])
 
 
@@ -152,10 +171,12 @@ def test_every_tensor_that_does_not_fit_is_named_in_one_error(tmp_path):
     with pytest.raises(PretrainedError) as error:
         tj.from_pretrained(folder)
     for said in (
-        "transformer.h.1.ln_2.bias is missing", "transformer.wpe.weight is missing",
-        "transformer.h.7.ln_2.bias is unknown", "transformer.ln_f.weight has shape [19] and not [20]",
+        "transformer.h.1.ln_2.bias is missing",
+        "transformer.wpe.weight is missing",
+        "transformer.h.7.ln_2.bias is unknown",
+        "transformer.ln_f.weight has shape [19] and not [20]",
         "transformer.ln_f.bias is of type I32",
-    ):  # fmt: skip
+    ):
         assert said in str(error.value)
     assert len(str(error.value).splitlines()) == 1
 
@@ -221,9 +242,16 @@ def own_run(config, model=GPT):
 
 
 LLAMA_LIKE = dict(
-    norm="rmsnorm", positions="rotary", feed_forward="swiglu", use_bias=False, rope_scaling="llama3", rope_factor=4.0,
-    rope_original_max_len=16, num_kv_heads=1, d_ff=37,
-)  # fmt: skip
+    norm="rmsnorm",
+    positions="rotary",
+    feed_forward="swiglu",
+    use_bias=False,
+    rope_scaling="llama3",
+    rope_factor=4.0,
+    rope_original_max_len=16,
+    num_kv_heads=1,
+    d_ff=37,
+)
 
 
 @pytest.mark.parametrize("changes", [{"feed_forward": "gelu_tanh"}, LLAMA_LIKE, {"tie_embeddings": False}])
@@ -284,8 +312,11 @@ def test_several_files_hold_what_one_would(folder, model, tmp_path, monkeypatch)
 
 def test_a_folder_without_a_head_is_the_encoder_itself(tmp_path):
     folder = copy("bert", tmp_path)
-    body = {name.removeprefix("bert."): tensor for name, tensor in load_file(folder / "model.safetensors").items()
-            if name.startswith("bert.")}  # fmt: skip
+    body = {
+        name.removeprefix("bert."): tensor
+        for name, tensor in load_file(folder / "model.safetensors").items()
+        if name.startswith("bert.")
+    }
     save_file(body, folder / "model.safetensors")
     change(folder, architectures=["BertModel"])
     run, given = tj.from_pretrained(folder), expected("bert")

@@ -283,9 +283,15 @@ def test_llama3_scaling_stretches_long_waves_keeps_short_ones_and_mixes_between(
         frequencies.append(frequency)
     assert kinds == {"kept", "mixed", "stretched"}
     scaled = turn(
-        heads(13), positions_of(14), rope_theta=theta, rope_scaling="llama3", rope_factor=factor,
-        rope_low_freq_factor=low, rope_high_freq_factor=high, rope_original_max_len=original,
-    )  # fmt: skip
+        heads(13),
+        positions_of(14),
+        rope_theta=theta,
+        rope_scaling="llama3",
+        rope_factor=factor,
+        rope_low_freq_factor=low,
+        rope_high_freq_factor=high,
+        rope_original_max_len=original,
+    )
     close(scaled, turn_by(heads(13), positions_of(14), frequencies))
 
 

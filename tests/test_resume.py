@@ -41,8 +41,11 @@ def settings(data, **changes):
 
 
 def start(data, workdir, **changes):
-    flags = [f"--config.{section}.{field}={value}"
-             for section, fields in settings(data, **changes).items() for field, value in fields.items()]  # fmt: skip
+    flags = [
+        f"--config.{section}.{field}={value}"
+        for section, fields in settings(data, **changes).items()
+        for field, value in fields.items()
+    ]
     command = [sys.executable, "-m", "train", "--config=configs/gpt_char.py", f"--workdir={workdir}", *flags]
     env = os.environ | {"JAX_PLATFORMS": "cpu"}
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -259,10 +262,18 @@ def test_a_changed_model_is_refused_by_name_from_the_command_line(data, finished
     assert files(finished) == before
 
 
-@pytest.mark.parametrize("change", [
-    {"model__dropout_rate": 0.2}, {"model__positions": "sinusoidal"}, {"train__seed": 1}, {"train__batch_size": 4},
-    {"train__accumulation": 3}, {"tokenizer__kind": "char"}, {"data__val_fraction": 0.2},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model__dropout_rate": 0.2},
+        {"model__positions": "sinusoidal"},
+        {"train__seed": 1},
+        {"train__batch_size": 4},
+        {"train__accumulation": 3},
+        {"tokenizer__kind": "char"},
+        {"data__val_fraction": 0.2},
+    ],
+)
 def test_a_change_of_model_data_or_order_is_refused_by_name(data, finished, change):
     before = files(finished)
     [(name, value)] = change.items()
@@ -301,8 +312,15 @@ def test_where_no_folder_holds_a_checkpoint_nothing_is_started_afresh(data, tmp_
 
 
 def test_a_loss_that_stays_infinite_stops_the_run_and_none_of_its_checkpoints(data, tmp_path):
-    process = train(data, tmp_path, optimizer__peak_lr=1e30, optimizer__schedule="constant", optimizer__warmup_steps=0,
-                    train__max_bad_steps=3, checkpoint__save_every=1)  # fmt: skip
+    process = train(
+        data,
+        tmp_path,
+        optimizer__peak_lr=1e30,
+        optimizer__schedule="constant",
+        optimizer__warmup_steps=0,
+        train__max_bad_steps=3,
+        checkpoint__save_every=1,
+    )
     assert process.returncode == 1, process.err
     assert process.err.startswith("failed: stopped at step ") and process.err.count("\n") == 1
     for words in ("gradient norm", "learning rate 1e+30", "newest checkpoint is"):

@@ -171,12 +171,15 @@ def test_more_tokens_at_once_than_a_ring_was_made_for_are_refused_under_jit_too(
         model.extend(TOKENS[:, :4], RAGGED[:, :4], model.ring())
 
 
-@pytest.mark.parametrize("kwargs, words", [
-    ({"window": 0, "positions": "rotary"}, "model.window=0"),
-    ({"positions": "learned"}, "model.positions='learned'"),
-    ({"positions": "sinusoidal"}, "model.positions='sinusoidal'"),
-    ({"positions": "learned", "window": 0, "attention": "linear"}, "model.positions='learned'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "kwargs, words",
+    [
+        ({"window": 0, "positions": "rotary"}, "model.window=0"),
+        ({"positions": "learned"}, "model.positions='learned'"),
+        ({"positions": "sinusoidal"}, "model.positions='sinusoidal'"),
+        ({"positions": "learned", "window": 0, "attention": "linear"}, "model.positions='learned'"),
+    ],
+)
 def test_a_model_whose_texts_end_with_its_context_gets_no_ring(kwargs, words):
     with pytest.raises(UserError, match=words) as error:
         make_ring(TransformerConfig(**SIZES | kwargs), B, MOST)

@@ -38,8 +38,19 @@ def markov_step(table, tokens, is_token, last):
 def generated(table, *methods, choice="sample", prompts=PROMPTS, keys=KEYS, first_index=0, max_new_tokens=MAX_NEW):
     step = jax.tree_util.Partial(markov_step, jnp.array(table))
     cache = jnp.full(len(prompts), -1)
-    found = generate(step, cache, jnp.array(prompts), jnp.array(prompts != PAD), keys, first_index, methods,
-                     max_new_tokens=max_new_tokens, choice=choice, eos_ids=(EOS,), pad_id=PAD)  # fmt: skip
+    found = generate(
+        step,
+        cache,
+        jnp.array(prompts),
+        jnp.array(prompts != PAD),
+        keys,
+        first_index,
+        methods,
+        max_new_tokens=max_new_tokens,
+        choice=choice,
+        eos_ids=(EOS,),
+        pad_id=PAD,
+    )
     out = found.tokens
     np.testing.assert_array_equal(found.lengths, np.sum(np.asarray(out) != PAD, axis=1))
     assert out.shape == (len(prompts), max_new_tokens) and out.dtype == jnp.int32
@@ -95,8 +106,17 @@ def test_the_loop_stops_when_every_row_has_ended():
         return markov_step(jnp.array(chain_table()), tokens, is_token, last)
 
     prompts = jnp.array([[1], [4]])  # 1 3 4 5 end; 4 5 end
-    out = generate(jax.tree_util.Partial(counting_step), jnp.array([-1, -1]), prompts, prompts != PAD, KEYS[:2],
-                   max_new_tokens=MAX_NEW, choice="greedy", eos_ids=(EOS,), pad_id=PAD).tokens  # fmt: skip
+    out = generate(
+        jax.tree_util.Partial(counting_step),
+        jnp.array([-1, -1]),
+        prompts,
+        prompts != PAD,
+        KEYS[:2],
+        max_new_tokens=MAX_NEW,
+        choice="greedy",
+        eos_ids=(EOS,),
+        pad_id=PAD,
+    ).tokens
     jax.effects_barrier()
     np.testing.assert_array_equal(out, [[3, 4, 5, EOS] + 7 * [PAD], [5, EOS] + 9 * [PAD]])
     assert len(calls) == 4  # the prompt, then three tokens: the last one is chosen and not read
@@ -229,9 +249,16 @@ def test_an_unknown_choice_is_refused_with_the_list():
 def gpt(positions):
     """(configuration, full pass, step with a cache); one function each: jit tells functions apart by identity."""
     config = TransformerConfig(
-        vocab_size=23, max_len=19, num_layers=2, d_model=13, num_heads=6, num_kv_heads=2, head_dim=4, d_ff=17,
+        vocab_size=23,
+        max_len=19,
+        num_layers=2,
+        d_model=13,
+        num_heads=6,
+        num_kv_heads=2,
+        head_dim=4,
+        d_ff=17,
         positions=positions,
-    )  # fmt: skip
+    )
     model = GPT(config)
     params = random_like(jax.eval_shape(model.init, KEYS[0], jnp.zeros((2, 3), int)))
     step = jax.tree_util.Partial(functools.partial(model.apply, method="extend", last_only=True), params)
@@ -260,8 +287,17 @@ def test_cached_greedy_generation_equals_full_passes_over_each_prompt_alone(posi
     for row, prompt in enumerate(prompts):
         at = slice(T - len(prompt), T) if side == "left" else slice(0, len(prompt))
         tokens[row, at], is_token[row, at] = prompt, True
-    out = generate(step, make_cache(config, B, T + MAX_NEW - 1), tokens, is_token, KEYS,
-                   max_new_tokens=MAX_NEW, choice="greedy", eos_ids=(), pad_id=PAD).tokens  # fmt: skip
+    out = generate(
+        step,
+        make_cache(config, B, T + MAX_NEW - 1),
+        tokens,
+        is_token,
+        KEYS,
+        max_new_tokens=MAX_NEW,
+        choice="greedy",
+        eos_ids=(),
+        pad_id=PAD,
+    ).tokens
     for row, continued in enumerate(naively_continued(full_pass, prompts)):
         assert out[row].tolist() == continued, prompts[row]
 

@@ -160,10 +160,16 @@ def test_pieces_read_from_a_cache_look_where_the_whole_text_does():
 # Looking changes nothing
 
 
-@pytest.mark.parametrize("changes", [
-    *({"backend": backend} for backend in BACKENDS), {"positions": "rotary", "dtype": "bfloat16", "qk_norm": True},
-    {"positions": "shaw"}, {"positions": "t5", "backend": "blockwise", "window": 3},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"backend": backend} for backend in BACKENDS),
+        {"positions": "rotary", "dtype": "bfloat16", "qk_norm": True},
+        {"positions": "shaw"},
+        {"positions": "t5", "backend": "blockwise", "window": 3},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("make", [lambda **changes: GPT(config_of(**changes)), seq2seq], ids=["gpt", "seq2seq"])
 def test_what_a_model_gives_is_the_same_to_the_bit_while_it_is_looked_at(make, changes):
     model = make(**changes)
@@ -225,10 +231,16 @@ def test_layers_are_in_order_where_there_are_more_than_ten():
         close(weights[i], recorded[f"stack/block_{i}/attention/weights"][0])
 
 
-@pytest.mark.parametrize("folder, tokens", [
-    ("gpt2", ["t", "h", "e", " c", "at"]), ("llama", None), ("bert", ["[CLS]", "the", "cat", "[SEP]"]),
-    ("bert_classifier", None), ("roberta", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "folder, tokens",
+    [
+        ("gpt2", ["t", "h", "e", " c", "at"]),
+        ("llama", None),
+        ("bert", ["[CLS]", "the", "cat", "[SEP]"]),
+        ("bert_classifier", None),
+        ("roberta", None),
+    ],
+)
 def test_models_from_elsewhere_are_looked_at_as_own_ones_are(folder, tokens):
     run = tj.from_pretrained(FIXTURES / folder)
     maps = tj.attention_maps(run, "the cat")
@@ -267,19 +279,22 @@ def test_pieces_read_well_or_are_shown_as_ids():
 # Mistakes
 
 
-@pytest.mark.parametrize("make, args, message", [
-    (lambda: GPT(config_of(attention="linear")), ("a cat",), "linear.*no weights to see.*softmax"),
-    (lambda: seq2seq(attention="linear"), ("a", "a"), "linear.*no weights to see"),
-    (lambda: GPT(config_of()), ("a cat", "a"), "target: a GPT has no decoder"),
-    (lambda: seq2seq(), ("a cat",), r"target: a Seq2Seq needs one, say tj.translate"),
-    (lambda: GPT(config_of()), ("",), "text='': has no tokens"),
-    (lambda: Encoder(config_of()), ("",), "text='': has no tokens"),
-    (lambda: GPT(config_of()), (["a", "b"],), "text=.*must be one text"),
-    (lambda: GPT(config_of()), ("a" * 20,), "text: 20 tokens, and the model's context is 19"),
-    (lambda: seq2seq(), ("a", "a" * 19), "target: 20 tokens, and the model's context is 19"),
-    (lambda: GPT(config_of()), ("dog",), "no id for 'd'"),
-    (lambda: GPT(config_of(vocab_size=5)), ("the cat",), "text: has token .*, and the model knows 0 to 4"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make, args, message",
+    [
+        (lambda: GPT(config_of(attention="linear")), ("a cat",), "linear.*no weights to see.*softmax"),
+        (lambda: seq2seq(attention="linear"), ("a", "a"), "linear.*no weights to see"),
+        (lambda: GPT(config_of()), ("a cat", "a"), "target: a GPT has no decoder"),
+        (lambda: seq2seq(), ("a cat",), r"target: a Seq2Seq needs one, say tj.translate"),
+        (lambda: GPT(config_of()), ("",), "text='': has no tokens"),
+        (lambda: Encoder(config_of()), ("",), "text='': has no tokens"),
+        (lambda: GPT(config_of()), (["a", "b"],), "text=.*must be one text"),
+        (lambda: GPT(config_of()), ("a" * 20,), "text: 20 tokens, and the model's context is 19"),
+        (lambda: seq2seq(), ("a", "a" * 19), "target: 20 tokens, and the model's context is 19"),
+        (lambda: GPT(config_of()), ("dog",), "no id for 'd'"),
+        (lambda: GPT(config_of(vocab_size=5)), ("the cat",), "text: has token .*, and the model knows 0 to 4"),
+    ],
+)
 def test_a_mistake_is_one_line(make, args, message):
     with pytest.raises(tj.UserError, match=message) as error:
         tj.attention_maps(run_of(make()), *args)

@@ -20,8 +20,6 @@ FIXTURES = ROOT / "tests" / "fixtures"
 TEXT = "the cat sat"
 
 
-
-
 # The command
 
 
@@ -56,8 +54,9 @@ def test_the_command_writes_pictures_and_numbers_of_an_own_run(tmp_path):
 
 
 def test_the_command_draws_both_sides_of_a_seq2seq_and_what_is_between_them(tmp_path):
-    done = command(f"--run_dir={FIXTURES / 'marian'}", "--text=The cat sat.", "--target=this text",
-                   f"--output={tmp_path / 'maps'}")  # fmt: skip
+    done = command(
+        f"--run_dir={FIXTURES / 'marian'}", "--text=The cat sat.", "--target=this text", f"--output={tmp_path / 'maps'}"
+    )
     assert done.returncode == 0 and done.stderr == "", done.stderr
     pages = ["encoder_0", "encoder_1", "encoder_2", "decoder_0", "decoder_1", "cross_0", "cross_1"]
     assert sorted(os.listdir(tmp_path)) == sorted(["maps.npz", *(f"maps_{page}.png" for page in pages)])
@@ -70,16 +69,19 @@ def test_the_command_draws_both_sides_of_a_seq2seq_and_what_is_between_them(tmp_
         assert saved[name].shape == shape
 
 
-@pytest.mark.parametrize("flags, words", [
-    (["--text=a"], "--run_dir: is missing"),
-    (["--run_dir=x"], "--text: is missing"),
-    (["--run_dir=x", "--text=a", "--output="], "--output: is missing"),
-    (["--run_dir=x", "--text=a", "--output=README.md/maps"], "--output=README.md/maps"),
-    (["--run_dir=x", "--text=a", "--target"], "target"),
-    (["--run_dir=x", "the cat"], "'the cat': belongs to no flag"),
-    (["--run_dir=tests/fixtures/gpt2", "--text=a", "--target=a"], "target: a GPT has no decoder"),
-    (["--run_dir=tests/fixtures/t5", "--text=a"], "target: a Seq2Seq needs one"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--text=a"], "--run_dir: is missing"),
+        (["--run_dir=x"], "--text: is missing"),
+        (["--run_dir=x", "--text=a", "--output="], "--output: is missing"),
+        (["--run_dir=x", "--text=a", "--output=README.md/maps"], "--output=README.md/maps"),
+        (["--run_dir=x", "--text=a", "--target"], "target"),
+        (["--run_dir=x", "the cat"], "'the cat': belongs to no flag"),
+        (["--run_dir=tests/fixtures/gpt2", "--text=a", "--target=a"], "target: a GPT has no decoder"),
+        (["--run_dir=tests/fixtures/t5", "--text=a"], "target: a Seq2Seq needs one"),
+    ],
+)
 def test_a_mistake_on_the_command_line_is_one_line(flags, words, tmp_path):
     output = [] if any(flag.startswith("--output") for flag in flags) else [f"--output={tmp_path / 'maps'}"]
     done = command(*flags[:1], *output, *flags[1:])
@@ -97,8 +99,13 @@ def test_help_names_the_flags():
 
 def test_labels_show_what_cannot_be_seen_and_no_token_is_taken_for_a_formula(tmp_path):
     assert [label(token) for token in (" cat", "\n", "中", "\ud800", "é", "$x$")] == [
-        "␣cat", "\\n", "\\u4e2d", "\\ud800", "é", "$x$"
-    ]  # fmt: skip
+        "␣cat",
+        "\\n",
+        "\\u4e2d",
+        "\\ud800",
+        "é",
+        "$x$",
+    ]
     assert len(label("a" * 99)) == 14
     for heads, rows, columns in ((1, 1, 1), (7, 3, 131)):
         weights = np.full((heads, rows, columns), 1 / columns, np.float32)

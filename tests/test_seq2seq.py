@@ -32,13 +32,16 @@ def both(**kwargs):
 
 
 MODELS = {
-    "t5": both(**T5), "marian": both(**MARIAN), "bart": both(**BART),
+    "t5": both(**T5),
+    "marian": both(**MARIAN),
+    "bart": both(**BART),
     "linear": both(attention="linear", positions="sinusoidal", placement="parallel", qk_norm=True),
     "all_different": Seq2SeqConfig(
         TransformerConfig(**SEPARATE, positions="alibi", norm="rmsnorm", placement="post", tie_embeddings=False),
-        TransformerConfig(**OTHER, positions="shaw", feed_forward="geglu", tie_embeddings=False, window=3), False,
+        TransformerConfig(**OTHER, positions="shaw", feed_forward="geglu", tie_embeddings=False, window=3),
+        False,
     ),
-}  # fmt: skip
+}
 models = pytest.mark.parametrize("name", MODELS)
 RANDOM = np.random.default_rng(0)
 SOURCE, TARGET = RANDOM.integers(0, V, (B, S)), RANDOM.integers(0, V, (B, T))
@@ -212,8 +215,13 @@ def test_dropout_is_active_on_both_sides_in_training_only_and_a_function_of_its_
 
 def test_shared_embeddings_are_one_table_and_separate_ones_a_table_for_each_side():
     trees = [shapes_of(dataclasses.replace(MODELS["t5"], share_embeddings=share))["params"] for share in (True, False)]
-    shared, separate = ({jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf
-                         in jax.tree_util.tree_leaves_with_path(tree)} for tree in trees)  # fmt: skip
+    shared, separate = (
+        {
+            jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        for tree in trees
+    )
     assert shared.pop("shared/embedding") == (V, 11)
     for side in ("encoder", "decoder"):
         assert separate.pop(f"{side}/embed/tokens/embedding") == (V, 11)
@@ -271,8 +279,9 @@ def decode(search, rows, places=slice(None)):
 def test_greedy_decoding_is_the_argmax_of_full_passes_and_each_row_its_own():
     def greedy(step, cache, tokens, is_token):
         keys = jax.random.split(jax.random.key(0), len(tokens))
-        return generate(step, cache, tokens, is_token, keys, max_new_tokens=NUM_NEW, choice="greedy",
-                        eos_ids=(EOS,), pad_id=PAD).tokens  # fmt: skip
+        return generate(
+            step, cache, tokens, is_token, keys, max_new_tokens=NUM_NEW, choice="greedy", eos_ids=(EOS,), pad_id=PAD
+        ).tokens
 
     expected, text = np.full((B, NUM_NEW), PAD), STARTS
     for i in range(NUM_NEW):
@@ -286,8 +295,15 @@ def test_greedy_decoding_is_the_argmax_of_full_passes_and_each_row_its_own():
 
 def test_a_beam_search_as_wide_as_it_gets_equals_full_passes_over_every_target_and_each_row_its_own():
     num_beams = FEW**NUM_NEW
-    search = functools.partial(beam_search, num_beams=num_beams, num_return=num_beams, max_new_tokens=NUM_NEW,
-                               eos_ids=(EOS,), pad_id=PAD, length_penalty=0.6)  # fmt: skip
+    search = functools.partial(
+        beam_search,
+        num_beams=num_beams,
+        num_return=num_beams,
+        max_new_tokens=NUM_NEW,
+        eos_ids=(EOS,),
+        pad_id=PAD,
+        length_penalty=0.6,
+    )
     found, alone = decode(search, slice(None)), decode(search, [2], slice(0, 4))
     endings = np.array([*itertools.product(range(FEW), repeat=NUM_NEW)])
     for row in range(B):

@@ -32,8 +32,16 @@ LOOSE = 0.03  # of the largest logit
 def made(**kwargs):
     """A run that was never trained."""
     tokenizer = train_tokenizer("byte", 283, TEXT)
-    sizes = dict(vocab_size=tokenizer.vocab_size, max_len=43, num_layers=2, d_model=20, num_heads=6, num_kv_heads=2,
-                 head_dim=4, d_ff=67)  # fmt: skip
+    sizes = dict(
+        vocab_size=tokenizer.vocab_size,
+        max_len=43,
+        num_layers=2,
+        d_model=20,
+        num_heads=6,
+        num_kv_heads=2,
+        head_dim=4,
+        d_ff=67,
+    )
     config = TransformerConfig(**sizes | dict(positions="rotary") | kwargs)
     params = random_like(parameter_shapes(GPT(config)), scale=0.2)
     return Run(GPT(config), params, tokenizer, config, rules=Rules((), 0, 1))
@@ -120,8 +128,15 @@ def test_perplexity_changes_by_less_than_a_hundredth_in_a_trained_model():
     assert abs(np.exp(small - whole) - 1) < 0.01
 
 
-@pytest.mark.parametrize("kwargs", [{}, {"tie_embeddings": False, "positions": "learned", "feed_forward": "swiglu"},
-                                    {"positions": "t5", "dtype": "bfloat16"}], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {},
+        {"tie_embeddings": False, "positions": "learned", "feed_forward": "swiglu"},
+        {"positions": "t5", "dtype": "bfloat16"},
+    ],
+    ids=str,
+)
 def test_a_model_of_int8_answers_nearly_the_same_and_decodes_as_it_reads(kwargs):
     run = made(**kwargs)
     small, tokens = tj.quantize(run), tokens_of(run)
@@ -135,8 +150,9 @@ def test_a_model_of_int8_answers_nearly_the_same_and_decodes_as_it_reads(kwargs)
 
 
 def test_a_sequence_to_sequence_model_of_int8_answers_nearly_the_same():
-    side = TransformerConfig(vocab_size=23, max_len=17, num_layers=1, d_model=12, num_heads=3, positions="t5",
-                             relative_buckets=4)  # fmt: skip
+    side = TransformerConfig(
+        vocab_size=23, max_len=17, num_layers=1, d_model=12, num_heads=3, positions="t5", relative_buckets=4
+    )
     model = Seq2Seq(Seq2SeqConfig(side, side))
     run = Run(model, random_like(parameter_shapes(model), scale=0.2), None, model.config)
     tokens = np.random.default_rng(1).integers(0, 23, (B, T))

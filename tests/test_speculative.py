@@ -75,8 +75,9 @@ def drafted(*methods, draft=None, num_spare=0, prompts=PROMPTS, is_token=IS_TOKE
     of_draft = (None, None)
     if draft is not None:
         of_draft = jax.tree_util.Partial(step, jnp.array(draft)), empty(len(prompts), capacity)
-    out = sampling.speculate(*functions, empty(len(prompts), capacity), prompts, is_token, keys, 0, methods, None,
-                             *of_draft, **kwargs)  # fmt: skip
+    out = sampling.speculate(
+        *functions, empty(len(prompts), capacity), prompts, is_token, keys, 0, methods, None, *of_draft, **kwargs
+    )
     return jax.tree.map(np.asarray, out)
 
 
@@ -94,8 +95,11 @@ def assert_same(found, expected):
 
 
 @pytest.mark.parametrize("num_spare", [0, 13])
-@pytest.mark.parametrize("drafts", [{"draft": NEAR, "choice": "greedy"}, {"prompt_lookup": 1, "choice": "greedy"},
-                                    {"prompt_lookup": 2}], ids=["draft", "lookup", "sampled_lookup"])  # fmt: skip
+@pytest.mark.parametrize(
+    "drafts",
+    [{"draft": NEAR, "choice": "greedy"}, {"prompt_lookup": 1, "choice": "greedy"}, {"prompt_lookup": 2}],
+    ids=["draft", "lookup", "sampled_lookup"],
+)
 def test_tokens_scores_states_and_ends_are_those_of_plain_decoding(drafts, num_spare):
     methods, ends = (MinLength(4, (EOS,)), PresencePenalty(0.5)), dict(stop_sequences=((3, 5),), num_top=2)
     expected = plain(*methods, choice=drafts.get("choice", "sample"), **ends)
@@ -194,13 +198,25 @@ def test_a_model_writes_the_same_to_the_last_place_of_its_context(positions, loo
         params = jax.tree.map(lambda ours, other: ours + 0.1 * other, run.params, run_of(positions, 1).params)
         draft = dataclasses.replace(run, params=params)
     kwargs = dict(max_new_tokens=20, eos_ids=(), pad_id=PAD, choice="sample" if lookup else "greedy", num_top=1)
-    expected = sampling.generate(step_function(run), make_cache(run.config, B, capacity), PROMPTS, IS_TOKEN, KEYS,
-                                 0, methods, **kwargs)  # fmt: skip
+    expected = sampling.generate(
+        step_function(run), make_cache(run.config, B, capacity), PROMPTS, IS_TOKEN, KEYS, 0, methods, **kwargs
+    )
     of_draft = (step_function(draft), make_cache(draft.config, B, capacity, 4)) if draft else ()
     found = sampling.speculate(
-        step_function(run), step_function(run, last_only=False), make_cache(run.config, B, capacity, 4), PROMPTS,
-        IS_TOKEN, KEYS, 0, methods, None, *of_draft, num_draft=3, prompt_lookup=lookup, **kwargs,
-    )  # fmt: skip
+        step_function(run),
+        step_function(run, last_only=False),
+        make_cache(run.config, B, capacity, 4),
+        PROMPTS,
+        IS_TOKEN,
+        KEYS,
+        0,
+        methods,
+        None,
+        *of_draft,
+        num_draft=3,
+        prompt_lookup=lookup,
+        **kwargs,
+    )
     assert_same(found.found, expected)
     assert len({*np.ravel(expected.tokens).tolist()}) > 4 and found.num_accepted.sum() > 0
 
@@ -259,26 +275,34 @@ def test_targets_are_drafted_too():
     assert all(one.num_accepted == 8 for one in found)  # twice 4 and 1 more, after the first
 
 
-@pytest.mark.parametrize("settings, words", [
-    ({"draft": "a", "prompt_lookup": 2}, "prompt_lookup=2: a draft is given as well"),
-    ({"prompt_lookup": 2, "method": "beam"}, "prompt_lookup=2: a beam search has no drafts"),
-    ({"draft": "a", "method": "beam"}, "draft='a': a beam search has no drafts"),
-    ({"draft": "a", "past_context": "reread"}, "past_context='reread': with a draft"),
-    ({"num_draft": 0}, "num_draft=0: must be at least 1"), ({"prompt_lookup": -1}, "prompt_lookup=-1: must be"),
-    ({"draft": "/no/such"}, "/no/such"), ({"draft": str(FIXTURES / "t5")}, "is a Seq2Seq, and must be a GPT"),
-    ({"draft": str(FIXTURES / "gpt2")}, "a vocabulary of 101 tokens, and the model one of 259"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"draft": "a", "prompt_lookup": 2}, "prompt_lookup=2: a draft is given as well"),
+        ({"prompt_lookup": 2, "method": "beam"}, "prompt_lookup=2: a beam search has no drafts"),
+        ({"draft": "a", "method": "beam"}, "draft='a': a beam search has no drafts"),
+        ({"draft": "a", "past_context": "reread"}, "past_context='reread': with a draft"),
+        ({"num_draft": 0}, "num_draft=0: must be at least 1"),
+        ({"prompt_lookup": -1}, "prompt_lookup=-1: must be"),
+        ({"draft": "/no/such"}, "/no/such"),
+        ({"draft": str(FIXTURES / "t5")}, "is a Seq2Seq, and must be a GPT"),
+        ({"draft": str(FIXTURES / "gpt2")}, "a vocabulary of 101 tokens, and the model one of 259"),
+    ],
+)
 def test_a_draft_that_will_not_do_is_named_in_a_line(settings, words):
     with pytest.raises(UserError) as error:
         tj.generate(made("byte"), "the", **{"max_new_tokens": 3} | settings)
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("changes, words", [
-    ({"max_len": 89}, "a context of 89 tokens, and must have the model's 97 or more"),
-    ({"attention": "linear", "positions": "none"}, "the draft has linear attention"),
-    ({"tokenizer": "char"}, "another tokenizer than the model"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"max_len": 89}, "a context of 89 tokens, and must have the model's 97 or more"),
+        ({"attention": "linear", "positions": "none"}, "the draft has linear attention"),
+        ({"tokenizer": "char"}, "another tokenizer than the model"),
+    ],
+)
 def test_a_draft_must_have_slots_and_the_models_context_and_tokenizer(tmp_path, changes, words):
     run, changes = made("byte"), dict(changes)
     tokenizer = run.tokenizer
@@ -293,11 +317,17 @@ def test_a_draft_must_have_slots_and_the_models_context_and_tokenizer(tmp_path, 
             tj.generate(draft, "the", max_new_tokens=3, prompt_lookup=2)
 
 
-@pytest.mark.parametrize("kwargs, words", [
-    ({"num_spare": -1, "prompt_lookup": 1}, "cache.capacity=21: must be at least 22 slots"), ({}, "prompt_lookup=0"),
-    ({"draft": NEAR, "prompt_lookup": 2}, "prompt_lookup=2"), ({"prompt_lookup": 1, "num_draft": 0}, "num_draft=0"),
-    ({"prompt_lookup": 1, "max_new_tokens": 0}, "max_new_tokens=0"),
-], ids=["slots", "no draft", "two drafts", "none drafted", "none new"])  # fmt: skip
+@pytest.mark.parametrize(
+    "kwargs, words",
+    [
+        ({"num_spare": -1, "prompt_lookup": 1}, "cache.capacity=21: must be at least 22 slots"),
+        ({}, "prompt_lookup=0"),
+        ({"draft": NEAR, "prompt_lookup": 2}, "prompt_lookup=2"),
+        ({"prompt_lookup": 1, "num_draft": 0}, "num_draft=0"),
+        ({"prompt_lookup": 1, "max_new_tokens": 0}, "max_new_tokens=0"),
+    ],
+    ids=["slots", "no draft", "two drafts", "none drafted", "none new"],
+)
 def test_what_has_no_meaning_is_refused(kwargs, words):
     with pytest.raises(UserError, match=words):
         drafted(**kwargs)

@@ -23,9 +23,11 @@ def start(tmp_path, *words, **environment):
     inherited = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "GLIBC_TUNABLES")}
     defaults = {"TRANSFORMER_JAX_TUNING": "on", "XDG_CACHE_HOME": str(tmp_path), "PARENT": str(os.getpid())}
     return subprocess.run(
-        [sys.executable, "-c", SCRIPT, *words], capture_output=True, text=True,
+        [sys.executable, "-c", SCRIPT, *words],
+        capture_output=True,
+        text=True,
         env={**inherited, **defaults, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", **environment},
-    )  # fmt: skip
+    )
 
 
 @ours_only
@@ -62,8 +64,11 @@ def test_a_folder_that_others_can_write_to_is_not_used_and_the_line_says_so(tmp_
 
 
 def test_what_a_user_has_set_stays(tmp_path):
-    own = {"XLA_FLAGS": "--xla_cpu_enable_fast_math=false", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "mine"),
-           "GLIBC_TUNABLES": "glibc.malloc.check=0"}  # fmt: skip
+    own = {
+        "XLA_FLAGS": "--xla_cpu_enable_fast_math=false",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "mine"),
+        "GLIBC_TUNABLES": "glibc.malloc.check=0",
+    }
     done = start(tmp_path, **own)
     assert done.returncode == 0, done.stderr
     for name, value in own.items():

@@ -263,8 +263,9 @@ def test_each_micro_batch_drops_anew():
 def test_evaluation_drops_nothing():
     step, state = make(dropout_rate=0.5)
     plain, _ = make()
-    one, two = (eval_step(state.params, make_batch(1), model=s.keywords["model"], objective=causal_lm)
-                for s in (step, plain))  # fmt: skip
+    one, two = (
+        eval_step(state.params, make_batch(1), model=s.keywords["model"], objective=causal_lm) for s in (step, plain)
+    )
     assert_equal(one, two)
 
 

@@ -162,8 +162,10 @@ def tiny(recipe, tmp_path):
         config.data.path = str(tmp_path / "a.tsv")
         config.data.val_path = ""
     elif task == "tag" and config.data.source != "python_tokens":
-        write(tmp_path / "a.conll", "\n\n".join("\n".join(f"{w} {'B-x' if w > 'k' else 'O'}" for w in line.split())
-                                                for line in lines))  # fmt: skip
+        write(
+            tmp_path / "a.conll",
+            "\n\n".join("\n".join(f"{w} {'B-x' if w > 'k' else 'O'}" for w in line.split()) for line in lines),
+        )
         config.data.path = config.data.val_path = str(tmp_path / "a.conll")
         config.data.label_field = ""
     elif config.data.source in ("parallel", "tfds"):

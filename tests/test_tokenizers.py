@@ -295,8 +295,10 @@ def test_with_merges_left_out_a_text_has_other_pieces_and_is_the_same_text(text,
 
 def test_the_more_merges_are_left_out_the_smaller_are_the_pieces_down_to_bytes():
     tokenizer = BPETokenizer.train(SAMPLE * 7, 331)
-    sizes = [np.mean([len(tokenizer.dropping(rate, seed).encode(SAMPLE)) for seed in range(11)])
-             for rate in (0.0, 0.1, 0.5, 0.9)]  # fmt: skip
+    sizes = [
+        np.mean([len(tokenizer.dropping(rate, seed).encode(SAMPLE)) for seed in range(11)])
+        for rate in (0.0, 0.1, 0.5, 0.9)
+    ]
     assert sizes == sorted(set(sizes)) and sizes[0] == len(tokenizer.encode(SAMPLE))
     np.testing.assert_array_equal(tokenizer.dropping(1.0).encode(SAMPLE) - 3, BPETokenizer().encode(SAMPLE) - 3)
 
@@ -325,8 +327,10 @@ def test_each_merge_of_a_word_is_left_out_as_often_as_the_rate_says():
 
 def test_chance_decides_of_each_word_apart():
     tokenizer = BPETokenizer(("a b", "c d"))
-    is_same = [len(drop.encode("ab")) == len(drop.encode("cd"))
-               for drop in (tokenizer.dropping(0.5, seed) for seed in range(503))]  # fmt: skip
+    is_same = [
+        len(drop.encode("ab")) == len(drop.encode("cd"))
+        for drop in (tokenizer.dropping(0.5, seed) for seed in range(503))
+    ]
     assert 0.4 < np.mean(is_same) < 0.6
 
 

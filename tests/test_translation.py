@@ -30,8 +30,15 @@ LENGTHS = tuple(int(n) for n in RNG.integers(2, 31, 101))
 
 def command(*arguments, stdin="", tuning="off"):
     env = os.environ | {"JAX_PLATFORMS": "cpu", "TRANSFORMER_JAX_TUNING": tuning}
-    return subprocess.run([sys.executable, "-m", *map(str, arguments)], cwd=ROOT, env=env, input=stdin, timeout=300,
-                          capture_output=True, text=True)  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "-m", *map(str, arguments)],
+        cwd=ROOT,
+        env=env,
+        input=stdin,
+        timeout=300,
+        capture_output=True,
+        text=True,
+    )
 
 
 def config_of(tmp_path, **changes):
@@ -44,14 +51,30 @@ def config_of(tmp_path, **changes):
         (tmp_path / f"{split}.de").write_text("".join(line.upper() + "\n" for line in lines))
     config = default.get_config()
     settings = dict(
-        data__source="parallel", data__path=str(tmp_path / "train.en"), data__target_path=str(tmp_path / "train.de"),
-        data__val_path=str(tmp_path / "val.en"), data__val_target_path=str(tmp_path / "val.de"),
-        data__test_path=str(tmp_path / "test.en"), data__test_target_path=str(tmp_path / "test.de"),
-        model__max_len=24, model__num_layers=1, model__d_model=20, model__num_heads=2, optimizer__peak_lr=1e-2,
-        optimizer__warmup_steps=1, optimizer__schedule="constant", train__task="seq2seq", train__batch_tokens=200,
-        train__num_buckets=2, train__num_steps=6, train__eval_every=3, train__log_every=3, checkpoint__save_every=3,
-        train__tensorboard=False, train__label_smoothing=0.1,
-    )  # fmt: skip
+        data__source="parallel",
+        data__path=str(tmp_path / "train.en"),
+        data__target_path=str(tmp_path / "train.de"),
+        data__val_path=str(tmp_path / "val.en"),
+        data__val_target_path=str(tmp_path / "val.de"),
+        data__test_path=str(tmp_path / "test.en"),
+        data__test_target_path=str(tmp_path / "test.de"),
+        model__max_len=24,
+        model__num_layers=1,
+        model__d_model=20,
+        model__num_heads=2,
+        optimizer__peak_lr=1e-2,
+        optimizer__warmup_steps=1,
+        optimizer__schedule="constant",
+        train__task="seq2seq",
+        train__batch_tokens=200,
+        train__num_buckets=2,
+        train__num_steps=6,
+        train__eval_every=3,
+        train__log_every=3,
+        checkpoint__save_every=3,
+        train__tensorboard=False,
+        train__label_smoothing=0.1,
+    )
     for name, value in (settings | changes).items():
         section, field = name.split("__")
         config[section][field] = value
@@ -233,8 +256,9 @@ def test_scores_are_saved_beside_what_they_were_made_from(trained):
 
 
 def test_lines_in_are_lines_out_also_where_the_process_starts_itself_again(trained):
-    done = command("transformer_jax", "translate", f"--run_dir={trained[0]}", "--num_beams=1", stdin="ab cd\n\nq\n",
-                   tuning="on")  # fmt: skip
+    done = command(
+        "transformer_jax", "translate", f"--run_dir={trained[0]}", "--num_beams=1", stdin="ab cd\n\nq\n", tuning="on"
+    )
     assert done.returncode == 0, done.stderr
     expected = tj.translate(tj.load(trained[0], "best"), ["ab cd", "q"], num_beams=1)
     assert done.stdout == f"{expected[0]}\n\n{expected[1]}\n"

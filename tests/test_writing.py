@@ -62,10 +62,13 @@ def test_the_pieces_of_a_stream_are_what_generate_puts_after_the_prompt(kind):
 def test_a_stream_never_ends_a_piece_within_a_character_or_a_stop_string():
     run = made("byte")
     for text, stop, expected in (
-        ("aé€😀b", (), ["a", "é", "€", "😀", "b"]), ("abcabd", ("abd",), ["abc"]),
+        ("aé€😀b", (), ["a", "é", "€", "😀", "b"]),
+        ("abcabd", ("abd",), ["abc"]),
         ("xabab", ("abc",), ["x", "ab", "ab"]),
-        ("x狐狐y", ("狐y",), ["x", "狐"]), ("aabc", ("ab", "bc"), ["a"]), ("ab\ufffdc", (), ["a", "b", "\ufffdc"]),
-    ):  # fmt: skip
+        ("x狐狐y", ("狐y",), ["x", "狐"]),
+        ("aabc", ("ab", "bc"), ["a"]),
+        ("ab\ufffdc", (), ["a", "b", "\ufffdc"]),
+    ):
         pieces = list(generate._pieces(following(run, text, stop), stop))
         assert pieces == expected, (text, stop)
 
@@ -73,8 +76,15 @@ def test_a_stream_never_ends_a_piece_within_a_character_or_a_stop_string():
 def following(run, text, stop):
     """A writer that writes this text, a token at a time."""
     tokens = run.tokenizer.encode(text)
-    writer = engine.Writer(run, [run.tokenizer.encode("the")], jax.random.split(jax.random.key(0), 1),
-                            (sampling.Follow(tokens[None]),), "greedy", len(tokens), stop)  # fmt: skip
+    writer = engine.Writer(
+        run,
+        [run.tokenizer.encode("the")],
+        jax.random.split(jax.random.key(0), 1),
+        (sampling.Follow(tokens[None]),),
+        "greedy",
+        len(tokens),
+        stop,
+    )
     write = writer.write
     writer.write = lambda num: write(1)
     return writer
@@ -132,8 +142,11 @@ def test_a_constrained_text_is_one_of_those_allowed(kind, settings):
 
 def test_beam_search_finds_the_likelier_texts_best_first():
     run = made("bpe")
-    beam = tj.complete(run, ["the cat", "a"], tj.Decoding(method="beam", num_beams=3, num_samples=2, max_new_tokens=7,
-                                                         min_new_tokens=7, length_penalty=0.0))  # fmt: skip
+    beam = tj.complete(
+        run,
+        ["the cat", "a"],
+        tj.Decoding(method="beam", num_beams=3, num_samples=2, max_new_tokens=7, min_new_tokens=7, length_penalty=0.0),
+    )
     greedy = tj.complete(run, ["the cat", "a"], tj.Decoding(method="greedy", max_new_tokens=7, min_new_tokens=7))
     for best, second, other in zip(beam[::2], beam[1::2], greedy, strict=True):
         assert best.log_prob >= second.log_prob and best.log_prob >= other.log_prob - 1e-4

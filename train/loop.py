@@ -149,10 +149,16 @@ def _lock(workdir: Path) -> Iterator[None]:
 def build_parallel(config: Config, model: Any, objective: Any, optimizer: Any) -> Jit | Pmap:
     """The compiled training and evaluation steps of a run."""
     step = functools.partial(
-        train_step, model=model, objective=objective, optimizer=optimizer, seed=config.train.seed,
-        accumulation=config.train.accumulation, max_bad_steps=config.train.max_bad_steps,
-        log_every=config.train.log_every, ema_decay=config.train.ema_decay,
-    )  # fmt: skip
+        train_step,
+        model=model,
+        objective=objective,
+        optimizer=optimizer,
+        seed=config.train.seed,
+        accumulation=config.train.accumulation,
+        max_bad_steps=config.train.max_bad_steps,
+        log_every=config.train.log_every,
+        ema_decay=config.train.ema_decay,
+    )
     rows = config.train.batch_size // config.train.accumulation
     evaluate = functools.partial(eval_step, model=model, objective=objective)
     return make_parallel(config.train.parallel, step, evaluate, rows)

@@ -176,9 +176,13 @@ def seq2seq(
     inputs, targets = batch["target"][:, :-1], batch["target"][:, 1:]
     is_target = batch["target_is_token"][:, 1:]
     x = apply(
-        batch["source"], inputs, batch["source_is_token"], batch["target_is_token"][:, :-1],
-        deterministic=deterministic, method="activations",
-    )  # fmt: skip
+        batch["source"],
+        inputs,
+        batch["source_is_token"],
+        batch["target_is_token"][:, :-1],
+        deterministic=deterministic,
+        method="activations",
+    )
     smoothing = 0.0 if deterministic else label_smoothing
     nats = cross_entropy(lambda x: apply(x, method="logits"), x, targets, smoothing=smoothing)
     return jnp.sum(jnp.where(is_target, nats, 0.0)), jnp.sum(is_target, dtype=jnp.float32), {}

@@ -67,11 +67,18 @@ class MetricsLog:
         weight_sum = float(numbers["weight_sum"])
         loss = float(numbers["loss_sum"]) / weight_sum if weight_sum else math.nan
         speed = self._tokens / self._seconds if self._seconds else math.nan
-        self._event(step, "train", {
-            "loss": loss, **self._perplexity(loss), "learning_rate": learning_rate,
-            "grad_norm": float(numbers["grad_norm"]), "tokens_per_second": round(speed, 1) if speed == speed else speed,
-            "bad_steps": int(numbers["bad_steps"]),
-        })  # fmt: skip
+        self._event(
+            step,
+            "train",
+            {
+                "loss": loss,
+                **self._perplexity(loss),
+                "learning_rate": learning_rate,
+                "grad_norm": float(numbers["grad_norm"]),
+                "tokens_per_second": round(speed, 1) if speed == speed else speed,
+                "bad_steps": int(numbers["bad_steps"]),
+            },
+        )
         self._tokens = self._seconds = 0
         words = "".join(f"  {name} {value:.2f}" for name, value in self._perplexity(loss).items())
         self._text = f"loss {loss:.4f}{words}  {speed:,.0f} tokens/s"

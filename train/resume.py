@@ -12,12 +12,26 @@ from transformer_jax.schema import config_fields
 # Fields whose change leaves the model, the examples and their order as they were. All others are refused.
 MAY_CHANGE = {
     "data.path",  # a file may move: its content is compared by digest
-    "optimizer.peak_lr", "optimizer.muon_lr", "optimizer.schedule", "optimizer.warmup_steps",
-    "optimizer.final_lr_fraction", "optimizer.weight_decay", "optimizer.b1", "optimizer.b2",
-    "train.num_steps", "train.parallel", "train.steps_per_call", "train.log_every", "train.eval_every",
-    "train.max_bad_steps", "train.tensorboard", "train.patience", "train.best_by",
-    "checkpoint.save_every", "checkpoint.keep",
-}  # fmt: skip
+    "optimizer.peak_lr",
+    "optimizer.muon_lr",
+    "optimizer.schedule",
+    "optimizer.warmup_steps",
+    "optimizer.final_lr_fraction",
+    "optimizer.weight_decay",
+    "optimizer.b1",
+    "optimizer.b2",
+    "train.num_steps",
+    "train.parallel",
+    "train.steps_per_call",
+    "train.log_every",
+    "train.eval_every",
+    "train.max_bad_steps",
+    "train.tensorboard",
+    "train.patience",
+    "train.best_by",
+    "checkpoint.save_every",
+    "checkpoint.keep",
+}
 
 
 def last_checkpoint(checkpoints: Checkpoints) -> tuple[int, dict | None]:

@@ -34,10 +34,15 @@ class TrainState:
 def create_state(params: Any, optimizer: optax.GradientTransformation, has_average: bool = False) -> TrainState:
     """The state before the first step."""
     return TrainState(
-        step=jnp.int32(0), params=params, opt_state=optimizer.init(params), bad_in_row=jnp.int32(0),
-        num_bad=jnp.int32(0), grad_norm=jnp.float32(0), window=Window(jnp.float32(0), jnp.float32(0)),
+        step=jnp.int32(0),
+        params=params,
+        opt_state=optimizer.init(params),
+        bad_in_row=jnp.int32(0),
+        num_bad=jnp.int32(0),
+        grad_norm=jnp.float32(0),
+        window=Window(jnp.float32(0), jnp.float32(0)),
         average=jax.tree.map(jnp.copy, params) if has_average else (),
-    )  # fmt: skip
+    )
 
 
 def used_params(state: TrainState) -> Any:

@@ -29,8 +29,6 @@ def __getattr__(name: str):
     """What needs JAX is imported at its first use, so that a command answers a mistake at once (PEP 562)."""
     if name in _HOMES:
         return getattr(importlib.import_module(f"transformer_jax.{_HOMES[name]}"), name)
-    if name == "attention":
-        return importlib.import_module("transformer_jax.nn.attention")
     raise AttributeError(f"module 'transformer_jax' has no attribute {name!r}")
 
 

@@ -141,11 +141,15 @@ def save(run: Run, run_dir: str | Path) -> None:
         raise UserError(f"{run_dir}: there is a run already. Give a new directory.")
     leaves = jax.tree_util.tree_leaves_with_path(run.params)
     meta = {
-        "step": run.step, "val_score": None, "model": describe_model(run.model), "origin": run.origin,
-        "labels": list(run.labels), "texts": {"lowercase": run.lowercase, "separator": run.separator},
+        "step": run.step,
+        "val_score": None,
+        "model": describe_model(run.model),
+        "origin": run.origin,
+        "labels": list(run.labels),
+        "texts": {"lowercase": run.lowercase, "separator": run.separator},
         "types": {jax.tree_util.keystr(path): str(leaf.dtype) for path, leaf in leaves if leaf.dtype != "float32"},
         "tokenizer": run.tokenizer.to_dict() if run.tokenizer else None,
-    }  # fmt: skip
+    }
     checkpoints.save(run.step, run.params, meta)
     checkpoints.wait()
 
@@ -163,8 +167,9 @@ def open_tokenizer(path: str | Path) -> Tokenizer:
         folder, names = (path.parent, {path.name}) if path.is_file() else (path, None)
         tokenizer = read_tokenizer(
             lambda name: (folder / name).is_file() and (names is None or name in names),
-            lambda name: (folder / name).read_bytes(), {},
-        )  # fmt: skip
+            lambda name: (folder / name).read_bytes(),
+            {},
+        )
     if tokenizer is None:
         raise UserError(
             f"tokenizer.path={str(path)!r}: there is no tokenizer. Give a file named tokenizer.json, a folder that has "
@@ -216,9 +221,14 @@ def step_function(run: Run, last_only: bool = True) -> jax.tree_util.Partial:
 
 
 def logits(
-    run: Run, tokens: Any, is_token: Any = None, target: Any = None, *, target_is_token: Any = None,
+    run: Run,
+    tokens: Any,
+    is_token: Any = None,
+    target: Any = None,
+    *,
+    target_is_token: Any = None,
     token_types: Any = None,
-) -> jax.Array:  # fmt: skip
+) -> jax.Array:
     """What the model answers before anything is chosen.
 
     Args:

@@ -63,10 +63,12 @@ def load_labelled(
         tokenizer = make_tokenizer(tokenizer_config, lesson)
     digest = sha256(json.dumps(parts))
     fingerprint = {
-        "examples_sha256": digest, "train_examples": len(parts[0]), "val_examples": len(parts[1]),
+        "examples_sha256": digest,
+        "train_examples": len(parts[0]),
+        "val_examples": len(parts[1]),
         "labels": ", ".join(labels),
         "tokenizer_sha256": tokenizer_sha256(tokenizer),
-    }  # fmt: skip
+    }
     return Labelled(*parts, labels, tokenizer, fingerprint)
 
 

@@ -43,9 +43,10 @@ def load_packed(
     padding = 1 - sum(map(len, pieces[0])) / rows[0]["tokens"].size
     fingerprint = {
         "documents_sha256": sha256(json.dumps(parts)),
-        "train_documents": len(parts[0]), "val_documents": len(parts[1]),
+        "train_documents": len(parts[0]),
+        "val_documents": len(parts[1]),
         "tokenizer_sha256": tokenizer_sha256(tokenizer),
-    }  # fmt: skip
+    }
     description = (
         f"{len(parts[0]):,} documents of {num_targets[0]:,} tokens to train on, {len(parts[1]):,} to validate on, "
         f"{len(rows[0]['tokens']):,} rows, {padding:.1%} padding"

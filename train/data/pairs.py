@@ -16,8 +16,11 @@ from transformer_jax.errors import UserError, choose
 from transformer_jax.tokenizers import PairTokenizer, Tokenizer
 
 TextPairs = list[tuple[str, str]]
-SPLITS = {"train": ("path", "target_path"), "val": ("val_path", "val_target_path"),
-          "test": ("test_path", "test_target_path")}  # fmt: skip
+SPLITS = {
+    "train": ("path", "target_path"),
+    "val": ("val_path", "val_target_path"),
+    "test": ("test_path", "test_target_path"),
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,9 +49,10 @@ def load_pairs(config: DataConfig, tokenizer_config: TokenizerConfig, tokenizer:
             tokenizer = make_tokenizer(tokenizer_config, "\n".join(lessons))
     fingerprint = {
         "pairs_sha256": sha256(json.dumps([train, validation])),
-        "train_pairs": len(train), "val_pairs": len(validation),
+        "train_pairs": len(train),
+        "val_pairs": len(validation),
         "tokenizer_sha256": tokenizer_sha256(tokenizer),
-    }  # fmt: skip
+    }
     return Pairs(train, validation, tokenizer, fingerprint)
 
 

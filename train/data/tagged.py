@@ -64,9 +64,11 @@ def load_tagged(
     parts = [[(s.words, s.tags) for s in part] for part in (train, validation)]
     fingerprint = {
         "examples_sha256": sha256(json.dumps(parts)),
-        "train_examples": len(train), "val_examples": len(validation), "labels": ", ".join(labels),
+        "train_examples": len(train),
+        "val_examples": len(validation),
+        "labels": ", ".join(labels),
         "tokenizer_sha256": tokenizer_sha256(tokenizer),
-    }  # fmt: skip
+    }
     return Tagged(train, validation, labels, tokenizer, fingerprint)
 
 

@@ -40,15 +40,18 @@ def causal_lm(config: Config, start: Start, meta: dict | None) -> Task:
         objective, validation = paired(objective), with_floor(validation, floor)
 
     return Task(
-        GPT(shape), corpus.tokenizer, objective,
+        GPT(shape),
+        corpus.tokenizer,
+        objective,
         functools.partial(window_batch, corpus.train_tokens, order),
         validation,
         corpus.fingerprint,
         corpus.description,
-        lambda batch: int(batch["is_token"][..., 1:].sum()), config.train.batch_size * shape.max_len,
+        lambda batch: int(batch["is_token"][..., 1:].sum()),
+        config.train.batch_size * shape.max_len,
         has_one_shape=True,
         bytes_per_token=corpus.val_bytes_per_token,
-    )  # fmt: skip
+    )
 
 
 def _documents(config: Config, start: Start) -> Task:
@@ -58,14 +61,23 @@ def _documents(config: Config, start: Start) -> Task:
     start.check_kind(GPT)
     parts = (data.train, data.validation)
     _, *batches = by_length(
-        config, max_len + 1, [[max_len + 1] * len(part["tokens"]) for part in parts],
+        config,
+        max_len + 1,
+        [[max_len + 1] * len(part["tokens"]) for part in parts],
         lambda part, rows, length, num_rows: packed_batch(parts[part], rows, num_rows, data.tokenizer.pad_id),
-    )  # fmt: skip
+    )
     return Task(
-        GPT(shape), data.tokenizer, losses.causal_lm, *batches, data.fingerprint, data.description,
-        lambda batch: int(losses.packed_targets(batch).sum()), config.train.batch_size * shape.max_len,
-        has_one_shape=True, bytes_per_token=data.val_bytes_per_token,
-    )  # fmt: skip
+        GPT(shape),
+        data.tokenizer,
+        losses.causal_lm,
+        *batches,
+        data.fingerprint,
+        data.description,
+        lambda batch: int(losses.packed_targets(batch).sum()),
+        config.train.batch_size * shape.max_len,
+        has_one_shape=True,
+        bytes_per_token=data.val_bytes_per_token,
+    )
 
 
 def masked_lm(config: Config, start: Start, meta: dict | None) -> Task:
@@ -87,12 +99,17 @@ def masked_lm(config: Config, start: Start, meta: dict | None) -> Task:
             yield with_gaps(batch, i)
 
     return Task(
-        MaskedLM(shape), tokenizer, losses.masked_lm,
-        lambda step: with_gaps(window_batch(corpus.train_tokens, order, step), config.train.seed, step), validation,
+        MaskedLM(shape),
+        tokenizer,
+        losses.masked_lm,
+        lambda step: with_gaps(window_batch(corpus.train_tokens, order, step), config.train.seed, step),
+        validation,
         corpus.fingerprint,
         corpus.description,
-        lambda batch: int(batch["is_token"].sum()), config.train.batch_size * shape.max_len, has_one_shape=True,
-    )  # fmt: skip
+        lambda batch: int(batch["is_token"].sum()),
+        config.train.batch_size * shape.max_len,
+        has_one_shape=True,
+    )
 
 
 def spans(config: Config, start: Start, meta: dict | None) -> Task:
@@ -105,9 +122,13 @@ def spans(config: Config, start: Start, meta: dict | None) -> Task:
 
     def with_gaps(tokens: np.ndarray, *seed: int) -> Batch:
         source, target = hide_spans(
-            tokens, np.random.default_rng(seed), config.data.mask_fraction, MEAN_SPAN, first_sentinel,
+            tokens,
+            np.random.default_rng(seed),
+            config.data.mask_fraction,
+            MEAN_SPAN,
+            first_sentinel,
             (start.start_id(), tokenizer.eos_id),
-        )  # fmt: skip
+        )
         whole = {"source": source, "target": target}
         return whole | {f"{side}_is_token": np.ones(tokens.shape, bool) for side, tokens in whole.items()}
 
@@ -121,9 +142,14 @@ def spans(config: Config, start: Start, meta: dict | None) -> Task:
             yield with_gaps(windows[i : i + rows], i)
 
     return Task(
-        Seq2Seq(shape), tokenizer, losses.seq2seq,
-        train_batch, validation, corpus.fingerprint,
+        Seq2Seq(shape),
+        tokenizer,
+        losses.seq2seq,
+        train_batch,
+        validation,
+        corpus.fingerprint,
         f"{corpus.description}, {num_spans} gaps in {max_len} tokens",
-        lambda batch: int(batch["target_is_token"][..., 1:].sum()), config.train.batch_size * max_len,
+        lambda batch: int(batch["target_is_token"][..., 1:].sum()),
+        config.train.batch_size * max_len,
         has_one_shape=True,
-    )  # fmt: skip
+    )

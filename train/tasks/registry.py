@@ -13,9 +13,14 @@ from train.tasks.supervised import classify, regress, seq2seq, tag
 from transformer_jax.errors import choose
 
 TASKS = {
-    "causal_lm": causal_lm, "masked_lm": masked_lm, "spans": spans, "classify": classify, "regress": regress,
-    "tag": tag, "seq2seq": seq2seq,
-}  # fmt: skip
+    "causal_lm": causal_lm,
+    "masked_lm": masked_lm,
+    "spans": spans,
+    "classify": classify,
+    "regress": regress,
+    "tag": tag,
+    "seq2seq": seq2seq,
+}
 
 
 def load_task(config: Config, start: Start, meta: dict | None) -> Task:

@@ -58,9 +58,12 @@ def seq2seq(run: Run, config: Config, split: str, options: Options) -> Score:
     pairs = load_split(config.data, split)
     sources, references = [source for source, _ in pairs], [target for _, target in pairs]
     hypotheses = translate(
-        run, sources, num_beams=options.num_beams, length_penalty=options.length_penalty,
+        run,
+        sources,
+        num_beams=options.num_beams,
+        length_penalty=options.length_penalty,
         progress=options.of(len(sources)),
-    )  # fmt: skip
+    )
     bleu, chrf = BLEU(lowercase=config.data.lowercase), CHRF(lowercase=config.data.lowercase)
     values = {
         "bleu": round(bleu.corpus_score(hypotheses, [references]).score, 2),
@@ -167,6 +170,11 @@ def gaps(run: Run, config: Config, split: str, options: Options) -> Score:
 
 
 SCORERS = {
-    "causal_lm": causal_lm, "masked_lm": gaps, "spans": gaps, "classify": classify, "regress": regress, "tag": tag,
+    "causal_lm": causal_lm,
+    "masked_lm": gaps,
+    "spans": gaps,
+    "classify": classify,
+    "regress": regress,
+    "tag": tag,
     "seq2seq": seq2seq,
-}  # fmt: skip
+}

@@ -66,18 +66,26 @@ def _of_texts(config: Config, model: nn.Module, data: Labelled, objective: Calla
     num_cut = sum(len(tokens) > max_len for part in texts for tokens in part)
     texts = [[tokens[:max_len] for tokens in part] for part in texts]
     order, *batches = by_length(
-        config, max_len, [[len(tokens) for tokens in part] for part in texts],
+        config,
+        max_len,
+        [[len(tokens) for tokens in part] for part in texts],
         lambda part, *batch: labelled_batch(texts[part], labels[part], *batch, data.tokenizer.pad_id),
-    )  # fmt: skip
+    )
     train_batch, validation = batches
     return Task(
-        model, data.tokenizer, objective,
-        functools.partial(_leave_out, train_batch, config.train), validation,
+        model,
+        data.tokenizer,
+        objective,
+        functools.partial(_leave_out, train_batch, config.train),
+        validation,
         data.fingerprint,
         f"{len(texts[0]):,} texts to train on{_versions(parts[0], data.train)}, {len(texts[1]):,} to validate on"
         f"{_cut(num_cut, max_len)}, {order.padding:.0%} padding",
-        lambda batch: int(batch["is_token"].sum()), order.mean_tokens, has_one_shape=False, has_perplexity=False,
-    )  # fmt: skip
+        lambda batch: int(batch["is_token"].sum()),
+        order.mean_tokens,
+        has_one_shape=False,
+        has_perplexity=False,
+    )
 
 
 def _leave_out(make: Callable[[int], Batch], config: TrainConfig, step: int) -> Batch:
@@ -107,19 +115,28 @@ def tag(config: Config, start: Start, meta: dict | None) -> Task:
     num_cut = sum(len(sentence[0]) > shape.max_len for part in parts for sentence in part)
     parts = [[tuple(array[: shape.max_len] for array in sentence) for sentence in part] for part in parts]
     order, *batches = by_length(
-        config, shape.max_len, [[len(sentence[0]) for sentence in part] for part in parts],
+        config,
+        shape.max_len,
+        [[len(sentence[0]) for sentence in part] for part in parts],
         lambda part, *batch: tagged_batch(parts[part], *batch, data.tokenizer.pad_id),
-    )  # fmt: skip
+    )
     has_entities = any(label.startswith("B-") for label in data.labels)
     return Task(
-        TokenTagger(shape, len(data.labels)), data.tokenizer, functools.partial(losses.tag, labels=data.labels),
+        TokenTagger(shape, len(data.labels)),
+        data.tokenizer,
+        functools.partial(losses.tag, labels=data.labels),
         *batches,
         data.fingerprint,
         f"{len(parts[0]):,} sentences to train on{_versions(parts[0], data.train)}, {len(parts[1]):,} to validate on, "
         f"{len(data.labels)} tags{_cut(num_cut, shape.max_len)}, {order.padding:.0%} padding",
-        lambda batch: int(batch["is_token"].sum()), order.mean_tokens, has_one_shape=False, has_perplexity=False,
-        best_by="entity_f1" if has_entities else "accuracy", labels=data.labels, separator=data.train[0].separator,
-    )  # fmt: skip
+        lambda batch: int(batch["is_token"].sum()),
+        order.mean_tokens,
+        has_one_shape=False,
+        has_perplexity=False,
+        best_by="entity_f1" if has_entities else "accuracy",
+        labels=data.labels,
+        separator=data.train[0].separator,
+    )
 
 
 def seq2seq(config: Config, start: Start, meta: dict | None) -> Task:
@@ -140,15 +157,18 @@ def seq2seq(config: Config, start: Start, meta: dict | None) -> Task:
         config, max_len, lengths, lambda part, *batch: pair_batch(*sides[part], *batch, data.tokenizer.pad_id)
     )
     return Task(
-        Seq2Seq(shape), data.tokenizer,
+        Seq2Seq(shape),
+        data.tokenizer,
         functools.partial(losses.seq2seq, label_smoothing=config.train.label_smoothing),
         *batches,
         data.fingerprint,
         f"{len(lengths[0]):,} pairs to train on{_versions(parts[0], data.train)}, {len(lengths[1]):,} to validate on"
         f"{_cut(num_dropped, max_len, 'left out')}, {order.padding:.0%} "
         f"padding, {order.steps_per_epoch:,} steps an epoch",
-        lambda batch: int(batch["target_is_token"][..., 1:].sum()), order.mean_tokens, has_one_shape=False,
-    )  # fmt: skip
+        lambda batch: int(batch["target_is_token"][..., 1:].sum()),
+        order.mean_tokens,
+        has_one_shape=False,
+    )
 
 
 def encode_pair(tokenizer: Tokenizer, start_id: int, source: str, target: str) -> tuple[np.ndarray, np.ndarray]:

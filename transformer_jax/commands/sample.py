@@ -26,15 +26,19 @@ _INTERACTIVE = flags.DEFINE_bool("interactive", False, "Continue each line that 
 _OUTPUT = flags.DEFINE_string("output", "text", "text | jsonl: a line of JSON each, with tokens and settings")
 _BENCHMARK = flags.DEFINE_bool("benchmark", False, "Measure instead: seconds and tokens per second, as JSON.")
 _DEFINE = {
-    str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float, tuple: flags.DEFINE_multi_string,
-}  # fmt: skip
+    str: flags.DEFINE_string,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    tuple: flags.DEFINE_multi_string,
+}
 _SETTINGS = {
     field.name: _DEFINE[field.type](
-        field.name, None if field.type is tuple else field.default,
+        field.name,
+        None if field.type is tuple else field.default,
         field.metadata["meaning"] + ("; once for each" if field.type is tuple else ""),
     )
     for field in dataclasses.fields(Settings)
-}  # fmt: skip
+}
 
 
 def main(argv: list[str]) -> None:
@@ -152,6 +156,10 @@ def _talk(tj: Any, run: Any, decoding: Any) -> None:
 def _record(completion: Any, decoding: Any, run: Any) -> dict[str, Any]:
     """What --output=jsonl says of one text: all that it takes to make it again."""
     return {
-        **dataclasses.asdict(completion), "log_prob": completion.log_prob, "settings": decoding.to_dict(),
-        "run": _RUN_DIR.value, "step": run.step, "weights": _WEIGHTS.value,
-    }  # fmt: skip
+        **dataclasses.asdict(completion),
+        "log_prob": completion.log_prob,
+        "settings": decoding.to_dict(),
+        "run": _RUN_DIR.value,
+        "step": run.step,
+        "weights": _WEIGHTS.value,
+    }

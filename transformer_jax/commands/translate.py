@@ -20,9 +20,15 @@ def main(argv: list[str]) -> None:
 
     texts = [line for line in lines if line.strip()]  # an empty line stays one
     run = tj.open_run(_RUN_DIR.value, _CHECKPOINT.value)
-    translations = iter(tj.translate(
-        run, texts, num_beams=_NUM_BEAMS.value, length_penalty=_LENGTH_PENALTY.value, batch_size=_BATCH_SIZE.value,
-        progress=progress_of(len(texts)),
-    ))  # fmt: skip
+    translations = iter(
+        tj.translate(
+            run,
+            texts,
+            num_beams=_NUM_BEAMS.value,
+            length_penalty=_LENGTH_PENALTY.value,
+            batch_size=_BATCH_SIZE.value,
+            progress=progress_of(len(texts)),
+        )
+    )
     for line in lines:
         print(next(translations).replace("\n", " ") if line.strip() else "")

@@ -17,9 +17,13 @@ from transformer_jax.nn.layers import num_input_axes
 from transformer_jax.schema import config_fields
 
 ACTIVATIONS = {
-    "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "silu": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
     "swish": "silu",
-}  # fmt: skip
+}
 TYPES = ("F32", "F16", "BF16")  # of tensors, as the files say it
 SUFFIXES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
 

@@ -66,14 +66,26 @@ def _check_fits(path: str, draft: Run, run: Run) -> None:
     kinds = [type(one.model).__name__ for one in (draft, run)]
     check(kinds[0] == kinds[1], "draft", path, f"is a {kinds[0]}, and must be a {kinds[1]}, as the model")
     sizes = [_decoder(one).vocab_size for one in (draft, run)]
-    check(sizes[0] == sizes[1], "draft", path,
-          f"has a vocabulary of {sizes[0]} tokens, and the model one of {sizes[1]}. Take one of the same")  # fmt: skip
-    check(_mean_the_same(draft, run), "draft", path,
-          "has another tokenizer than the model. Take a model that was trained with the same")  # fmt: skip
+    check(
+        sizes[0] == sizes[1],
+        "draft",
+        path,
+        f"has a vocabulary of {sizes[0]} tokens, and the model one of {sizes[1]}. Take one of the same",
+    )
+    check(
+        _mean_the_same(draft, run),
+        "draft",
+        path,
+        "has another tokenizer than the model. Take a model that was trained with the same",
+    )
     for side in ("encoder", "decoder"):
         contexts = [getattr(one.config, side, one.config).max_len for one in (draft, run)]
-        check(contexts[0] >= contexts[1], "draft", path,
-              f"has a context of {contexts[0]} tokens, and must have the model's {contexts[1]} or more")  # fmt: skip
+        check(
+            contexts[0] >= contexts[1],
+            "draft",
+            path,
+            f"has a context of {contexts[0]} tokens, and must have the model's {contexts[1]} or more",
+        )
 
 
 def _decoder(run: Run) -> Any:

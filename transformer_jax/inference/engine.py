@@ -59,10 +59,19 @@ class Writer:
     """
 
     def __init__(
-        self, run: Run, prompts: list[np.ndarray], keys: jax.Array, methods: tuple, choice: str, num_new: int,
-        stop: tuple[str, ...] = (), num_top: int = 0, drafting: Drafting | None = None, slides: bool = False,
+        self,
+        run: Run,
+        prompts: list[np.ndarray],
+        keys: jax.Array,
+        methods: tuple,
+        choice: str,
+        num_new: int,
+        stop: tuple[str, ...] = (),
+        num_top: int = 0,
+        drafting: Drafting | None = None,
+        slides: bool = False,
         cache_type: str = "model",
-    ):  # fmt: skip
+    ):
         self.drafting, self._ahead = drafting, None
         self.num_drafted = self.num_accepted = np.zeros(len(prompts), np.int32)  # drafted tokens of each row
         self.run, self.prompts, self.keys, self.methods = run, prompts, keys, methods
@@ -106,9 +115,19 @@ class Writer:
             return
         verify, most = step_function(self.run, last_only=False), np.int32(self._piece)
         self._decode, self._ahead = sampling.advance_ahead(
-            verify, self._decode, self._ahead, self.keys, until, most, first, self.methods, drafting.step,
-            num_draft=drafting.num_draft, prompt_lookup=drafting.prompt_lookup, **self.settings,
-        )  # fmt: skip
+            verify,
+            self._decode,
+            self._ahead,
+            self.keys,
+            until,
+            most,
+            first,
+            self.methods,
+            drafting.step,
+            num_draft=drafting.num_draft,
+            prompt_lookup=drafting.prompt_lookup,
+            **self.settings,
+        )
 
     def text(self, i: int) -> str:
         """What row i goes on with after its prompt; before its end, the part that no later token changes."""
@@ -128,11 +147,22 @@ class Writer:
         reading = read(num_left)
         self._piece = reading.piece
         self._decode = sampling.begin(
-            step_function(self.run), as_type(reading.cache, self.cache_type), reading.tokens, reading.is_token,
-            self.keys, np.int32(num_left), np.int32(self._first), self.methods, self._states, reading.unused,
-            num_places=reading.num_places, text_size=reading.text_size, num_top=self.num_top, chunk=reading.chunk,
+            step_function(self.run),
+            as_type(reading.cache, self.cache_type),
+            reading.tokens,
+            reading.is_token,
+            self.keys,
+            np.int32(num_left),
+            np.int32(self._first),
+            self.methods,
+            self._states,
+            reading.unused,
+            num_places=reading.num_places,
+            text_size=reading.text_size,
+            num_top=self.num_top,
+            chunk=reading.chunk,
             **self.settings,
-        )  # fmt: skip
+        )
         if self.drafting is not None:
             self._begin_ahead(reading)
         self._hold()

@@ -88,14 +88,22 @@ def complete(
         writer.write(STOP_TOKENS if decoding.stop else decoding.max_new_tokens)
     return [
         Completion(
-            prompts[i // decoding.num_samples], writer.text(i), tuple(tokens.tolist()),
-            tuple(writer.log_probs[i].tolist()), writer.finish[i],
-            tuple(tuple(zip(ids, values, strict=True)) for ids, values in zip(*map(np.ndarray.tolist, writer.top[i]),
-                                                                             strict=True)) if num_top else (),
-            int(writer.num_drafted[i]), int(writer.num_accepted[i]),
+            prompts[i // decoding.num_samples],
+            writer.text(i),
+            tuple(tokens.tolist()),
+            tuple(writer.log_probs[i].tolist()),
+            writer.finish[i],
+            tuple(
+                tuple(zip(ids, values, strict=True))
+                for ids, values in zip(*map(np.ndarray.tolist, writer.top[i]), strict=True)
+            )
+            if num_top
+            else (),
+            int(writer.num_drafted[i]),
+            int(writer.num_accepted[i]),
         )
         for i, tokens in enumerate(writer.tokens)
-    ]  # fmt: skip
+    ]
 
 
 def stream(run: Run, prompt: str, **settings: Any) -> Iterator[str]:
@@ -134,11 +142,13 @@ def benchmark(run: Run, prompt: str, decoding: Decoding) -> dict[str, float]:
     num_tokens = sum(map(len, writer.tokens))
     share = {"accepted_share": float(writer.num_accepted.sum() / max(writer.num_drafted.sum(), 1))}
     return {
-        "prefill_seconds": seconds[1][0], "decode_seconds": seconds[1][1],
+        "prefill_seconds": seconds[1][0],
+        "decode_seconds": seconds[1][1],
         "tokens_per_second": (num_tokens - len(writer.tokens)) / seconds[1][1],
-        "compile_seconds": max(0.0, sum(seconds[0]) - sum(seconds[1])), "num_tokens": num_tokens,
+        "compile_seconds": max(0.0, sum(seconds[0]) - sum(seconds[1])),
+        "num_tokens": num_tokens,
         **(share if writer.drafting else {}),
-    }  # fmt: skip
+    }
 
 
 def _pieces(writer: Writer, stop: tuple[str, ...]) -> Iterator[str]:
@@ -201,11 +211,21 @@ def _search(run: Run, prompts: list[np.ndarray], decoding: Decoding, methods: tu
     num_new = decoding.max_new_tokens
     step, cache, *first = begin_search(run, prompts, num_new)
     beams = sampling.beam_search(
-        step, as_type(cache, decoding.cache_type), *first, methods, num_beams=decoding.num_beams,
-        max_new_tokens=num_new, eos_ids=run.rules.eos_ids, pad_id=run.rules.pad_id,
-        length_penalty=decoding.length_penalty, num_return=decoding.num_samples, penalty=decoding.penalty,
-        stopping=decoding.stopping, num_groups=decoding.num_groups, diversity=decoding.diversity,
-    )  # fmt: skip
+        step,
+        as_type(cache, decoding.cache_type),
+        *first,
+        methods,
+        num_beams=decoding.num_beams,
+        max_new_tokens=num_new,
+        eos_ids=run.rules.eos_ids,
+        pad_id=run.rules.pad_id,
+        length_penalty=decoding.length_penalty,
+        num_return=decoding.num_samples,
+        penalty=decoding.penalty,
+        stopping=decoding.stopping,
+        num_groups=decoding.num_groups,
+        diversity=decoding.diversity,
+    )
     if not jnp.all(beams.lengths):
         raise UserError(f"num_samples={decoding.num_samples}: beam search found fewer texts. Ask for fewer of them.")
     return jnp.reshape(beams.tokens, (-1, num_new))

@@ -34,33 +34,57 @@ class Decoding(Settings):
         choose(CACHE_TYPES, self.cache_type, "cache_type")
         choose(sampling.LENGTH_PENALTIES, self.penalty, "penalty")
         choose(sampling.STOPPING, self.stopping, "stopping")
-        for name, least in (("max_new_tokens", 1), ("num_samples", 1), ("num_beams", 1), ("min_new_tokens", 0),
-                            ("prompt_lookup", 0), ("num_draft", 1)):  # fmt: skip
+        for name, least in (
+            ("max_new_tokens", 1),
+            ("num_samples", 1),
+            ("num_beams", 1),
+            ("min_new_tokens", 0),
+            ("prompt_lookup", 0),
+            ("num_draft", 1),
+        ):
             check(getattr(self, name) >= least, name, getattr(self, name), f"must be at least {least}")
         check(-(2**63) <= self.seed < 2**63, "seed", self.seed, "must be a number of 64 bits")
-        check(self.min_new_tokens <= self.max_new_tokens, "min_new_tokens", self.min_new_tokens,
-              f"must be at most max_new_tokens={self.max_new_tokens}")  # fmt: skip
+        check(
+            self.min_new_tokens <= self.max_new_tokens,
+            "min_new_tokens",
+            self.min_new_tokens,
+            f"must be at most max_new_tokens={self.max_new_tokens}",
+        )
         for name in ("bad_words", "stop", "choices"):
             is_fine = all(isinstance(text, str) and text for text in getattr(self, name))
             check(is_fine, name, getattr(self, name), "must be strings of a character or more")
         is_fine = all(isinstance(token, str) or type(token) is int for token in self.suppress)
         check(is_fine, "suppress", self.suppress, "must be token ids or strings")
-        is_fine = all(isinstance(pair, tuple) and len(pair) == 2 and type(pair[0]) in (int, str)
-                      and type(pair[1]) in (int, float) for pair in self.logit_bias)  # fmt: skip
+        is_fine = all(
+            isinstance(pair, tuple) and len(pair) == 2 and type(pair[0]) in (int, str) and type(pair[1]) in (int, float)
+            for pair in self.logit_bias
+        )
         check(is_fine, "logit_bias", self.logit_bias, "must be pairs of a token, id or string, and a number")
         check(not (self.choices and self.regex), "regex", self.regex, "choices are given as well; give one of them")
-        check(not (self.draft and self.prompt_lookup), "prompt_lookup", self.prompt_lookup,
-              "a draft is given as well; give one of them")  # fmt: skip
+        check(
+            not (self.draft and self.prompt_lookup),
+            "prompt_lookup",
+            self.prompt_lookup,
+            "a draft is given as well; give one of them",
+        )
         for name in ("draft", "prompt_lookup"):
             is_fine = not getattr(self, name) or self.method != "beam"
             check(is_fine, name, getattr(self, name), "a beam search has no drafts. Take method=sample or greedy")
-        check(not self.draft or self.past_context == "refuse", "past_context", self.past_context,
-              "with a draft, texts stay within the context. Take prompt_lookup, or shorter texts")  # fmt: skip
+        check(
+            not self.draft or self.past_context == "refuse",
+            "past_context",
+            self.past_context,
+            "with a draft, texts stay within the context. Take prompt_lookup, or shorter texts",
+        )
         if self.method == "beam":
             rule = f"must be at most num_beams={self.num_beams}. Ask for fewer, or search with more beams"
             check(self.num_samples <= self.num_beams, "num_samples", self.num_samples, rule)
-            check(self.past_context == "refuse", "past_context", self.past_context,
-                  "a beam search stays within the context. Take method=sample or greedy")  # fmt: skip
+            check(
+                self.past_context == "refuse",
+                "past_context",
+                self.past_context,
+                "a beam search stays within the context. Take method=sample or greedy",
+            )
         _penalties(self), _shaping(self)  # each method says what is wrong with its own
 
     def to_dict(self) -> dict[str, Any]:
@@ -111,16 +135,18 @@ def _penalties(decoding: Decoding) -> tuple[Method, ...]:
         (sampling.NoRepeat, decoding.no_repeat_ngram_size, 0),
         (sampling.PresencePenalty, decoding.presence_penalty, 0),
         (sampling.FrequencyPenalty, decoding.frequency_penalty, 0),
-    )  # fmt: skip
+    )
     return tuple(method(value) for method, value, off in known if value != off)
 
 
 def _shaping(decoding: Decoding) -> tuple[Method, ...]:
     known = (
-        (sampling.Temperature, decoding.temperature, 1), (sampling.TopK, decoding.top_k, 0),
-        (sampling.TopP, decoding.top_p, 1), (sampling.MinP, decoding.min_p, 0),
+        (sampling.Temperature, decoding.temperature, 1),
+        (sampling.TopK, decoding.top_k, 0),
+        (sampling.TopP, decoding.top_p, 1),
+        (sampling.MinP, decoding.min_p, 0),
         (sampling.Typical, decoding.typical_p, 1),
-    )  # fmt: skip
+    )
     return tuple(method(value) for method, value, off in known if value != off)
 
 

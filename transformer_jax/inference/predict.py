@@ -114,9 +114,13 @@ def encode_words(tokenizer: Tokenizer, words: Sequence[str], separator: str) -> 
 
 
 def score(
-    run: Run, texts: Sequence[str], targets: Sequence[str] | None = None, *, batch_size: int = 32,
+    run: Run,
+    texts: Sequence[str],
+    targets: Sequence[str] | None = None,
+    *,
+    batch_size: int = 32,
     progress: Progress = None,
-) -> list[Likelihood]:  # fmt: skip
+) -> list[Likelihood]:
     """How likely each text is; with a Seq2Seq, each target beside its source, its end included.
 
     Of a GPT's text every token is guessed from those before it, and the first is given. One that is longer than the

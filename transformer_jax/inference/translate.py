@@ -14,9 +14,15 @@ from transformer_jax.run import Run
 
 
 def translate(
-    run: Run, texts: Sequence[str], *, num_beams: int = 4, length_penalty: float = 1.0, max_new_tokens: int = 0,
-    batch_size: int = 32, progress: Callable[[int], None] | None = None,
-) -> list[str]:  # fmt: skip
+    run: Run,
+    texts: Sequence[str],
+    *,
+    num_beams: int = 4,
+    length_penalty: float = 1.0,
+    max_new_tokens: int = 0,
+    batch_size: int = 32,
+    progress: Callable[[int], None] | None = None,
+) -> list[str]:
     """The best target that beam search finds for each source; with one beam the greedy one.
 
     Sources of about one length are translated together, and what comes back is in the order of `texts`. One that is
@@ -56,7 +62,12 @@ def _best(run: Run, sources: list[np.ndarray], num_beams: int, length_penalty: f
         keys = jax.random.split(jax.random.key(0), len(sources))  # the greedy choice does not look at them
         return write_all(run, sources, keys, run.rules.methods, "greedy", num_new)
     beams = sampling.beam_search(
-        *begin_targets(run, sources, num_new), run.rules.methods, num_beams=num_beams, max_new_tokens=num_new,
-        eos_ids=run.rules.eos_ids, pad_id=run.rules.pad_id, length_penalty=length_penalty,
-    )  # fmt: skip
+        *begin_targets(run, sources, num_new),
+        run.rules.methods,
+        num_beams=num_beams,
+        max_new_tokens=num_new,
+        eos_ids=run.rules.eos_ids,
+        pad_id=run.rules.pad_id,
+        length_penalty=length_penalty,
+    )
     return cut(beams.tokens[:, 0], beams.lengths[:, 0])

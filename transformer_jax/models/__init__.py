@@ -22,14 +22,32 @@ from transformer_jax.models.seq2seq import Seq2Seq, Seq2SeqConfig
 from transformer_jax.schema import from_dict
 
 __all__ = [
-    "GPT", "MODELS", "Encoder", "MaskedLM", "Regressor", "SentenceEmbedder", "Seq2Seq", "Seq2SeqConfig",
-    "SequenceClassifier", "TokenTagger", "describe_model", "first_params", "make_model", "parameter_shapes",
-]  # fmt: skip
+    "GPT",
+    "MODELS",
+    "Encoder",
+    "MaskedLM",
+    "Regressor",
+    "SentenceEmbedder",
+    "Seq2Seq",
+    "Seq2SeqConfig",
+    "SequenceClassifier",
+    "TokenTagger",
+    "describe_model",
+    "first_params",
+    "make_model",
+    "parameter_shapes",
+]
 
 MODELS = {
-    "gpt": GPT, "encoder": Encoder, "masked_lm": MaskedLM, "classifier": SequenceClassifier, "regressor": Regressor,
-    "tagger": TokenTagger, "embedder": SentenceEmbedder, "seq2seq": Seq2Seq,
-}  # fmt: skip
+    "gpt": GPT,
+    "encoder": Encoder,
+    "masked_lm": MaskedLM,
+    "classifier": SequenceClassifier,
+    "regressor": Regressor,
+    "tagger": TokenTagger,
+    "embedder": SentenceEmbedder,
+    "seq2seq": Seq2Seq,
+}
 _SETTINGS = {"num_classes": int, "num_tags": int, "pooling": str}  # of some heads
 
 

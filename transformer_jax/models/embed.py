@@ -24,9 +24,13 @@ def sequence_mask(is_token: jax.Array | None, segments: jax.Array | None, is_cau
     positions = None if is_token is None else count_tokens(is_token)
     positions = positions if segments is None else count_in_segments(segments)
     return Mask(
-        is_key=is_token, is_causal=is_causal, query_segments=segments, key_segments=segments,
-        query_positions=positions, key_positions=positions,
-    )  # fmt: skip
+        is_key=is_token,
+        is_causal=is_causal,
+        query_segments=segments,
+        key_segments=segments,
+        query_positions=positions,
+        key_positions=positions,
+    )
 
 
 class Embedder(nn.Module):

@@ -120,9 +120,12 @@ class SequenceClassifier(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: jax.Array, is_token: jax.Array | None = None, token_types: jax.Array | None = None,
+        self,
+        tokens: jax.Array,
+        is_token: jax.Array | None = None,
+        token_types: jax.Array | None = None,
         deterministic: bool = True,
-    ) -> jax.Array:  # fmt: skip
+    ) -> jax.Array:
         """Arguments as for Encoder."""
         config = self.config
         x = Encoder(config, name="encoder")(tokens, is_token, token_types, deterministic)
@@ -152,9 +155,12 @@ class TokenTagger(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: jax.Array, is_token: jax.Array | None = None, token_types: jax.Array | None = None,
+        self,
+        tokens: jax.Array,
+        is_token: jax.Array | None = None,
+        token_types: jax.Array | None = None,
         deterministic: bool = True,
-    ) -> jax.Array:  # fmt: skip
+    ) -> jax.Array:
         """Arguments as for Encoder."""
         config = self.config
         x = Encoder(config, name="encoder")(tokens, is_token, token_types, deterministic)

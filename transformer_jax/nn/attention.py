@@ -75,9 +75,11 @@ def attend(
     mask = mask if isinstance(mask, Mask) else Mask(may_attend=mask)
     extras = _extras(q_BTNH, bias, scale, softcap, relative, dropout_rate, dropout_key)
     asked = {
-        "bias": bias is not None, "softcap": bool(softcap), "relative": relative is not None,
+        "bias": bias is not None,
+        "softcap": bool(softcap),
+        "relative": relative is not None,
         "dropout": dropout_key is not None,
-    }  # fmt: skip
+    }
     asked = {name for name, is_asked in asked.items() if is_asked}
     if backend == "auto":
         backend = _fastest(q_BTNH.shape[1], k_BSKH.shape[1], asked)
@@ -154,9 +156,14 @@ def _cudnn(q_BTNH, k_BSKH, v_BSKH, mask, extras):
     may_attend_BTS = mask.part(0, T, 0, S)
     bias = None if extras.bias is None else extras.bias.part(mask, 0, T, 0, S).astype(q_BTNH.dtype)
     out = jax.nn.dot_product_attention(
-        q_BTNH, k_BSKH, v_BSKH, bias, None if may_attend_BTS is None else may_attend_BTS[:, None],
-        scale=extras.scale, implementation="cudnn",
-    )  # fmt: skip
+        q_BTNH,
+        k_BSKH,
+        v_BSKH,
+        bias,
+        None if may_attend_BTS is None else may_attend_BTS[:, None],
+        scale=extras.scale,
+        implementation="cudnn",
+    )
     if may_attend_BTS is None:
         return out
     sees_something_BT = jnp.broadcast_to(may_attend_BTS.any(-1), (B, T))
@@ -257,18 +264,24 @@ class Attention(nn.Module):
                 k, v = cache.read(config.num_kv_heads, q.dtype)
         drops = config.dropout_rate > 0 and not deterministic
         how = dict(
-            scale=config.attention_scale, softcap=config.attention_softcap,
+            scale=config.attention_scale,
+            softcap=config.attention_softcap,
             relative=Relative(self.relative_keys, self.relative_values) if self.scheme.is_relative else None,
-        )  # fmt: skip
+        )
         # Apart from the backend, which need not have them at any time. While initializing, every collection is mutable.
         if self.is_mutable_collection("attention") and not self.is_initializing():
             self.sow("attention", "weights", attention_weights(q, k, mask, _extras(q, bias, **how)))
         out = attend(
-            q, k, v, mask, bias, **how,
+            q,
+            k,
+            v,
+            mask,
+            bias,
+            **how,
             dropout_rate=config.dropout_rate if drops else 0.0,
             dropout_key=self.make_rng("dropout") if drops else None,
             backend=config.backend,
-        )  # fmt: skip
+        )
         return self.out(out.reshape(B, T, *heads)), cache
 
     def _linear(self, q, k, v, mask, state):

@@ -24,9 +24,13 @@ SLICE_SCORES = 2**19  # most scores in a slice: 2 MB in float32
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def attend_in_slices(
-    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, may_attend_BTS: jax.Array | None, is_causal: bool,
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    may_attend_BTS: jax.Array | None,
+    is_causal: bool,
     scale: float,
-) -> jax.Array:  # fmt: skip
+) -> jax.Array:
     """As `attention.attend` with a plain mask; `is_causal` needs T = S."""
     return _forward(q_BTNH, k_BSKH, v_BSKH, may_attend_BTS, is_causal, scale)[0]
 

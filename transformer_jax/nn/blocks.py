@@ -122,9 +122,14 @@ class Stack(nn.Module):
         new_layers = []
         for i, block in enumerate(self.blocks):
             x, layer = block(
-                x, mask, bias, layers[i] if layers else None, source.layers[i] if source else None, source_mask,
+                x,
+                mask,
+                bias,
+                layers[i] if layers else None,
+                source.layers[i] if source else None,
+                source_mask,
                 deterministic,
-            )  # fmt: skip
+            )
             new_layers.append(layer)
         return self.norm(x) if self.norm else x, tuple(new_layers) if layers else None
 

@@ -206,9 +206,11 @@ def mask_of_newest(cache: DecodeCache, is_token: jax.Array) -> Mask:
         return fork_mask(cache)
     before = cache.num_tokens - jnp.sum(is_token, axis=1, keepdims=True, dtype=jnp.int32)
     mask = Mask(
-        is_key=is_token, query_positions=count_tokens(is_token, before),
-        first_slot=cache.num_written - is_token.shape[1], is_causal=True,
-    )  # fmt: skip
+        is_key=is_token,
+        query_positions=count_tokens(is_token, before),
+        first_slot=cache.num_written - is_token.shape[1],
+        is_causal=True,
+    )
     if cache.ring:
         return ring_mask(cache, mask)
     if has_slots(cache):

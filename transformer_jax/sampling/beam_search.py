@@ -78,10 +78,18 @@ class _State(NamedTuple):
 @functools.partial(
     jax.jit,
     static_argnames=(
-        "num_beams", "max_new_tokens", "eos_ids", "pad_id", "length_penalty", "num_return", "penalty", "stopping",
-        "num_groups", "diversity",
+        "num_beams",
+        "max_new_tokens",
+        "eos_ids",
+        "pad_id",
+        "length_penalty",
+        "num_return",
+        "penalty",
+        "stopping",
+        "num_groups",
+        "diversity",
     ),
-)  # fmt: skip
+)
 def beam_search(
     step: Callable,
     cache: Any,

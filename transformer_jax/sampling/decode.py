@@ -92,10 +92,21 @@ def generate(
     transforms.check(max_new_tokens >= 1, "max_new_tokens", max_new_tokens, "must be at least 1")
     settings = dict(choice=choice, eos_ids=eos_ids, pad_id=pad_id, stop_sequences=stop_sequences)
     decode = begin(
-        step, cache, tokens, is_token, keys, max_new_tokens, first_index, methods, states,
-        num_places=max_new_tokens, text_size=tokens.shape[1] + max_new_tokens, num_top=num_top,
-        chunk=chunk, **settings,
-    )  # fmt: skip
+        step,
+        cache,
+        tokens,
+        is_token,
+        keys,
+        max_new_tokens,
+        first_index,
+        methods,
+        states,
+        num_places=max_new_tokens,
+        text_size=tokens.shape[1] + max_new_tokens,
+        num_top=num_top,
+        chunk=chunk,
+        **settings,
+    )
     return advance(step, decode, keys, max_new_tokens, first_index, methods, **settings).found
 
 
@@ -143,11 +154,26 @@ def begin(
     logits, cache = read(step, cache, tokens, is_token, num_unused, chunk)
     padding = jnp.full((B, num_places, num_top), pad_id, jnp.int32)
     zeros = jnp.zeros((B, num_places), jnp.float32)
-    found = Generated(jnp.full(zeros.shape, pad_id, jnp.int32), jnp.zeros(B, jnp.int32), zeros, padding,
-                      jnp.zeros(padding.shape, jnp.float32), states)  # fmt: skip
+    found = Generated(
+        jnp.full(zeros.shape, pad_id, jnp.int32),
+        jnp.zeros(B, jnp.int32),
+        zeros,
+        padding,
+        jnp.zeros(padding.shape, jnp.float32),
+        states,
+    )
     decode = Decode(jnp.zeros(B, bool), text, prompt_lengths, found, cache)
-    return choose_tokens(decode, logits, keys, first_index, methods, choose(CHOICES, choice, "choice"),
-                         eos_ids=eos_ids, pad_id=pad_id, stop_sequences=stop_sequences)  # fmt: skip
+    return choose_tokens(
+        decode,
+        logits,
+        keys,
+        first_index,
+        methods,
+        choose(CHOICES, choice, "choice"),
+        eos_ids=eos_ids,
+        pad_id=pad_id,
+        stop_sequences=stop_sequences,
+    )
 
 
 def read(
@@ -210,8 +236,17 @@ def advance(
     def one_token(decode):
         logits, cache = step(newest_tokens(decode), ~decode.is_done[:, None], decode.cache)
         decode = decode._replace(cache=cache)
-        return choose_tokens(decode, logits, keys, first_index, methods, choose_one,
-                             eos_ids=eos_ids, pad_id=pad_id, stop_sequences=stop_sequences)  # fmt: skip
+        return choose_tokens(
+            decode,
+            logits,
+            keys,
+            first_index,
+            methods,
+            choose_one,
+            eos_ids=eos_ids,
+            pad_id=pad_id,
+            stop_sequences=stop_sequences,
+        )
 
     return jax.lax.while_loop(go_on, one_token, decode)
 
@@ -227,9 +262,17 @@ def keys_of_tokens(keys: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def choose_tokens(
-    decode: Decode, logits: jax.Array, keys: jax.Array, first_index: jax.Array | int, methods: tuple,
-    choose_one: Callable, *, eos_ids: tuple[int, ...], pad_id: int, stop_sequences: tuple[tuple[int, ...], ...],
-) -> Decode:  # fmt: skip
+    decode: Decode,
+    logits: jax.Array,
+    keys: jax.Array,
+    first_index: jax.Array | int,
+    methods: tuple,
+    choose_one: Callable,
+    *,
+    eos_ids: tuple[int, ...],
+    pad_id: int,
+    stop_sequences: tuple[tuple[int, ...], ...],
+) -> Decode:
     """One more token for each row that has not ended, from the model's logits [B, V].
 
     Args:

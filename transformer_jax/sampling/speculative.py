@@ -108,14 +108,35 @@ def speculate(
         check(one.capacity >= least or not one.capacity, f"{name}.capacity", one.capacity, rule)
     settings = dict(choice=choice, eos_ids=eos_ids, pad_id=pad_id, stop_sequences=stop_sequences)
     decode = begin(
-        step, cache, tokens, is_token, keys, max_new_tokens, first_index, methods, states,
-        num_places=max_new_tokens, text_size=tokens.shape[1] + max_new_tokens, num_top=num_top, **settings,
-    )  # fmt: skip
+        step,
+        cache,
+        tokens,
+        is_token,
+        keys,
+        max_new_tokens,
+        first_index,
+        methods,
+        states,
+        num_places=max_new_tokens,
+        text_size=tokens.shape[1] + max_new_tokens,
+        num_top=num_top,
+        **settings,
+    )
     ahead = begin_ahead(tokens, is_token, draft_step, draft_cache)
     decode, ahead = advance_ahead(
-        verify, decode, ahead, keys, max_new_tokens, max_new_tokens, first_index, methods, draft_step,
-        num_draft=num_draft, prompt_lookup=prompt_lookup, **settings,
-    )  # fmt: skip
+        verify,
+        decode,
+        ahead,
+        keys,
+        max_new_tokens,
+        max_new_tokens,
+        first_index,
+        methods,
+        draft_step,
+        num_draft=num_draft,
+        prompt_lookup=prompt_lookup,
+        **settings,
+    )
     return Speculated(decode.found, ahead.num_drafted, ahead.num_accepted)
 
 
@@ -160,8 +181,12 @@ def advance_ahead(
       The others are those of `advance` and `speculate`.
     """
     check(num_draft >= 1, "num_draft", num_draft, "must be at least 1")
-    check((draft_step is None) == (prompt_lookup >= 1), "prompt_lookup", prompt_lookup,
-          "must be 1 or more where there is no smaller model, and 0 where there is one")  # fmt: skip
+    check(
+        (draft_step is None) == (prompt_lookup >= 1),
+        "prompt_lookup",
+        prompt_lookup,
+        "must be 1 or more where there is no smaller model, and 0 where there is one",
+    )
     settings = dict(eos_ids=eos_ids, pad_id=pad_id, stop_sequences=stop_sequences)
     shared = dict(keys=keys, first_index=first_index, methods=methods)
     choose_token = functools.partial(choose_tokens, **shared, **settings)
@@ -196,9 +221,7 @@ def advance_ahead(
     return jax.lax.while_loop(go_on, one_round, (decode, ahead))
 
 
-def _draft(
-    decode, cache, is_active, *, keys, first_index, methods, most, step, prompt_lookup, num_draft, choice
-):  # fmt: skip
+def _draft(decode, cache, is_active, *, keys, first_index, methods, most, step, prompt_lookup, num_draft, choice):
     """Texts with drafted tokens behind them, what the model is to read, and the smaller model's cache."""
     new, rows = decode.found.lengths, jnp.arange(len(decode.text))
 

@@ -12,6 +12,13 @@ from transformer_jax.testing.laws import LawBroken, check_twins
 from transformer_jax.testing.models import check_cache, check_causal_lm, check_encoder, check_packing
 
 __all__ = [
-    "LawBroken", "check_attention", "check_cache", "check_causal_lm", "check_dropout", "check_encoder",
-    "check_packing", "check_positions", "check_twins",
-]  # fmt: skip
+    "LawBroken",
+    "check_attention",
+    "check_cache",
+    "check_causal_lm",
+    "check_dropout",
+    "check_encoder",
+    "check_packing",
+    "check_positions",
+    "check_twins",
+]

@@ -62,8 +62,11 @@ def _check_heads(fn, q, k, v, may, out):
         close("grouped heads are tied heads", tied, out)
     order = np.arange(heads)[::-1]
     q_order = np.concatenate([np.arange(h * group, (h + 1) * group) for h in order])
-    close("the order of the heads does not matter", fn(q[:, :, q_order], k[:, :, order], v[:, :, order], may),
-          out[:, :, q_order])  # fmt: skip
+    close(
+        "the order of the heads does not matter",
+        fn(q[:, :, q_order], k[:, :, order], v[:, :, order], may),
+        out[:, :, q_order],
+    )
     other = fn(q, k, v.at[:, :, 0].add(1.0), may)
     equal("a head reads its own values only", other, out, (np.arange(N) >= group)[:, None])
 

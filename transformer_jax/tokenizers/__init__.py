@@ -21,4 +21,19 @@ from transformer_jax.tokenizers.base import (
 from transformer_jax.tokenizers.registry import TOKENIZERS, PairTokenizer, tokenizer_from_dict, train_tokenizer
 from transformer_jax.tokenizers.subwords import BPETokenizer, UnigramTokenizer, WordPieceTokenizer
 
-__all__ = ["BOS_ID", "BPETokenizer", "ByteTokenizer", "CharTokenizer", "EOS_ID", "FIRST_TEXT_ID", "PAD_ID", "PairTokenizer", "TOKENIZERS", "Tokenizer", "UnigramTokenizer", "WordPieceTokenizer", "tokenizer_from_dict", "train_tokenizer"]
+__all__ = [
+    "BOS_ID",
+    "BPETokenizer",
+    "ByteTokenizer",
+    "CharTokenizer",
+    "EOS_ID",
+    "FIRST_TEXT_ID",
+    "PAD_ID",
+    "PairTokenizer",
+    "TOKENIZERS",
+    "Tokenizer",
+    "UnigramTokenizer",
+    "WordPieceTokenizer",
+    "tokenizer_from_dict",
+    "train_tokenizer",
+]

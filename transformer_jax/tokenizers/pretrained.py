@@ -112,9 +112,10 @@ class FileTokenizer(Tokenizer):
 
 
 USUAL_NAMES = {
-    "pad": ("<pad>", "[PAD]"), "bos": ("<s>", "<bos>", "[CLS]", "<|endoftext|>"),
+    "pad": ("<pad>", "[PAD]"),
+    "bos": ("<s>", "<bos>", "[CLS]", "<|endoftext|>"),
     "eos": ("</s>", "<eos>", "[SEP]", "<|endoftext|>"),
-}  # fmt: skip
+}
 
 
 class JsonTokenizer(FileTokenizer):

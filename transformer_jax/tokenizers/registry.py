@@ -7,12 +7,7 @@ from typing import Any
 import numpy as np
 
 from transformer_jax.errors import choose
-from transformer_jax.tokenizers.base import (
-    ByteTokenizer,
-    CharTokenizer,
-    Tokenizer,
-    malformed,
-)
+from transformer_jax.tokenizers.base import ByteTokenizer, CharTokenizer, Tokenizer, malformed
 from transformer_jax.tokenizers.pretrained import FILE_TOKENIZERS
 from transformer_jax.tokenizers.subwords import BPETokenizer, UnigramTokenizer, WordPieceTokenizer
 

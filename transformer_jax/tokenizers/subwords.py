@@ -172,9 +172,12 @@ class WordPieceTokenizer(SubwordTokenizer):
     @classmethod
     def _trainer(cls, num_ids: int) -> hugging_face.trainers.WordPieceTrainer:
         return hugging_face.trainers.WordPieceTrainer(
-            vocab_size=num_ids, min_frequency=2, initial_alphabet=sorted(ByteLevel.alphabet()), show_progress=False,
+            vocab_size=num_ids,
+            min_frequency=2,
+            initial_alphabet=sorted(ByteLevel.alphabet()),
+            show_progress=False,
             continuing_subword_prefix=INSIDE,
-        )  # fmt: skip
+        )
 
     @classmethod
     def _learn(cls, model: dict, num_ids: int) -> tuple[str, ...]:

@@ -93,9 +93,15 @@ def _sentencepiece(tokenizer):
 
 
 _OF_KIND = {
-    "char": _char, "byte": _byte, "bpe": _subwords, "wordpiece": _subwords, "unigram": _subwords,
-    "tokenizer.json": _json, "sentencepiece": _sentencepiece, "pair": lambda tokenizer: token_bytes(tokenizer.target),
-}  # fmt: skip
+    "char": _char,
+    "byte": _byte,
+    "bpe": _subwords,
+    "wordpiece": _subwords,
+    "unigram": _subwords,
+    "tokenizer.json": _json,
+    "sentencepiece": _sentencepiece,
+    "pair": lambda tokenizer: token_bytes(tokenizer.target),
+}
 
 
 def settled_text(tokenizer: Tokenizer, ids: Iterable[int]) -> str:

@@ -60,18 +60,20 @@ def _fixed(**values) -> dict:
 
 
 _IGNORED = (
-    r"^model\.(encoder|decoder)\.(embed_tokens\.weight|version)$", r"^model\.shared\.weight$", r"^lm_head\.weight$",
-)  # fmt: skip
+    r"^model\.(encoder|decoder)\.(embed_tokens\.weight|version)$",
+    r"^model\.shared\.weight$",
+    r"^lm_head\.weight$",
+)
 _TABLES = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight")
 _RENAMED = ((r"^(encoder|decoder|shared)\.", r"model.\1."),)
 
 BART = Family(
     model_type="bart",
-    architectures={
-        "BartForConditionalGeneration": Architecture("seq2seq"), "BartModel": Architecture("seq2seq"),
-    },
+    architectures={"BartForConditionalGeneration": Architecture("seq2seq"), "BartModel": Architecture("seq2seq")},
     fields=(
-        Field("vocab_size", _both("vocab_size"), 50265), Field("share_embeddings", "share_embeddings", True), *_FIELDS,
+        Field("vocab_size", _both("vocab_size"), 50265),
+        Field("share_embeddings", "share_embeddings", True),
+        *_FIELDS,
     ),
     fixed=_fixed(positions="learned", position_offset=2, embed_norm=True),
     required={"normalize_before": False, "add_final_layer_norm": False, "normalize_embedding": True},
@@ -82,7 +84,7 @@ BART = Family(
     optional=("final_logits_bias",),
     copies=(("model.shared.weight", "model.encoder.embed_tokens.weight"),),
     tables=_TABLES,
-)  # fmt: skip
+)
 
 MARIAN = Family(
     model_type="marian",

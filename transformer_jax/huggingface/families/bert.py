@@ -28,9 +28,7 @@ _FIELDS = (
     Field("hidden_dropout_prob", "dropout_rate", 0.1),
     Field("tie_word_embeddings", "tie_embeddings", True),
 )
-_FIXED = {
-    "norm": "layernorm", "positions": "learned", "placement": "post", "embed_norm": True, "use_bias": True,
-}  # fmt: skip
+_FIXED = {"norm": "layernorm", "positions": "learned", "placement": "post", "embed_norm": True, "use_bias": True}
 _REQUIRED = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
 
 
@@ -62,9 +60,7 @@ BERT = Family(
         "BertForTokenClassification": Architecture("tagger", {"out": "classifier"}, "num_tags"),
         "BertModel": Architecture("encoder"),
     },
-    fields=(
-        Field("vocab_size", "vocab_size", 30522), Field("max_position_embeddings", "max_len", 512), *_FIELDS,
-    ),  # fmt: skip
+    fields=(Field("vocab_size", "vocab_size", 30522), Field("max_position_embeddings", "max_len", 512), *_FIELDS),
     fixed=_FIXED | {"position_offset": 0},
     required=_REQUIRED,
     names=_body("bert"),
@@ -75,11 +71,13 @@ BERT = Family(
         (r"^(embeddings|encoder|pooler)\.", r"bert.\1."),
     ),
     ignored=(
-        r"^bert\.embeddings\.position_ids$", r"^bert\.pooler\.", r"^cls\.seq_relationship\.",
+        r"^bert\.embeddings\.position_ids$",
+        r"^bert\.pooler\.",
+        r"^cls\.seq_relationship\.",
         r"^cls\.predictions\.(decoder\.weight|decoder\.bias|bias)$",
     ),
     copies=(("cls.predictions.bias", "cls.predictions.decoder.bias"),),
-)  # fmt: skip
+)
 
 ROBERTA = Family(
     model_type="roberta",

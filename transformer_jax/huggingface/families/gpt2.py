@@ -23,11 +23,7 @@ GPT2 = Family(
         Field("resid_pdrop", "dropout_rate", 0.1),
     ),
     fixed={"norm": "layernorm", "positions": "learned", "placement": "pre", "use_bias": True},
-    required={
-        "scale_attn_weights": True,
-        "scale_attn_by_inverse_layer_idx": False,
-        "add_cross_attention": False,
-    },  # fmt: skip
+    required={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
     names={
         "embed/tokens": "transformer.wte",
         "embed/positions": "transformer.wpe",

@@ -52,7 +52,7 @@ LLAMA = Family(
         Field(_rope("high_freq_factor"), "rope_high_freq_factor", 4.0, when=_LLAMA3),
         Field(_rope("original_max_position_embeddings"), "rope_original_max_len", 8192, when=_LLAMA3),
         Field("attention_dropout", "dropout_rate", 0.0),
-    ),  # fmt: skip
+    ),
     fixed={"norm": "rmsnorm", "positions": "rotary", "rope_layout": "halves", "placement": "pre"},
     required={"partial_rotary_factor": 1.0, "rope_parameters.partial_rotary_factor": 1.0},
     names={

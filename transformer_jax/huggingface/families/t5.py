@@ -42,10 +42,19 @@ T5 = Family(
         Field("num_heads", _both("num_heads"), 8),
         Field("d_kv", _both("head_dim"), 64),
         Field("d_ff", _both("d_ff"), 2048),
-        Field("feed_forward_proj", _both("feed_forward"), "relu", {
-            "relu": "relu", "gelu": "gelu", "gated-gelu": "geglu_tanh", "gated-gelu_new": "geglu_tanh",
-            "gated-silu": "swiglu", "silu": "silu",
-        }),
+        Field(
+            "feed_forward_proj",
+            _both("feed_forward"),
+            "relu",
+            {
+                "relu": "relu",
+                "gelu": "gelu",
+                "gated-gelu": "geglu_tanh",
+                "gated-gelu_new": "geglu_tanh",
+                "gated-silu": "swiglu",
+                "silu": "silu",
+            },
+        ),
         Field("relative_attention_num_buckets", _both("relative_buckets"), 32),
         Field("relative_attention_max_distance", _both("relative_max_distance"), 128),
         Field("layer_norm_epsilon", _both("norm_epsilon"), 1e-6),
@@ -58,9 +67,14 @@ T5 = Family(
         f"{side}.{name}": value
         for side in ("encoder", "decoder")
         for name, value in {
-            "norm": "rmsnorm", "positions": "t5", "placement": "pre", "use_bias": False, "attention_scale": 1.0,
+            "norm": "rmsnorm",
+            "positions": "t5",
+            "placement": "pre",
+            "use_bias": False,
+            "attention_scale": 1.0,
         }.items()
-    } | {"share_embeddings": True},
+    }
+    | {"share_embeddings": True},
     required={},
     names=_side("encoder", 1)
     | _side("decoder", 2)
@@ -68,7 +82,8 @@ T5 = Family(
     | {"shared": "shared", "decoder/embed/unembed": "lm_head"},
     head=("lm_head.weight", "shared.weight"),
     ignored=(
-        r"^(encoder|decoder)\.embed_tokens\.weight$", r"^lm_head\.weight$",
+        r"^(encoder|decoder)\.embed_tokens\.weight$",
+        r"^lm_head\.weight$",
         r"EncDecAttention\.relative_attention_bias\.weight$",
     ),
-)  # fmt: skip
+)
