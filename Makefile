@@ -27,7 +27,7 @@ demo: $(VENV)/installed
 	$(BIN)/python -m train --config=configs/demo.py --workdir=$(DEMO) --config.train.num_steps=$(STEPS)
 	@echo
 	$(BIN)/python -m transformer_jax sample --run_dir=$(DEMO) --prompt="The for statement" --max_new_tokens=150 \
-		--temperature=0.7 --top_k=40 --seed=7 --past_context=reread | tee $(DEMO)/sample.txt
+		--temperature=0.7 --top_k=40 --seed=7 --on_overflow=re-prefill | tee $(DEMO)/sample.txt
 
 demo-translate: $(VENV)/installed
 	$(BIN)/python -m train --config=configs/dates_en_de.py --workdir=runs/dates

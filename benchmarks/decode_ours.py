@@ -58,7 +58,7 @@ def generate(run, rows: list[list[int]], num_new: int, num_beams: int) -> list[l
         num_beams=num_beams,
         max_new_tokens=num_new,
         eos_ids=(),
-        pad_id=run.rules.pad_id,
+        pad_id=run.generation_defaults.pad_id,
     )
     return np.asarray(beams.tokens[:, 0]).tolist()
 
@@ -68,7 +68,9 @@ def main():
     runs = {}
     for name in ("gpt2", "marian"):
         run = tj.from_pretrained(Path(setup["folder"]) / name)
-        run = dataclasses.replace(run, rules=dataclasses.replace(run.rules, eos_ids=(), methods=()))
+        run = dataclasses.replace(
+            run, generation_defaults=dataclasses.replace(run.generation_defaults, eos_ids=(), processors=())
+        )
         if setup["device"] == "cuda" and name == "gpt2":  # as the rival: weights, cache and products
             config = dataclasses.replace(run.config, dtype="bfloat16")
             params = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), run.params)

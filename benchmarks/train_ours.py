@@ -18,7 +18,7 @@ import numpy as np  # noqa: E402
 
 from train import flops, loop  # noqa: E402
 from train.config import Config  # noqa: E402
-from train.initialization import Start  # noqa: E402
+from train.initialization import InitFrom  # noqa: E402
 from train.losses import causal_lm  # noqa: E402
 from train.optimizer import make_optimizer  # noqa: E402
 from transformer_jax.models import GPT  # noqa: E402
@@ -55,7 +55,7 @@ def main():
     model = GPT(config.model)
     optimizer = make_optimizer(config.optimizer, config.train.num_steps)
     parallel = loop.build_parallel(config, model, causal_lm, optimizer)
-    state = parallel.put(loop.first_state(config, model, optimizer, Start())[0])
+    state = parallel.put(loop.first_state(config, model, optimizer, InitFrom())[0])
     steps_per_call = 10 if config.model.d_model < 256 else 1  # as the loop chooses for these shapes
     leaves = jax.tree_util.tree_leaves_with_path(state.params)
     np.savez(setup["weights"], **{"/".join(key.key for key in path): np.asarray(leaf) for path, leaf in leaves})

@@ -62,7 +62,7 @@ def packing(**changes):
 
 def window():
     masks = importlib.import_module("transformer_jax.nn.masks")
-    seen = masks.Mask(is_causal=True, window=2).part(0, 4, 0, 4)
+    seen = masks.Mask(is_causal=True, window=2).block(0, 4, 0, 4)
     np.testing.assert_array_equal(seen[0], np.tril(np.ones((4, 4))) - np.tril(np.ones((4, 4)), -2))
 
 
@@ -170,7 +170,7 @@ def beams():
     prompt, rows, parents = np.arange(6).reshape(2, 3), np.repeat(np.arange(2), 2), jnp.array([1, 0, 2, 2])
     _, start = read(prompt, prompt >= 0, cache.make_cache(config, 2, LENGTH))
     found = []
-    for state in (cache.with_beams(start, 2, 2, 3 + 2 * 2), cache.reorder(start, rows)):
+    for state in (cache.expand_beams(start, 2, 2, 3 + 2 * 2), cache.reorder(start, rows)):
         for tokens in np.array([[3, 1, 4, 1], [5, 9, 2, 6]])[:, :, None]:
             logits, state = read(tokens, tokens >= 0, state)
             state = cache.reorder(state, parents, with_source=False)
@@ -178,7 +178,7 @@ def beams():
     np.testing.assert_allclose(*found, atol=1e-5)
 
 
-def methods():
+def processors():
     module = importlib.import_module("transformer_jax.sampling.logits_processors")
 
     def kept(method, x):
@@ -206,7 +206,7 @@ def scores(positions, **changes):
     scheme = scheme.POSITIONS[positions]
 
     def fn(q, k, of_q, of_k):
-        q, k = scheme.turn(q, of_q, config), scheme.turn(k, of_k, config)
+        q, k = scheme.rotate(q, of_q, config), scheme.rotate(k, of_k, config)
         mask = masks.Mask(query_positions=of_q, key_positions=of_k)
         return attn.attention_scores(q, k, mask, attn.Extras(scale=0.3))
 
@@ -227,7 +227,7 @@ def distance_bias(name, params, is_causal=True, **changes):
     module = importlib.import_module("transformer_jax.nn.positions")
     masks, config = (importlib.import_module(f"transformer_jax.{name}") for name in ("nn.masks", "config"))
     bias = module.POSITIONS[name].bias(config.TransformerConfig(positions=name, **changes)).apply(params, is_causal)
-    return np.asarray(bias.part(masks.Mask(), 0, 4, 0, 4))[0]
+    return np.asarray(bias.block(masks.Mask(), 0, 4, 0, 4))[0]
 
 
 def alibi():
@@ -261,10 +261,10 @@ def numbers():
     )
 
 
-def block_of(placement):
+def block_of(norm_placement):
     blocks, masks = (importlib.import_module(f"transformer_jax.{name}") for name in ("nn.blocks", "nn.masks"))
     config = importlib.import_module("transformer_jax.config")
-    config = config.TransformerConfig(d_model=8, num_heads=2, placement=placement)
+    config = config.TransformerConfig(d_model=8, num_heads=2, norm_placement=norm_placement)
     block, x = blocks.Block(config), normal(0, 2, 3, 8)
     bound = block.bind(jax.jit(block.init)(jax.random.key(1), x, masks.Mask()))
     return bound, x, lambda x: bound.attention(x, masks.Mask())[0], bound(x, masks.Mask())[0]

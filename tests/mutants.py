@@ -80,7 +80,7 @@ MUTANTS = {
         "return self.drop(out, deterministic=False)",
         ("evaluation", {}),
     ),
-    "T5's scale forgotten": (A, "scale=config.attention_scale, softcap", "softcap", ("settings", {})),
+    "T5's scale forgotten": (A, "scale=config.attention_scale,", "", ("settings", {})),
     "soft-cap setting forgotten": (A, "softcap=config.attention_softcap,", "", ("settings", {})),
     "window setting forgotten": (
         "nn.blocks",
@@ -154,24 +154,29 @@ MUTANTS = {
     ),
     # Sampling
     "top-k keeps one more": (
-        "sampling.logits",
+        "sampling.logits_processors",
         "largest(logits, min(self.k,",
         "largest(logits, min(self.k + 1,",
-        ("methods", {}),
+        ("processors", {}),
     ),
     "top-k keeps all equals": (
-        "sampling.logits",
+        "sampling.logits_processors",
         "is_kept = jnp.zeros(logits.shape, bool).at[rows, kept_ids].set(True)",
         "is_kept = logits >= jnp.min(jnp.take_along_axis(logits, kept_ids, axis=1), axis=1, keepdims=True)",
-        ("methods", {}),
+        ("processors", {}),
     ),
-    "min-p leaves equals out": ("sampling.logits", "ratio < self.p", "ratio <= self.p", ("methods", {})),
-    "temperature multiplies": ("sampling.logits", "logits / self.value", "logits * self.value", ("methods", {})),
+    "min-p leaves equals out": ("sampling.logits_processors", "ratio < self.p", "ratio <= self.p", ("processors", {})),
+    "temperature multiplies": (
+        "sampling.logits_processors",
+        "logits / self.value",
+        "logits * self.value",
+        ("processors", {}),
+    ),
     "the largest of chunks out of order": (
-        "sampling.logits",
+        "sampling.logits_processors",
         "best = jnp.sort(jax.lax.top_k(jnp.max(chunks, axis=2), k)[1], axis=1)",
         "best = jax.lax.top_k(jnp.max(chunks, axis=2), k)[1]",
-        ("methods", {}),
+        ("processors", {}),
     ),
     "linear state not carried": (
         "nn.linear_attention",
@@ -201,8 +206,8 @@ MUTANTS = {
     "rotary turns one half": (P, "second * cos + first * sin", "second * cos", ("positions", {"positions": "rotary"})),
     "keys not turned": (
         A,
-        "self.scheme.turn(q, positions, config), self.scheme.turn(k, positions, config)",
-        "self.scheme.turn(q, positions, config), k",
+        "self.scheme.rotate(q, positions, config), self.scheme.rotate(k, positions, config)",
+        "self.scheme.rotate(q, positions, config), k",
         ("shift", {}),
     ),
     "ALiBi rewards distance": (P, "return -jnp.asarray(slopes)", "return jnp.asarray(slopes)", ("alibi", {})),

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from arrays import close
+from helpers.arrays import close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

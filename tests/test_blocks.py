@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from arrays import close, random_like
+from helpers.arrays import close, random_like
 
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
 from transformer_jax.models import Encoder
 from transformer_jax.nn import kv_cache as kv
 from transformer_jax.nn.attention import Attention
-from transformer_jax.nn.blocks import PLACEMENTS, Block, Stack
+from transformer_jax.nn.blocks import NORM_PLACEMENTS, Block, Stack
 from transformer_jax.nn.layers import NORMS, FeedForward
 from transformer_jax.nn.masks import Mask
 
@@ -28,7 +28,7 @@ SOURCE_IS_TOKEN = np.ones((B, S), bool)
 IS_TOKEN[0, 3:] = IS_TOKEN[1, :1] = SOURCE_IS_TOKEN[1, :2] = SOURCE_IS_TOKEN[2, 4:] = False
 MASK, SOURCE_MASK = Mask(is_key=IS_TOKEN, is_causal=True), Mask(is_key=SOURCE_IS_TOKEN)
 
-placements = pytest.mark.parametrize("placement", PLACEMENTS)
+placements = pytest.mark.parametrize("norm_placement", NORM_PLACEMENTS)
 norms = pytest.mark.parametrize("norm", NORMS)
 with_and_without_source = pytest.mark.parametrize("has_source", [False, True], ids=["alone", "with_source"])
 
@@ -93,7 +93,7 @@ def norm_of(config, params, x):
 @norms
 @with_and_without_source
 def test_a_pre_norm_block_adds_each_part_of_the_normed_stream(norm, has_source):
-    parts = Parts(has_source, norm=norm, placement="pre")
+    parts = Parts(has_source, norm=norm, norm_placement="pre")
     x = X + parts.attend(parts.norm("attention_norm", X))
     if has_source:
         x = x + parts.cross(parts.norm("cross_norm", x))
@@ -103,7 +103,7 @@ def test_a_pre_norm_block_adds_each_part_of_the_normed_stream(norm, has_source):
 @norms
 @with_and_without_source
 def test_a_post_norm_block_norms_each_sum(norm, has_source):
-    parts = Parts(has_source, norm=norm, placement="post")
+    parts = Parts(has_source, norm=norm, norm_placement="post")
     x = parts.norm("attention_norm", X + parts.attend(X))
     if has_source:
         x = parts.norm("cross_norm", x + parts.cross(x))
@@ -113,7 +113,7 @@ def test_a_post_norm_block_norms_each_sum(norm, has_source):
 @norms
 @with_and_without_source
 def test_a_parallel_block_adds_all_parts_of_one_normed_stream(norm, has_source):
-    parts = Parts(has_source, norm=norm, placement="parallel")
+    parts = Parts(has_source, norm=norm, norm_placement="parallel")
     y = parts.norm("attention_norm", X)
     expected = X + parts.attend(y) + parts.feed_forward(y)
     close(parts(X), expected + parts.cross(y) if has_source else expected)
@@ -121,42 +121,42 @@ def test_a_parallel_block_adds_all_parts_of_one_normed_stream(norm, has_source):
 
 @placements
 @with_and_without_source
-def test_a_block_has_the_parts_that_it_needs_and_no_others(placement, has_source):
+def test_a_block_has_the_parts_that_it_needs_and_no_others(norm_placement, has_source):
     names = {"attention", "feed_forward", "attention_norm"}
-    names |= set() if placement == "parallel" else {"feed_forward_norm"}
+    names |= set() if norm_placement == "parallel" else {"feed_forward_norm"}
     if has_source:
-        names |= {"cross"} if placement == "parallel" else {"cross", "cross_norm"}
-    assert Parts(has_source, placement=placement).params.keys() == names
+        names |= {"cross"} if norm_placement == "parallel" else {"cross", "cross_norm"}
+    assert Parts(has_source, norm_placement=norm_placement).params.keys() == names
 
 
-def stack_of(placement, norm="layernorm", **kwargs):
-    stack = Stack(TransformerConfig(**SIZES | kwargs, placement=placement, norm=norm))
+def stack_of(norm_placement, norm="layernorm", **kwargs):
+    stack = Stack(TransformerConfig(**SIZES | kwargs, norm_placement=norm_placement, norm=norm))
     return stack, random_like(dict(jax.eval_shape(stack.init, jax.random.key(0), X, MASK)["params"]))
 
 
 @placements
 @norms
-def test_a_stack_is_its_blocks_in_a_row_and_a_last_norm_unless_they_end_in_one(placement, norm):
-    stack, params = stack_of(placement, norm)
-    assert params.keys() == {"block_0", "block_1"} | (set() if placement == "post" else {"norm"})
+def test_a_stack_is_its_blocks_in_a_row_and_a_last_norm_unless_they_end_in_one(norm_placement, norm):
+    stack, params = stack_of(norm_placement, norm)
+    assert params.keys() == {"block_0", "block_1"} | (set() if norm_placement == "post" else {"norm"})
     x = X
     for name in ("block_0", "block_1"):
         x = Block(stack.config).apply({"params": params[name]}, x, MASK)[0]
-    expected = x if placement == "post" else norm_of(stack.config, params["norm"], x)
+    expected = x if norm_placement == "post" else norm_of(stack.config, params["norm"], x)
     close(jax.jit(lambda params: stack.apply(params, X, MASK)[0])({"params": params}), expected)
 
 
 @placements
-def test_a_stack_reads_a_source_layer_by_layer_and_never_its_padding(placement):
-    stack = Stack(TransformerConfig(**SIZES, placement=placement), has_source=True)
+def test_a_stack_reads_a_source_layer_by_layer_and_never_its_padding(norm_placement):
+    stack = Stack(TransformerConfig(**SIZES, norm_placement=norm_placement), has_source=True)
 
     def run(params, encoded):
         source = stack.apply(params, encoded, SOURCE_IS_TOKEN, method="source")
         return source, stack.apply(params, X, MASK, None, source)[0]
 
-    blocks = {f"block_{i}": Parts(True, placement=placement).params for i in range(2)}
+    blocks = {f"block_{i}": Parts(True, norm_placement=norm_placement).params for i in range(2)}
     blocks["block_1"] = jax.tree.map(lambda leaf: leaf[::-1], blocks["block_1"])  # so that the layers differ
-    last = {} if placement == "post" else {"norm": blocks["block_0"]["attention_norm"]}
+    last = {} if norm_placement == "post" else {"norm": blocks["block_0"]["attention_norm"]}
     run = jax.jit(functools.partial(run, {"params": blocks | last}))
     source, out = run(ENCODED)
     x = X
@@ -172,16 +172,16 @@ def test_a_stack_reads_a_source_layer_by_layer_and_never_its_padding(placement):
 
 
 def test_an_unknown_placement_is_refused_with_the_list_of_known_ones():
-    with pytest.raises(UserError, match="model.placement='nonsense'.*pre, post, parallel"):
-        TransformerConfig(**SIZES, placement="nonsense")
+    with pytest.raises(UserError, match="model.norm_placement='nonsense'.*pre, post, parallel"):
+        TransformerConfig(**SIZES, norm_placement="nonsense")
 
 
 # Dropout
 
 
 @placements
-def test_dropout_is_a_function_of_its_key_and_off_when_deterministic(placement):
-    plain, dropping = (Parts(True, placement=placement, dropout_rate=rate) for rate in (0.0, 0.5))
+def test_dropout_is_a_function_of_its_key_and_off_when_deterministic(norm_placement):
+    plain, dropping = (Parts(True, norm_placement=norm_placement, dropout_rate=rate) for rate in (0.0, 0.5))
     expected = plain(X)
     np.testing.assert_array_equal(dropping(X), expected)
     close(*plain.train(1), expected)
@@ -191,14 +191,14 @@ def test_dropout_is_a_function_of_its_key_and_off_when_deterministic(placement):
 
 
 @placements
-def test_dropout_never_touches_the_residual_stream(placement):
+def test_dropout_never_touches_the_residual_stream(norm_placement):
     """Parts that write 0 leave the block the identity (or its norms) in training, too."""
-    parts = Parts(True, placement=placement, dropout_rate=0.5)
+    parts = Parts(True, norm_placement=norm_placement, dropout_rate=0.5)
     for part, writer in (("attention", "out"), ("cross", "out"), ("feed_forward", "down")):
         parts.params[part] = parts.params[part] | {writer: jax.tree.map(jnp.zeros_like, parts.params[part][writer])}
     training = parts.train(1)[0]
     close(training, parts(X))
-    if placement != "post":
+    if norm_placement != "post":
         np.testing.assert_array_equal(training, X)
 
 

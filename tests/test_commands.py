@@ -277,7 +277,7 @@ def test_a_sample_is_all_that_goes_to_stdout(run_dir):
         "--prompt_file=-",
         "--max_new_tokens=20",
         "--num_samples=3",
-        "--past_context=reread",
+        "--on_overflow=re-prefill",
         "--temperature=0.8",
         "--top_k=7",
         "--top_p=0.95",
@@ -331,7 +331,7 @@ def test_several_prompts_of_different_lengths_come_back_in_order(run):
 @pytest.mark.parametrize("length", [1, MAX_LEN])
 def test_text_may_outgrow_the_context_where_that_is_asked_for(run, length):
     prompt = TEXT[:length]
-    text = tj.generate(run, prompt, max_new_tokens=3 * MAX_LEN + 2, seed=1, top_k=5, past_context="reread")
+    text = tj.generate(run, prompt, max_new_tokens=3 * MAX_LEN + 2, seed=1, top_k=5, on_overflow="re-prefill")
     assert text.startswith(prompt) and len(text) == length + 3 * MAX_LEN + 2
 
 

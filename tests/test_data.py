@@ -5,20 +5,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.text_files import TEXT, lightly, text_config, write
 from hypothesis import given
 from hypothesis import strategies as st
-from text_files import TEXT, lightly, text_config, write
 
 import transformer_jax as tj
 from train.config import TokenizerConfig
-from train.data.batch_sampler import TrainOrder, _epoch_starts
+from train.data.batch_sampler import WindowSampler, _epoch_starts
 from train.data.batches import eval_batches, load_corpus, make_tokenizer, prefetch, window_batch
 from train.data.sources import split_text
 from transformer_jax.errors import UserError
 from transformer_jax.tokenizers import ByteTokenizer, CharTokenizer
 
 FIXTURES = Path(__file__).parent / "fixtures"
-ORDER = TrainOrder(num_tokens=211, max_len=7, batch_size=3, seed=5)  # 29 windows, 9 steps an epoch, 2 windows over
+ORDER = WindowSampler(num_tokens=211, max_len=7, batch_size=3, seed=5)  # 29 windows, 9 steps an epoch, 2 windows over
 TOKENS = np.arange(211, dtype=np.int32)  # each token is its own position
 
 
@@ -41,7 +41,7 @@ def test_an_epoch_visits_windows_once_on_one_grid():
 @lightly
 @given(st.integers(1, 13), st.integers(1, 5), st.integers(0, 97), st.integers(0, 2**40), st.integers(0, 10**6))
 def test_windows_stay_within_the_text_and_no_target_occurs_twice_in_an_epoch(max_len, batch, extra, seed, epoch):
-    order = TrainOrder((batch + 1) * max_len + extra, max_len, batch, seed)
+    order = WindowSampler((batch + 1) * max_len + extra, max_len, batch, seed)
     targets = epoch_of(order, epoch).reshape(-1, 1) + np.arange(1, max_len + 1)
     assert targets.min() >= 1 and targets.max() < order.num_tokens
     assert len(np.unique(targets)) == targets.size
@@ -59,8 +59,8 @@ def test_seeds_differ_and_a_step_is_the_same_on_a_fresh_object():
     steps = [23, 2, 11, 41]
     wanted = [ORDER.starts(step).copy() for step in steps]
     _epoch_starts.cache_clear()
-    np.testing.assert_array_equal([TrainOrder(211, 7, 3, 5).starts(step) for step in reversed(steps)], wanted[::-1])
-    assert not np.array_equal([TrainOrder(211, 7, 3, 11).starts(step) for step in steps], wanted)
+    np.testing.assert_array_equal([WindowSampler(211, 7, 3, 5).starts(step) for step in reversed(steps)], wanted[::-1])
+    assert not np.array_equal([WindowSampler(211, 7, 3, 11).starts(step) for step in steps], wanted)
 
 
 def test_threads_get_the_same_order_as_one_after_the_other():
@@ -76,9 +76,9 @@ def test_the_order_that_all_share_cannot_be_written_to():
 
 
 def test_the_smallest_text_is_one_batch_and_a_shorter_one_is_refused():
-    assert TrainOrder(28, 7, 3, 5).steps_per_epoch == 1
+    assert WindowSampler(28, 7, 3, 5).steps_per_epoch == 1
     with pytest.raises(UserError) as error:
-        TrainOrder(27, 7, 3, 5)
+        WindowSampler(27, 7, 3, 5)
     for part in ("train.batch_size=3", "model.max_len=7", "needs 28 tokens", "has 27", "smaller", "more text"):
         assert part in str(error.value)
 

@@ -32,7 +32,7 @@ def test_at_least_nine_of_ten_words_that_the_demo_samples_occur_in_its_training_
         top_k=40,
         seed=1,
         num_samples=3,
-        past_context="reread",
+        on_overflow="re-prefill",
     )
     words = re.findall(r"[^\W\d_]+", " ".join(texts))
     unknown = [word for word in words if word not in known]

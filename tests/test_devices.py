@@ -43,14 +43,14 @@ def make(name, accumulation=1):
     step = functools.partial(
         train_step,
         model=MODEL,
-        objective=causal_lm,
+        loss_fn=causal_lm,
         optimizer=optimizer,
         seed=0,
         accumulation=accumulation,
-        max_bad_steps=3,
+        max_consecutive_skips=3,
         log_every=100,
     )
-    evaluate = functools.partial(eval_step, model=MODEL, objective=causal_lm)
+    evaluate = functools.partial(eval_step, model=MODEL, loss_fn=causal_lm)
     parallel = make_parallel(name, step, evaluate, B // accumulation)
     create = jax.jit(lambda key, tokens: create_state(MODEL.init(key, tokens)["params"], optimizer))
     return parallel, create(jax.random.key(1), make_batch(0)["tokens"][:, :T])

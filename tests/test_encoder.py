@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from arrays import close, random_like
+from helpers.arrays import close, random_like
 
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
@@ -23,7 +23,7 @@ SIZES = dict(
 VARIANTS = {
     name: {
         "positions": name,
-        "placement": ["pre", "post", "parallel"][i % 3],
+        "norm_placement": ["pre", "post", "parallel"][i % 3],
         "norm": ["layernorm", "rmsnorm"][i % 2],
         "embed_norm": i % 3 == 1,
         "num_kv_heads": [6, 2][i % 2],

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from known_texts import windows
+from helpers.known_texts import windows
 
 from train.config import DataConfig
 from train.data.entropy import TRUTHS, Grammar, draw_part, hidden_markov_model, known_truth, markov_chain

@@ -125,9 +125,13 @@ def test_a_translator_goes_on_from_its_weights_and_is_saved_as_what_it_was(folde
     before = tj.from_pretrained(FIXTURES / folder)
     after = tj.load(train(gpt2_config(tmp_path, **changes), tmp_path / "run"))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), after.params, before.params)
-    assert after.rules == before.rules and after.rules.start_id >= 0
-    source, target = encode_pair(before.tokenizer, before.rules.start_id, "the cat sat", "the end")
-    assert target[0] == before.rules.start_id and target[-1] in before.rules.eos_ids and source[-1] == target[-1]
+    assert after.generation_defaults == before.generation_defaults and after.generation_defaults.start_id >= 0
+    source, target = encode_pair(before.tokenizer, before.generation_defaults.start_id, "the cat sat", "the end")
+    assert (
+        target[0] == before.generation_defaults.start_id
+        and target[-1] in before.generation_defaults.eos_ids
+        and source[-1] == target[-1]
+    )
     tj.save_pretrained(after, tmp_path / "folder")
     again = tj.from_pretrained(tmp_path / "folder")
     np.testing.assert_array_equal(

@@ -7,22 +7,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_sampling import EOS, KEYS, MAX_NEW, PAD, PROMPTS, TABLE, B, V, markov_step
+from test_decode import EOS, KEYS, MAX_NEW, PAD, PROMPTS, TABLE, B, V, markov_step
 
 import transformer_jax as tj
 from transformer_jax import sampling
 from transformer_jax.errors import UserError
 from transformer_jax.huggingface.files import PretrainedError
-from transformer_jax.huggingface.generation_defaults import read_rules
+from transformer_jax.huggingface.generation_defaults import read_generation_defaults
 from transformer_jax.sampling import ForceLast, MinLength, PresencePenalty, Suppress, Temperature, TopK, generate
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
 
-def found(*methods, table=TABLE, prompts=PROMPTS, first_index=0, states=None, **kwargs):
+def found(*processors, table=TABLE, prompts=PROMPTS, first_index=0, states=None, **kwargs):
     kwargs = dict(max_new_tokens=MAX_NEW, eos_ids=(EOS,), pad_id=PAD) | kwargs
     step = jax.tree_util.Partial(markov_step, jnp.array(table))
-    out = generate(step, jnp.full(B, -1), prompts, prompts != PAD, KEYS, first_index, methods, states, **kwargs)
+    out = generate(step, jnp.full(B, -1), prompts, prompts != PAD, KEYS, first_index, processors, states, **kwargs)
     return jax.tree.map(np.asarray, out)
 
 
@@ -85,9 +85,9 @@ def log_softmax(x):
     return x - np.log(np.sum(np.exp(x.astype(np.float64)), axis=-1, keepdims=True))
 
 
-@pytest.mark.parametrize("methods", [(), (Temperature(0.3), TopK(3))], ids=["none", "some"])
-def test_log_probabilities_are_the_models_own_whatever_the_methods(methods):
-    out = found(*methods, num_top=3)
+@pytest.mark.parametrize("processors", [(), (Temperature(0.3), TopK(3))], ids=["none", "some"])
+def test_log_probabilities_are_the_models_own_whatever_the_methods(processors):
+    out = found(*processors, num_top=3)
     assert out.top_tokens.shape == (B, MAX_NEW, 3) and out.top_log_probs.shape == (B, MAX_NEW, 3)
     for row in range(B):
         token = [t for t in PROMPTS[row] if t != PAD][-1]
@@ -109,12 +109,12 @@ def test_log_probabilities_are_the_models_own_whatever_the_methods(methods):
 
 
 def test_two_calls_that_hand_on_their_states_are_one():
-    methods = (MinLength(7, (EOS,)), PresencePenalty(1.5), ForceLast(3))
-    states = sampling.start(methods, jnp.array(PROMPTS), jnp.sum(jnp.array(PROMPTS) != PAD, axis=1), MAX_NEW)
-    whole = found(*methods)
-    begun = found(*methods, states=states, max_new_tokens=5)
+    processors = (MinLength(7, (EOS,)), PresencePenalty(1.5), ForceLast(3))
+    states = sampling.start(processors, jnp.array(PROMPTS), jnp.sum(jnp.array(PROMPTS) != PAD, axis=1), MAX_NEW)
+    whole = found(*processors)
+    begun = found(*processors, states=states, max_new_tokens=5)
     prompts = np.concatenate([PROMPTS, begun.tokens], axis=1)
-    rest = found(*methods, prompts=prompts, first_index=5, states=begun.states, max_new_tokens=MAX_NEW - 5)
+    rest = found(*processors, prompts=prompts, first_index=5, states=begun.states, max_new_tokens=MAX_NEW - 5)
     np.testing.assert_array_equal(np.concatenate([begun.tokens, rest.tokens], axis=1), whole.tokens)
     assert np.all(whole.tokens[whole.lengths == MAX_NEW, -1] == 3) and np.all(whole.lengths > 7)
 
@@ -162,7 +162,7 @@ def test_what_has_no_meaning_is_refused(kwargs, message):
 
 
 def test_generation_config_becomes_methods_in_the_order_of_the_reference_library():
-    rules = read_rules(
+    rules = read_generation_defaults(
         {},
         {
             "eos_token_id": [7, 3],
@@ -185,9 +185,9 @@ def test_generation_config_becomes_methods_in_the_order_of_the_reference_library
         11,
     )
     assert (rules.eos_ids, rules.pad_id, rules.start_id) == ((7, 3), 5, 6)
-    assert rules.methods == (
+    assert rules.processors == (
         sampling.RepetitionPenalty(1.3),
-        sampling.NoRepeat(3),
+        sampling.NoRepeatNgram(3),
         sampling.BadWords(((1, 2), (4,))),
         MinLength(5, (7, 3), True),
         MinLength(2, (7, 3)),
@@ -198,7 +198,7 @@ def test_generation_config_becomes_methods_in_the_order_of_the_reference_library
         sampling.Renormalize(),
     )
     neutral = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0, "bad_words_ids": None}
-    assert read_rules({}, neutral, 11).methods == ()
+    assert read_generation_defaults({}, neutral, 11).processors == ()
 
 
 @pytest.mark.parametrize(
@@ -219,20 +219,26 @@ def test_generation_config_becomes_methods_in_the_order_of_the_reference_library
 )
 def test_a_generation_config_that_will_not_do_is_told_in_a_line(name, value):
     with pytest.raises(PretrainedError) as error:
-        read_rules({}, {"eos_token_id": 7, name: value}, 11)
+        read_generation_defaults({}, {"eos_token_id": 7, name: value}, 11)
     assert str(error.value).startswith("generation_config.json: ") and "\n" not in str(error.value)
 
 
-def with_methods(folder, *methods):
+def with_methods(folder, *processors):
     run = tj.from_pretrained(FIXTURES / folder)
-    return dataclasses.replace(run, rules=dataclasses.replace(run.rules, methods=methods))
+    return dataclasses.replace(
+        run, generation_defaults=dataclasses.replace(run.generation_defaults, processors=processors)
+    )
 
 
 def test_a_text_that_outgrows_the_context_has_the_last_token_of_the_whole():
     run, seen = with_methods("gpt2", Suppress((7,)), ForceLast(7)), []
-    run = dataclasses.replace(run, rules=dataclasses.replace(run.rules, eos_ids=()), tokenizer=Recording(run, seen))
+    run = dataclasses.replace(
+        run,
+        generation_defaults=dataclasses.replace(run.generation_defaults, eos_ids=()),
+        tokenizer=Recording(run, seen),
+    )
     num_new = run.config.max_len + 9
-    tj.generate(run, "the cat", max_new_tokens=num_new, method="greedy", past_context="reread")
+    tj.generate(run, "the cat", max_new_tokens=num_new, method="greedy", on_overflow="re-prefill")
     num_prompt = len(run.tokenizer.encode("the cat"))
     row = max(seen, key=len)
     assert len(row) == num_prompt + num_new

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from arrays import close, random_like
+from helpers.arrays import close, random_like
 
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError

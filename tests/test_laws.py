@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from arrays import random_like
+from helpers.arrays import random_like
 
 from transformer_jax import testing
 from transformer_jax.config import TransformerConfig
 from transformer_jax.models import GPT, Encoder, Seq2Seq, Seq2SeqConfig
 from transformer_jax.nn.attention import BACKENDS, Extras, attend, attention_scores
-from transformer_jax.nn.blocks import PLACEMENTS
+from transformer_jax.nn.blocks import NORM_PLACEMENTS
 from transformer_jax.nn.kv_cache import make_cache
 from transformer_jax.nn.layers import FEED_FORWARDS, NORMS
 from transformer_jax.nn.masks import Mask
@@ -39,7 +39,7 @@ def variant(positions, i):
         positions=positions,
         norm=turn(NORMS),
         feed_forward=turn(FEED_FORWARDS),
-        placement=turn(PLACEMENTS),
+        norm_placement=turn(NORM_PLACEMENTS),
         num_kv_heads=[6, 2, 1][i % 3],
         qk_norm=i % 4 == 1,
         window=[0, 0, 3][i % 3],
@@ -166,15 +166,15 @@ def scores_of(positions):
 
     @jax.jit
     def scores(q, k, of_q, of_k):
-        if scheme.turn:
-            q, k = scheme.turn(q, of_q, config), scheme.turn(k, of_k, config)
+        if scheme.rotate:
+            q, k = scheme.rotate(q, of_q, config), scheme.rotate(k, of_k, config)
         mask = Mask(query_positions=of_q, key_positions=of_k)
         return attention_scores(q, k, mask, Extras(bias, 0.3, 0.0, relative))
 
     return scores
 
 
-@pytest.mark.parametrize("positions", [name for name, s in POSITIONS.items() if s.turn or s.bias or s.is_relative])
+@pytest.mark.parametrize("positions", [name for name, s in POSITIONS.items() if s.rotate or s.bias or s.is_relative])
 def test_positions_in_scores_keep_the_laws_of_positions(positions):
     testing.check_positions(scores_of(positions))
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from arrays import close
+from helpers.arrays import close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -40,23 +40,23 @@ def test_causal_mask_after_two_slots_of_a_cache():
 def test_padding_and_causal_masks_compose():
     is_token = jnp.array([[0, 1, 1], [1, 1, 0]], bool)
     assert pictures(masks.padding(is_token)) == [[". 1 1"], ["1 1 ."]]
-    assert pictures(Mask(is_key=is_token, is_causal=True).part(0, 3, 0, 3)) == [
+    assert pictures(Mask(is_key=is_token, is_causal=True).block(0, 3, 0, 3)) == [
         [". . .", ". 1 .", ". 1 1"],
         ["1 . .", "1 1 .", "1 1 ."],
     ]
 
 
 def test_a_window_hides_keys_at_its_distance_and_beyond_on_both_sides_unless_causal():
-    assert pictures(Mask(window=2, is_causal=True).part(0, 4, 0, 4)) == [["1 . . .", "1 1 . .", ". 1 1 .", ". . 1 1"]]
-    assert pictures(Mask(window=2).part(0, 4, 0, 4)) == [["1 1 . .", "1 1 1 .", ". 1 1 1", ". . 1 1"]]
-    assert pictures(Mask(window=2, is_causal=True, first_slot=2).part(0, 2, 0, 5)) == [[". 1 1 . .", ". . 1 1 ."]]
+    assert pictures(Mask(window=2, is_causal=True).block(0, 4, 0, 4)) == [["1 . . .", "1 1 . .", ". 1 1 .", ". . 1 1"]]
+    assert pictures(Mask(window=2).block(0, 4, 0, 4)) == [["1 1 . .", "1 1 1 .", ". 1 1 1", ". . 1 1"]]
+    assert pictures(Mask(window=2, is_causal=True, first_slot=2).block(0, 2, 0, 5)) == [[". 1 1 . .", ". . 1 1 ."]]
 
 
 def test_a_window_counts_positions_not_slots():
     is_token = jnp.array([[1, 1, 0, 0, 1, 1], [0, 1, 0, 1, 0, 1]], bool)
     positions = count_tokens(is_token)
     mask = Mask(is_key=is_token, query_positions=positions, key_positions=positions, window=2, is_causal=True)
-    of_tokens = np.asarray(mask.part(0, 6, 0, 6))
+    of_tokens = np.asarray(mask.block(0, 6, 0, 6))
     assert pictures([of_tokens[0][[0, 1, 4, 5]]]) == [["1 . . . . .", "1 1 . . . .", ". 1 . . 1 .", ". . . . 1 1"]]
     assert pictures([of_tokens[1][[1, 3, 5]]]) == [[". 1 . . . .", ". 1 . 1 . .", ". . . 1 . 1"]]
 
@@ -64,11 +64,11 @@ def test_a_window_counts_positions_not_slots():
 def test_texts_in_a_row_see_themselves_alone():
     segments = jnp.array([[0, 0, 1, 1, 1], [3, 2, 2, 2, 3]])
     mask = Mask(query_segments=segments, key_segments=segments)
-    assert pictures(mask.part(0, 5, 0, 5)) == [
+    assert pictures(mask.block(0, 5, 0, 5)) == [
         ["1 1 . . .", "1 1 . . .", ". . 1 1 1", ". . 1 1 1", ". . 1 1 1"],
         ["1 . . . 1", ". 1 1 1 .", ". 1 1 1 .", ". 1 1 1 .", "1 . . . 1"],
     ]
-    assert pictures(mask.replace(is_causal=True).part(0, 5, 0, 5))[0] == [
+    assert pictures(mask.replace(is_causal=True).block(0, 5, 0, 5))[0] == [
         "1 . . . .",
         "1 1 . . .",
         ". . 1 . .",
@@ -137,10 +137,10 @@ def in_loops(
 def test_a_part_of_the_picture_is_that_part_wherever_it_begins(fields):
     whole, mask = in_loops(**fields), mask_of(fields)
     assert 0 < whole.mean() < 1
-    np.testing.assert_array_equal(np.broadcast_to(mask.part(0, T, 0, S), whole.shape), whole)
-    np.testing.assert_array_equal(np.broadcast_to(mask.part(2, 3, 4, 5), (B, 3, 5)), whole[:, 2:5, 4:9])
+    np.testing.assert_array_equal(np.broadcast_to(mask.block(0, T, 0, S), whole.shape), whole)
+    np.testing.assert_array_equal(np.broadcast_to(mask.block(2, 3, 4, 5), (B, 3, 5)), whole[:, 2:5, 4:9])
     for t, s in ((3, 5), (1, S), (T, 2)):
-        part = jax.jit(lambda mask, t0, s0, t=t, s=s: jnp.broadcast_to(mask.part(t0, t, s0, s), (B, t, s)))
+        part = jax.jit(lambda mask, t0, s0, t=t, s=s: jnp.broadcast_to(mask.block(t0, t, s0, s), (B, t, s)))
         for t0, s0 in np.ndindex(T - t + 1, S - s + 1):
             np.testing.assert_array_equal(part(mask, t0, s0), whole[:, t0 : t0 + t, s0 : s0 + s])
 
@@ -148,15 +148,15 @@ def test_a_part_of_the_picture_is_that_part_wherever_it_begins(fields):
 @fields
 def test_keys_that_pad_a_row_are_hidden_and_the_rest_of_the_picture_stays(fields):
     whole, padded = in_loops(**fields), mask_of(fields).padded(T, S, 2, 3)
-    picture = np.broadcast_to(padded.part(0, T + 2, 0, S + 3), (B, T + 2, S + 3))
+    picture = np.broadcast_to(padded.block(0, T + 2, 0, S + 3), (B, T + 2, S + 3))
     np.testing.assert_array_equal(picture[:, :T, :S], whole)
     assert not picture[:, :, S:].any()
 
 
 def test_a_mask_without_rules_needs_no_picture_until_keys_pad_it():
-    assert Mask().part(0, T, 0, S) is None
-    assert Mask().padded(T, S, 2, 0).part(0, T + 2, 0, S) is None
-    assert pictures(Mask().padded(2, 3, 0, 2).part(0, 2, 0, 5)) == [["1 1 1 . ."]]
+    assert Mask().block(0, T, 0, S) is None
+    assert Mask().padded(T, S, 2, 0).block(0, T + 2, 0, S) is None
+    assert pictures(Mask().padded(2, 3, 0, 2).block(0, 2, 0, 5)) == [["1 1 1 . ."]]
 
 
 # Counting
@@ -201,5 +201,5 @@ def test_sinusoid_is_the_formula_of_the_paper(d_model):
 
 def test_every_scheme_tells_positions_apart_in_exactly_one_way():
     for name, scheme in POSITIONS.items():
-        ways = (scheme.vectors, scheme.is_learned, scheme.turn, scheme.bias, scheme.is_relative)
+        ways = (scheme.vectors, scheme.is_learned, scheme.rotate, scheme.bias, scheme.is_relative)
         assert sum(map(bool, ways)) == (name != "none"), name

@@ -9,7 +9,7 @@ import pytest
 
 from train import flops
 from train.data.batches import eval_batches
-from train.evaluation import measure
+from train.evaluation import evaluate
 from train.losses import causal_lm
 from train.metrics import MetricsLog, bits_per_byte, perplexity, read_metrics
 from train.plot import draw_loss
@@ -21,8 +21,8 @@ NUMBERS = {
     "loss_sum": np.float32(6.0),
     "weight_sum": np.float32(4.0),
     "grad_norm": np.float32(0.5),
-    "bad_in_row": np.int32(0),
-    "bad_steps": np.int32(2),
+    "consecutive_skips": np.int32(0),
+    "skipped_steps": np.int32(2),
 }
 
 
@@ -72,7 +72,7 @@ def test_each_event_is_a_line(open_log, tmp_path):
     log.close()
     train, val = [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert (train["step"], train["split"], train["loss"], train["learning_rate"]) == (10, "train", 1.5, 0.25)
-    assert (train["perplexity"], train["grad_norm"], train["bad_steps"]) == (pytest.approx(math.exp(1.5)), 0.5, 2)
+    assert (train["perplexity"], train["grad_norm"], train["skipped_steps"]) == (pytest.approx(math.exp(1.5)), 0.5, 2)
     assert val == {
         "step": 10,
         "split": "val",
@@ -145,8 +145,8 @@ def test_evaluation_does_not_depend_on_the_batch_size():
     model = GPT(config)
     tokens = np.random.default_rng(0).integers(3, vocab_size, 101, dtype=np.int32)
     params = jax.jit(model.init)(jax.random.key(0), tokens[None, :max_len])["params"]
-    step = jax.jit(functools.partial(eval_step, model=model, objective=causal_lm))
-    losses = [measure(step, params, eval_batches(tokens, max_len, rows))["loss"] for rows in (1, 3, 17)]
+    step = jax.jit(functools.partial(eval_step, model=model, loss_fn=causal_lm))
+    losses = [evaluate(step, params, eval_batches(tokens, max_len, rows))["loss"] for rows in (1, 3, 17)]
     np.testing.assert_allclose(losses, losses[0], rtol=1e-6)
     # By hand, window by window: each predicts max_len tokens, or what is left.
     apply, nats = jax.jit(model.apply), []

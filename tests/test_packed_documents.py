@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from arrays import random_like
+from helpers.arrays import random_like
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

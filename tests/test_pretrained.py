@@ -97,7 +97,7 @@ def test_through_a_run_directory_and_back_nothing_changes(folder, tmp_path):
     again = tj.load(tmp_path / "run")
     np.testing.assert_array_equal(ask(again, given)[0], ask(run, given)[0])
     assert jax.tree.map(lambda x: x.dtype, again.params) == jax.tree.map(lambda x: x.dtype, run.params)
-    assert again.rules == run.rules
+    assert again.generation_defaults == run.generation_defaults
     tj.save_pretrained(again, tmp_path / "back")
     before, after = tensors_of(FIXTURES / folder), tensors_of(tmp_path / "back")
     assert {name: tensor.tobytes() for name, tensor in before.items()} == {
@@ -123,7 +123,7 @@ def test_greedy_tokens_are_those_of_the_reference_library(folder):
     if "source" in given:
         start = jax.jit(lambda p, *args: run.model.apply({"params": p}, *args, capacity=num_new, method="start"))
         cache = start(run.params, given["source"], given["source_is_token"])
-        tokens = np.full((len(given["source"]), 1), run.rules.start_id, np.int32)
+        tokens = np.full((len(given["source"]), 1), run.generation_defaults.start_id, np.int32)
         is_token = np.ones_like(tokens, bool)
     else:
         tokens, is_token = given["tokens"], given["is_token"]
@@ -135,11 +135,11 @@ def test_greedy_tokens_are_those_of_the_reference_library(folder):
         is_token,
         jax.random.split(jax.random.key(0), len(tokens)),
         0,
-        run.rules.methods,
+        run.generation_defaults.processors,
         max_new_tokens=num_new,
         choice="greedy",
-        eos_ids=run.rules.eos_ids,
-        pad_id=run.rules.pad_id,
+        eos_ids=run.generation_defaults.eos_ids,
+        pad_id=run.generation_defaults.pad_id,
     )
     np.testing.assert_array_equal(new.tokens, given["greedy"])
 

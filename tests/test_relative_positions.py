@@ -6,7 +6,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from arrays import close
+from helpers.arrays import close
 
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
@@ -86,7 +86,7 @@ def t5_bias(table, is_causal):
 def test_the_t5_bias_of_a_score_is_the_number_of_its_bucket_and_head(is_causal):
     table, positions = normal(8, N), np.array([[0, 0, 1, 2, 2, 3, 30], [5, 6, 7, 8, 9, 10, 11]])
     mask = Mask(query_positions=jnp.array(positions), key_positions=jnp.array(3 * positions))
-    actual = np.asarray(t5_bias(table, is_causal).part(mask, 0, T, 0, T))
+    actual = np.asarray(t5_bias(table, is_causal).block(mask, 0, T, 0, T))
     for b, n, t, s in np.ndindex(B, N, T, T):
         distance = int(3 * positions[b, s] - positions[b, t])
         assert actual[b, n, t, s] == table[bucket_in_words(distance, 8, 20, is_causal), n]
@@ -110,7 +110,7 @@ def test_alibi_takes_off_the_slope_for_each_token_between():
     bias = Alibi(TransformerConfig(positions="alibi", num_heads=2)).apply({}, True)
     assert alibi_slopes(2) == [1 / 16, 1 / 256]
     expected = -np.array([[3, 2, 1, 0, 1], [4, 3, 2, 1, 0]])
-    actual = bias.part(Mask(first_slot=3, is_causal=True), 0, 2, 0, 5)
+    actual = bias.block(Mask(first_slot=3, is_causal=True), 0, 2, 0, 5)
     np.testing.assert_array_equal(actual, [[expected / 16, expected / 256]])
 
 
@@ -120,20 +120,20 @@ def test_alibi_and_t5_depend_on_differences_of_positions_only():
     for is_causal in (True, False):
         for bias in (Alibi(config("alibi")).apply({}, is_causal), t5_bias(normal(8, N), is_causal)):
             at_0, later = (
-                bias.part(Mask(query_positions=positions + shift, key_positions=positions + shift), 0, T, 0, T)
+                bias.block(Mask(query_positions=positions + shift, key_positions=positions + shift), 0, T, 0, T)
                 for shift in (0, 41)
             )
             np.testing.assert_array_equal(at_0, later)
-            moved = bias.part(Mask(query_positions=positions + 1, key_positions=positions), 0, T, 0, T)
+            moved = bias.block(Mask(query_positions=positions + 1, key_positions=positions), 0, T, 0, T)
             assert jnp.any(moved != at_0)
 
 
 def test_any_block_of_a_bias_is_that_block_of_the_whole():
     mask = Mask(first_slot=4)
     for bias in (Alibi(config("alibi")).apply({}, False), t5_bias(normal(8, N), False)):
-        whole = np.asarray(bias.part(mask, 0, T, 0, S))
-        np.testing.assert_array_equal(bias.part(mask, 2, 3, 5, 4), whole[:, :, 2:5, 5:9])
-        np.testing.assert_array_equal(bias.padded(2, 3).part(mask, 0, T + 2, 0, S + 3)[:, :, :T, :S], whole)
+        whole = np.asarray(bias.block(mask, 0, T, 0, S))
+        np.testing.assert_array_equal(bias.block(mask, 2, 3, 5, 4), whole[:, :, 2:5, 5:9])
+        np.testing.assert_array_equal(bias.padded(2, 3).block(mask, 0, T + 2, 0, S + 3)[:, :, :T, :S], whole)
 
 
 # Shaw
@@ -188,7 +188,7 @@ def positions_of(seed):
 
 def turn(x, positions, **kwargs):
     """What the scheme "rotary" does, for a configuration."""
-    return POSITIONS["rotary"].turn(x, positions, TransformerConfig(positions="rotary", **kwargs))
+    return POSITIONS["rotary"].rotate(x, positions, TransformerConfig(positions="rotary", **kwargs))
 
 
 def turn_by(x, positions, frequencies):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from arrays import close, random_like
+from helpers.arrays import close, random_like
 
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
@@ -22,8 +22,8 @@ SIDE = dict(vocab_size=V, max_len=17, num_layers=1, d_model=11, num_heads=3, hea
 OTHER = SIDE | dict(num_layers=2, num_heads=6, num_kv_heads=2, d_ff=19, max_len=29)
 SEPARATE = SIDE | dict(vocab_size=31, d_model=5, num_heads=2, head_dim=6)
 T5 = dict(positions="t5", norm="rmsnorm", use_bias=False, feed_forward="relu", scale_logits=True, attention_scale=1.0)
-MARIAN = dict(positions="sinusoidal", placement="post", scale_embeddings=True, feed_forward="swiglu")
-BART = dict(positions="learned", placement="post", embed_norm=True, feed_forward="gelu")
+MARIAN = dict(positions="sinusoidal", norm_placement="post", scale_embeddings=True, feed_forward="swiglu")
+BART = dict(positions="learned", norm_placement="post", embed_norm=True, feed_forward="gelu")
 
 
 def both(**kwargs):
@@ -35,9 +35,9 @@ MODELS = {
     "t5": both(**T5),
     "marian": both(**MARIAN),
     "bart": both(**BART),
-    "linear": both(attention="linear", positions="sinusoidal", placement="parallel", qk_norm=True),
+    "linear": both(attention="linear", positions="sinusoidal", norm_placement="parallel", qk_norm=True),
     "all_different": Seq2SeqConfig(
-        TransformerConfig(**SEPARATE, positions="alibi", norm="rmsnorm", placement="post", tie_embeddings=False),
+        TransformerConfig(**SEPARATE, positions="alibi", norm="rmsnorm", norm_placement="post", tie_embeddings=False),
         TransformerConfig(**OTHER, positions="shaw", feed_forward="geglu", tie_embeddings=False, window=3),
         False,
     ),
@@ -257,7 +257,7 @@ def test_sides_that_cannot_share_a_table_are_refused_unless_embeddings_are_separ
     shapes_of(Seq2SeqConfig(*sides, share_embeddings=False))
 
 
-# Decoding
+# GenerationConfig
 
 FEW, NUM_NEW, START, EOS, PAD = 5, 3, 0, 1, 99
 SOURCES, STARTS = SOURCE % FEW, np.full((B, 1), START)

@@ -2,9 +2,9 @@ import gzip
 import json
 
 import pytest
+from helpers.text_files import TEXT, lightly, text_config, write
 from hypothesis import given
 from hypothesis import strategies as st
-from text_files import TEXT, lightly, text_config, write
 
 from train.config import DataConfig
 from train.data import sources

@@ -8,15 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from arrays import close, random_like
-from test_writing import made
+from helpers.arrays import close, random_like
+from test_engine import made
 
 import transformer_jax as tj
 from transformer_jax import sampling
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
 from transformer_jax.models import GPT, parameter_shapes
-from transformer_jax.nn.kv_cache import DecodeCache, KVCache, keep_first, make_cache, mark, write
+from transformer_jax.nn.kv_cache import DecodeCache, KVCache, accept_prefix, append, make_cache, write
 from transformer_jax.nn.positions import count_tokens
 from transformer_jax.run import Run, step_function
 from transformer_jax.sampling import FrequencyPenalty, MinLength, PresencePenalty, Temperature, TopK
@@ -39,7 +39,7 @@ KEYS = jax.random.split(jax.random.key(0), B)
 
 def verify(table, tokens, is_token, cache):
     slot, positions = cache.num_written, count_tokens(is_token, cache.num_tokens)
-    cache = mark(cache, is_token)
+    cache = append(cache, is_token)
     numbers = tokens[:, :, None, None].astype(jnp.float32)
     layer = write(cache.layers[0], numbers, numbers, slot)
     is_before = cache.is_token[:, None] & (count_tokens(cache.is_token)[:, None] == positions[:, :, None] - 1)
@@ -59,24 +59,24 @@ def empty(num_rows, capacity):
     return DecodeCache((KVCache.of(numbers, numbers),), *nothing)
 
 
-def plain(*methods, prompts=PROMPTS, is_token=IS_TOKEN, keys=KEYS, **kwargs):
+def plain(*processors, prompts=PROMPTS, is_token=IS_TOKEN, keys=KEYS, **kwargs):
     kwargs = dict(max_new_tokens=MAX_NEW, eos_ids=(EOS,), pad_id=PAD) | kwargs
     cache = empty(len(prompts), prompts.shape[1] + kwargs["max_new_tokens"])
     model = jax.tree_util.Partial(step, jnp.array(TABLE))
-    out = sampling.generate(model, cache, prompts, is_token, keys, 0, methods, **kwargs)
+    out = sampling.generate(model, cache, prompts, is_token, keys, 0, processors, **kwargs)
     return jax.tree.map(np.asarray, out)
 
 
-def drafted(*methods, draft=None, num_spare=0, prompts=PROMPTS, is_token=IS_TOKEN, keys=KEYS, **kwargs):
+def drafted(*processors, draft=None, extra_slots=0, prompts=PROMPTS, is_token=IS_TOKEN, keys=KEYS, **kwargs):
     """With a table to draft from, or with prompt_lookup."""
     kwargs = dict(max_new_tokens=MAX_NEW, eos_ids=(EOS,), pad_id=PAD, num_draft=3) | kwargs
-    capacity = prompts.shape[1] + kwargs["max_new_tokens"] - 1 + kwargs["num_draft"] + num_spare
+    capacity = prompts.shape[1] + kwargs["max_new_tokens"] - 1 + kwargs["num_draft"] + extra_slots
     functions = [jax.tree_util.Partial(function, jnp.array(TABLE)) for function in (step, verify)]
     of_draft = (None, None)
     if draft is not None:
         of_draft = jax.tree_util.Partial(step, jnp.array(draft)), empty(len(prompts), capacity)
     out = sampling.speculate(
-        *functions, empty(len(prompts), capacity), prompts, is_token, keys, 0, methods, None, *of_draft, **kwargs
+        *functions, empty(len(prompts), capacity), prompts, is_token, keys, 0, processors, None, *of_draft, **kwargs
     )
     return jax.tree.map(np.asarray, out)
 
@@ -94,16 +94,16 @@ def assert_same(found, expected):
 # The same tokens
 
 
-@pytest.mark.parametrize("num_spare", [0, 13])
+@pytest.mark.parametrize("extra_slots", [0, 13])
 @pytest.mark.parametrize(
     "drafts",
     [{"draft": NEAR, "choice": "greedy"}, {"prompt_lookup": 1, "choice": "greedy"}, {"prompt_lookup": 2}],
     ids=["draft", "lookup", "sampled_lookup"],
 )
-def test_tokens_scores_states_and_ends_are_those_of_plain_decoding(drafts, num_spare):
-    methods, ends = (MinLength(4, (EOS,)), PresencePenalty(0.5)), dict(stop_sequences=((3, 5),), num_top=2)
-    expected = plain(*methods, choice=drafts.get("choice", "sample"), **ends)
-    found, num_drafted, num_accepted = drafted(*methods, num_spare=num_spare, **ends, **drafts)
+def test_tokens_scores_states_and_ends_are_those_of_plain_decoding(drafts, extra_slots):
+    processors, ends = (MinLength(4, (EOS,)), PresencePenalty(0.5)), dict(stop_sequences=((3, 5),), num_top=2)
+    expected = plain(*processors, choice=drafts.get("choice", "sample"), **ends)
+    found, num_drafted, num_accepted = drafted(*processors, extra_slots=extra_slots, **ends, **drafts)
     assert_same(found, expected)
     if "choice" in drafts:
         assert expected.lengths.tolist() == [4, 15, 5, 6, 17]  # ended by: 3 5, EOS, EOS, 3 5, max_new_tokens
@@ -120,7 +120,7 @@ def test_a_draft_that_is_the_model_itself_is_accepted_all(choice):
 def test_a_sampled_text_is_the_same_however_many_are_drafted_whatever_slots_there_are_and_whoever_is_beside_it():
     expected = drafted(Temperature(0.8), draft=NEAR)
     alone = dict(prompts=PROMPTS[1:2], is_token=IS_TOKEN[1:2], keys=KEYS[1:2])
-    for kwargs, rows in (({"num_draft": 1}, slice(B)), ({"num_spare": 13}, slice(B)), (alone, slice(1, 2))):
+    for kwargs, rows in (({"num_draft": 1}, slice(B)), ({"extra_slots": 13}, slice(B)), (alone, slice(1, 2))):
         found = drafted(Temperature(0.8), draft=NEAR, **kwargs)
         np.testing.assert_array_equal(found.found.tokens, expected.found.tokens[rows])
         close(found.found.log_probs, expected.found.log_probs[rows])
@@ -144,14 +144,14 @@ NUM_ROWS, NUM_NEW, WITH_STATE = 20011, 4, (Temperature(1.3), PresencePenalty(1.5
 
 
 @functools.cache
-def exact(methods):
+def exact(processors):
     """The probability of every text of NUM_NEW tokens after 6 3, [V ** NUM_NEW]: token by token, and multiplied."""
     texts = np.indices((V,) * NUM_NEW).reshape(NUM_NEW, -1).T
     rows, lengths = np.concatenate([np.tile([6, 3], (len(texts), 1)), texts], axis=1), np.full(len(texts), 2)
-    states, probability = transforms.start(methods, rows, lengths, NUM_NEW), 1.0
+    states, probability = transforms.start(processors, rows, lengths, NUM_NEW), 1.0
     for i in range(NUM_NEW):
         logits = jnp.array(TABLE[rows[:, i], rows[:, i + 1]])
-        logits, states = transforms.apply(methods, logits, jnp.array(rows), jnp.array(lengths + i), states)
+        logits, states = transforms.apply(processors, logits, jnp.array(rows), jnp.array(lengths + i), states)
         probability = probability * np.asarray(jax.nn.softmax(logits), np.float64)[np.arange(len(rows)), texts[:, i]]
     return probability / probability.sum()
 
@@ -167,17 +167,17 @@ def surprise(tokens, probability):
     return (np.sum((seen - expected) ** 2 / np.maximum(expected, 1)) - len(seen) + 1) / np.sqrt(2 * len(seen) - 2)
 
 
-@pytest.mark.parametrize("methods", [(Temperature(1.5), TopK(4)), WITH_STATE], ids=["shape", "states"])
+@pytest.mark.parametrize("processors", [(Temperature(1.5), TopK(4)), WITH_STATE], ids=["shape", "states"])
 @pytest.mark.parametrize(
     "drafts", [{"draft": NEAR}, {"draft": FAR}, {"prompt_lookup": 1}], ids=["near", "far", "lookup"]
 )
-def test_texts_have_the_exact_distribution_of_the_model_after_the_methods(methods, drafts):
+def test_texts_have_the_exact_distribution_of_the_model_after_the_methods(processors, drafts):
     prompts = np.array([[0, 6, 3], [6, 3, 0], [6, 0, 3]])[np.arange(NUM_ROWS) % 3]
     rows = dict(prompts=prompts, is_token=prompts != 0, keys=jax.random.split(jax.random.key(5), NUM_ROWS))
     found, num_drafted, num_accepted = drafted(
-        *methods, **drafts, **rows, num_draft=2, num_spare=7, eos_ids=(), max_new_tokens=NUM_NEW
+        *processors, **drafts, **rows, num_draft=2, extra_slots=7, eos_ids=(), max_new_tokens=NUM_NEW
     )
-    assert abs(surprise(found.tokens, exact(methods))) < 4
+    assert abs(surprise(found.tokens, exact(processors))) < 4
     assert 0.02 < num_accepted.sum() / num_drafted.sum() < 0.9
 
 
@@ -193,13 +193,13 @@ def run_of(positions, seed, **kwargs):
 
 @pytest.mark.parametrize("positions, lookup", [("rotary", 0), ("learned", 0), ("alibi", 1), ("shaw", 1)])
 def test_a_model_writes_the_same_to_the_last_place_of_its_context(positions, lookup):
-    run, draft, capacity, methods = run_of(positions, 0), None, 23, (FrequencyPenalty(1.0),)
+    run, draft, capacity, processors = run_of(positions, 0), None, 23, (FrequencyPenalty(1.0),)
     if not lookup:
         params = jax.tree.map(lambda ours, other: ours + 0.1 * other, run.params, run_of(positions, 1).params)
         draft = dataclasses.replace(run, params=params)
     kwargs = dict(max_new_tokens=20, eos_ids=(), pad_id=PAD, choice="sample" if lookup else "greedy", num_top=1)
     expected = sampling.generate(
-        step_function(run), make_cache(run.config, B, capacity), PROMPTS, IS_TOKEN, KEYS, 0, methods, **kwargs
+        step_function(run), make_cache(run.config, B, capacity), PROMPTS, IS_TOKEN, KEYS, 0, processors, **kwargs
     )
     of_draft = (step_function(draft), make_cache(draft.config, B, capacity, 4)) if draft else ()
     found = sampling.speculate(
@@ -210,7 +210,7 @@ def test_a_model_writes_the_same_to_the_last_place_of_its_context(positions, loo
         IS_TOKEN,
         KEYS,
         0,
-        methods,
+        processors,
         None,
         *of_draft,
         num_draft=3,
@@ -227,7 +227,7 @@ def test_slots_of_refused_tokens_are_taken_back_or_hold_nothing():
     tokens = np.random.default_rng(0).integers(0, 11, (3, 13))
     _, cache = read(tokens[:, :5], np.array([[0, 1, 1, 1, 1], [1] * 5, [1] * 5], bool), make_cache(run.config, 3, 17))
     _, begun = read(tokens[:, 5:9], np.ones((3, 4), bool), cache)
-    kept = keep_first(begun, 4, jnp.array([2, 0, 3]))
+    kept = accept_prefix(begun, 4, jnp.array([2, 0, 3]))
     assert kept.num_written == 8 and kept.num_tokens[:, 0].tolist() == [6, 5, 8]
     logits, _ = read(tokens[:, 9:], np.ones((3, 4), bool), kept)
     is_read = np.ones((3, 8), bool)
@@ -245,7 +245,7 @@ def folder_of(tmp_path, run):
 
 def test_completions_with_drafts_are_those_without(tmp_path):
     run, prompts = made("byte"), ["the cat", "狐"]
-    ask = functools.partial(tj.Decoding, max_new_tokens=19, logit_bias={104: 5.5, 107: 5.5}, seed=2)
+    ask = functools.partial(tj.GenerationConfig, max_new_tokens=19, logit_bias={104: 5.5, 107: 5.5}, seed=2)
     plain, looked_up = (tj.complete(run, prompts, ask(prompt_lookup=n), num_top=2) for n in (0, 1))
     greedy = tj.complete(run, prompts, ask(method="greedy"))
     asked = tj.complete(run, prompts, ask(method="greedy", draft=folder_of(tmp_path, run), num_draft=5))
@@ -259,7 +259,11 @@ def test_completions_with_drafts_are_those_without(tmp_path):
 def test_what_is_looked_up_is_streamed_measured_and_goes_on_beyond_the_context():
     run = made("byte")
     ask = functools.partial(
-        tj.Decoding, max_new_tokens=131, past_context="reread", logit_bias={104: 6.5, 107: 6.5}, temperature=0.9
+        tj.GenerationConfig,
+        max_new_tokens=131,
+        on_overflow="re-prefill",
+        logit_bias={104: 6.5, 107: 6.5},
+        temperature=0.9,
     )
     (found,), (expected,) = (tj.complete(run, ["the cat"], ask(prompt_lookup=n)) for n in (2, 0))
     assert found.text == expected.text and found.num_accepted > 5
@@ -269,7 +273,7 @@ def test_what_is_looked_up_is_streamed_measured_and_goes_on_beyond_the_context()
 
 def test_targets_are_drafted_too():
     run, sources = tj.from_pretrained(FIXTURES / "bart"), ["the cat sat", "this"]
-    ask = functools.partial(tj.Decoding, max_new_tokens=11, method="greedy")
+    ask = functools.partial(tj.GenerationConfig, max_new_tokens=11, method="greedy")
     found, expected = tj.complete(run, sources, ask(draft=str(FIXTURES / "bart"))), tj.complete(run, sources, ask())
     assert [one.tokens for one in found] == [one.tokens for one in expected]
     assert all(one.num_accepted == 8 for one in found)  # twice 4 and 1 more, after the first
@@ -281,7 +285,7 @@ def test_targets_are_drafted_too():
         ({"draft": "a", "prompt_lookup": 2}, "prompt_lookup=2: a draft is given as well"),
         ({"prompt_lookup": 2, "method": "beam"}, "prompt_lookup=2: a beam search has no drafts"),
         ({"draft": "a", "method": "beam"}, "draft='a': a beam search has no drafts"),
-        ({"draft": "a", "past_context": "reread"}, "past_context='reread': with a draft"),
+        ({"draft": "a", "on_overflow": "re-prefill"}, "on_overflow='re-prefill': with a draft"),
         ({"num_draft": 0}, "num_draft=0: must be at least 1"),
         ({"prompt_lookup": -1}, "prompt_lookup=-1: must be"),
         ({"draft": "/no/such"}, "/no/such"),
@@ -320,7 +324,7 @@ def test_a_draft_must_have_slots_and_the_models_context_and_tokenizer(tmp_path, 
 @pytest.mark.parametrize(
     "kwargs, words",
     [
-        ({"num_spare": -1, "prompt_lookup": 1}, "cache.capacity=21: must be at least 22 slots"),
+        ({"extra_slots": -1, "prompt_lookup": 1}, "cache.capacity=21: must be at least 22 slots"),
         ({}, "prompt_lookup=0"),
         ({"draft": NEAR, "prompt_lookup": 2}, "prompt_lookup=2"),
         ({"prompt_lookup": 1, "num_draft": 0}, "num_draft=0"),

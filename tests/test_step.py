@@ -53,12 +53,12 @@ def first_params(model):
     return jax.jit(model.init)(jax.random.key(1), make_batch(0)["tokens"][:, :T])["params"]
 
 
-def make(optimizer=None, objective=causal_lm, dropout_rate=0.0, model=None, **options):
+def make(optimizer=None, loss_fn=causal_lm, dropout_rate=0.0, model=None, **options):
     """A step that is not yet compiled, and a state."""
     optimizer = optimizer or optax.sgd(1.0)  # then the change of the parameters is the gradient
-    options = dict(seed=0, accumulation=1, max_bad_steps=3, log_every=1000) | options
+    options = dict(seed=0, accumulation=1, max_consecutive_skips=3, log_every=1000) | options
     model = model or Bigrams(dropout_rate)
-    step = functools.partial(train_step, model=model, objective=objective, optimizer=optimizer, **options)
+    step = functools.partial(train_step, model=model, loss_fn=loss_fn, optimizer=optimizer, **options)
     return step, create_state(first_params(model), optimizer)
 
 
@@ -87,7 +87,7 @@ def differ(a, b):
     return any(np.any(x != y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
-# The objective
+# The loss_fn
 
 
 def test_the_loss_sums_what_a_loop_over_real_targets_sums():
@@ -167,7 +167,7 @@ def test_the_gradient_is_of_the_mean_over_all_targets():
     batch = make_batch(9)
 
     def mean_loss(params):
-        loss_sum, weight_sum, _ = eval_step(params, batch, model=step.keywords["model"], objective=causal_lm)
+        loss_sum, weight_sum, _ = eval_step(params, batch, model=step.keywords["model"], loss_fn=causal_lm)
         return loss_sum / weight_sum
 
     grads = jax.jit(jax.grad(mean_loss))(state.params)
@@ -192,7 +192,7 @@ def test_a_batch_of_padding_only_is_finite_and_moves_nothing():
     step, state = make()
     after = jax.jit(step)(state, make_batch(0, lengths=(0,) * B))
     assert_equal(after.params, state.params)
-    assert after.window.loss_sum == after.window.weight_sum == after.grad_norm == after.bad_in_row == 0
+    assert after.window.loss_sum == after.window.weight_sum == after.grad_norm == after.consecutive_skips == 0
     assert after.step == 1
 
 
@@ -204,30 +204,30 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(mark):
     bad = step(before, marked(1, mark))
     assert differ(before.params, state.params)
     assert_equal((bad.params, bad.opt_state, bad.window), (before.params, before.opt_state, before.window))
-    assert (bad.step, bad.bad_in_row, bad.num_bad) == (2, 1, 1)
+    assert (bad.step, bad.consecutive_skips, bad.skipped_steps) == (2, 1, 1)
     bad = step(bad, marked(2, mark))
-    assert (bad.step, bad.bad_in_row, bad.num_bad) == (3, 2, 2)
+    assert (bad.step, bad.consecutive_skips, bad.skipped_steps) == (3, 2, 2)
     good = step(bad, marked(3, FINE))
-    assert (good.step, good.bad_in_row, good.num_bad) == (4, 0, 2)
+    assert (good.step, good.consecutive_skips, good.skipped_steps) == (4, 0, 2)
     assert differ(good.params, bad.params)
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(good))
 
 
 def test_after_too_many_bad_steps_in_a_row_no_later_step_updates():
-    step, state = make(objective=marked_lm, max_bad_steps=3)
+    step, state = make(loss_fn=marked_lm, max_consecutive_skips=3)
     step = jax.jit(step)
     for seed in range(3):
         state = step(state, marked(seed, NAN_LOSS))
     after = step(step(state, marked(3, FINE)), marked(4, FINE))
     assert_equal((after.params, after.opt_state), (state.params, state.opt_state))
-    assert (after.bad_in_row, after.num_bad) == (5, 5)
+    assert (after.consecutive_skips, after.skipped_steps) == (5, 5)
 
 
 def test_the_window_holds_the_sums_since_the_last_line_of_the_log():
     step, state = make(optax.sgd(0.0), log_every=3)
     lengths = [(n, *LENGTHS[1:]) for n in (8, 5, 2, 7, 3, 4, 6)]
     batches = [make_batch(seed, n) for seed, n in enumerate(lengths)]
-    evaluate = jax.jit(functools.partial(eval_step, model=step.keywords["model"], objective=causal_lm))
+    evaluate = jax.jit(functools.partial(eval_step, model=step.keywords["model"], loss_fn=causal_lm))
     sums = [evaluate(state.params, batch)[:2] for batch in batches]
     step = jax.jit(step)
     for i, batch in enumerate(batches):
@@ -264,7 +264,7 @@ def test_evaluation_drops_nothing():
     step, state = make(dropout_rate=0.5)
     plain, _ = make()
     one, two = (
-        eval_step(state.params, make_batch(1), model=s.keywords["model"], objective=causal_lm) for s in (step, plain)
+        eval_step(state.params, make_batch(1), model=s.keywords["model"], loss_fn=causal_lm) for s in (step, plain)
     )
     assert_equal(one, two)
 
@@ -274,7 +274,7 @@ def test_evaluation_drops_nothing():
 
 def test_the_loss_begins_near_that_of_a_guess():
     model = GPT(CONFIG)
-    loss_sum, weight_sum, _ = eval_step(first_params(model), make_batch(0), model=model, objective=causal_lm)
+    loss_sum, weight_sum, _ = eval_step(first_params(model), make_batch(0), model=model, loss_fn=causal_lm)
     assert abs(loss_sum / weight_sum - math.log(V)) < 0.1
 
 

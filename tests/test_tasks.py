@@ -10,7 +10,7 @@ import pytest
 import transformer_jax as tj
 from train.config import Config, DataConfig
 from train.data import dates
-from train.data.corruption import hide_spans, hide_tokens, num_hidden
+from train.data.corruption import corrupt_spans, mask_tokens, num_masked
 from train.data.tagged import encode_sentence, entities, entity_f1, read_tagged
 from train.loop import run as train
 from train.tasks.scoring import SCORERS, Options
@@ -31,20 +31,20 @@ def seeded(seed=0):
 
 def test_of_the_chosen_tokens_eight_in_ten_are_masked_one_is_random_and_one_stays():
     tokens = seeded(1).integers(3, 50, (97, 211))
-    gaps, is_chosen = hide_tokens(tokens, seeded(2), 0.15, mask_id=50, vocab_size=50)
+    gaps, is_chosen = mask_tokens(tokens, seeded(2), 0.15, mask_id=50, vocab_size=50)
     assert abs(is_chosen.mean() - 0.15) < 0.01
     assert np.array_equal(gaps[~is_chosen], tokens[~is_chosen])
     masked, same = gaps[is_chosen] == 50, gaps[is_chosen] == tokens[is_chosen]
     assert abs(masked.mean() - 0.8) < 0.02 and abs(same.mean() - 0.1 - 0.1 / 50) < 0.02
-    again, _ = hide_tokens(tokens, seeded(3), 0.15, 50, 50)
+    again, _ = mask_tokens(tokens, seeded(3), 0.15, 50, 50)
     assert np.any(again != gaps)
 
 
 @pytest.mark.parametrize("length, fraction, mean_span", [(31, 0.15, 3.0), (7, 0.5, 1.0), (5, 0.15, 3.0), (2, 0.9, 9.0)])
 def test_spans_in_their_places_are_the_text_again(length, fraction, mean_span):
     tokens = seeded(1).integers(3, 50, (17, length))
-    source, target = hide_spans(tokens, seeded(2), fraction, mean_span, 50, (1, 2))
-    num_tokens, num_spans = num_hidden(length, fraction, mean_span)
+    source, target = corrupt_spans(tokens, seeded(2), fraction, mean_span, 50, (1, 2))
+    num_tokens, num_spans = num_masked(length, fraction, mean_span)
     assert source.shape == (17, length - num_tokens + num_spans + 1) and target.shape == (
         17,
         num_tokens + num_spans + 2,

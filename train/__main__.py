@@ -7,10 +7,11 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from train.config import Config
 from transformer_jax import startup
 from transformer_jax.commands.cli import HELP_FLAGS, UsageError, parse_flags, report_errors
 from transformer_jax.schema import config_fields, unknown_field
+
+from .config import Config
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe: a Python file with get_config().")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run directory: made if need be, resumed if it has checkpoints.")
@@ -71,7 +72,7 @@ def main(argv: list[str]) -> None:
         raise UsageError(f"--config={recipe}: there is no such file. Give a recipe: {recipes}.")
 
     startup.prepare()
-    from train.loop import run  # here, so that a mistake above is answered before JAX is loaded
+    from .loop import run  # here, so that a mistake above is answered before JAX is loaded
 
     run(_CONFIG.value, _WORKDIR.value)
 

@@ -146,11 +146,21 @@ class TrainConfig:
     )
     patience: int = setting(0, "evaluations without a better one after which to stop early; 0: never")
     ema_decay: float = setting(0.0, "use an exponential moving average of the parameters, say 0.999; 0: the parameters")
-    max_bad_steps: int = setting(10, "steps in a row with NaN or infinity (each is skipped) after which to stop")
+    max_consecutive_skips: int = setting(
+        10, "steps in a row with NaN or infinity (each is skipped) after which to stop"
+    )
     tensorboard: bool = setting(True, "write TensorBoard files beside metrics.jsonl")
 
     def __post_init__(self):
-        names = ("num_steps", "batch_size", "num_buckets", "accumulation", "log_every", "eval_every", "max_bad_steps")
+        names = (
+            "num_steps",
+            "batch_size",
+            "num_buckets",
+            "accumulation",
+            "log_every",
+            "eval_every",
+            "max_consecutive_skips",
+        )
         for name in names:
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name}={getattr(self, name)}: must be at least 1.")

@@ -9,7 +9,7 @@ SMALLER_IS_BETTER = ("loss",)
 
 
 @dataclasses.dataclass(frozen=True)
-class Best:
+class BestTracker:
     """The best evaluation so far, if there was one."""
 
     metric: str  # one of the numbers that an evaluation has
@@ -24,7 +24,7 @@ class Best:
         value = measured[self.metric]
         return -value if self.metric in SMALLER_IS_BETTER else value
 
-    def after(self, measured: dict[str, float], step: int) -> "Best":
+    def after(self, measured: dict[str, float], step: int) -> "BestTracker":
         """With one more evaluation. Of equals the earlier one is the best; NaN never is."""
         score = self.score_of(measured)
         is_better = not math.isnan(score) and (self.score is None or score > self.score)
@@ -41,7 +41,7 @@ class Best:
         return f"{self.metric} {value:.4f} at step {self.step}"
 
 
-def best_of(meta: dict | None, metric: str) -> Best:
+def best_of(meta: dict | None, metric: str) -> BestTracker:
     """The best that a checkpoint knows of, where it went by the same number; else none."""
-    known = Best(**meta["best"]) if meta else Best(metric)
-    return known if known.metric == metric else Best(metric)
+    known = BestTracker(**meta["best"]) if meta else BestTracker(metric)
+    return known if known.metric == metric else BestTracker(metric)

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from train.data.batches import Batch
-from train.data.entropy import TRUTHS, known_truth
 from transformer_jax.tokenizers import Tokenizer
+
+from .data.batches import Batch
+from .data.entropy import TRUTHS, known_truth
 
 ERRORS = 3.0  # standard errors below the floor that are called a leak: an unbiased loss is there once in 740 times
 ROUNDING = 1e-5  # of the floor; float32 loses less
@@ -50,17 +51,17 @@ def with_floor(batches: Callable[[], Iterable[Batch]], floor: Callable[[Batch], 
     return again
 
 
-def paired(objective: Callable) -> Callable:
-    """An objective that, where a batch has a floor, also counts what `compare` needs. Training batches have none."""
+def paired(loss_fn: Callable) -> Callable:
+    """An loss_fn that, where a batch has a floor, also counts what `compare` needs. Training batches have none."""
 
     def compared(apply: Callable, batch: dict[str, jax.Array], deterministic: bool = True) -> tuple:
         if "floor" not in batch:
-            return objective(apply, batch, deterministic=deterministic)
+            return loss_fn(apply, batch, deterministic=deterministic)
         batch = dict(batch)
         floors = batch.pop("floor")  # [B]
 
-        def one(row):  # whatever the objective is, it says the loss of a batch of one row
-            return objective(apply, jax.tree.map(lambda x: x[None], row), deterministic=deterministic)
+        def one(row):  # whatever the loss_fn is, it says the loss of a batch of one row
+            return loss_fn(apply, jax.tree.map(lambda x: x[None], row), deterministic=deterministic)
 
         losses, weights, counts = jax.vmap(one)(batch)  # [B] each
         is_window = weights > 0

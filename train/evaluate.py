@@ -32,10 +32,11 @@ def main(argv: list[str]) -> None:
 
     startup.prepare()
     import transformer_jax as tj  # here, so that a mistake above is answered before JAX is loaded
-    from train.config import Config
-    from train.data.pairs import SPLITS
-    from train.plot import draw_confusion
-    from train.tasks.scoring import SCORERS, Options
+
+    from .config import Config
+    from .data.pairs import SPLITS
+    from .plot import draw_confusion
+    from .tasks.scoring import SCORERS, Options
 
     run, meta = tj.load(_RUN_DIR.value, _CHECKPOINT.value, average=_AVERAGE.value), tj.read_meta(_RUN_DIR.value)
     if "config" not in meta:

@@ -1,4 +1,4 @@
-"""The loss, and what else an objective counts, over a whole split."""
+"""The loss, and what else an loss_fn counts, over a whole split."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from train.entropy_floor import compare
-from train.step import Batch
+from .entropy_floor import compare
+from .step import Batch
 
 
-def measure(eval_step: Callable, params: Any, batches: Iterable[Batch]) -> dict[str, float]:
+def evaluate(eval_step: Callable, params: Any, batches: Iterable[Batch]) -> dict[str, float]:
     """Sums over all batches, divided by the sum of the weights: the same whatever the batches are.
 
     Args:

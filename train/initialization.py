@@ -6,12 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from train.resume import with_vocabulary
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
 from transformer_jax.models import Encoder, Seq2SeqConfig, make_model
-from transformer_jax.run import Run, open_run, rules_of
+from transformer_jax.run import Run, generation_defaults_of, open_run
 from transformer_jax.tokenizers import BOS_ID, Tokenizer, tokenizer_from_dict
+
+from .resume import with_vocabulary
 
 # Fields of a recipe that say something new of a model that was trained before. All others are as they were.
 ITS_OWN = ("dropout_rate", "dtype", "backend", "init_std", "zero_init")
@@ -20,13 +21,15 @@ POSITIONS = (("positions", "embedding"),)
 
 
 @dataclasses.dataclass(frozen=True)
-class Start:
+class InitFrom:
     """What there is before the first step."""
 
     run: Run | None = None  # the model of `train.init_from`
     model: Any = None  # that of the checkpoint to go on from, which stays as it is
     tokenizer: Tokenizer | None = None
-    origin: dict = dataclasses.field(default_factory=dict)  # config.json and generation_config.json, if there were any
+    hf_config: dict = dataclasses.field(
+        default_factory=dict
+    )  # config.json and generation_config.json, if there were any
     resize_vocab: bool = False
     resize_positions: bool = False
 
@@ -67,7 +70,11 @@ class Start:
 
     def start_id(self) -> int:
         """The token that starts a target."""
-        return rules_of(self.origin, self.model or self.run.model, self.tokenizer).start_id if self.origin else BOS_ID
+        return (
+            generation_defaults_of(self.hf_config, self.model or self.run.model, self.tokenizer).start_id
+            if self.hf_config
+            else BOS_ID
+        )
 
     def _merged(self, asked: TransformerConfig, before: TransformerConfig) -> TransformerConfig:
         default, new = TransformerConfig(), {}
@@ -92,7 +99,7 @@ class Start:
             raise UserError(f"train.init_from: holds a {body.__name__}, and this train.task trains a {wanted}.")
 
 
-def find_start(init_from: str, meta: dict | None, resize_vocab: bool, resize_positions: bool) -> Start:
+def find_init_from(init_from: str, meta: dict | None, resize_vocab: bool, resize_positions: bool) -> InitFrom:
     """The start of a run, from its own checkpoint, another model, or nothing.
 
     Args:
@@ -100,14 +107,16 @@ def find_start(init_from: str, meta: dict | None, resize_vocab: bool, resize_pos
       meta: of the run's own checkpoint, which counts alone where there is one.
     """
     if meta:
-        return Start(None, make_model(meta["model"]), tokenizer_from_dict(meta["tokenizer"]), meta.get("origin", {}))
+        return InitFrom(
+            None, make_model(meta["model"]), tokenizer_from_dict(meta["tokenizer"]), meta.get("hf_config", {})
+        )
     if not init_from:
-        return Start()
+        return InitFrom()
     run = open_run(init_from)
-    return Start(run, None, run.tokenizer, run.origin, resize_vocab, resize_positions)
+    return InitFrom(run, None, run.tokenizer, run.hf_config, resize_vocab, resize_positions)
 
 
-def take_over(start: Start, params: Any) -> tuple[Any, str]:
+def load_pretrained_params(init_from: InitFrom, params: Any) -> tuple[Any, str]:
     """Initial parameters, those that were trained before in their places; and a line that says what is new.
 
     Everything is float32 from here on. Where vocabulary or positions are resized, the rows that both have are kept.
@@ -115,9 +124,9 @@ def take_over(start: Start, params: Any) -> tuple[Any, str]:
     Raises:
       UserError: a parameter has another shape than before.
     """
-    if start.run is None:
+    if init_from.run is None:
         return params, ""
-    before = {"encoder": start.run.params} if isinstance(start.run.model, Encoder) else start.run.params
+    before = {"encoder": init_from.run.params} if isinstance(init_from.run.model, Encoder) else init_from.run.params
     before = {_names(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(before)}
     new = []
 
@@ -129,7 +138,7 @@ def take_over(start: Start, params: Any) -> tuple[Any, str]:
             return leaf
         if old.shape == leaf.shape:
             return jnp.asarray(old, jnp.float32)
-        resized = (VOCABULARY if start.resize_vocab else ()) + (POSITIONS if start.resize_positions else ())
+        resized = (VOCABULARY if init_from.resize_vocab else ()) + (POSITIONS if init_from.resize_positions else ())
         if any(names[-len(one) :] == one for one in resized):
             both = tuple(slice(min(a, b)) for a, b in zip(old.shape, leaf.shape, strict=True))
             return leaf.at[both].set(jnp.asarray(old[both], jnp.float32))
@@ -141,7 +150,7 @@ def take_over(start: Start, params: Any) -> tuple[Any, str]:
     params = jax.tree_util.tree_map_with_path(take, params)
     said = f"new, with random values: {', '.join(new)}" if new else "nothing is new"
     left = f"; not taken: {', '.join(sorted('/'.join(names) for names in before))}" if before else ""
-    return params, f"started from {start.run.name}; {said}{left}"
+    return params, f"started from {init_from.run.name}; {said}{left}"
 
 
 def _names(path: tuple) -> tuple[str, ...]:

@@ -16,23 +16,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from train import flops, resume
-from train.config import Config
-from train.early_stopping import Best, best_of
-from train.evaluation import measure
-from train.initialization import Start, find_start, take_over
-from train.metrics import MetricsLog
-from train.optimizer import make_optimizer, make_schedule
-from train.parallel import Jit, Pmap, make_parallel
-from train.plot import draw_loss
-from train.signals import Stopped, StopSignals
-from train.state import TrainState, create_state, join, split, used_params
-from train.step import Batch, eval_step, train_step
-from train.tasks.base import Task
-from train.tasks.registry import load_task
 from transformer_jax.checkpoint import Checkpoints, abstract
 from transformer_jax.errors import RunError, UserError
 from transformer_jax.models import describe_model, first_params
+
+from . import flops, resume
+from .config import Config
+from .early_stopping import BestTracker, best_of
+from .evaluation import evaluate
+from .initialization import InitFrom, find_init_from, load_pretrained_params
+from .metrics import MetricsLog
+from .optimizer import make_optimizer, make_schedule
+from .parallel import Jit, Pmap, make_parallel
+from .plot import draw_loss
+from .signals import Stopped, StopSignals
+from .state import TrainState, create_state, join, split, used_params
+from .step import Batch, eval_step, train_step
+from .tasks.base import Task
+from .tasks.registry import load_task
 
 SHORT_STEP_FLOPS = 5e10  # steps of fewer operations share a call; a second or less on a laptop
 
@@ -65,8 +66,10 @@ def run(config: Any, workdir: str | Path) -> Path:
             return workdir
 
         # Data and model.
-        start = find_start(config.train.init_from, meta, config.train.resize_vocab, config.train.resize_positions)
-        task = load_task(config, start, meta)
+        init_from = find_init_from(
+            config.train.init_from, meta, config.train.resize_vocab, config.train.resize_positions
+        )
+        task = load_task(config, init_from, meta)
         if meta:
             resume.check_data(meta["fingerprint"], task.fingerprint)
         config = dataclasses.replace(config, model=resume.with_vocabulary(config.model, task.tokenizer.vocab_size))
@@ -75,12 +78,12 @@ def run(config: Any, workdir: str | Path) -> Path:
         # Optimizer and state.
         optimizer = make_optimizer(config.optimizer, num_steps)
         schedule = make_schedule(config.optimizer, num_steps)
-        parallel = build_parallel(config, task.model, task.objective, optimizer)
-        state, origin = first_state(config, task.model, optimizer, start)
+        parallel = build_parallel(config, task.model, task.loss_fn, optimizer)
+        state, hf_config = first_state(config, task.model, optimizer, init_from)
         steps_per_call = choose_steps_per_call(config, task, state.params)
         _write_config(workdir, config, task.model.config)
         log = MetricsLog(workdir, step, num_steps, config.train.tensorboard, task.has_perplexity)
-        log.say(_describe(config, task, state, origin))
+        log.say(_describe(config, task, state, hf_config))
         if meta:
             state = _restore(checkpoints, step, state, parallel)
             log.say("\n".join([f"resumed at step {step}", *changes]))
@@ -108,10 +111,10 @@ def run(config: Any, workdir: str | Path) -> Path:
                 # Log, evaluate, save.
                 is_due = functools.partial(_is_due, step, num_steps)
                 if is_due(config.train.log_every):
-                    log.train(step, numbers, float(schedule(step - 1 - int(numbers["bad_steps"]))))
+                    log.train(step, numbers, float(schedule(step - 1 - int(numbers["skipped_steps"]))))
                 score = None
                 if is_due(config.train.eval_every):
-                    measured = measure(parallel.evaluate, used_params(state), task.eval_batches())
+                    measured = evaluate(parallel.evaluate, used_params(state), task.eval_batches())
                     score, best = best.score_of(measured), best.after(measured, step)
                     log.val(step, measured, task.bytes_per_token)
                 is_last = asked_to_stop or best.is_stale(step, patience)
@@ -146,33 +149,33 @@ def _lock(workdir: Path) -> Iterator[None]:
         yield
 
 
-def build_parallel(config: Config, model: Any, objective: Any, optimizer: Any) -> Jit | Pmap:
+def build_parallel(config: Config, model: Any, loss_fn: Any, optimizer: Any) -> Jit | Pmap:
     """The compiled training and evaluation steps of a run."""
     step = functools.partial(
         train_step,
         model=model,
-        objective=objective,
+        loss_fn=loss_fn,
         optimizer=optimizer,
         seed=config.train.seed,
         accumulation=config.train.accumulation,
-        max_bad_steps=config.train.max_bad_steps,
+        max_consecutive_skips=config.train.max_consecutive_skips,
         log_every=config.train.log_every,
         ema_decay=config.train.ema_decay,
     )
     rows = config.train.batch_size // config.train.accumulation
-    evaluate = functools.partial(eval_step, model=model, objective=objective)
+    evaluate = functools.partial(eval_step, model=model, loss_fn=loss_fn)
     return make_parallel(config.train.parallel, step, evaluate, rows)
 
 
-def first_state(config: Config, model: Any, optimizer: Any, start: Start) -> tuple[TrainState, str]:
+def first_state(config: Config, model: Any, optimizer: Any, init_from: InitFrom) -> tuple[TrainState, str]:
     """The state before the first step, made on the device in one program; and what of it was trained before."""
     create = functools.partial(first_params, model)
     begin = functools.partial(create_state, optimizer=optimizer, has_average=config.train.ema_decay > 0)
     key = jax.random.key(config.train.seed)
-    if start.run is None:
+    if init_from.run is None:
         return jax.jit(lambda key: begin(create(key)))(key), ""
-    params, origin = take_over(start, jax.jit(create)(key))
-    return jax.jit(begin)(params), origin
+    params, note = load_pretrained_params(init_from, jax.jit(create)(key))
+    return jax.jit(begin)(params), note
 
 
 def _write_config(workdir: Path, config: Config, model: Any) -> None:
@@ -209,14 +212,14 @@ def _numbers(state: TrainState) -> dict[str, jax.Array]:
         "loss_sum": state.window.loss_sum,
         "weight_sum": state.window.weight_sum,
         "grad_norm": state.grad_norm,
-        "bad_in_row": state.bad_in_row,
-        "bad_steps": state.num_bad,
+        "consecutive_skips": state.consecutive_skips,
+        "skipped_steps": state.skipped_steps,
     }
 
 
 def _stop_if_stuck(numbers: dict, step: int, schedule: Any, config: Config, checkpoints: Checkpoints) -> None:
-    bad = int(numbers["bad_in_row"])
-    if bad < config.train.max_bad_steps:
+    bad = int(numbers["consecutive_skips"])
+    if bad < config.train.max_consecutive_skips:
         return
     with contextlib.suppress(RunError):  # what stopped the run comes first
         checkpoints.wait()
@@ -247,7 +250,7 @@ def _restore(checkpoints: Checkpoints, step: int, state: TrainState, parallel: J
     return join(restored["params"], restored["state"])
 
 
-def _meta(config: Config, task: Task, step: int, val_score: float | None, best: Best) -> dict:
+def _meta(config: Config, task: Task, step: int, val_score: float | None, best: BestTracker) -> dict:
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     return {
         "step": step,
@@ -258,23 +261,23 @@ def _meta(config: Config, task: Task, step: int, val_score: float | None, best: 
         "tokenizer": task.tokenizer.to_dict(),
         "labels": list(task.labels),
         "texts": {"lowercase": config.data.lowercase, "separator": task.separator},
-        "origin": task.origin,
+        "hf_config": task.hf_config,
         "fingerprint": task.fingerprint,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
     }
 
 
-def _describe(config: Config, task: Task, state: TrainState, origin: str) -> str:
+def _describe(config: Config, task: Task, state: TrainState, hf_config: str) -> str:
     return (
         f"data: {task.description}; {task.tokenizer.kind} tokenizer, {task.tokenizer.vocab_size:,} ids\n"
         + flops.describe(state.params, state.opt_state, task.model.config, task.tokens_per_step)
-        + (f"\n{origin}" if origin else "")
+        + (f"\n{hf_config}" if hf_config else "")
     )
 
 
 def _what_next(workdir: Path, task: str) -> str:
     if task == "causal_lm":
-        command = f'python -m transformer_jax sample --run_dir={workdir} --prompt="The " --past_context=reread'
+        command = f'python -m transformer_jax sample --run_dir={workdir} --prompt="The " --on_overflow=re-prefill'
         return f"Sample from {workdir} with: {command}"
     if task == "seq2seq":
         return f"Translate with: python -m transformer_jax translate --run_dir={workdir} <input >output"

@@ -10,7 +10,7 @@ import rich.console
 import rich.progress
 from tensorboardX import SummaryWriter
 
-from train import entropy_floor
+from . import entropy_floor
 
 
 def perplexity(nats_per_token: float) -> float:
@@ -76,7 +76,7 @@ class MetricsLog:
                 "learning_rate": learning_rate,
                 "grad_norm": float(numbers["grad_norm"]),
                 "tokens_per_second": round(speed, 1) if speed == speed else speed,
-                "bad_steps": int(numbers["bad_steps"]),
+                "skipped_steps": int(numbers["skipped_steps"]),
             },
         )
         self._tokens = self._seconds = 0

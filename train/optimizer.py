@@ -11,9 +11,10 @@ from typing import Any
 import jax
 import optax
 
-from train.config import OptimizerConfig
 from transformer_jax.errors import UserError, choose
 from transformer_jax.nn.layers import num_input_axes
+
+from .config import OptimizerConfig
 
 
 def _warmup_cosine(config, num_steps):

@@ -12,9 +12,10 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from train.state import TrainState
-from train.step import Batch, train_steps
 from transformer_jax.errors import UserError, choose
+
+from .state import TrainState
+from .step import Batch, train_steps
 
 AXIS = "data"
 

@@ -9,7 +9,7 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (the backend without a screen has to be chosen first)
 
-from train.metrics import read_metrics  # noqa: E402
+from .metrics import read_metrics  # noqa: E402
 
 
 def draw_loss(workdir: str | Path) -> Path:

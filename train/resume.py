@@ -3,11 +3,12 @@
 import dataclasses
 from typing import Any
 
-from train.config import Config
 from transformer_jax.checkpoint import Checkpoints
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
 from transformer_jax.schema import config_fields
+
+from .config import Config
 
 # Fields whose change leaves the model, the examples and their order as they were. All others are refused.
 MAY_CHANGE = {
@@ -25,7 +26,7 @@ MAY_CHANGE = {
     "train.steps_per_call",
     "train.log_every",
     "train.eval_every",
-    "train.max_bad_steps",
+    "train.max_consecutive_skips",
     "train.tensorboard",
     "train.patience",
     "train.best_by",

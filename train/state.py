@@ -10,7 +10,7 @@ import optax
 
 
 @flax.struct.dataclass
-class Window:
+class LossAccumulator:
     """What is summed up between two lines of the log."""
 
     loss_sum: jax.Array
@@ -24,10 +24,10 @@ class TrainState:
     step: jax.Array  # int32: optimizer steps tried
     params: Any
     opt_state: optax.OptState
-    bad_in_row: jax.Array  # int32: last steps in a row whose loss or gradient was not finite
-    num_bad: jax.Array  # int32: such steps in all
+    consecutive_skips: jax.Array  # int32: last steps in a row whose loss or gradient was not finite
+    skipped_steps: jax.Array  # int32: such steps in all
     grad_norm: jax.Array  # float32: of the last step, before clipping
-    window: Window
+    window: LossAccumulator
     average: Any  # exponential moving average of params; () where none is kept
 
 
@@ -37,10 +37,10 @@ def create_state(params: Any, optimizer: optax.GradientTransformation, has_avera
         step=jnp.int32(0),
         params=params,
         opt_state=optimizer.init(params),
-        bad_in_row=jnp.int32(0),
-        num_bad=jnp.int32(0),
+        consecutive_skips=jnp.int32(0),
+        skipped_steps=jnp.int32(0),
         grad_norm=jnp.float32(0),
-        window=Window(jnp.float32(0), jnp.float32(0)),
+        window=LossAccumulator(jnp.float32(0), jnp.float32(0)),
         average=jax.tree.map(jnp.copy, params) if has_average else (),
     )
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from train.state import TrainState, Window
+from .state import LossAccumulator, TrainState
 
 Batch = dict[str, jax.Array]
 
@@ -18,11 +18,11 @@ def train_step(
     batch: Batch,
     *,
     model: nn.Module,
-    objective: Callable,
+    loss_fn: Callable,
     optimizer: optax.GradientTransformation,
     seed: int,
     accumulation: int,
-    max_bad_steps: int,
+    max_consecutive_skips: int,
     log_every: int,
     ema_decay: float = 0.0,
     axis_name: str | None = None,
@@ -31,7 +31,7 @@ def train_step(
 
     The batch is cut into `accumulation` micro-batches; sums of losses, weights and gradients are added up,
     over them and (under pmap) over the devices of `axis_name`, and only then divided. A step whose loss or
-    gradient is not finite changes no parameter and is counted; after `max_bad_steps` of them in a row no
+    gradient is not finite changes no parameter and is counted; after `max_consecutive_skips` of them in a row no
     later step updates any more, so that the caller may look at the counter when it suits.
 
     Args:
@@ -46,7 +46,7 @@ def train_step(
 
     def loss_fn(params, micro_batch, key):
         apply = functools.partial(model.apply, {"params": params}, rngs={"dropout": key})
-        loss_sum, weight_sum, _ = objective(apply, micro_batch, deterministic=False)
+        loss_sum, weight_sum, _ = loss_fn(apply, micro_batch, deterministic=False)
         return loss_sum, weight_sum
 
     def add_micro_batch(sums, i_and_micro_batch):
@@ -69,20 +69,22 @@ def train_step(
     grads = jax.tree.map(lambda g: g / jnp.maximum(weight_sum, 1.0), grads)  # a batch of padding only: no division by 0
     grad_norm = optax.tree.norm(grads)
 
-    is_bad = ~(jnp.isfinite(loss_sum) & jnp.isfinite(grad_norm)) | (state.bad_in_row >= max_bad_steps)
+    is_skipped = ~(jnp.isfinite(loss_sum) & jnp.isfinite(grad_norm)) | (
+        state.consecutive_skips >= max_consecutive_skips
+    )
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    keep_if_bad = functools.partial(jax.tree.map, lambda old, new: jnp.where(is_bad, old, new))
+    keep_if_skipped = functools.partial(jax.tree.map, lambda old, new: jnp.where(is_skipped, old, new))
     window = jax.tree.map(lambda x: jnp.where(state.step % log_every == 0, 0.0, x), state.window)
-    window = keep_if_bad(window, Window(window.loss_sum + loss_sum, window.weight_sum + weight_sum))
-    params = keep_if_bad(state.params, params)
-    decay = jnp.where(is_bad, 1.0, jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step)))
+    window = keep_if_skipped(window, LossAccumulator(window.loss_sum + loss_sum, window.weight_sum + weight_sum))
+    params = keep_if_skipped(state.params, params)
+    decay = jnp.where(is_skipped, 1.0, jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step)))
     return TrainState(
         step=state.step + 1,
         params=params,
-        opt_state=keep_if_bad(state.opt_state, opt_state),
-        bad_in_row=jnp.where(is_bad, state.bad_in_row + 1, 0),
-        num_bad=state.num_bad + is_bad,
+        opt_state=keep_if_skipped(state.opt_state, opt_state),
+        consecutive_skips=jnp.where(is_skipped, state.consecutive_skips + 1, 0),
+        skipped_steps=state.skipped_steps + is_skipped,
         grad_norm=grad_norm,
         window=window,
         # Of no parameters (), there is nothing to average.
@@ -100,8 +102,8 @@ def train_steps(state: TrainState, batches: Batch, num_steps: jax.Array, *, step
 
 
 def eval_step(
-    params, batch: Batch, *, model: nn.Module, objective: Callable, axis_name: str | None = None
+    params, batch: Batch, *, model: nn.Module, loss_fn: Callable, axis_name: str | None = None
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-    """Sums of the losses, of the weights and of what else the objective counts in one batch, without dropout."""
-    sums = objective(functools.partial(model.apply, {"params": params}), batch)
+    """Sums of the losses, of the weights and of what else the loss_fn counts in one batch, without dropout."""
+    sums = loss_fn(functools.partial(model.apply, {"params": params}), batch)
     return jax.lax.psum(sums, axis_name) if axis_name else sums

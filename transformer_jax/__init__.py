@@ -13,7 +13,7 @@ from transformer_jax.errors import RunError, UserError
 _HOMES = {
     **dict.fromkeys(("Completion", "benchmark", "complete", "generate", "prompt_text", "stream"), "inference.generate"),
     "attention_maps": "inference.attention_maps",
-    "Decoding": "inference.generation_config",
+    "GenerationConfig": "inference.generation_config",
     "quantize": "inference.quantize",
     "translate": "inference.translate",
     **dict.fromkeys(("classify", "score", "tag"), "inference.predict"),

@@ -39,7 +39,7 @@ class TransformerConfig:
     norm_epsilon: float = setting(1e-5, "added to the variance before the square root")
     qk_norm: bool = setting(False, "RMSNorm of every query and key, a head at a time")
     feed_forward: str = setting("gelu", "relu | gelu | gelu_tanh | silu | squared_relu | swiglu | geglu | geglu_tanh")
-    placement: str = setting("pre", "pre | post | parallel: where the norms of a block stand")
+    norm_placement: str = setting("pre", "pre | post | parallel: where the norms of a block stand")
     embed_norm: bool = setting(False, "a norm after the embedding, as BERT has")
     positions: str = setting("learned", "none | learned | sinusoidal | rotary | t5 | alibi | shaw")
     position_offset: int = setting(0, "learned: rows of the table before the first position; RoBERTa and BART have 2")
@@ -122,7 +122,7 @@ class TransformerConfig:
         for name in ("logit_softcap", "attention_softcap"):
             if getattr(self, name) < 0:
                 raise UserError(f"model.{name}={getattr(self, name)}: must be 0 (no cap) or more. Take 15 or 30.")
-        for name, known in (("attention", ("softmax", "linear")), ("placement", ("pre", "post", "parallel"))):
+        for name, known in (("attention", ("softmax", "linear")), ("norm_placement", ("pre", "post", "parallel"))):
             choose(dict.fromkeys(known), getattr(self, name), f"model.{name}")
         if not 0 <= self.dropout_rate < 1:
             raise UserError(f"model.dropout_rate={self.dropout_rate}: must be at least 0 and below 1.")

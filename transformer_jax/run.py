@@ -13,10 +13,10 @@ import numpy as np
 from transformer_jax.checkpoint import CheckpointError, Checkpoints, abstract
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
-from transformer_jax.huggingface.generation_defaults import read_rules
+from transformer_jax.huggingface.generation_defaults import read_generation_defaults
 from transformer_jax.huggingface.pretrained import read_folder, write_folder
 from transformer_jax.models import Seq2Seq, Seq2SeqConfig, describe_model, make_model, parameter_shapes
-from transformer_jax.sampling import Rules
+from transformer_jax.sampling import GenerationDefaults
 from transformer_jax.tokenizers import Tokenizer, tokenizer_from_dict
 from transformer_jax.tokenizers.pretrained import read_tokenizer
 
@@ -30,10 +30,10 @@ class Run:
     tokenizer: Tokenizer | None
     config: TransformerConfig | Seq2SeqConfig
     step: int = 0
-    rules: Rules = Rules()
+    generation_defaults: GenerationDefaults = GenerationDefaults()
     name: str = ""  # where it was loaded from
     labels: tuple[str, ...] = ()  # of a classifier, in the order of its logits
-    origin: dict = dataclasses.field(default_factory=dict)  # config.json and generation_config.json, if it had any
+    hf_config: dict = dataclasses.field(default_factory=dict)  # config.json and generation_config.json, if it had any
     lowercase: bool = False  # its texts were in small letters
     separator: str = " "  # between the words that it tags; "" where it tags characters
 
@@ -67,10 +67,10 @@ def load(run_dir: str | Path, checkpoint: str | int = "latest", average: int = 0
     else:
         params = checkpoints.restore(step, params=abstract(shapes))["params"]
     tokenizer = tokenizer_from_dict(meta["tokenizer"]) if meta["tokenizer"] else None
-    origin = meta.get("origin", {})
-    rules, labels = rules_of(origin, model, tokenizer), tuple(meta.get("labels", ()))
+    hf_config = meta.get("hf_config", {})
+    rules, labels = generation_defaults_of(hf_config, model, tokenizer), tuple(meta.get("labels", ()))
     return Run(
-        model, params, tokenizer, model.config, step, rules, str(run_dir), labels, origin, **meta.get("texts", {})
+        model, params, tokenizer, model.config, step, rules, str(run_dir), labels, hf_config, **meta.get("texts", {})
     )
 
 
@@ -111,9 +111,9 @@ def from_pretrained(folder: str | Path) -> Run:
     ids = {name: value[0] if isinstance(value, list) and value else value for name, value in ids.items()}
     ids = {name: value for name, value in ids.items() if type(value) is int}
     tokenizer = read_tokenizer(read.folder.has, read.folder.data, ids)
-    origin = {"config": read.config, "generation": read.generation}
-    rules, labels = rules_of(origin, read.model, tokenizer), _labels(read.config)
-    return Run(read.model, read.params, tokenizer, read.model.config, 0, rules, str(folder), labels, origin)
+    hf_config = {"config": read.config, "generation": read.generation}
+    rules, labels = generation_defaults_of(hf_config, read.model, tokenizer), _labels(read.config)
+    return Run(read.model, read.params, tokenizer, read.model.config, 0, rules, str(folder), labels, hf_config)
 
 
 def _check_savable(run: Run) -> None:
@@ -130,7 +130,9 @@ def save_pretrained(run: Run, folder: str | Path) -> None:
     """
     _check_savable(run)
     files = getattr(run.tokenizer, "files", {})
-    write_folder(folder, run.model, run.params, run.origin.get("config", {}), run.origin.get("generation", {}), files)
+    write_folder(
+        folder, run.model, run.params, run.hf_config.get("config", {}), run.hf_config.get("generation", {}), files
+    )
 
 
 def save(run: Run, run_dir: str | Path) -> None:
@@ -144,7 +146,7 @@ def save(run: Run, run_dir: str | Path) -> None:
         "step": run.step,
         "val_score": None,
         "model": describe_model(run.model),
-        "origin": run.origin,
+        "hf_config": run.hf_config,
         "labels": list(run.labels),
         "texts": {"lowercase": run.lowercase, "separator": run.separator},
         "types": {jax.tree_util.keystr(path): str(leaf.dtype) for path, leaf in leaves if leaf.dtype != "float32"},
@@ -194,12 +196,12 @@ def _labels(config: dict) -> tuple[str, ...]:
     return tuple(str(names[number]) for number in sorted(names, key=lambda n: int(n) if n.isdecimal() else 0))
 
 
-def rules_of(origin: dict, model: Any, tokenizer: Tokenizer | None) -> Rules:
+def generation_defaults_of(hf_config: dict, model: Any, tokenizer: Tokenizer | None) -> GenerationDefaults:
     """What a pre-trained model's generation_config.json says, or else the special tokens of the tokenizer."""
-    if origin:
+    if hf_config:
         decoder = getattr(model.config, "decoder", model.config)
-        return read_rules(origin["config"], origin["generation"], decoder.vocab_size)
-    return Rules((tokenizer.eos_id,), tokenizer.pad_id, tokenizer.bos_id)
+        return read_generation_defaults(hf_config["config"], hf_config["generation"], decoder.vocab_size)
+    return GenerationDefaults((tokenizer.eos_id,), tokenizer.pad_id, tokenizer.bos_id)
 
 
 @functools.partial(jax.jit, static_argnums=0)

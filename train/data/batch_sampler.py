@@ -18,7 +18,7 @@ from transformer_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainOrder:
+class WindowSampler:
     """Where each training example starts. A pure function of these numbers and the global step, safe in any thread.
 
     A window is visited at most once in an epoch; the last num_windows % batch_size of its order are left out of it.
@@ -57,7 +57,7 @@ class TrainOrder:
 
 
 @functools.lru_cache(maxsize=2)  # two, because prefetching runs ahead across the end of an epoch
-def _epoch_starts(order: TrainOrder, epoch: int) -> np.ndarray:  # [steps_per_epoch, B]
+def _epoch_starts(order: WindowSampler, epoch: int) -> np.ndarray:  # [steps_per_epoch, B]
     rng = np.random.default_rng((order.seed, epoch))
     offset = rng.integers(order.max_len)
     windows = rng.permutation(order.num_windows)[: order.steps_per_epoch * order.batch_size]
@@ -70,7 +70,7 @@ MULTIPLE = 4  # lengths of batches are multiples of it
 
 
 @dataclasses.dataclass(frozen=True)
-class ExampleOrder:
+class LengthBucketSampler:
     """Which examples make the batch of a step, and how many tokens long it is.
 
     Examples of about one length come together, so that there is little padding and few shapes are compiled: batches

@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 import grain
 import numpy as np
 
-from train.config import DataConfig, TokenizerConfig
-from train.data.batch_sampler import TrainOrder
-from train.data.sources import load_parts
 from transformer_jax.errors import UserError
 from transformer_jax.run import open_tokenizer
 from transformer_jax.tokenizers import PAD_ID, Tokenizer, train_tokenizer
+
+from ..config import DataConfig, TokenizerConfig
+from .batch_sampler import WindowSampler
+from .sources import load_parts
 
 Batch = dict[str, np.ndarray]
 
@@ -90,7 +91,7 @@ def pair_batch(
     return {"source": source, "target": target, "source_is_token": source_is_token, "target_is_token": target_is_token}
 
 
-def window_batch(tokens: np.ndarray, order: TrainOrder, step: int) -> Batch:
+def window_batch(tokens: np.ndarray, order: WindowSampler, step: int) -> Batch:
     """The training batch of a step, from running text: int32 [order.num_tokens]."""
     index = order.starts(step)[:, None] + np.arange(order.max_len + 1)
     return {"tokens": tokens[index], "is_token": np.ones(index.shape, bool)}

@@ -3,7 +3,7 @@
 import numpy as np
 
 
-def hide_tokens(
+def mask_tokens(
     tokens: np.ndarray, random: np.random.Generator, fraction: float, mask_id: int, vocab_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Of `fraction` of the tokens 80 % become the mask, 10 % any token, 10 % stay. Devlin et al. 2019, section 3.1.
@@ -20,13 +20,13 @@ def hide_tokens(
     return np.where(is_chosen, gaps, tokens).astype(np.int32), is_chosen
 
 
-def num_hidden(length: int, fraction: float, mean_span: float) -> tuple[int, int]:
+def num_masked(length: int, fraction: float, mean_span: float) -> tuple[int, int]:
     """How many of `length` tokens are hidden, and in how many spans: the same for every row, so that shapes are."""
     num_tokens = int(np.clip(round(length * fraction), 1, length - 1))
     return num_tokens, int(np.clip(round(num_tokens / mean_span), 1, min(num_tokens, length - num_tokens)))
 
 
-def hide_spans(
+def corrupt_spans(
     tokens: np.ndarray, random: np.random.Generator, fraction: float, mean_span: float, first_sentinel: int, ends: tuple
 ) -> tuple[np.ndarray, np.ndarray]:
     """The source has a sentinel for each span, the target sentinels and spans. Raffel et al. 2020, section 3.1.4.
@@ -39,7 +39,7 @@ def hide_spans(
     Returns:
       source [B, T - hidden + spans + 1], target [B, hidden + spans + 2], int32.
     """
-    num_tokens, num_spans = num_hidden(tokens.shape[1], fraction, mean_span)
+    num_tokens, num_spans = num_masked(tokens.shape[1], fraction, mean_span)
     sources, targets = [], []
     for row in tokens:
         hidden = _parts(random, num_tokens, num_spans)

@@ -11,8 +11,9 @@ from babel.dates import format_date, format_time, format_timedelta
 from babel.numbers import format_decimal
 from babel.units import format_unit
 
-from train.config import DataConfig
 from transformer_jax.errors import UserError
+
+from ..config import DataConfig
 
 SIZES = {"train": 60_000, "val": 1_000, "test": 1_000}
 UNITS = ("length-kilometer", "mass-kilogram", "volume-liter", "length-meter", "temperature-celsius", "duration-hour")

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from train.config import DataConfig
 from transformer_jax.errors import UserError
+
+from ..config import DataConfig
 
 SPLIT_FIELDS = {"train": "train_split", "val": "val_split", "test": "test_split"}
 # Builders open files by TensorFlow's names for what Python has: with these, most need no TensorFlow.

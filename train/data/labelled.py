@@ -9,13 +9,14 @@ import os
 
 import numpy as np
 
-from train.config import DataConfig, TokenizerConfig
-from train.data.batches import make_tokenizer, sha256, tokenizer_sha256
-from train.data.from_tfds import tfds_labelled
-from train.data.languages import languages
-from train.data.sources import read_file
 from transformer_jax.errors import UserError, choose
 from transformer_jax.tokenizers import Tokenizer
+
+from ..config import DataConfig, TokenizerConfig
+from .batches import make_tokenizer, sha256, tokenizer_sha256
+from .from_tfds import tfds_labelled
+from .languages import languages
+from .sources import read_file
 
 Row = tuple[str, str, str]  # text, label, where it is
 

@@ -11,10 +11,11 @@ import json
 
 import numpy as np
 
-from train.config import DataConfig, TokenizerConfig
-from train.data.batches import Batch, make_tokenizer, sha256, tokenizer_sha256, utf8
-from train.data.sources import load_documents
 from transformer_jax.tokenizers import Tokenizer
+
+from ..config import DataConfig, TokenizerConfig
+from .batches import Batch, make_tokenizer, sha256, tokenizer_sha256, utf8
+from .sources import load_documents
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -7,13 +7,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-from train.config import DataConfig, TokenizerConfig
-from train.data.batches import make_tokenizer, sha256, tokenizer_sha256
-from train.data.dates import dates
-from train.data.from_tfds import tfds_pairs
-from train.data.sources import read_file
 from transformer_jax.errors import UserError, choose
 from transformer_jax.tokenizers import PairTokenizer, Tokenizer
+
+from ..config import DataConfig, TokenizerConfig
+from .batches import make_tokenizer, sha256, tokenizer_sha256
+from .dates import dates
+from .from_tfds import tfds_pairs
+from .sources import read_file
 
 TextPairs = list[tuple[str, str]]
 SPLITS = {

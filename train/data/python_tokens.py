@@ -11,7 +11,7 @@ import tokenize
 
 import numpy as np
 
-from train.data.sources import NOT_LIBRARY, files_under
+from .sources import NOT_LIBRARY, files_under
 
 SIZES = {"train": 8_000, "val": 400, "test": 400}
 LENGTH = 200  # characters of an example, at most, in whole lines

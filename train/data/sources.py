@@ -10,10 +10,11 @@ from fractions import Fraction
 
 import numpy as np
 
-from train.config import DataConfig
-from train.data.entropy import NUM_CHARACTERS, TRUTHS, draw_part
-from train.data.from_tfds import tfds_documents
 from transformer_jax.errors import UserError, choose
+
+from ..config import DataConfig
+from .entropy import NUM_CHARACTERS, TRUTHS, draw_part
+from .from_tfds import tfds_documents
 
 ENDINGS = (".txt", ".md", ".py", ".txt.gz", ".md.gz", ".py.gz")
 NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "__pycache__"}

@@ -8,14 +8,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from train.config import DataConfig, TokenizerConfig
-from train.data.batches import make_tokenizer, sha256, tokenizer_sha256
-from train.data.from_tfds import tfds_tagged
-from train.data.python_tokens import python_tokens
-from train.data.sources import read_file
 from transformer_jax.errors import UserError, choose
 from transformer_jax.inference.predict import encode_words
 from transformer_jax.tokenizers import Tokenizer
+
+from ..config import DataConfig, TokenizerConfig
+from .batches import make_tokenizer, sha256, tokenizer_sha256
+from .from_tfds import tfds_tagged
+from .python_tokens import python_tokens
+from .sources import read_file
 
 CONLLU_COLUMNS = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
 

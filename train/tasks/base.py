@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Iterator
 import flax.linen as nn
 import jax
 
-from train.config import Config
-from train.data.batch_sampler import ExampleOrder
-from train.data.batches import Batch, prefetch
 from transformer_jax.tokenizers import Tokenizer
+
+from ..config import Config
+from ..data.batch_sampler import LengthBucketSampler
+from ..data.batches import Batch, prefetch
 
 EVAL_TOKENS = 8192  # targets in one evaluation batch, about: enough to be fast, few enough for their logits
 
@@ -21,7 +22,7 @@ class Task:
 
     model: nn.Module
     tokenizer: Tokenizer
-    objective: Callable  # see objectives.py
+    loss_fn: Callable  # see losses.py
     train_batch: Callable[[int], Batch]  # a pure function of the step
     eval_batches: Callable[[], Iterable[Batch]]
     fingerprint: dict[str, str | int]  # equal when the examples are
@@ -34,7 +35,7 @@ class Task:
     best_by: str = "loss"  # the number of an evaluation that says which is the best
     labels: tuple[str, ...] = ()
     separator: str = " "  # between the words that are tagged
-    origin: dict = dataclasses.field(default_factory=dict)  # of a pre-trained model that it starts from
+    hf_config: dict = dataclasses.field(default_factory=dict)  # of a pre-trained model that it starts from
 
     def batches(self, first_step: int, num_steps: int) -> Iterator[Batch]:
         """The batches of steps first_step to num_steps - 1, in order, made ahead of time in a thread of their own."""
@@ -43,7 +44,7 @@ class Task:
 
 def by_length(
     config: Config, max_len: int, lengths: list[list[int]], make: Callable[..., Batch]
-) -> tuple[ExampleOrder, Callable[[int], Batch], Callable[[], Iterator[Batch]]]:
+) -> tuple[LengthBucketSampler, Callable[[int], Batch], Callable[[], Iterator[Batch]]]:
     """The order of training, and the batches of training and of validation.
 
     Args:
@@ -51,13 +52,13 @@ def by_length(
       make: (0 for training or 1, examples, length, number of rows) -> batch.
     """
     order = functools.partial(
-        ExampleOrder, max_len=max_len, num_devices=jax.device_count(), num_buckets=config.train.num_buckets
+        LengthBucketSampler, max_len=max_len, num_devices=jax.device_count(), num_buckets=config.train.num_buckets
     )
     rows = {"batch_size": config.train.batch_size, "batch_tokens": config.train.batch_tokens}
     train = order(tuple(lengths[0]), seed=config.train.seed, **rows)
     validation = order(tuple(lengths[1]), seed=0, batch_size=1, batch_tokens=EVAL_TOKENS)
 
-    def batch(part: int, order: ExampleOrder, step: int) -> Batch:
+    def batch(part: int, order: LengthBucketSampler, step: int) -> Batch:
         examples, length = order.batch(step)
         return make(part, examples, length, order.rows(length))
 

@@ -6,17 +6,18 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from train import losses
-from train.config import Config
-from train.data.batch_sampler import TrainOrder
-from train.data.batches import Batch, eval_batches, load_corpus, window_batch
-from train.data.corruption import hide_spans, hide_tokens, num_hidden
-from train.data.packing import load_packed, packed_batch
-from train.entropy_floor import floor_of, paired, with_floor
-from train.initialization import Start
-from train.resume import with_vocabulary
-from train.tasks.base import EVAL_TOKENS, Task, by_length
 from transformer_jax.models import GPT, MaskedLM, Seq2Seq
+
+from .. import losses
+from ..config import Config
+from ..data.batch_sampler import WindowSampler
+from ..data.batches import Batch, eval_batches, load_corpus, window_batch
+from ..data.corruption import corrupt_spans, mask_tokens, num_masked
+from ..data.packing import load_packed, packed_batch
+from ..entropy_floor import floor_of, paired, with_floor
+from ..initialization import InitFrom
+from ..resume import with_vocabulary
+from .base import EVAL_TOKENS, Task, by_length
 
 MEAN_SPAN = 3.0  # tokens in a gap, in the mean, as in T5
 
@@ -26,23 +27,23 @@ def _eval_rows(max_len: int) -> int:
     return -(-rows // jax.device_count()) * jax.device_count()  # the devices share them
 
 
-def causal_lm(config: Config, start: Start, meta: dict | None) -> Task:
+def causal_lm(config: Config, init_from: InitFrom, meta: dict | None) -> Task:
     """A GPT on running text, or on documents that are packed into rows."""
     if config.data.documents:
-        return _documents(config, start)
-    corpus = load_corpus(config.data, config.tokenizer, start.tokenizer)
-    shape = with_vocabulary(start.merged(config.model), corpus.tokenizer.vocab_size)
-    start.check_kind(GPT)
-    order = TrainOrder(len(corpus.train_tokens), shape.max_len, config.train.batch_size, config.train.seed)
-    objective = losses.causal_lm
+        return _documents(config, init_from)
+    corpus = load_corpus(config.data, config.tokenizer, init_from.tokenizer)
+    shape = with_vocabulary(init_from.merged(config.model), corpus.tokenizer.vocab_size)
+    init_from.check_kind(GPT)
+    order = WindowSampler(len(corpus.train_tokens), shape.max_len, config.train.batch_size, config.train.seed)
+    loss_fn = losses.causal_lm
     validation = functools.partial(eval_batches, corpus.val_tokens, shape.max_len, _eval_rows(shape.max_len))
     if floor := floor_of(config.data.source, corpus.tokenizer):
-        objective, validation = paired(objective), with_floor(validation, floor)
+        loss_fn, validation = paired(loss_fn), with_floor(validation, floor)
 
     return Task(
         GPT(shape),
         corpus.tokenizer,
-        objective,
+        loss_fn,
         functools.partial(window_batch, corpus.train_tokens, order),
         validation,
         corpus.fingerprint,
@@ -54,11 +55,11 @@ def causal_lm(config: Config, start: Start, meta: dict | None) -> Task:
     )
 
 
-def _documents(config: Config, start: Start) -> Task:
-    max_len = start.merged(config.model).max_len
-    data = load_packed(config.data, config.tokenizer, start.tokenizer, max_len + 1)
-    shape = with_vocabulary(start.merged(config.model), data.tokenizer.vocab_size)
-    start.check_kind(GPT)
+def _documents(config: Config, init_from: InitFrom) -> Task:
+    max_len = init_from.merged(config.model).max_len
+    data = load_packed(config.data, config.tokenizer, init_from.tokenizer, max_len + 1)
+    shape = with_vocabulary(init_from.merged(config.model), data.tokenizer.vocab_size)
+    init_from.check_kind(GPT)
     parts = (data.train, data.validation)
     _, *batches = by_length(
         config,
@@ -80,18 +81,18 @@ def _documents(config: Config, start: Start) -> Task:
     )
 
 
-def masked_lm(config: Config, start: Start, meta: dict | None) -> Task:
+def masked_lm(config: Config, init_from: InitFrom, meta: dict | None) -> Task:
     """A MaskedLM on running text; the gaps of a window are drawn anew in every epoch."""
-    corpus = load_corpus(config.data, config.tokenizer, start.tokenizer)
+    corpus = load_corpus(config.data, config.tokenizer, init_from.tokenizer)
     tokenizer = corpus.tokenizer
-    shape = with_vocabulary(start.merged(config.model), max(tokenizer.vocab_size, tokenizer.mask_id + 1))
-    start.check_kind(MaskedLM)
-    order = TrainOrder(len(corpus.train_tokens), shape.max_len, config.train.batch_size, config.train.seed)
+    shape = with_vocabulary(init_from.merged(config.model), max(tokenizer.vocab_size, tokenizer.mask_id + 1))
+    init_from.check_kind(MaskedLM)
+    order = WindowSampler(len(corpus.train_tokens), shape.max_len, config.train.batch_size, config.train.seed)
 
     def with_gaps(batch: Batch, *seed: int) -> Batch:
         tokens, is_token = batch["tokens"][:, :-1], batch["is_token"][:, :-1]
         random, fraction = np.random.default_rng(seed), config.data.mask_fraction
-        gaps, is_chosen = hide_tokens(tokens, random, fraction, tokenizer.mask_id, tokenizer.vocab_size)
+        gaps, is_chosen = mask_tokens(tokens, random, fraction, tokenizer.mask_id, tokenizer.vocab_size)
         return {"tokens": gaps, "is_token": is_token, "target": tokens, "is_target": is_chosen & is_token}
 
     def validation() -> Iterator[Batch]:
@@ -112,22 +113,22 @@ def masked_lm(config: Config, start: Start, meta: dict | None) -> Task:
     )
 
 
-def spans(config: Config, start: Start, meta: dict | None) -> Task:
+def spans(config: Config, init_from: InitFrom, meta: dict | None) -> Task:
     """A Seq2Seq that writes what is missing in running text, as T5 is trained; gaps are drawn anew in every epoch."""
-    corpus = load_corpus(config.data, config.tokenizer, start.tokenizer)
+    corpus = load_corpus(config.data, config.tokenizer, init_from.tokenizer)
     tokenizer, max_len = corpus.tokenizer, config.model.max_len - 1
-    first_sentinel, (_, num_spans) = tokenizer.mask_id, num_hidden(max_len, config.data.mask_fraction, MEAN_SPAN)
-    shape = start.merged_sides(config.model, first_sentinel + num_spans)
-    order = TrainOrder(len(corpus.train_tokens), max_len, config.train.batch_size, config.train.seed)
+    first_sentinel, (_, num_spans) = tokenizer.mask_id, num_masked(max_len, config.data.mask_fraction, MEAN_SPAN)
+    shape = init_from.merged_sides(config.model, first_sentinel + num_spans)
+    order = WindowSampler(len(corpus.train_tokens), max_len, config.train.batch_size, config.train.seed)
 
     def with_gaps(tokens: np.ndarray, *seed: int) -> Batch:
-        source, target = hide_spans(
+        source, target = corrupt_spans(
             tokens,
             np.random.default_rng(seed),
             config.data.mask_fraction,
             MEAN_SPAN,
             first_sentinel,
-            (start.start_id(), tokenizer.eos_id),
+            (init_from.start_id(), tokenizer.eos_id),
         )
         whole = {"source": source, "target": target}
         return whole | {f"{side}_is_token": np.ones(tokens.shape, bool) for side, tokens in whole.items()}

@@ -1,16 +1,17 @@
 """What a run is about: where its examples come from, which model sees them, and what it is asked for.
 
-A task is one function (config, start, meta) -> Task, and one entry in TASKS.
+A task is one function (config, init_from, meta) -> Task, and one entry in TASKS.
 """
 
 import dataclasses
 
-from train.config import Config
-from train.initialization import Start
-from train.tasks.base import Task
-from train.tasks.language_modeling import causal_lm, masked_lm, spans
-from train.tasks.supervised import classify, regress, seq2seq, tag
 from transformer_jax.errors import choose
+
+from ..config import Config
+from ..initialization import InitFrom
+from .base import Task
+from .language_modeling import causal_lm, masked_lm, spans
+from .supervised import classify, regress, seq2seq, tag
 
 TASKS = {
     "causal_lm": causal_lm,
@@ -23,7 +24,7 @@ TASKS = {
 }
 
 
-def load_task(config: Config, start: Start, meta: dict | None) -> Task:
+def load_task(config: Config, init_from: InitFrom, meta: dict | None) -> Task:
     """The task that `train.task` names; `meta` is that of the checkpoint to go on from."""
-    task = choose(TASKS, config.train.task, "train.task")(config, start, meta)
-    return dataclasses.replace(task, origin=start.origin)
+    task = choose(TASKS, config.train.task, "train.task")(config, init_from, meta)
+    return dataclasses.replace(task, hf_config=init_from.hf_config)

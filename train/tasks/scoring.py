@@ -9,23 +9,24 @@ import jax
 import numpy as np
 from sacrebleu.metrics import BLEU, CHRF
 
-from train import losses
-from train.config import Config
-from train.data.batches import eval_batches, load_corpus
-from train.data.entropy import TRUTHS, draw_part
-from train.data.labelled import labelled_split, to_index, to_number
-from train.data.pairs import load_split
-from train.data.tagged import entity_f1, tagged_split
-from train.entropy_floor import floor_of, paired, with_floor
-from train.evaluation import measure
-from train.initialization import Start
-from train.metrics import bits_per_byte, perplexity
-from train.step import eval_step
-from train.tasks.registry import load_task
 from transformer_jax.errors import UserError
 from transformer_jax.inference import predict
 from transformer_jax.inference.translate import translate
 from transformer_jax.run import Run
+
+from .. import losses
+from ..config import Config
+from ..data.batches import eval_batches, load_corpus
+from ..data.entropy import TRUTHS, draw_part
+from ..data.labelled import labelled_split, to_index, to_number
+from ..data.pairs import load_split
+from ..data.tagged import entity_f1, tagged_split
+from ..entropy_floor import floor_of, paired, with_floor
+from ..evaluation import evaluate
+from ..initialization import InitFrom
+from ..metrics import bits_per_byte, perplexity
+from ..step import eval_step
+from .registry import load_task
 
 ROWS = 32
 
@@ -144,11 +145,11 @@ def causal_lm(run: Run, config: Config, split: str, options: Options) -> Score:
         tokens = run.tokenizer.encode(draw_part(config.data.source, split, len(corpus.val_tokens)))
     else:
         tokens = corpus.val_tokens if split == "val" else corpus.train_tokens
-    objective, batches = losses.causal_lm, functools.partial(eval_batches, tokens, run.config.max_len, ROWS)
+    loss_fn, batches = losses.causal_lm, functools.partial(eval_batches, tokens, run.config.max_len, ROWS)
     # Not of what the model was trained on: to know that by heart is no leak.
     if split != "train" and (floor := floor_of(config.data.source, run.tokenizer)):
-        objective, batches = paired(objective), with_floor(batches, floor)
-    values = measure(jax.jit(functools.partial(eval_step, model=run.model, objective=objective)), run.params, batches())
+        loss_fn, batches = paired(loss_fn), with_floor(batches, floor)
+    values = evaluate(jax.jit(functools.partial(eval_step, model=run.model, loss_fn=loss_fn)), run.params, batches())
     loss = values["loss"]
     values |= {"perplexity": perplexity(loss)}
     if split == "val":
@@ -160,9 +161,9 @@ def gaps(run: Run, config: Config, split: str, options: Options) -> Score:
     """What training measures of the validation text: loss and share of right tokens in its gaps, or of documents."""
     if split != "val":
         raise UserError(f"split={split!r}: this task is measured on the validation part. Take --split=val.")
-    task = load_task(config, Start(model=run.model, tokenizer=run.tokenizer, origin=run.origin), None)
-    evaluate = jax.jit(functools.partial(eval_step, model=run.model, objective=task.objective))
-    values = measure(evaluate, run.params, task.eval_batches())
+    task = load_task(config, InitFrom(model=run.model, tokenizer=run.tokenizer, hf_config=run.hf_config), None)
+    evaluate = jax.jit(functools.partial(eval_step, model=run.model, loss_fn=task.loss_fn))
+    values = evaluate(evaluate, run.params, task.eval_batches())
     if task.bytes_per_token:
         values |= {"perplexity": perplexity(values["loss"])}
         values |= {"bits_per_byte": bits_per_byte(values["loss"], task.bytes_per_token)}

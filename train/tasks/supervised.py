@@ -7,17 +7,18 @@ from collections.abc import Callable
 import flax.linen as nn
 import numpy as np
 
-from train import losses
-from train.config import Config, TrainConfig
-from train.data.batches import Batch, labelled_batch, pair_batch, tagged_batch
-from train.data.labelled import Labelled, load_labelled
-from train.data.pairs import load_pairs
-from train.data.tagged import encode_sentence, load_tagged
-from train.initialization import Start
-from train.resume import with_vocabulary
-from train.tasks.base import Task, by_length
 from transformer_jax.models import Regressor, Seq2Seq, SequenceClassifier, TokenTagger
 from transformer_jax.tokenizers import Tokenizer
+
+from .. import losses
+from ..config import Config, TrainConfig
+from ..data.batches import Batch, labelled_batch, pair_batch, tagged_batch
+from ..data.labelled import Labelled, load_labelled
+from ..data.pairs import load_pairs
+from ..data.tagged import encode_sentence, load_tagged
+from ..initialization import InitFrom
+from ..resume import with_vocabulary
+from .base import Task, by_length
 
 VERSIONS = 16  # of each training example, where chance leaves out merges; or fewer,
 MOST_EXAMPLES = 500_000  # so that there are not many more than these: then each example has a part of the versions
@@ -37,12 +38,12 @@ def _versions(encoded: list, train: list) -> str:
     return f" ({len(encoded) // len(train)} versions of each)" if len(encoded) > len(train) else ""
 
 
-def classify(config: Config, start: Start, meta: dict | None) -> Task:
+def classify(config: Config, init_from: InitFrom, meta: dict | None) -> Task:
     """A SequenceClassifier on labelled texts."""
-    labels, head_labels = tuple(meta["labels"]) if meta else (), start.run.labels if start.run else ()
-    data = load_labelled(config.data, config.tokenizer, start.tokenizer, labels, head_labels)
-    shape = with_vocabulary(start.merged(config.model), data.tokenizer.vocab_size)
-    start.check_kind(SequenceClassifier)
+    labels, head_labels = tuple(meta["labels"]) if meta else (), init_from.run.labels if init_from.run else ()
+    data = load_labelled(config.data, config.tokenizer, init_from.tokenizer, labels, head_labels)
+    shape = with_vocabulary(init_from.merged(config.model), data.tokenizer.vocab_size)
+    init_from.check_kind(SequenceClassifier)
     model = SequenceClassifier(shape, len(data.labels), config.train.pooling)
     task = _of_texts(config, model, data, losses.classify, np.int32)
     return dataclasses.replace(
@@ -50,15 +51,15 @@ def classify(config: Config, start: Start, meta: dict | None) -> Task:
     )
 
 
-def regress(config: Config, start: Start, meta: dict | None) -> Task:
+def regress(config: Config, init_from: InitFrom, meta: dict | None) -> Task:
     """A Regressor on texts with a number each."""
-    data = load_labelled(config.data, config.tokenizer, start.tokenizer, are_numbers=True)
-    shape = with_vocabulary(start.merged(config.model), data.tokenizer.vocab_size)
-    start.check_kind(Regressor)
+    data = load_labelled(config.data, config.tokenizer, init_from.tokenizer, are_numbers=True)
+    shape = with_vocabulary(init_from.merged(config.model), data.tokenizer.vocab_size)
+    init_from.check_kind(Regressor)
     return _of_texts(config, Regressor(shape, config.train.pooling), data, losses.regress, np.float32)
 
 
-def _of_texts(config: Config, model: nn.Module, data: Labelled, objective: Callable, label_type: type) -> Task:
+def _of_texts(config: Config, model: nn.Module, data: Labelled, loss_fn: Callable, label_type: type) -> Task:
     """A task on texts with a label each."""
     parts, max_len = _to_encode(config, data.tokenizer, data.train, data.validation), model.config.max_len
     texts = [[encoder.encode_whole(text) for encoder, (text, _) in part] for part in parts]
@@ -75,7 +76,7 @@ def _of_texts(config: Config, model: nn.Module, data: Labelled, objective: Calla
     return Task(
         model,
         data.tokenizer,
-        objective,
+        loss_fn,
         functools.partial(_leave_out, train_batch, config.train),
         validation,
         data.fingerprint,
@@ -102,11 +103,11 @@ def _cut(number: int, max_len: int, what: str = "cut") -> str:
     return f"; {number:,} longer than {max_len} tokens were {what}" if number else ""
 
 
-def tag(config: Config, start: Start, meta: dict | None) -> Task:
+def tag(config: Config, init_from: InitFrom, meta: dict | None) -> Task:
     """A TokenTagger on sentences with a tag for each word."""
-    data = load_tagged(config.data, config.tokenizer, start.tokenizer, tuple(meta["labels"]) if meta else ())
-    shape = with_vocabulary(start.merged(config.model), data.tokenizer.vocab_size)
-    start.check_kind(TokenTagger)
+    data = load_tagged(config.data, config.tokenizer, init_from.tokenizer, tuple(meta["labels"]) if meta else ())
+    shape = with_vocabulary(init_from.merged(config.model), data.tokenizer.vocab_size)
+    init_from.check_kind(TokenTagger)
     index = {label: i for i, label in enumerate(data.labels)}
     parts = [
         [encode_sentence(encoder, sentence, index) for encoder, sentence in part]
@@ -139,16 +140,16 @@ def tag(config: Config, start: Start, meta: dict | None) -> Task:
     )
 
 
-def seq2seq(config: Config, start: Start, meta: dict | None) -> Task:
+def seq2seq(config: Config, init_from: InitFrom, meta: dict | None) -> Task:
     """A Seq2Seq on pairs of texts; both sides have the shape of `model` and one vocabulary."""
-    data = load_pairs(config.data, config.tokenizer, start.tokenizer)
+    data = load_pairs(config.data, config.tokenizer, init_from.tokenizer)
     source_size = data.tokenizer.source.vocab_size if config.tokenizer.separate else 0
-    shape = start.merged_sides(config.model, data.tokenizer.vocab_size, source_size)
+    shape = init_from.merged_sides(config.model, data.tokenizer.vocab_size, source_size)
     max_len = min(shape.encoder.max_len, shape.decoder.max_len)
     sides, num_dropped = [], 0
     parts = _to_encode(config, data.tokenizer, data.train, data.validation)
     for part in parts:
-        pairs = [encode_pair(encoder, start.start_id(), *pair) for encoder, pair in part]
+        pairs = [encode_pair(encoder, init_from.start_id(), *pair) for encoder, pair in part]
         kept = [pair for pair in pairs if len(pair[0]) <= max_len and len(pair[1]) <= max_len + 1]
         num_dropped += len(pairs) - len(kept)
         sides.append(([source for source, _ in kept], [target for _, target in kept]))

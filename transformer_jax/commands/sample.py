@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
 
     import transformer_jax as tj  # its functions load JAX, so that a mistake above is answered before
 
-    decoding = tj.Decoding.from_dict(settings)
+    decoding = tj.GenerationConfig.from_dict(settings)
     path = Path(_RUN_DIR.value).expanduser()
     is_pretrained = (path / "config.json").is_file() and not (path / "checkpoints").is_dir()
     run = tj.from_pretrained(path) if is_pretrained else tj.load(_RUN_DIR.value, _CHECKPOINT.value)
@@ -89,7 +89,7 @@ def main(argv: list[str]) -> None:
 
 
 def _settings() -> dict[str, Any]:
-    """What the flags say, as Decoding wants it: numbers are ids of tokens, "the:2.5" is a token and its bias."""
+    """What the flags say, as GenerationConfig wants it: numbers are ids of tokens, "the:2.5" is a token and its bias."""
     settings = {name: flag.value for name, flag in _SETTINGS.items() if flag.value is not None}
     settings["suppress"] = [_token(text) for text in settings.get("suppress", [])]
     pairs = [text.rpartition(":") for text in settings.get("logit_bias", [])]

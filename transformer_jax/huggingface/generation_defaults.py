@@ -5,13 +5,13 @@ from typing import Any
 from transformer_jax import sampling
 from transformer_jax.errors import UserError
 from transformer_jax.huggingface.files import PretrainedError
-from transformer_jax.sampling import Rules
+from transformer_jax.sampling import GenerationDefaults
 
 
-def read_rules(config: dict, generation: dict, vocab_size: int) -> Rules:
+def read_generation_defaults(config: dict, generation: dict, vocab_size: int) -> GenerationDefaults:
     """The rules of a folder. Before there was a generation_config.json, they stood in config.json.
 
-    The methods stand in the order in which the reference library applies them. How a token is then chosen
+    The processors stand in the order in which the reference library applies them. How a token is then chosen
     (temperature, top_k, num_beams, ...) is the caller's affair, and not read.
 
     Raises:
@@ -36,11 +36,11 @@ def read_rules(config: dict, generation: dict, vocab_size: int) -> Rules:
         return found
 
     eos_ids, first = ids("eos_token_id"), ids("forced_bos_token_id")
-    methods = []
+    processors = []
 
     def add(is_asked: Any, method: type, *arguments: Any) -> None:
         if is_asked:
-            methods.append(method(*arguments))
+            processors.append(method(*arguments))
 
     penalty, ngram = number("repetition_penalty", 1.0, int, float), number("no_repeat_ngram_size", 0, int)
     words = _words(values.get("bad_words_ids"), vocab_size)
@@ -48,7 +48,7 @@ def read_rules(config: dict, generation: dict, vocab_size: int) -> Rules:
     min_length, min_new = number("min_length", 0, int), number("min_new_tokens", 0, int)
     try:
         add(penalty != 1, sampling.RepetitionPenalty, penalty)
-        add(ngram != 0, sampling.NoRepeat, ngram)
+        add(ngram != 0, sampling.NoRepeatNgram, ngram)
         add(words, sampling.BadWords, words)
         add(min_length > 0 and eos_ids, sampling.MinLength, min_length, eos_ids, True)
         add(min_new > 0 and eos_ids, sampling.MinLength, min_new, eos_ids)
@@ -61,7 +61,7 @@ def read_rules(config: dict, generation: dict, vocab_size: int) -> Rules:
         raise PretrainedError(f"generation_config.json: {error}") from error
     add(number("renormalize_logits", False, bool), sampling.Renormalize)
     start_id = one("decoder_start_token_id", one("bos_token_id"))
-    return Rules(eos_ids, one("pad_token_id", 0), start_id, tuple(methods))
+    return GenerationDefaults(eos_ids, one("pad_token_id", 0), start_id, tuple(processors))
 
 
 def _words(words: Any, vocab_size: int) -> tuple[tuple[int, ...], ...]:

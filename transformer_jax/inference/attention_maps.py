@@ -74,7 +74,7 @@ def _record(model: Any, params: Any, *inputs: jax.Array) -> dict:
 
 
 def _layers(recorded: dict, part: str) -> np.ndarray:
-    """What `part` of every block of a stack recorded for the only row: [L, N, T, S]."""
+    """What `block` of every block of a stack recorded for the only row: [L, N, T, S]."""
     blocks = recorded["stack"]
     return np.stack([blocks[f"block_{i}"][part]["weights"][0][0] for i in range(len(blocks))])
 
@@ -85,9 +85,9 @@ def _encode(run: Run, name: str, text: str, side: Any) -> np.ndarray:
         raise UserError(f"{name}={text!r:.80}: must be one text.")
     tokenizer = run.tokenizer
     if name == "target":
-        start, tokens = run.rules.start_id, tokenizer.encode_target(run.prepare(text)).tolist()
+        start, tokens = run.generation_defaults.start_id, tokenizer.encode_target(run.prepare(text)).tolist()
         tokens = tokens[tokens[:1] == [start] :]  # what begins any text is what starts a target in some models only
-        tokens = [start, *(tokens[:-1] if tokens[-1:] and tokens[-1] in run.rules.eos_ids else tokens)]
+        tokens = [start, *(tokens[:-1] if tokens[-1:] and tokens[-1] in run.generation_defaults.eos_ids else tokens)]
     elif isinstance(run.model, Seq2Seq):
         tokens = tokenizer.encode_source(run.prepare(text))
     else:

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from transformer_jax.errors import UserError
-from transformer_jax.inference.generation_config import Decoding
+from transformer_jax.inference.generation_config import GenerationConfig
 from transformer_jax.run import Run, open_run, step_function
 from transformer_jax.sampling.logits_processors import check
 from transformer_jax.tokenizers.token_bytes import token_bytes
 
 
 @dataclasses.dataclass(frozen=True)
-class Drafting:
+class DraftSource:
     """Where drafts come from, and how many tokens each has."""
 
     run: Run | None  # None: from the text
@@ -26,7 +26,7 @@ class Drafting:
         return None if self.run is None else step_function(self.run)
 
 
-def drafting_of(decoding: Decoding, run: Run) -> Drafting | None:
+def make_draft_source(decoding: GenerationConfig, run: Run) -> DraftSource | None:
     """What the settings say of drafts; None: there are to be none.
 
     Raises:
@@ -35,13 +35,13 @@ def drafting_of(decoding: Decoding, run: Run) -> Drafting | None:
     """
     if decoding.prompt_lookup:
         _check_slots("prompt_lookup", decoding.prompt_lookup, "the model", run)
-        return Drafting(None, decoding.prompt_lookup, decoding.num_draft)
+        return DraftSource(None, decoding.prompt_lookup, decoding.num_draft)
     if decoding.draft:
         draft = _open(decoding.draft, _stamp(decoding.draft))
         _check_slots("draft", decoding.draft, "the model", run)
         _check_slots("draft", decoding.draft, "the draft", draft)
         _check_fits(decoding.draft, draft, run)
-        return Drafting(draft, 0, decoding.num_draft)
+        return DraftSource(draft, 0, decoding.num_draft)
     return None
 
 

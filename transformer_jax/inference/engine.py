@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax import sampling
-from transformer_jax.inference.draft_model import Drafting
+from transformer_jax.inference.draft_model import DraftSource
 from transformer_jax.models import Seq2Seq
-from transformer_jax.nn.kv_cache import DecodeCache, as_type, make_cache, make_ring
+from transformer_jax.nn.kv_cache import DecodeCache, as_type, make_cache, make_rolling_cache
 from transformer_jax.run import Run, step_function
 from transformer_jax.tokenizers.token_bytes import settled_text
 
@@ -36,7 +36,7 @@ def bucket(size: int, most: int, smallest: int = SMALLEST_BUCKET) -> int:
     return min(between if max(size, 3 * smallest) <= between else double, most)
 
 
-class _Reading(NamedTuple):
+class Prefill(NamedTuple):
     """What is read before tokens are written."""
 
     cache: DecodeCache  # with nothing in it but a source
@@ -45,12 +45,12 @@ class _Reading(NamedTuple):
     unused: np.int32 | None  # places at the end of `tokens` that no row has
     piece: int  # tokens that are written before there is something to read again,
     num_places: int  # and the bucket that has room for them
-    text_size: int  # places that methods have for the whole text
+    text_size: int  # places that processors have for the whole text
     chunk: int  # places that are read at once
     capacity: int = 0  # slots of the cache, without spare ones
 
 
-class Writer:
+class Engine:
     """Rows of a run as they are written, some tokens at a time: `write`, until `is_done`.
 
     A row ends at a token that ends texts ("eos"), where its text has a stop string ("stop"), after `num_new` tokens
@@ -63,21 +63,23 @@ class Writer:
         run: Run,
         prompts: list[np.ndarray],
         keys: jax.Array,
-        methods: tuple,
+        processors: tuple,
         choice: str,
         num_new: int,
         stop: tuple[str, ...] = (),
         num_top: int = 0,
-        drafting: Drafting | None = None,
+        draft_source: DraftSource | None = None,
         slides: bool = False,
         cache_type: str = "model",
     ):
-        self.drafting, self._ahead = drafting, None
+        self.draft_source, self._ahead = draft_source, None
         self.num_drafted = self.num_accepted = np.zeros(len(prompts), np.int32)  # drafted tokens of each row
-        self.run, self.prompts, self.keys, self.methods = run, prompts, keys, methods
+        self.run, self.prompts, self.keys, self.processors = run, prompts, keys, processors
         self.num_new, self.stop, self.num_top = num_new, stop, num_top
         self.slides, self.cache_type = slides, cache_type
-        self.settings = dict(choice=choice, eos_ids=run.rules.eos_ids, pad_id=run.rules.pad_id)
+        self.settings = dict(
+            choice=choice, eos_ids=run.generation_defaults.eos_ids, pad_id=run.generation_defaults.pad_id
+        )
         self.is_target = isinstance(run.model, Seq2Seq)
         nothing = np.zeros(0, np.int32)
         self.tokens = [nothing] * len(prompts)  # new ones of each row, the one that ends it included
@@ -86,7 +88,7 @@ class Writer:
         self.finish, self.stop_at = [""] * len(prompts), [-1] * len(prompts)
         self.num_written = 0  # tokens of rows that have not ended
         lengths = jnp.array([1 if self.is_target else len(row) for row in prompts], jnp.int32)
-        self._states = sampling.start(methods, jnp.zeros((len(prompts), 0), jnp.int32), lengths, num_new)
+        self._states = sampling.start(processors, jnp.zeros((len(prompts), 0), jnp.int32), lengths, num_new)
         self._heads = ["" if self.is_target else run.tokenizer.decode(row) for row in prompts] if run.tokenizer else []
         self._decode, self._first, self._piece = None, 0, 0  # of what was read last: its first token, and its size
 
@@ -107,14 +109,14 @@ class Writer:
             self._take(int(num))
 
     def _advance(self, until: np.int32) -> None:
-        first, drafting = np.int32(self._first), self.drafting
-        if drafting is None:
-            self._decode = sampling.advance(
-                step_function(self.run), self._decode, self.keys, until, first, self.methods, **self.settings
+        first, draft_source = np.int32(self._first), self.draft_source
+        if draft_source is None:
+            self._decode = sampling.decode(
+                step_function(self.run), self._decode, self.keys, until, first, self.processors, **self.settings
             )
             return
         verify, most = step_function(self.run, last_only=False), np.int32(self._piece)
-        self._decode, self._ahead = sampling.advance_ahead(
+        self._decode, self._ahead = sampling.decode_speculative(
             verify,
             self._decode,
             self._ahead,
@@ -122,10 +124,10 @@ class Writer:
             until,
             most,
             first,
-            self.methods,
-            drafting.step,
-            num_draft=drafting.num_draft,
-            prompt_lookup=drafting.prompt_lookup,
+            self.processors,
+            draft_source.step,
+            num_draft=draft_source.num_draft,
+            prompt_lookup=draft_source.prompt_lookup,
             **self.settings,
         )
 
@@ -146,7 +148,7 @@ class Writer:
         read = self._from_sources if self.is_target else self._past_context if self.slides else self._in_context
         reading = read(num_left)
         self._piece = reading.piece
-        self._decode = sampling.begin(
+        self._decode = sampling.prefill(
             step_function(self.run),
             as_type(reading.cache, self.cache_type),
             reading.tokens,
@@ -154,7 +156,7 @@ class Writer:
             self.keys,
             np.int32(num_left),
             np.int32(self._first),
-            self.methods,
+            self.processors,
             self._states,
             reading.unused,
             num_places=reading.num_places,
@@ -163,17 +165,17 @@ class Writer:
             chunk=reading.chunk,
             **self.settings,
         )
-        if self.drafting is not None:
+        if self.draft_source is not None:
             self._begin_ahead(reading)
         self._hold()
 
-    def _from_sources(self, num_left: int) -> _Reading:
+    def _from_sources(self, num_left: int) -> Prefill:
         """Of a Seq2Seq: the encoder reads the prompts, the decoder the token that starts a target."""
         places = bucket(num_left, self.run.config.decoder.max_len)
-        _, cache, tokens, is_token = begin_targets(self.run, self.prompts, places, self._num_spare(places))
-        return _Reading(cache, tokens, is_token, None, num_left, places, 1 + places, sampling.CHUNK, places)
+        _, cache, tokens, is_token = begin_targets(self.run, self.prompts, places, self._extra_slots(places))
+        return Prefill(cache, tokens, is_token, None, num_left, places, 1 + places, sampling.CHUNK, places)
 
-    def _in_context(self, num_left: int) -> _Reading:
+    def _in_context(self, num_left: int) -> Prefill:
         """All that fits into the context, as many tokens as there is room for then."""
         context, rows = self.run.config.max_len, [self._row(i) for i in range(len(self.prompts))]
         if self._first:
@@ -182,36 +184,38 @@ class Writer:
         # So many more have slots: the last token chosen is not read.
         piece = min(num_left, context - longest + 1)
         places, capacity = bucket(piece, context), bucket(max(longest, USUAL_PROMPT) + piece, context)
-        tokens, is_token = batch(rows, longest, bucket(longest, context), self.run.rules.pad_id)
-        cache = make_cache(self.run.config, len(rows), capacity, self._num_spare(places))
+        tokens, is_token = batch(rows, longest, bucket(longest, context), self.run.generation_defaults.pad_id)
+        cache = make_cache(self.run.config, len(rows), capacity, self._extra_slots(places))
         unused = np.int32(tokens.shape[1] - longest)
-        return _Reading(cache, tokens, is_token, unused, piece, places, capacity + 1, sampling.CHUNK, capacity)
+        return Prefill(cache, tokens, is_token, unused, piece, places, capacity + 1, sampling.CHUNK, capacity)
 
-    def _past_context(self, num_left: int) -> _Reading:
+    def _past_context(self, num_left: int) -> Prefill:
         """Rows of any length, into a ring of slots."""
         longest = max(map(len, self.prompts))
         places, width = bucket(num_left, sys.maxsize), bucket(longest, sys.maxsize)
-        tokens, is_token = batch(self.prompts, longest, width, self.run.rules.pad_id)
+        tokens, is_token = batch(self.prompts, longest, width, self.run.generation_defaults.pad_id)
         chunk = bucket(self.run.config.window or sampling.CHUNK, sampling.CHUNK)  # about as long as the window
-        cache = make_ring(self.run.config, len(self.prompts), chunk)
+        cache = make_rolling_cache(self.run.config, len(self.prompts), chunk)
         unused = np.int32(width - longest)
-        return _Reading(cache, tokens, is_token, unused, num_left, places, width + places, chunk)
+        return Prefill(cache, tokens, is_token, unused, num_left, places, width + places, chunk)
 
-    def _num_spare(self, places: int) -> int:
+    def _extra_slots(self, places: int) -> int:
         """Slots for drafts that are refused; with half as many more as there are new ones, rows need hardly wait."""
-        if self.drafting is None:
+        if self.draft_source is None:
             return 0
-        return self.drafting.num_draft + (places // 2 if len(self.prompts) > 1 else 0)
+        return self.draft_source.num_draft + (places // 2 if len(self.prompts) > 1 else 0)
 
-    def _begin_ahead(self, reading: _Reading) -> None:
+    def _begin_ahead(self, reading: Prefill) -> None:
         """The run that drafts, if there is one, reads what the other has read."""
-        draft, cache, before = self.drafting.run, None, self._ahead
-        size = reading.capacity, self._num_spare(reading.num_places)
+        draft, cache, before = self.draft_source.run, None, self._ahead
+        size = reading.capacity, self._extra_slots(reading.num_places)
         if draft is not None and self.is_target:
             cache = begin_targets(draft, self.prompts, *size)[1]
         elif draft is not None:
             cache = make_cache(draft.config, len(reading.tokens), *size)
-        self._ahead = sampling.begin_ahead(reading.tokens, reading.is_token, self.drafting.step, cache, reading.unused)
+        self._ahead = sampling.prefill_speculative(
+            reading.tokens, reading.is_token, self.draft_source.step, cache, reading.unused
+        )
         if before is not None:
             self._ahead = self._ahead._replace(num_drafted=before.num_drafted, num_accepted=before.num_accepted)
 
@@ -269,10 +273,10 @@ class Writer:
 
 
 def write_all(
-    run: Run, prompts: list[np.ndarray], keys: jax.Array, methods: tuple, choice: str, num_new: int
+    run: Run, prompts: list[np.ndarray], keys: jax.Array, processors: tuple, choice: str, num_new: int
 ) -> list[np.ndarray]:
     """The new tokens of each row, all at once."""
-    writer = Writer(run, prompts, keys, methods, choice, num_new)
+    writer = Engine(run, prompts, keys, processors, choice, num_new)
     writer.write(num_new)
     return writer.tokens
 
@@ -292,15 +296,15 @@ def batch(rows: list[np.ndarray], longest: int, width: int, pad_id: int) -> tupl
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4, 5))
-def _start(model: Seq2Seq, params: Any, source: jax.Array, is_token: jax.Array, capacity: int, num_spare: int) -> Any:
-    return model.apply({"params": params}, source, is_token, capacity, num_spare, method="start")
+def _start(model: Seq2Seq, params: Any, source: jax.Array, is_token: jax.Array, capacity: int, extra_slots: int) -> Any:
+    return model.apply({"params": params}, source, is_token, capacity, extra_slots, method="start")
 
 
-def begin_targets(run: Run, sources: list[np.ndarray], capacity: int, num_spare: int = 0) -> tuple:
+def begin_targets(run: Run, sources: list[np.ndarray], capacity: int, extra_slots: int = 0) -> tuple:
     """What decoding wants: the step, a cache that has read the sources, the first token of each, and that it is one."""
     longest = max(map(len, sources))
     width = bucket(longest, run.config.encoder.max_len, SMALLEST_SOURCE)
-    source, is_token = batch(sources, longest, width, run.rules.pad_id)
-    first = np.full((len(sources), 1), run.rules.start_id, np.int32)
-    cache = _start(run.model, run.params, source, is_token, capacity, num_spare)
+    source, is_token = batch(sources, longest, width, run.generation_defaults.pad_id)
+    first = np.full((len(sources), 1), run.generation_defaults.start_id, np.int32)
+    cache = _start(run.model, run.params, source, is_token, capacity, extra_slots)
     return step_function(run), cache, first, first >= 0

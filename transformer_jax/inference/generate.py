@@ -11,11 +11,11 @@ import numpy as np
 
 from transformer_jax import sampling
 from transformer_jax.errors import UserError
-from transformer_jax.inference.draft_model import drafting_of
-from transformer_jax.inference.engine import STOP_TOKENS, Writer, batch, begin_targets, bucket
-from transformer_jax.inference.generation_config import Decoding, methods_of
+from transformer_jax.inference.draft_model import make_draft_source
+from transformer_jax.inference.engine import STOP_TOKENS, Engine, batch, begin_targets, bucket
+from transformer_jax.inference.generation_config import GenerationConfig, logits_processors
 from transformer_jax.models import GPT, Seq2Seq
-from transformer_jax.nn.kv_cache import as_type, make_cache, why_it_ends
+from transformer_jax.nn.kv_cache import as_type, make_cache, overflow_error
 from transformer_jax.run import Run, step_function
 
 STREAM_SECONDS = 0.05  # a piece of a stream takes about so long, however fast the model is
@@ -44,17 +44,17 @@ def generate(run: Run, prompt: str | Sequence[str], **settings: Any) -> str | li
     """Continue one prompt or several, which may differ in length; a Seq2Seq writes the target of each.
 
     Args:
-      settings: fields of `Decoding` by name: max_new_tokens=200, method="sample", temperature=1.0, top_k=0, top_p=1.0,
+      settings: fields of `GenerationConfig` by name: max_new_tokens=200, method="sample", temperature=1.0, top_k=0, top_p=1.0,
         seed=0, num_samples=1, stop=("\\n",) and so on. Sample i of a prompt is the same however many are asked for.
     Returns:
       The prompt with its continuation, or the target alone. A list, prompt by prompt, for several prompts or samples.
     Raises:
       UserError: an empty prompt; a number out of range; more than the context has room for, unless
-        past_context="reread": then, whenever the context is full, its last half is kept and read again, so that
+        on_overflow="re-prefill": then, whenever the context is full, its last half is kept and read again, so that
         later tokens are chosen from half a context or more; or "slide": then a model with a window (or linear
         attention) and with positions that go on has no context, and memory of one size for texts of any length.
     """
-    decoding = Decoding.from_dict(settings)
+    decoding = GenerationConfig.from_dict(settings)
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     found = complete(run, prompts, decoding)
     texts = [prompt_text(run, completion.prompt) + completion.text for completion in found]
@@ -67,7 +67,7 @@ def prompt_text(run: Run, prompt: str) -> str:
 
 
 def complete(
-    run: Run, prompts: Sequence[str], decoding: Decoding, num_top: int = 0, seeds: Sequence[int] | None = None
+    run: Run, prompts: Sequence[str], decoding: GenerationConfig, num_top: int = 0, seeds: Sequence[int] | None = None
 ) -> list[Completion]:
     """`num_samples` continuations of each prompt, prompt by prompt, with their tokens and log-probabilities.
 
@@ -112,18 +112,18 @@ def stream(run: Run, prompt: str, **settings: Any) -> Iterator[str]:
     No piece ends within a character, and what may be the start of a stop string waits until it is known not to be.
 
     Args:
-      settings: fields of `Decoding` by name, but for num_samples, and method="beam", which knows its text at the end.
+      settings: fields of `GenerationConfig` by name, but for num_samples, and method="beam", which knows its text at the end.
     Raises:
       UserError: as `generate`, at once.
     """
-    decoding = Decoding.from_dict(settings)
+    decoding = GenerationConfig.from_dict(settings)
     if decoding.method == "beam" or decoding.num_samples != 1:
         name = "method" if decoding.method == "beam" else "num_samples"
         raise UserError(f"{name}={getattr(decoding, name)!r}: a stream is one text that is sampled or greedy.")
     return _pieces(_writer(run, [prompt], decoding), decoding.stop)
 
 
-def benchmark(run: Run, prompt: str, decoding: Decoding) -> dict[str, float]:
+def benchmark(run: Run, prompt: str, decoding: GenerationConfig) -> dict[str, float]:
     """How fast `num_samples` rows are written, once all is compiled.
 
     Returns:
@@ -147,11 +147,11 @@ def benchmark(run: Run, prompt: str, decoding: Decoding) -> dict[str, float]:
         "tokens_per_second": (num_tokens - len(writer.tokens)) / seconds[1][1],
         "compile_seconds": max(0.0, sum(seconds[0]) - sum(seconds[1])),
         "num_tokens": num_tokens,
-        **(share if writer.drafting else {}),
+        **(share if writer.draft_source else {}),
     }
 
 
-def _pieces(writer: Writer, stop: tuple[str, ...]) -> Iterator[str]:
+def _pieces(writer: Engine, stop: tuple[str, ...]) -> Iterator[str]:
     sent, num = "", 1
     while not writer.is_done:
         start = time.perf_counter()
@@ -172,14 +172,14 @@ def _held_back(text: str, stop: tuple[str, ...]) -> int:
 
 
 def _writer(
-    run: Run, prompts: Sequence[str], decoding: Decoding, num_top: int = 0, seeds: Sequence[int] | None = None
-) -> Writer:
+    run: Run, prompts: Sequence[str], decoding: GenerationConfig, num_top: int = 0, seeds: Sequence[int] | None = None
+) -> Engine:
     """The rows to be written, everything about them checked."""
     if not isinstance(run.model, GPT | Seq2Seq):
         raise UserError(f"a {type(run.model).__name__} writes no text. Ask it with logits.")
     if run.tokenizer is None:
         raise UserError("this model came without a tokenizer that is known here. Give tokens to logits.")
-    methods, num_new = methods_of(decoding, run), decoding.max_new_tokens
+    processors, num_new = logits_processors(decoding, run), decoding.max_new_tokens
     encoded = [_encode(run, text) for text in prompts]
     _check_room(run, encoded, decoding)
     rows = [row for row in encoded for _ in range(decoding.num_samples)]
@@ -189,24 +189,24 @@ def _writer(
     keys = jax.vmap(jax.random.fold_in)(seed_keys[seed_index], sample_index)
     choice = decoding.method
     if choice == "beam":  # the texts are known then, and written again for what the model says of each token
-        choice, methods = "greedy", (sampling.Follow(_search(run, encoded, decoding, methods)),)
-    slides = decoding.past_context == "slide"
-    return Writer(
+        choice, processors = "greedy", (sampling.ForcedTokens(_search(run, encoded, decoding, processors)),)
+    slides = decoding.on_overflow == "slide"
+    return Engine(
         run,
         rows,
         keys,
-        methods,
+        processors,
         choice,
         num_new,
         decoding.stop,
         num_top,
-        drafting_of(decoding, run),
+        make_draft_source(decoding, run),
         slides,
         decoding.cache_type,
     )
 
 
-def _search(run: Run, prompts: list[np.ndarray], decoding: Decoding, methods: tuple) -> jax.Array:
+def _search(run: Run, prompts: list[np.ndarray], decoding: GenerationConfig, processors: tuple) -> jax.Array:
     """The new tokens of the best `num_samples` texts of each prompt, one below the other: [prompts samples, any]."""
     num_new = decoding.max_new_tokens
     step, cache, *first = begin_search(run, prompts, num_new)
@@ -214,14 +214,14 @@ def _search(run: Run, prompts: list[np.ndarray], decoding: Decoding, methods: tu
         step,
         as_type(cache, decoding.cache_type),
         *first,
-        methods,
+        processors,
         num_beams=decoding.num_beams,
         max_new_tokens=num_new,
-        eos_ids=run.rules.eos_ids,
-        pad_id=run.rules.pad_id,
+        eos_ids=run.generation_defaults.eos_ids,
+        pad_id=run.generation_defaults.pad_id,
         length_penalty=decoding.length_penalty,
         num_return=decoding.num_samples,
-        penalty=decoding.penalty,
+        penalty=decoding.length_normalization,
         stopping=decoding.stopping,
         num_groups=decoding.num_groups,
         diversity=decoding.diversity,
@@ -237,7 +237,7 @@ def begin_search(run: Run, prompts: list[np.ndarray], num_new: int) -> tuple:
         return begin_targets(run, prompts, num_new)
     width = min(bucket(max(map(len, prompts)), run.config.max_len), run.config.max_len - num_new)
     cache = make_cache(run.config, len(prompts), width + num_new)
-    return step_function(run), cache, *batch(prompts, width, width, run.rules.pad_id)
+    return step_function(run), cache, *batch(prompts, width, width, run.generation_defaults.pad_id)
 
 
 def _encode(run: Run, text: str) -> np.ndarray:
@@ -248,12 +248,12 @@ def _encode(run: Run, text: str) -> np.ndarray:
     return tokens
 
 
-def _check_room(run: Run, prompts: list[np.ndarray], decoding: Decoding) -> None:
+def _check_room(run: Run, prompts: list[np.ndarray], decoding: GenerationConfig) -> None:
     """What is asked for must fit into the context, unless it may be read again, or there is no end to it."""
     num_new, longest = decoding.max_new_tokens, max(map(len, prompts))
     context = getattr(run.config, "encoder", run.config).max_len
-    if decoding.past_context == "slide" and isinstance(run.model, GPT):
-        if why := why_it_ends(run.config):
+    if decoding.on_overflow == "slide" and isinstance(run.model, GPT):
+        if why := overflow_error(run.config):
             raise UserError(why)
         return
     if longest > context:
@@ -266,11 +266,11 @@ def _check_room(run: Run, prompts: list[np.ndarray], decoding: Decoding) -> None
         if num_new > context:
             raise UserError(f"max_new_tokens={num_new}: the decoder's context is {context}. Take at most {context}.")
         return
-    if longest + num_new > context and decoding.past_context == "refuse":
+    if longest + num_new > context and decoding.on_overflow == "error":
         room = context - longest
         fix = f"Take at most {room}" if room else "Shorten the prompt"
-        way = "reread, which keeps the last half and reads it again" if why_it_ends(run.config) else "slide"
+        way = "reread, which keeps the last half and reads it again" if overflow_error(run.config) else "slide"
         raise UserError(
             f"max_new_tokens={num_new}: with a prompt of {longest} tokens that is beyond the model's context of "
-            f"{context}. {fix}, or past_context={way}."
+            f"{context}. {fix}, or on_overflow={way}."
         )

@@ -1,4 +1,4 @@
-"""How a text is to be written: all settings of decoding as plain data, and the methods that they become for a run."""
+"""How a text is to be written: all settings of decoding as plain data, and the processors that they become for a run."""
 
 import dataclasses
 import functools
@@ -10,17 +10,17 @@ from transformer_jax.errors import UserError, choose
 from transformer_jax.inference.generation_settings import Settings
 from transformer_jax.nn.kv_cache import CACHE_TYPES
 from transformer_jax.run import Run
-from transformer_jax.sampling.logits_processors import Method, check
+from transformer_jax.sampling.logits_processors import LogitsProcessor, check
 from transformer_jax.schema import unknown_field
 from transformer_jax.tokenizers import Tokenizer
 from transformer_jax.tokenizers.token_bytes import token_bytes
 
 METHODS = ("sample", "greedy", "beam")
-PAST_CONTEXT = ("refuse", "reread", "slide")
+ON_OVERFLOW = ("error", "re-prefill", "slide")
 
 
 @dataclasses.dataclass(frozen=True)
-class Decoding(Settings):
+class GenerationConfig(Settings):
     """All settings of decoding; the defaults change nothing. Lists become tuples, a dict of biases pairs.
 
     Raises:
@@ -30,9 +30,9 @@ class Decoding(Settings):
     def __post_init__(self):
         super().__post_init__()
         choose(dict.fromkeys(METHODS), self.method, "method")
-        choose(dict.fromkeys(PAST_CONTEXT), self.past_context, "past_context")
+        choose(dict.fromkeys(ON_OVERFLOW), self.on_overflow, "on_overflow")
         choose(CACHE_TYPES, self.cache_type, "cache_type")
-        choose(sampling.LENGTH_PENALTIES, self.penalty, "penalty")
+        choose(sampling.LENGTH_PENALTIES, self.length_normalization, "length_normalization")
         choose(sampling.STOPPING, self.stopping, "stopping")
         for name, least in (
             ("max_new_tokens", 1),
@@ -71,18 +71,18 @@ class Decoding(Settings):
             is_fine = not getattr(self, name) or self.method != "beam"
             check(is_fine, name, getattr(self, name), "a beam search has no drafts. Take method=sample or greedy")
         check(
-            not self.draft or self.past_context == "refuse",
-            "past_context",
-            self.past_context,
+            not self.draft or self.on_overflow == "error",
+            "on_overflow",
+            self.on_overflow,
             "with a draft, texts stay within the context. Take prompt_lookup, or shorter texts",
         )
         if self.method == "beam":
             rule = f"must be at most num_beams={self.num_beams}. Ask for fewer, or search with more beams"
             check(self.num_samples <= self.num_beams, "num_samples", self.num_samples, rule)
             check(
-                self.past_context == "refuse",
-                "past_context",
-                self.past_context,
+                self.on_overflow == "error",
+                "on_overflow",
+                self.on_overflow,
                 "a beam search stays within the context. Take method=sample or greedy",
             )
         _penalties(self), _shaping(self)  # each method says what is wrong with its own
@@ -92,7 +92,7 @@ class Decoding(Settings):
         return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Decoding":
+    def from_dict(cls, values: dict[str, Any]) -> "GenerationConfig":
         """Of settings by name. Raises UserError for an unknown name, and as the class does."""
         known = [field.name for field in dataclasses.fields(cls)]
         if unknown := [name for name in values if name not in known]:
@@ -100,7 +100,7 @@ class Decoding(Settings):
         return cls(**values)
 
 
-def methods_of(decoding: Decoding, run: Run) -> tuple[Method, ...]:
+def logits_processors(decoding: GenerationConfig, run: Run) -> tuple[LogitsProcessor, ...]:
     """What is done to the logits of a run: its own rules, then the settings; what would change nothing is left away.
 
     Penalties come first, then what rules tokens out, and then, among what is left, temperature, top-k, top-p and so on.
@@ -108,44 +108,44 @@ def methods_of(decoding: Decoding, run: Run) -> tuple[Method, ...]:
     Raises:
       UserError: a string that is no token; choices or a regex that no tokens spell, or that there is no room for.
     """
-    tokenizer, eos_ids = run.tokenizer, run.rules.eos_ids
-    methods = (*run.rules.methods, *_penalties(decoding))
+    tokenizer, eos_ids = run.tokenizer, run.generation_defaults.eos_ids
+    processors = (*run.generation_defaults.processors, *_penalties(decoding))
     if decoding.bad_words:
         words = tuple(word for text in decoding.bad_words for word in _spelled(tokenizer, text))
-        methods += (sampling.BadWords(words),)
+        processors += (sampling.BadWords(words),)
     if decoding.suppress:
-        methods += (sampling.Suppress(tuple(_id(tokenizer, "suppress", token) for token in decoding.suppress)),)
+        processors += (sampling.Suppress(tuple(_id(tokenizer, "suppress", token) for token in decoding.suppress)),)
     if decoding.logit_bias:
         pairs = ((_id(tokenizer, "logit_bias", token), float(bias)) for token, bias in decoding.logit_bias)
-        methods += (sampling.LogitBias(tuple(pairs)),)
+        processors += (sampling.LogitBias(tuple(pairs)),)
     if decoding.min_new_tokens:
-        methods += (sampling.MinLength(decoding.min_new_tokens, eos_ids),)
+        processors += (sampling.MinLength(decoding.min_new_tokens, eos_ids),)
     if decoding.choices or decoding.regex:
         vocab_size = getattr(run.config, "decoder", run.config).vocab_size
         constraint, least = _constraint(decoding.choices, decoding.regex, tokenizer, vocab_size, eos_ids)
         rule = f"the shortest text allowed has {least} tokens. Allow as many"
         check(least <= decoding.max_new_tokens, "max_new_tokens", decoding.max_new_tokens, rule)
-        methods += (constraint,)
-    return methods + _shaping(decoding)
+        processors += (constraint,)
+    return processors + _shaping(decoding)
 
 
-def _penalties(decoding: Decoding) -> tuple[Method, ...]:
+def _penalties(decoding: GenerationConfig) -> tuple[LogitsProcessor, ...]:
     known = (
         (sampling.RepetitionPenalty, decoding.repetition_penalty, 1),
-        (sampling.NoRepeat, decoding.no_repeat_ngram_size, 0),
+        (sampling.NoRepeatNgram, decoding.no_repeat_ngram_size, 0),
         (sampling.PresencePenalty, decoding.presence_penalty, 0),
         (sampling.FrequencyPenalty, decoding.frequency_penalty, 0),
     )
     return tuple(method(value) for method, value, off in known if value != off)
 
 
-def _shaping(decoding: Decoding) -> tuple[Method, ...]:
+def _shaping(decoding: GenerationConfig) -> tuple[LogitsProcessor, ...]:
     known = (
         (sampling.Temperature, decoding.temperature, 1),
         (sampling.TopK, decoding.top_k, 0),
         (sampling.TopP, decoding.top_p, 1),
         (sampling.MinP, decoding.min_p, 0),
-        (sampling.Typical, decoding.typical_p, 1),
+        (sampling.TypicalP, decoding.typical_p, 1),
     )
     return tuple(method(value) for method, value, off in known if value != off)
 

@@ -20,8 +20,8 @@ class Settings:
     max_new_tokens: int = setting(200, "tokens to add; fewer only where the model ends the text, or a rule here does")
     seed: int = setting(0, "the same seed gives the same texts")
     num_samples: int = setting(1, "continuations of each prompt; of beam search, that many of the best")
-    past_context: str = setting(
-        "refuse", "refuse what outgrows the context | reread its last half and go on | slide, with a model's window"
+    on_overflow: str = setting(
+        "error", "refuse what outgrows the context | reread its last half and go on | slide, with a model's window"
     )
     cache_type: str = setting("model", "of keys and values: model | float32 | bfloat16 | int8; model: as it computes")
     temperature: float = setting(1.0, "below 1: safer; above: wilder")
@@ -45,8 +45,8 @@ class Settings:
     num_draft: int = setting(4, "tokens drafted for each call of the model")
     num_beams: int = setting(4, "of beam search")
     length_penalty: float = setting(1.0, "of beam search; above 0 longer texts are favoured")
-    penalty: str = setting("wu", "of beam search: wu | average, how length_penalty counts")
-    stopping: str = setting("never", "of beam search: never | first | hopeless_now, before it is certain")
+    length_normalization: str = setting("gnmt", "of beam search: gnmt | mean, how length_penalty counts")
+    stopping: str = setting("exhaustive", "of beam search: never | first | heuristic, before it is certain")
     num_groups: int = setting(1, "of beam search: groups of beams that differ")
     diversity: float = setting(0.0, "of beam search: how much groups differ")
 

@@ -140,7 +140,7 @@ def score(
         sources = [run.tokenizer.encode_source(run.prepare(text)) for text in texts]
         sources = fit("sources", sources, context, keeps_end=True)
         targets = fit("targets", [run.tokenizer.encode_target(run.prepare(t)) for t in targets], decoder.max_len)
-        pieces = [(i, np.insert(target, 0, run.rules.start_id)) for i, target in enumerate(targets)]
+        pieces = [(i, np.insert(target, 0, run.generation_defaults.start_id)) for i, target in enumerate(targets)]
     else:
         wholes = [run.tokenizer.encode(text) for text in texts]
         pieces = [
@@ -153,7 +153,7 @@ def score(
         inputs, are_tokens = tokens[:, :-1], is_token[:, :-1]
         if is_seq2seq:
             source = [sources[pieces[row][0]] for row in rows]
-            source = _fill(source, batch_size, run.config.encoder.max_len, run.rules.pad_id)
+            source = _fill(source, batch_size, run.config.encoder.max_len, run.generation_defaults.pad_id)
             outputs = logits(run, *source, inputs, target_is_token=are_tokens)
         else:
             outputs = logits(run, inputs, are_tokens)
@@ -202,7 +202,7 @@ def _batches(
     """Rows, and their tokens and is_token, [batch_size, T] each, T <= most."""
     num_done = 0
     for rows in by_length([len(tokens) for tokens in encoded], batch_size):
-        yield rows, *_fill([encoded[row] for row in rows], batch_size, most, run.rules.pad_id)
+        yield rows, *_fill([encoded[row] for row in rows], batch_size, most, run.generation_defaults.pad_id)
         num_done += len(rows)
         if progress:
             progress(num_done)

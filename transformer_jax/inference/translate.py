@@ -60,14 +60,14 @@ def _best(run: Run, sources: list[np.ndarray], num_beams: int, length_penalty: f
     """The best target of each source."""
     if num_beams == 1:
         keys = jax.random.split(jax.random.key(0), len(sources))  # the greedy choice does not look at them
-        return write_all(run, sources, keys, run.rules.methods, "greedy", num_new)
+        return write_all(run, sources, keys, run.generation_defaults.processors, "greedy", num_new)
     beams = sampling.beam_search(
         *begin_targets(run, sources, num_new),
-        run.rules.methods,
+        run.generation_defaults.processors,
         num_beams=num_beams,
         max_new_tokens=num_new,
-        eos_ids=run.rules.eos_ids,
-        pad_id=run.rules.pad_id,
+        eos_ids=run.generation_defaults.eos_ids,
+        pad_id=run.generation_defaults.pad_id,
         length_penalty=length_penalty,
     )
     return cut(beams.tokens[:, 0], beams.lengths[:, 0])

@@ -77,7 +77,7 @@ class GPT(nn.Module):
 
         Args:
           tokens: [B, T] int; is_token: [B, T] bool, False for padding.
-          cache: from `cache.make_cache` or `make_ring` (with a source, from Seq2Seq's `start`) or an earlier call.
+          cache: from `cache.make_cache` or `make_rolling_cache` (with a source, from Seq2Seq's `start`) or an earlier call.
           last_only: logits of each row's last token alone (what decoding wants: no [T, V] for the prompt).
         Returns:
           Logits [B, T, V] (or [B, V]) float32, and the cache. NaN if the cache was already full.
@@ -85,10 +85,10 @@ class GPT(nn.Module):
           UserError: more tokens than the cache has room for, where that can be known.
         """
         shape = tokens.shape
-        if cache.fork:  # W beams of a row are read in it
-            tokens, is_token = (x.reshape(-1, cache.fork.num_beams) for x in (tokens, is_token))
-        cache = kv.mark(cache, is_token)
-        mask = kv.mask_of_newest(cache, is_token)
+        if cache.beams:  # W beams of a row are read in it
+            tokens, is_token = (x.reshape(-1, cache.beams.num_beams) for x in (tokens, is_token))
+        cache = kv.append(cache, is_token)
+        mask = kv.newest_mask(cache, is_token)
         x = self.embed(tokens, mask.query_positions)
         x, layers = self.stack(x, mask, cache.layers, cache.source)
         x = x.reshape(*shape, -1)

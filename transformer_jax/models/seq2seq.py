@@ -87,16 +87,16 @@ class Seq2Seq(nn.Module):
         return self.decoder.logits(x)
 
     def start(
-        self, source: jax.Array, is_token: jax.Array | None = None, capacity: int = 0, num_spare: int = 0
+        self, source: jax.Array, is_token: jax.Array | None = None, capacity: int = 0, extra_slots: int = 0
     ) -> kv.DecodeCache:
         """Encode the source and project it to every layer's keys and values, once for all that is decoded from it.
 
         Args:
           source: [B, S] int; is_token: [B, S] bool, False for padding; None: no padding.
-          capacity: target tokens that the cache has room for; 0: the decoder's max_len. num_spare: see `make_cache`.
+          capacity: target tokens that the cache has room for; 0: the decoder's max_len. extra_slots: see `make_cache`.
         """
         config = self.config.decoder
-        cache = kv.make_cache(config, source.shape[0], capacity or config.max_len, num_spare)
+        cache = kv.make_cache(config, source.shape[0], capacity or config.max_len, extra_slots)
         return cache._replace(source=self.read(source, is_token))
 
     def extend(

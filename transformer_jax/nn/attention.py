@@ -25,7 +25,7 @@ SMALLEST = jnp.finfo(jnp.float32).min
 class Extras(NamedTuple):
     """What attention may have besides queries, keys, values and a mask."""
 
-    bias: Any = None  # with `part`, as positions.DenseBias
+    bias: Any = None  # with `block`, as positions.DenseBias
     scale: float = 1.0
     softcap: float = 0.0
     relative: Relative | None = None
@@ -34,7 +34,7 @@ class Extras(NamedTuple):
 
 
 def _extras(q_BTNH, bias, scale, softcap, relative, dropout_rate=0.0, dropout_key=None):
-    bias = bias if bias is None or hasattr(bias, "part") else DenseBias(jnp.asarray(bias))
+    bias = bias if bias is None or hasattr(bias, "block") else DenseBias(jnp.asarray(bias))
     return Extras(bias, scale or q_BTNH.shape[-1] ** -0.5, softcap, relative, dropout_rate, dropout_key)
 
 
@@ -105,14 +105,14 @@ def attention_scores(q_BTNH: jax.Array, k_BSKH: jax.Array, mask: Mask, extras: E
     if extras.softcap:
         scores_BNTS = extras.softcap * jnp.tanh(scores_BNTS / extras.softcap)
     if extras.bias is not None:
-        scores_BNTS += extras.bias.part(mask, 0, T, 0, S)
+        scores_BNTS += extras.bias.block(mask, 0, T, 0, S)
     return scores_BNTS
 
 
 def attention_weights(q_BTNH: jax.Array, k_BSKH: jax.Array, mask: Mask, extras: Extras) -> jax.Array:
     """The softmax of the scores, [B, N, T, S] float32: a row sums to 1, or is 0 where nothing may be attended."""
     scores_BNTS = attention_scores(q_BTNH, k_BSKH, mask, extras)
-    may_attend_BTS = mask.part(0, q_BTNH.shape[1], 0, k_BSKH.shape[1])
+    may_attend_BTS = mask.block(0, q_BTNH.shape[1], 0, k_BSKH.shape[1])
     if may_attend_BTS is None:
         return jax.nn.softmax(scores_BNTS, axis=-1)
     # finfo.min, not -inf: a row of -inf alone has no softmax. Such a row becomes uniform, and then 0.
@@ -141,7 +141,7 @@ def _xla(q_BTNH, k_BSKH, v_BSKH, mask, extras):
     T, S = q_BTNH.shape[1], k_BSKH.shape[1]
     # Causality by name where queries and keys are the same tokens: the hidden half is skipped.
     is_causal = mask.is_causal and isinstance(mask.first_slot, int) and mask.first_slot == 0 and T == S
-    may_attend = (mask.replace(is_causal=False) if is_causal else mask).part(0, T, 0, S)
+    may_attend = (mask.replace(is_causal=False) if is_causal else mask).block(0, T, 0, S)
     return attend_in_slices(q_BTNH, k_BSKH, v_BSKH, may_attend, is_causal, extras.scale)
 
 
@@ -153,8 +153,8 @@ def _cudnn(q_BTNH, k_BSKH, v_BSKH, mask, extras):
     if jax.default_backend() != "gpu":
         raise UserError("backend='cudnn': needs an NVIDIA GPU. Take backend='auto'.")
     (B, T), S = q_BTNH.shape[:2], k_BSKH.shape[1]
-    may_attend_BTS = mask.part(0, T, 0, S)
-    bias = None if extras.bias is None else extras.bias.part(mask, 0, T, 0, S).astype(q_BTNH.dtype)
+    may_attend_BTS = mask.block(0, T, 0, S)
+    bias = None if extras.bias is None else extras.bias.block(mask, 0, T, 0, S).astype(q_BTNH.dtype)
     out = jax.nn.dot_product_attention(
         q_BTNH,
         k_BSKH,
@@ -251,9 +251,9 @@ class Attention(nn.Module):
             q = q.reshape(len(k), -1, *heads)  # beams share a source: their queries stand in one row
         else:
             k, v = self.keys_values(x)
-            if self.scheme.turn:
+            if self.scheme.rotate:
                 positions = mask.queries(0, x.shape[1])
-                q, k = self.scheme.turn(q, positions, config), self.scheme.turn(k, positions, config)
+                q, k = self.scheme.rotate(q, positions, config), self.scheme.rotate(k, positions, config)
             if config.attention == "linear":
                 if bias is not None:
                     raise UserError(linear_attention.cannot("bias"))

@@ -122,7 +122,7 @@ def _scores(q_BNtH, k_BKsH, bias, mask, first_T, first_S, scale, softcap):
     if softcap:
         scores = softcap * jnp.tanh(scores / softcap)
     if bias is not None:
-        scores += bias.part(mask, first_T, scores.shape[2], first_S, scores.shape[3])
+        scores += bias.block(mask, first_T, scores.shape[2], first_S, scores.shape[3])
     return scores
 
 
@@ -149,7 +149,7 @@ def _weighted_rows(weights_BNts, x_BNtH, K):
 
 
 def _may_attend(mask, first_T, t, first_S, s):
-    may = mask.part(first_T, t, first_S, s)
+    may = mask.block(first_T, t, first_S, s)
     return True if may is None else may[:, None]
 
 

@@ -26,13 +26,13 @@ def _post(x, norm, part):
     return norm(x + part(x))
 
 
-PLACEMENTS = {"pre": _pre, "post": _post, "parallel": None}
+NORM_PLACEMENTS = {"pre": _pre, "post": _post, "parallel": None}
 
 
 class Block(nn.Module):
     """Attention, then (where the block has a source) attention to the source, then the feed-forward part.
 
-    Each is added to the residual stream; `placement` says where its norm stands. In parallel (Wang & Komatsuzaki 2021,
+    Each is added to the residual stream; `norm_placement` says where its norm stands. In parallel (Wang & Komatsuzaki 2021,
     GPT-J) all parts read one norm and are added at once.
     """
 
@@ -41,7 +41,7 @@ class Block(nn.Module):
 
     def setup(self):
         config = self.config
-        self.place = choose(PLACEMENTS, config.placement, "model.placement")
+        self.place = choose(NORM_PLACEMENTS, config.norm_placement, "model.norm_placement")
         self.attention, self.feed_forward = Attention(config), FeedForward(config)
         self.attention_norm = make_norm(config)
         if self.has_source:
@@ -105,7 +105,7 @@ class Stack(nn.Module):
         make_bias = choose(POSITIONS, config.positions, "model.positions").bias
         self.position_bias = make_bias(config) if make_bias else None
         self.blocks = [Block(config, self.has_source, name=f"block_{i}") for i in range(config.num_layers)]
-        self.norm = None if config.placement == "post" else make_norm(config)
+        self.norm = None if config.norm_placement == "post" else make_norm(config)
 
     def __call__(
         self,

@@ -18,7 +18,7 @@ def refusal(positions: str, backend: str = "auto", is_linear: bool = False, extr
     """
     scheme = choose(POSITIONS, positions, "model.positions")
     if is_linear:
-        if scheme.turn or scheme.bias or scheme.is_relative:
+        if scheme.rotate or scheme.bias or scheme.is_relative:
             return (
                 f"model.positions={positions!r}: linear attention has no score for each pair of tokens to change. "
                 "Take 'none', 'learned' or 'sinusoidal'."

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError, choose
 from transformer_jax.nn import linear_attention
-from transformer_jax.nn.kv_cache_beams import Fork, fork, fork_mask, mark_fork
-from transformer_jax.nn.kv_cache_rolling import Ring, mark_ring, rewind_ring, ring_mask
+from transformer_jax.nn.kv_cache_beams import BeamState, append_beams, beam_mask, fork
+from transformer_jax.nn.kv_cache_rolling import RollingState, append_rolling, rewind_rolling, rolling_mask
 from transformer_jax.nn.masks import Mask
 from transformer_jax.nn.positions import count_tokens
 from transformer_jax.nn.quantization import Int8, read, to_int8
@@ -67,8 +67,8 @@ class DecodeCache(NamedTuple):
     num_tokens: jax.Array  # int32 [B, 1]: tokens (not padding) seen so far, the position of the next one
     num_written: jax.Array  # int32: places read so far, the same for every row; each has a slot, but for a ring
     source: Source | None = None
-    ring: Ring | None = None
-    fork: Fork | None = None
+    rolling: RollingState | None = None
+    beams: BeamState | None = None
 
     @property
     def capacity(self) -> int:
@@ -76,22 +76,22 @@ class DecodeCache(NamedTuple):
         return self.is_token.shape[1]
 
 
-def make_cache(config: TransformerConfig, batch_size: int, capacity: int, num_spare: int = 0) -> DecodeCache:
+def make_cache(config: TransformerConfig, batch_size: int, capacity: int, extra_slots: int = 0) -> DecodeCache:
     """An empty cache for `batch_size` rows of at most `capacity` slots, padding included.
 
     Linear attention remembers all in a state of one size, so its cache has no slots and is never full.
 
     Args:
-      num_spare: more slots, for what is not to stay a token of its row: refused drafts.
+      extra_slots: more slots, for what is not to stay a token of its row: refused drafts.
     Raises:
       UserError: capacity above model.max_len.
     """
     if capacity > config.max_len:
         raise UserError(f"cache capacity={capacity}: must be at most model.max_len={config.max_len}.")
-    return _empty(config, batch_size, capacity + num_spare)
+    return _empty(config, batch_size, capacity + extra_slots)
 
 
-def make_ring(config: TransformerConfig, batch_size: int, most_new: int) -> DecodeCache:
+def make_rolling_cache(config: TransformerConfig, batch_size: int, most_new: int) -> DecodeCache:
     """An empty cache for rows of any length, past max_len too: a ring of slots for a model that has a window.
 
     Linear attention gets its state, which is of one size anyway.
@@ -99,29 +99,29 @@ def make_ring(config: TransformerConfig, batch_size: int, most_new: int) -> Deco
     Args:
       most_new: tokens that are read at once, at most; the ring has window + most_new - 1 slots.
     Raises:
-      UserError: the model's texts end with its context (see `why_it_ends`); most_new below 1.
+      UserError: the model's texts end with its context (see `overflow_error`); most_new below 1.
     """
-    if why := why_it_ends(config):
+    if why := overflow_error(config):
         raise UserError(why)
     if most_new < 1:
         raise UserError(f"most_new={most_new}: must be at least 1.")
     if config.attention == "linear":
         return _empty(config, batch_size, 0)
-    ring = Ring(jnp.zeros((batch_size, most_new), bool), jnp.int32(0), config.window)
-    return _empty(config, batch_size, config.window + most_new - 1)._replace(ring=ring)
+    rolling = RollingState(jnp.zeros((batch_size, most_new), bool), jnp.int32(0), config.window)
+    return _empty(config, batch_size, config.window + most_new - 1)._replace(rolling=rolling)
 
 
-def why_it_ends(config: TransformerConfig) -> str | None:
+def overflow_error(config: TransformerConfig) -> str | None:
     """Why a text cannot go on past the context in constant memory, in a line with the way out; None: it can."""
     if config.attention != "linear" and not config.window:
         return (
             "model.window=0: every token sees all before it, and what is beyond the context has no room. Take "
-            "past_context=reread, or a model with a window or with linear attention."
+            "on_overflow=re-prefill, or a model with a window or with linear attention."
         )
     if config.positions in ("learned", "sinusoidal"):
         return (
             f"model.positions={config.positions!r}: end with the context, {config.max_len} tokens. Take "
-            "past_context=reread, or a model whose positions go on: rotary, t5, alibi, shaw or none."
+            "on_overflow=re-prefill, or a model whose positions go on: rotary, t5, alibi, shaw or none."
         )
     return None
 
@@ -175,7 +175,7 @@ def write(layer: KVCache, k_BTKH: jax.Array, v_BTKH: jax.Array, slots: jax.Array
     return jax.tree.map(put, layer, KVCache(*map(to_int8, new)) if isinstance(layer.keys, Int8) else new)
 
 
-def mark(cache: DecodeCache, is_token: jax.Array) -> DecodeCache:
+def append(cache: DecodeCache, is_token: jax.Array) -> DecodeCache:
     """The next slots hold `is_token` [B, T]; their keys and values are still to be written.
 
     Raises:
@@ -183,15 +183,15 @@ def mark(cache: DecodeCache, is_token: jax.Array) -> DecodeCache:
         inside, `extend` returns NaN logits instead: JAX would silently overwrite the last slots). A ring: more
         tokens at once than it was made for.
     """
-    if cache.fork:
-        return mark_fork(cache)
+    if cache.beams:
+        return append_beams(cache)
     num_new = is_token.shape[1]
     num_tokens = cache.num_tokens + jnp.sum(is_token, axis=1, keepdims=True, dtype=jnp.int32)
     marked = cache._replace(num_tokens=num_tokens, num_written=cache.num_written + num_new)
     if not has_slots(cache):
         return marked
-    if cache.ring:
-        return mark_ring(marked, is_token)
+    if cache.rolling:
+        return append_rolling(marked, is_token)
     full = f"cache: {num_new} new slots do not fit into capacity={cache.capacity}"
     if num_new > cache.capacity:
         raise UserError(f"{full}. Make a larger cache, or feed fewer tokens.")
@@ -200,10 +200,10 @@ def mark(cache: DecodeCache, is_token: jax.Array) -> DecodeCache:
     return marked._replace(is_token=jax.lax.dynamic_update_slice(cache.is_token, is_token, (0, cache.num_written)))
 
 
-def mask_of_newest(cache: DecodeCache, is_token: jax.Array) -> Mask:
-    """What the newest tokens may look at, `is_token` [B, T] of the places that `mark` has just marked."""
-    if cache.fork:
-        return fork_mask(cache)
+def newest_mask(cache: DecodeCache, is_token: jax.Array) -> Mask:
+    """What the newest tokens may look at, `is_token` [B, T] of the places that `append` has just marked."""
+    if cache.beams:
+        return beam_mask(cache)
     before = cache.num_tokens - jnp.sum(is_token, axis=1, keepdims=True, dtype=jnp.int32)
     mask = Mask(
         is_key=is_token,
@@ -211,8 +211,8 @@ def mask_of_newest(cache: DecodeCache, is_token: jax.Array) -> Mask:
         first_slot=cache.num_written - is_token.shape[1],
         is_causal=True,
     )
-    if cache.ring:
-        return ring_mask(cache, mask)
+    if cache.rolling:
+        return rolling_mask(cache, mask)
     if has_slots(cache):
         return mask.replace(is_key=cache.is_token, key_positions=count_tokens(cache.is_token))
     return mask
@@ -228,20 +228,20 @@ def rewind(cache: DecodeCache, num_slots: jax.Array | int) -> DecodeCache:
     """
     if not has_slots(cache):
         raise UserError("cache: linear attention keeps a sum of its tokens, from which none can be taken back.")
-    if cache.fork:
+    if cache.beams:
         raise UserError("cache: is forked, and its beams share slots, from which none can be taken back.")
-    most = cache.ring.spare if cache.ring else cache.num_written
+    most = cache.rolling.spare if cache.rolling else cache.num_written
     if not isinstance(num_slots, jax.core.Tracer) and not isinstance(most, jax.core.Tracer):
         if not 0 <= num_slots <= most:
-            what = "places that a ring still has" if cache.ring else "slots written"
+            what = "places that a ring still has" if cache.rolling else "slots written"
             raise UserError(f"num_slots={num_slots}: must be from 0 to {most}, the {what}.")
     num_written = cache.num_written - num_slots
-    if cache.ring:
-        return rewind_ring(cache, num_slots)._replace(num_written=num_written)
+    if cache.rolling:
+        return rewind_rolling(cache, num_slots)._replace(num_written=num_written)
     return _with_tokens(cache, jnp.arange(cache.capacity) < num_written)._replace(num_written=num_written)
 
 
-def keep_first(cache: DecodeCache, num_newest: int, num_kept: jax.Array) -> DecodeCache:
+def accept_prefix(cache: DecodeCache, num_newest: int, num_kept: jax.Array) -> DecodeCache:
     """Of its `num_newest` newest slots each row keeps its first `num_kept` [B]; the others hold no tokens any more.
 
     Slots are the same for all rows: those that no row keeps are taken back, those that only some keep are padding in
@@ -263,8 +263,8 @@ def _with_tokens(cache, is_left):
 
 def is_overrun(cache: DecodeCache) -> jax.Array | bool:
     """Whether more slots were marked than there are, or more of a ring taken back (a bool scalar, also under jit)."""
-    if cache.ring:
-        return cache.ring.spare < 0
+    if cache.rolling:
+        return cache.rolling.spare < 0
     return cache.num_written > cache.capacity if has_slots(cache) else False
 
 
@@ -279,8 +279,8 @@ def reorder(cache: DecodeCache, rows: jax.Array, with_source: bool = True) -> De
     Without the source, which then stays as it is: for beams, W to a row of the source, which look at it together. Of a
     cache that is forked rows are beams, and only what they have been through is moved.
     """
-    if isinstance(cache, DecodeCache) and cache.fork:
-        return cache._replace(fork=cache.fork.reordered(rows))
+    if isinstance(cache, DecodeCache) and cache.beams:
+        return cache._replace(beams=cache.beams.reordered(rows))
     if not with_source and isinstance(cache, DecodeCache):
         return reorder(cache._replace(source=None), rows)._replace(source=cache.source)
     num_rows = len(cache.num_tokens) if isinstance(cache, DecodeCache) else 0  # layers have as many for each head
@@ -293,11 +293,11 @@ def _take(x: jax.Array, rows: jax.Array, num_rows: int) -> jax.Array:
     return x.reshape(num_rows, each, *x.shape[1:])[rows].reshape(len(rows) * each, *x.shape[1:])
 
 
-def with_beams(cache: Any, num_rows: int, num_beams: int, capacity: int) -> Any:
+def expand_beams(cache: Any, num_rows: int, num_beams: int, capacity: int) -> Any:
     """The cache for `num_beams` continuations of each row, which share at least `capacity` slots: see fork.py.
 
     A state, a ring or a cache of another kind is copied for each beam instead. The source stays as it is.
     """
-    if isinstance(cache, DecodeCache) and has_slots(cache) and not cache.ring:
+    if isinstance(cache, DecodeCache) and has_slots(cache) and not cache.rolling:
         return fork(cache, num_beams, capacity)
     return reorder(cache, jnp.repeat(jnp.arange(num_rows), num_beams), with_source=False)

@@ -16,7 +16,7 @@ from transformer_jax.nn.positions import count_tokens
 
 
 @flax.struct.dataclass
-class Fork:
+class BeamState:
     """Which beam has been through which slot."""
 
     seen: jax.Array  # [B, W, S] bool: the slots of the beam's tokens, the prompt's among them
@@ -27,7 +27,7 @@ class Fork:
         """Beams of a row, W."""
         return self.seen.shape[1]
 
-    def reordered(self, rows: jax.Array) -> "Fork":
+    def reordered(self, rows: jax.Array) -> "BeamState":
         """Beam i of all [B W] goes on from beam `rows[i]`, which is of the same row of the cache."""
         B, W, S = self.seen.shape
         return self.replace(seen=self.seen.reshape(B * W, S)[rows].reshape(B, W, S))
@@ -39,31 +39,31 @@ def fork(cache: Any, num_beams: int, capacity: int) -> Any:
     layers = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, more), (0, 0))), cache.layers)
     is_token = jnp.pad(cache.is_token, ((0, 0), (0, more)))
     seen = jnp.repeat(is_token[:, None], num_beams, axis=1)
-    return cache._replace(layers=layers, is_token=is_token, fork=Fork(seen, cache.num_written))
+    return cache._replace(layers=layers, is_token=is_token, beams=BeamState(seen, cache.num_written))
 
 
-def mark_fork(cache: Any) -> Any:
-    """The rest of `cache.mark`: the next W slots hold a token of each beam."""
-    W, slot = cache.fork.num_beams, cache.num_written
-    seen = cache.fork.seen
+def append_beams(cache: Any) -> Any:
+    """The rest of `kv_cache.append`: the next W slots hold a token of each beam."""
+    W, slot = cache.beams.num_beams, cache.num_written
+    seen = cache.beams.seen
     own = jnp.broadcast_to(jnp.eye(W, dtype=bool), (len(seen), W, W))
     return cache._replace(
         num_tokens=cache.num_tokens + 1,
         num_written=slot + W,
         is_token=jax.lax.dynamic_update_slice(cache.is_token, jnp.ones((len(seen), W), bool), (0, slot)),
-        fork=cache.fork.replace(seen=jax.lax.dynamic_update_slice(seen, own, (0, 0, slot))),
+        beams=cache.beams.replace(seen=jax.lax.dynamic_update_slice(seen, own, (0, 0, slot))),
     )
 
 
-def fork_mask(cache: Any) -> Mask:
-    """Of the W newest tokens of each row, after `mark`: each sees what its beam has been through, and itself."""
-    W, first = cache.fork.num_beams, cache.fork.first
+def beam_mask(cache: Any) -> Mask:
+    """Of the W newest tokens of each row, after `append`: each sees what its beam has been through, and itself."""
+    W, first = cache.beams.num_beams, cache.beams.first
     slot, num_steps = jnp.arange(cache.capacity), (cache.num_written - first) // W
     of_beams = (
         cache.num_tokens - num_steps + (slot - first) // W
     )  # all that are written at a step stand at one position
     return Mask(
-        may_attend=cache.fork.seen,
+        may_attend=cache.beams.seen,
         query_positions=jnp.repeat(cache.num_tokens - 1, W, axis=1),
         key_positions=jnp.where(slot < first, count_tokens(cache.is_token), of_beams),
         first_slot=cache.num_written - W,

@@ -14,7 +14,7 @@ from transformer_jax.nn.masks import Mask
 
 
 @flax.struct.dataclass
-class Ring:
+class RollingState:
     """Of a cache that is a ring: the token at position p of a row is in slot p modulo S. Jiang et al. 2023, section 2.
 
     Padding has no slot, so what a slot holds follows from the number of tokens of its row alone. What a token writes
@@ -31,22 +31,22 @@ class Ring:
         return self.newest.shape[1]
 
 
-def mark_ring(marked: Any, is_token: jax.Array) -> Any:
-    """The rest of `cache.mark`: the newest places hold `is_token` [B, T]."""
-    ring, num_new = marked.ring, is_token.shape[1]
-    if num_new > ring.most_new:
+def append_rolling(marked: Any, is_token: jax.Array) -> Any:
+    """The rest of `kv_cache.append`: the newest places hold `is_token` [B, T]."""
+    rolling, num_new = marked.rolling, is_token.shape[1]
+    if num_new > rolling.most_new:
         raise UserError(
-            f"cache: {num_new} new tokens at once, where the ring was made for {ring.most_new}: they would write over "
+            f"cache: {num_new} new tokens at once, where the ring was made for {rolling.most_new}: they would write over "
             "keys that the window still has. Feed fewer at a time, or make a larger ring."
         )
-    newest = jnp.concatenate([ring.newest, is_token], axis=1)[:, num_new:]
-    spare = jnp.where(ring.spare < 0, ring.spare, jnp.minimum(ring.spare + num_new, ring.most_new))
+    newest = jnp.concatenate([rolling.newest, is_token], axis=1)[:, num_new:]
+    spare = jnp.where(rolling.spare < 0, rolling.spare, jnp.minimum(rolling.spare + num_new, rolling.most_new))
     is_token = jnp.arange(marked.capacity) < marked.num_tokens
-    return marked._replace(is_token=is_token, ring=ring.replace(newest=newest, spare=spare))
+    return marked._replace(is_token=is_token, rolling=rolling.replace(newest=newest, spare=spare))
 
 
-def ring_mask(cache: Any, mask: Mask) -> Mask:
-    """The rest of `cache.mask_of_newest`: a token is in the slot of its position, padding in one that there is not.
+def rolling_mask(cache: Any, mask: Mask) -> Mask:
+    """The rest of `cache.newest_mask`: a token is in the slot of its position, padding in one that there is not.
 
     The position of a slot is that of the newest token that has been in it; below 0: there was none. A slot whose token
     was taken back is said to have the one before it. That one is lost, but behind the window.
@@ -59,12 +59,12 @@ def ring_mask(cache: Any, mask: Mask) -> Mask:
     )
 
 
-def rewind_ring(cache: Any, num_places: jax.Array | int) -> Any:
+def rewind_rolling(cache: Any, num_places: jax.Array | int) -> Any:
     """The rest of `cache.rewind`: the newest places are taken back."""
-    ring, place = cache.ring, jnp.arange(cache.ring.most_new)
-    is_gone = place >= ring.most_new - num_places
-    num_tokens = cache.num_tokens - jnp.sum(ring.newest & is_gone, axis=1, keepdims=True, dtype=jnp.int32)
-    newest = jnp.roll(ring.newest, num_places, axis=1) & (place >= num_places)
+    rolling, place = cache.rolling, jnp.arange(cache.rolling.most_new)
+    is_gone = place >= rolling.most_new - num_places
+    num_tokens = cache.num_tokens - jnp.sum(rolling.newest & is_gone, axis=1, keepdims=True, dtype=jnp.int32)
+    newest = jnp.roll(rolling.newest, num_places, axis=1) & (place >= num_places)
     is_token = jnp.arange(cache.capacity) < num_tokens
-    ring = ring.replace(newest=newest, spare=ring.spare - num_places)
-    return cache._replace(is_token=is_token, num_tokens=num_tokens, ring=ring)
+    rolling = rolling.replace(newest=newest, spare=rolling.spare - num_places)
+    return cache._replace(is_token=is_token, num_tokens=num_tokens, rolling=rolling)

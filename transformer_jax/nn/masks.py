@@ -46,7 +46,7 @@ class Mask:
         """Positions of `num` keys from the `first` on, [B or 1, num]."""
         return (first + jnp.arange(num))[None] if self.key_positions is None else cut(self.key_positions, 1, first, num)
 
-    def part(self, first_query: jax.Array | int, T: int, first_key: jax.Array | int, S: int) -> jax.Array | None:
+    def block(self, first_query: jax.Array | int, T: int, first_key: jax.Array | int, S: int) -> jax.Array | None:
         """The picture of T queries and S keys: bool [B or 1, T or 1, S], or None where all of it is True."""
         parts = []
         if self.may_attend is not None:

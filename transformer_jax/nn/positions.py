@@ -113,7 +113,7 @@ class DenseBias:
 
     values: jax.Array  # [B or 1, N or 1, T, S]
 
-    def part(self, mask: Mask, first_query: Any, T: int, first_key: Any, S: int) -> jax.Array:
+    def block(self, mask: Mask, first_query: Any, T: int, first_key: Any, S: int) -> jax.Array:
         """For T queries and S keys: [B or 1, N or 1, T, S]."""
         return cut(cut(self.values, 2, first_query, T), 3, first_key, S)
 
@@ -129,7 +129,7 @@ class DistanceBias:
     weights: Any  # arrays
     of_distance: Callable = flax.struct.field(pytree_node=False)  # (weights, key - query [B, T, S]) -> [B, N, T, S]
 
-    def part(self, mask: Mask, first_query: Any, T: int, first_key: Any, S: int) -> jax.Array:
+    def block(self, mask: Mask, first_query: Any, T: int, first_key: Any, S: int) -> jax.Array:
         """For T queries and S keys: [B or 1, N, T, S]."""
         distance = mask.keys(first_key, S)[:, None] - mask.queries(first_query, T)[:, :, None]
         return self.of_distance(self.weights, distance)
@@ -223,7 +223,7 @@ class Scheme(NamedTuple):
 
     vectors: Callable | None = None  # (positions [B, T], config) -> [B, T, D], added to the embedding
     is_learned: bool = False  # or the vectors are a parameter [position_offset + max_len, D]
-    turn: Callable | None = None  # (x [B, T, N, H], positions [B, T], config) -> the same shape, for queries and keys
+    rotate: Callable | None = None  # (x [B, T, N, H], positions [B, T], config) -> the same shape, for queries and keys
     bias: Callable | None = None  # config -> module; module(is_causal) -> a bias for the scores
     is_relative: bool = False  # each layer learns vectors for distances, beside its keys and values
 
@@ -232,7 +232,7 @@ POSITIONS = {
     "none": Scheme(),
     "learned": Scheme(is_learned=True),
     "sinusoidal": Scheme(vectors=_sinusoidal),
-    "rotary": Scheme(turn=rotary),
+    "rotary": Scheme(rotate=rotary),
     "t5": Scheme(bias=T5Bias),
     "alibi": Scheme(bias=Alibi),
     "shaw": Scheme(is_relative=True),

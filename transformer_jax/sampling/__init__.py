@@ -1,8 +1,8 @@
-"""Decoding from logits. Nothing here knows a model."""
+"""GenerationConfig from logits. Nothing here knows a model."""
 
 from transformer_jax.sampling.beam_search import LENGTH_PENALTIES, STOPPING, Beams, beam_search
-from transformer_jax.sampling.constrained import Constraint, Follow, matching, one_of
-from transformer_jax.sampling.decode import CHOICES, CHUNK, Decode, Generated, advance, begin, generate
+from transformer_jax.sampling.constrained import Constraint, ForcedTokens, matching, one_of
+from transformer_jax.sampling.decode import CHOICES, CHUNK, DecodeState, Generated, decode, generate, prefill
 from transformer_jax.sampling.logits_processors import (
     Custom,
     LogitBias,
@@ -11,37 +11,43 @@ from transformer_jax.sampling.logits_processors import (
     Temperature,
     TopK,
     TopP,
-    Typical,
+    TypicalP,
     start,
 )
-from transformer_jax.sampling.speculative import Ahead, Speculated, advance_ahead, begin_ahead, speculate
+from transformer_jax.sampling.speculative import (
+    Speculated,
+    SpeculativeState,
+    decode_speculative,
+    prefill_speculative,
+    speculate,
+)
 from transformer_jax.sampling.text_processors import (
     BadWords,
     ForceFirst,
     ForceLast,
     FrequencyPenalty,
+    GenerationDefaults,
     MinLength,
-    NoRepeat,
+    NoRepeatNgram,
     PresencePenalty,
     RepetitionPenalty,
-    Rules,
     Suppress,
     SuppressFirst,
 )
 
-METHODS = {  # what is done to logits before a token is chosen
+LOGITS_PROCESSORS = {  # what is done to logits before a token is chosen
     "temperature": Temperature,
     "top_k": TopK,
     "top_p": TopP,
     "min_p": MinP,
-    "typical": Typical,
+    "typical": TypicalP,
     "logit_bias": LogitBias,
     "renormalize": Renormalize,
     "custom": Custom,
     "repetition_penalty": RepetitionPenalty,
     "presence_penalty": PresencePenalty,
     "frequency_penalty": FrequencyPenalty,
-    "no_repeat": NoRepeat,
+    "no_repeat": NoRepeatNgram,
     "bad_words": BadWords,
     "force_first": ForceFirst,
     "force_last": ForceLast,
@@ -52,29 +58,29 @@ METHODS = {  # what is done to logits before a token is chosen
 }
 
 __all__ = [
-    "Ahead",
+    "SpeculativeState",
     "BadWords",
     "Beams",
     "CHOICES",
     "CHUNK",
     "Constraint",
     "Custom",
-    "Decode",
-    "Follow",
+    "DecodeState",
+    "ForcedTokens",
     "ForceFirst",
     "ForceLast",
     "FrequencyPenalty",
     "Generated",
     "LENGTH_PENALTIES",
     "LogitBias",
-    "METHODS",
+    "LOGITS_PROCESSORS",
     "MinLength",
     "MinP",
-    "NoRepeat",
+    "NoRepeatNgram",
     "PresencePenalty",
     "Renormalize",
     "RepetitionPenalty",
-    "Rules",
+    "GenerationDefaults",
     "STOPPING",
     "Speculated",
     "Suppress",
@@ -82,12 +88,12 @@ __all__ = [
     "Temperature",
     "TopK",
     "TopP",
-    "Typical",
-    "advance",
-    "advance_ahead",
+    "TypicalP",
+    "decode",
+    "decode_speculative",
     "beam_search",
-    "begin",
-    "begin_ahead",
+    "prefill",
+    "prefill_speculative",
     "generate",
     "matching",
     "one_of",

@@ -1,6 +1,6 @@
 """Beam search: the likeliest continuations, inside one compiled loop. No model here: only its step function.
 
-`step` is the one that `sampling.generate` describes; beside it only `cache.with_beams` and `reorder` are known. B, T
+`step` is the one that `sampling.generate` describes; beside it only `cache.expand_beams` and `reorder` are known. B, T
 and V are as everywhere, and W is the number of a row's beams (`num_beams`). The model sees W beams of B rows as B W
 rows. Where beams are in groups, each group of a row is a search of its own: R = B num_groups searches of
 W / num_groups beams.
@@ -16,14 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax.errors import choose
-from transformer_jax.nn.kv_cache import reorder, with_beams
+from transformer_jax.nn.kv_cache import expand_beams, reorder
 from transformer_jax.sampling import logits_processors as transforms
 from transformer_jax.sampling.decode import left_aligned
 from transformer_jax.sampling.logits_processors import check, largest
 
 LENGTH_PENALTIES = {  # (n new tokens, alpha) -> what the sum of their log-probabilities is divided by
-    "wu": lambda n, alpha: ((5 + n) / 6) ** alpha,  # Wu et al. 2016, equation 14
-    "average": lambda n, alpha: n**alpha,  # alpha = 1: the mean log-probability of a token
+    "gnmt": lambda n, alpha: ((5 + n) / 6) ** alpha,  # Wu et al. 2016, equation 14
+    "mean": lambda n, alpha: n**alpha,  # alpha = 1: the mean log-probability of a token
 }
 
 
@@ -45,13 +45,13 @@ STOPPING = {
     # n + 1 to max_new_tokens tokens and of a log-probability of at most p, so its score is at most p / the largest
     # penalty among those lengths. This holds for the rounded numbers as well, and equals do not displace each other:
     # stopping changes nothing. (Methods that add to log-probabilities, LogitBias say, break it.)
-    "never": Stopping(lambda worst, best, reachable, now: worst >= best / reachable, False),
+    "exhaustive": Stopping(lambda worst, best, reachable, now: worst >= best / reachable, False),
     # The two kinds of the reference library: early_stopping=True, as soon as there are W hypotheses, and False, as
     # soon as the likeliest beam, if it ended now, would be no better than the last of them. The latter misses better
     # ones if alpha > 0: later tokens cost less than those before. In both an unlikely end is no hypothesis: else W
     # beams had W hypotheses after two steps.
     "first": Stopping(lambda worst, best, reachable, now: worst > -jnp.inf, True),
-    "hopeless_now": Stopping(lambda worst, best, reachable, now: worst >= best / now, True),
+    "heuristic": Stopping(lambda worst, best, reachable, now: worst >= best / now, True),
 }
 _IMPOSSIBLE = -jnp.inf  # never in the way of a sum, a division or a comparison, unlike NaN
 
@@ -71,7 +71,7 @@ class _State(NamedTuple):
     ended: Beams  # the best W hypotheses
     is_done: jax.Array  # bool [R]
     is_nan: jax.Array  # bool [R]: NaN met before the search was done
-    states: tuple  # of the methods, of R W rows
+    states: tuple  # of the processors, of R W rows
     cache: Any  # of R W rows
 
 
@@ -84,7 +84,7 @@ class _State(NamedTuple):
         "pad_id",
         "length_penalty",
         "num_return",
-        "penalty",
+        "length_normalization",
         "stopping",
         "num_groups",
         "diversity",
@@ -95,7 +95,7 @@ def beam_search(
     cache: Any,
     tokens: jax.Array,
     is_token: jax.Array,
-    methods: tuple = (),
+    processors: tuple = (),
     *,
     num_beams: int,
     max_new_tokens: int,
@@ -103,14 +103,14 @@ def beam_search(
     pad_id: int,
     length_penalty: float = 1.0,
     num_return: int = 1,
-    penalty: str = "wu",
-    stopping: str = "never",
+    length_normalization: str = "gnmt",
+    stopping: str = "exhaustive",
     num_groups: int = 1,
     diversity: float = 0.0,
 ) -> Beams:
     """Read the prompts, then search for the continuations of the highest score. Wu et al. 2016, section 7.
 
-    The score of n new tokens is the sum of their log-probabilities / LENGTH_PENALTIES[penalty](n, length_penalty).
+    The score of n new tokens is the sum of their log-probabilities / LENGTH_PENALTIES[length_normalization](n, length_penalty).
     At every step each open beam may end, which makes it a hypothesis and takes no open beam's place, and of all
     continuations without EOS the W likeliest stay open. At `max_new_tokens` the open beams are hypotheses too.
     If all the beginnings there are fit into W beams, the search is exhaustive. Of equals the lower index wins:
@@ -119,7 +119,7 @@ def beam_search(
     Args:
       step: see sampling.generate. The cache has B rows, and room for T + max_new_tokens - 1 slots.
       tokens, is_token: prompts [B, T], padded on either side, at least one token in each row.
-      methods: change the log-probabilities of each step, which are not normalized again: put Renormalize where
+      processors: change the log-probabilities of each step, which are not normalized again: put Renormalize where
         that is wanted. A forced token costs nothing, but counts in the length. States go with their beams.
       eos_ids: each ends a hypothesis; none: nothing does.
       length_penalty: alpha. 0: none; above 0 long hypotheses are favoured, below 0 short ones.
@@ -137,11 +137,14 @@ def beam_search(
         -4..4, an unknown penalty or stopping, num_groups that do not divide num_beams, diversity below 0.
     """
     _check(num_beams, max_new_tokens, length_penalty, num_return, num_groups, diversity, eos_ids)
-    penalty_of, rule = choose(LENGTH_PENALTIES, penalty, "penalty"), choose(STOPPING, stopping, "stopping")
+    penalty_of, rule = (
+        choose(LENGTH_PENALTIES, length_normalization, "length_normalization"),
+        choose(STOPPING, stopping, "stopping"),
+    )
     B, R, W = len(tokens), len(tokens) * num_groups, num_beams // num_groups
     penalties = penalty_of(np.arange(1.0, max_new_tokens + 1), length_penalty).astype(np.float32)  # of 1, 2, ... tokens
     text, lengths = (jnp.repeat(x, num_beams, axis=0) for x in left_aligned(tokens, is_token, max_new_tokens))
-    search = _Search(num_groups, diversity, rule, jnp.array(eos_ids, jnp.int32), penalties, methods, text, lengths)
+    search = _Search(num_groups, diversity, rule, jnp.array(eos_ids, jnp.int32), penalties, processors, text, lengths)
 
     def go_on(state):
         return (state.num_new < max_new_tokens) & ~jnp.all(state.is_done)
@@ -158,12 +161,12 @@ def beam_search(
     nothing = jnp.full((R, W, max_new_tokens), pad_id, jnp.int32)
     scores, zeros = jnp.full((R, W), _IMPOSSIBLE, jnp.float32), jnp.zeros((R, W), jnp.int32)
     one_beam, no = scores.at[:, 0].set(0.0), jnp.zeros(R, bool)  # the prompt; W equal beams would stay equal
-    states = transforms.start(methods, text, lengths, max_new_tokens)
+    states = transforms.start(processors, text, lengths, max_new_tokens)
     state = _State(jnp.int32(0), nothing, one_beam, Beams(nothing, scores, zeros), no, no, states, None)
     state, _ = search.choose_tokens(state, jnp.repeat(logits, num_beams, axis=0).reshape(R, W, -1))
     # All beams of a row have one parent, its prompt. The source they share.
     capacity = tokens.shape[1] + num_beams * max(1, max_new_tokens - 1)  # the loop is compiled, if only for no step
-    state = state._replace(cache=with_beams(cache, B, num_beams, capacity))
+    state = state._replace(cache=expand_beams(cache, B, num_beams, capacity))
     state = jax.lax.while_loop(go_on, one_token, state)
 
     best = jax.tree.map(lambda x: x.reshape(B, num_beams, *x.shape[2:]), state.ended)
@@ -185,19 +188,19 @@ class _Search(NamedTuple):
     rule: Stopping
     ends: jax.Array  # int32: the ids that end a hypothesis
     penalties: np.ndarray  # of 1, 2, ... tokens
-    methods: tuple
+    processors: tuple
     text: jax.Array  # int32 [R W, S]: the prompts, left-aligned, with room for the new tokens
     prompt_lengths: jax.Array  # int32 [R W]
 
     def changed(self, state: _State, log_probs: jax.Array) -> tuple[jax.Array, tuple]:
-        """What the methods make of log-probabilities [R, W, V], and their states."""
-        if not self.methods:
+        """What the processors make of log-probabilities [R, W, V], and their states."""
+        if not self.processors:
             return log_probs, ()
         rows, num = len(self.text), len(self.penalties)
         place = self.prompt_lengths[:, None] + jnp.arange(num)
         text = self.text.at[jnp.arange(rows)[:, None], place].set(state.tokens.reshape(rows, num))
         flat = log_probs.reshape(rows, -1)
-        flat, states = transforms.apply(self.methods, flat, text, self.prompt_lengths + state.num_new, state.states)
+        flat, states = transforms.apply(self.processors, flat, text, self.prompt_lengths + state.num_new, state.states)
         return flat.reshape(log_probs.shape), states
 
     def choose_tokens(self, state: _State, logits: jax.Array) -> tuple[_State, jax.Array]:

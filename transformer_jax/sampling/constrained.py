@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax.errors import UserError
-from transformer_jax.sampling.logits_processors import RULED_OUT, Method
+from transformer_jax.sampling.logits_processors import RULED_OUT, LogitsProcessor
 from transformer_jax.sampling.regex import Automaton, compile_regex
 
 MAX_CELLS = 2**28  # of a table: 1 GB
@@ -21,7 +21,7 @@ MAX_CELLS = 2**28  # of a table: 1 GB
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
-class Constraint(Method):
+class Constraint(LogitsProcessor):
     """A method that rules out what leads to no allowed text, or to none that there is room for.
 
     EOS is allowed in accepting states, and only there. Where max_new_tokens is less than the shortest allowed text
@@ -46,7 +46,7 @@ class Constraint(Method):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
-class Follow(Method):
+class ForcedTokens(LogitsProcessor):
     """Each row is the text given for it: to learn its log-probabilities, say. The state is the place, int32 [R]."""
 
     tokens: jax.Array  # int32 [R, any]

@@ -1,4 +1,4 @@
-"""Decoding, one token at a time, inside one compiled loop. No model here: only its step function.
+"""GenerationConfig, one token at a time, inside one compiled loop. No model here: only its step function.
 
 `step(tokens [B, T], is_token [B, T], cache) -> (logits of each row's last token [B, V], cache)` is all
 that is known of it. Pass a `jax.tree_util.Partial` over the parameters, so that they are arguments of the
@@ -37,11 +37,11 @@ class Generated(NamedTuple):
     log_probs: jax.Array  # float32 [B, max_new_tokens] of each token; 0 after the end
     top_tokens: jax.Array  # int32 [B, max_new_tokens, num_top]: the likeliest at each place, likeliest first; or pad_id
     top_log_probs: jax.Array  # float32 [B, max_new_tokens, num_top]
-    states: tuple  # of the methods, for a call that goes on
+    states: tuple  # of the processors, for a call that goes on
 
 
-class Decode(NamedTuple):
-    """Where a decode stands: `advance` goes on from it."""
+class DecodeState(NamedTuple):
+    """Where a decode stands: `decode` goes on from it."""
 
     is_done: jax.Array  # bool [B]; who sets one ends that row
     text: jax.Array  # int32 [B, S]: prompts and new tokens, left-aligned
@@ -60,7 +60,7 @@ def generate(
     is_token: jax.Array,
     keys: jax.Array,
     first_index: jax.Array | int = 0,
-    methods: tuple = (),
+    processors: tuple = (),
     states: tuple | None = None,
     *,
     max_new_tokens: int,
@@ -71,15 +71,15 @@ def generate(
     num_top: int = 0,
     chunk: int = CHUNK,
 ) -> Generated:
-    """Read the prompts, then choose up to `max_new_tokens` tokens for each row: `begin` and `advance` in one.
+    """Read the prompts, then choose up to `max_new_tokens` tokens for each row: `prefill` and `decode` in one.
 
     Args:
       step: see the top of this file. The cache must have room for T + max_new_tokens - 1 slots.
       tokens, is_token: prompts [B, T], padded on either side, at least one token in each row.
       keys: [B] PRNG keys. Token i of a row is drawn with fold_in(key of the row, first_index + i), so that
         neither the other rows nor a split into several calls change it.
-      methods: what is done to the logits before a token is chosen, in this order: logits.py, rules.py, constrain.py.
-      states: of the methods, where an earlier call ended (its `first_index` tokens are in the prompts); None: new.
+      processors: what is done to the logits before a token is chosen, in this order: logits.py, rules.py, constrain.py.
+      states: of the processors, where an earlier call ended (its `first_index` tokens are in the prompts); None: new.
       eos_ids: each ends a row: after it there is only `pad_id`. The loop stops when every row has ended. So does a
         row whose every token is ruled out.
       choice: a name in CHOICES.
@@ -91,7 +91,7 @@ def generate(
     """
     transforms.check(max_new_tokens >= 1, "max_new_tokens", max_new_tokens, "must be at least 1")
     settings = dict(choice=choice, eos_ids=eos_ids, pad_id=pad_id, stop_sequences=stop_sequences)
-    decode = begin(
+    state = prefill(
         step,
         cache,
         tokens,
@@ -99,7 +99,7 @@ def generate(
         keys,
         max_new_tokens,
         first_index,
-        methods,
+        processors,
         states,
         num_places=max_new_tokens,
         text_size=tokens.shape[1] + max_new_tokens,
@@ -107,14 +107,14 @@ def generate(
         chunk=chunk,
         **settings,
     )
-    return advance(step, decode, keys, max_new_tokens, first_index, methods, **settings).found
+    return decode(step, state, keys, max_new_tokens, first_index, processors, **settings).found
 
 
 @functools.partial(
     jax.jit,
     static_argnames=("num_places", "text_size", "choice", "eos_ids", "pad_id", "stop_sequences", "num_top", "chunk"),
 )
-def begin(
+def prefill(
     step: Callable,
     cache: Any,
     tokens: jax.Array,
@@ -122,7 +122,7 @@ def begin(
     keys: jax.Array,
     max_new_tokens: jax.Array | int,
     first_index: jax.Array | int = 0,
-    methods: tuple = (),
+    processors: tuple = (),
     states: tuple | None = None,
     num_unused: jax.Array | int | None = None,
     *,
@@ -134,11 +134,11 @@ def begin(
     stop_sequences: tuple[tuple[int, ...], ...] = (),
     num_top: int = 0,
     chunk: int = CHUNK,
-) -> Decode:
+) -> DecodeState:
     """Read the prompts and choose the first token of each row. Only shapes are compiled in, not how many come.
 
     Args:
-      max_new_tokens: that will be asked for; methods heed it.
+      max_new_tokens: that will be asked for; processors heed it.
       num_unused: columns at the end of `tokens` that are padding in every row; the cache gives their slots back.
       num_places: room for new tokens, max_new_tokens or more.
       text_size: room for the tokens of a row, its prompt's and the new ones.
@@ -150,7 +150,7 @@ def begin(
     B = len(tokens)
     text, prompt_lengths = left_aligned(tokens, is_token, text_size - tokens.shape[1])
     if states is None:
-        states = transforms.start(methods, text, prompt_lengths, max_new_tokens)
+        states = transforms.start(processors, text, prompt_lengths, max_new_tokens)
     logits, cache = read(step, cache, tokens, is_token, num_unused, chunk)
     padding = jnp.full((B, num_places, num_top), pad_id, jnp.int32)
     zeros = jnp.zeros((B, num_places), jnp.float32)
@@ -162,13 +162,13 @@ def begin(
         jnp.zeros(padding.shape, jnp.float32),
         states,
     )
-    decode = Decode(jnp.zeros(B, bool), text, prompt_lengths, found, cache)
+    state = DecodeState(jnp.zeros(B, bool), text, prompt_lengths, found, cache)
     return choose_tokens(
-        decode,
+        state,
         logits,
         keys,
         first_index,
-        methods,
+        processors,
         choose(CHOICES, choice, "choice"),
         eos_ids=eos_ids,
         pad_id=pad_id,
@@ -182,7 +182,7 @@ def read(
     """Read prompts [B, T], at most `chunk` places at once: the memory that it takes does not grow with T.
 
     Args:
-      num_unused: as `begin`; chunks of nothing else are not read.
+      num_unused: as `prefill`; chunks of nothing else are not read.
     Returns:
       Logits of each row's last token [B, V], and the cache.
     """
@@ -210,50 +210,50 @@ def read(
 
 
 @functools.partial(jax.jit, static_argnames=("choice", "eos_ids", "pad_id", "stop_sequences"))
-def advance(
+def decode(
     step: Callable,
-    decode: Decode,
+    state: DecodeState,
     keys: jax.Array,
     until: jax.Array | int,
     first_index: jax.Array | int = 0,
-    methods: tuple = (),
+    processors: tuple = (),
     *,
     eos_ids: tuple[int, ...],
     pad_id: int,
     choice: str = "sample",
     stop_sequences: tuple[tuple[int, ...], ...] = (),
-) -> Decode:
-    """Choose tokens until there are `until` of them, or all rows have ended. Arguments as for `begin`.
+) -> DecodeState:
+    """Choose tokens until there are `until` of them, or all rows have ended. Arguments as for `prefill`.
 
     One program serves every `until`, so that a decode in pieces gives bit for bit what one call gives.
     """
 
     choose_one = choose(CHOICES, choice, "choice")
 
-    def go_on(decode):
-        return jnp.any(~decode.is_done & (decode.found.lengths < until))
+    def go_on(state):
+        return jnp.any(~state.is_done & (state.found.lengths < until))
 
-    def one_token(decode):
-        logits, cache = step(newest_tokens(decode), ~decode.is_done[:, None], decode.cache)
-        decode = decode._replace(cache=cache)
+    def one_token(state):
+        logits, cache = step(newest_tokens(state), ~state.is_done[:, None], state.cache)
+        state = state._replace(cache=cache)
         return choose_tokens(
-            decode,
+            state,
             logits,
             keys,
             first_index,
-            methods,
+            processors,
             choose_one,
             eos_ids=eos_ids,
             pad_id=pad_id,
             stop_sequences=stop_sequences,
         )
 
-    return jax.lax.while_loop(go_on, one_token, decode)
+    return jax.lax.while_loop(go_on, one_token, state)
 
 
-def newest_tokens(decode: Decode) -> jax.Array:
+def newest_tokens(state: DecodeState) -> jax.Array:
     """The token that each row ends with, [B, 1]: the next one to be read."""
-    return jnp.take_along_axis(decode.found.tokens, jnp.maximum(decode.found.lengths - 1, 0)[:, None], axis=1)
+    return jnp.take_along_axis(state.found.tokens, jnp.maximum(state.found.lengths - 1, 0)[:, None], axis=1)
 
 
 def keys_of_tokens(keys: jax.Array, index: jax.Array) -> jax.Array:
@@ -262,35 +262,35 @@ def keys_of_tokens(keys: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def choose_tokens(
-    decode: Decode,
+    state: DecodeState,
     logits: jax.Array,
     keys: jax.Array,
     first_index: jax.Array | int,
-    methods: tuple,
+    processors: tuple,
     choose_one: Callable,
     *,
     eos_ids: tuple[int, ...],
     pad_id: int,
     stop_sequences: tuple[tuple[int, ...], ...],
-) -> Decode:
+) -> DecodeState:
     """One more token for each row that has not ended, from the model's logits [B, V].
 
     Args:
-      choose_one: (logits after all methods [B, V], keys of the tokens [B]) -> tokens [B].
+      choose_one: (logits after all processors [B, V], keys of the tokens [B]) -> tokens [B].
       The others are those of `generate`.
     """
     transforms.check(all(token >= 0 for token in eos_ids), "eos_ids", eos_ids, "must be token ids, 0 or more")
     transforms.check(all(stop_sequences), "stop_sequences", stop_sequences, "must have a token or more each")
-    found, i, rows = decode.found, decode.found.lengths, jnp.arange(len(logits))
-    logits, lengths = logits.astype(jnp.float32), decode.prompt_lengths + i
+    found, i, rows = state.found, state.found.lengths, jnp.arange(len(logits))
+    logits, lengths = logits.astype(jnp.float32), state.prompt_lengths + i
     log_probs = jax.nn.log_softmax(logits, axis=-1)
-    logits, states = transforms.apply(methods, logits, decode.text, lengths, found.states)
-    is_done = decode.is_done | jnp.all(logits <= transforms.RULED_OUT, axis=-1)
+    logits, states = transforms.apply(processors, logits, state.text, lengths, found.states)
+    is_done = state.is_done | jnp.all(logits <= transforms.RULED_OUT, axis=-1)
     token = choose_one(logits, keys_of_tokens(keys, first_index + i)).astype(jnp.int32)
     token = jnp.where(is_done, pad_id, token)  # behind the end of a row, where there is padding already
     log_prob = jnp.take_along_axis(log_probs, token[:, None], axis=1, mode="fill", fill_value=0.0)[:, 0]
     top_log_probs, top_tokens = transforms.largest(log_probs, found.top_tokens.shape[2])
-    text = decode.text.at[rows, lengths].set(token)
+    text = state.text.at[rows, lengths].set(token)
     found = Generated(
         found.tokens.at[rows, i].set(token),
         found.lengths + ~is_done,
@@ -303,9 +303,9 @@ def choose_tokens(
     for sequence in stop_sequences:
         at = lengths[:, None] + 1 - len(sequence) + jnp.arange(len(sequence))
         newest = jnp.take_along_axis(text, jnp.maximum(at, 0), axis=1)
-        is_new = lengths + 1 - len(sequence) >= decode.prompt_lengths - first_index
+        is_new = lengths + 1 - len(sequence) >= state.prompt_lengths - first_index
         is_done |= jnp.all(newest == jnp.array(sequence), axis=1) & is_new
-    return decode._replace(is_done=is_done, text=text, found=found)
+    return state._replace(is_done=is_done, text=text, found=found)
 
 
 def left_aligned(tokens: jax.Array, is_token: jax.Array, num_more: int) -> tuple[jax.Array, jax.Array]:

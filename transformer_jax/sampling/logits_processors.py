@@ -1,15 +1,15 @@
-"""What is done to the next token's logits before one is chosen: small methods, applied in the order they are given.
+"""What is done to the next token's logits before one is chosen: small processors, applied in the order they are given.
 
 A method is a frozen dataclass that is called as `f(logits, tokens, lengths, state) -> (logits, state)`:
 
-    logits   [R, V] float32; beam search gives log-probabilities instead, and adds up what the methods make of them
+    logits   [R, V] float32; beam search gives log-probabilities instead, and adds up what the processors make of them
     tokens   [R, S] int32: the prompt and the new tokens of each row, left-aligned
     lengths  [R] int32: how many; what stands beyond them means nothing
-    state    a pytree whose leaves have R rows, which beam search reorders with its beams; () for most methods
+    state    a pytree whose leaves have R rows, which beam search reorders with its beams; () for most processors
 
 `f.start(tokens, lengths, max_new_tokens)` makes the first state, from the prompts alone. A token that is ruled out
 has RULED_OUT = finfo.min: finite, so that nothing becomes NaN, and of probability 0; what one method ruled out no
-other brings back, but for the forced tokens. Here are the methods that look at the logits alone; rules.py has those
+other brings back, but for the forced tokens. Here are the processors that look at the logits alone; rules.py has those
 that look at the text.
 """
 
@@ -25,24 +25,24 @@ from transformer_jax.errors import UserError
 RULED_OUT = jnp.finfo(jnp.float32).min
 
 
-def start(methods: tuple, tokens: jax.Array, lengths: jax.Array, max_new_tokens: int) -> tuple:
+def start(processors: tuple, tokens: jax.Array, lengths: jax.Array, max_new_tokens: int) -> tuple:
     """The first state of each method: prompts [R, S], left-aligned, and their lengths [R]."""
-    return tuple(method.start(tokens, lengths, max_new_tokens) for method in methods)
+    return tuple(method.start(tokens, lengths, max_new_tokens) for method in processors)
 
 
 def apply(
-    methods: tuple, logits: jax.Array, tokens: jax.Array, lengths: jax.Array, states: tuple
+    processors: tuple, logits: jax.Array, tokens: jax.Array, lengths: jax.Array, states: tuple
 ) -> tuple[jax.Array, tuple]:
     """One method after the other: (logits [R, V], new states). Of logits below RULED_OUT, -inf, none is left."""
     new_states = []
-    for method, state in zip(methods, states, strict=True):
+    for method, state in zip(processors, states, strict=True):
         logits, state = method(jnp.maximum(logits, RULED_OUT), tokens, lengths, state)
         new_states.append(state)
     return logits, tuple(new_states)
 
 
 def method(cls: type) -> type:
-    """A frozen dataclass that jit knows by its fields: methods of equal fields share a compiled program."""
+    """A frozen dataclass that jit knows by its fields: processors of equal fields share a compiled program."""
     return jax.tree_util.register_static(dataclasses.dataclass(frozen=True)(cls))
 
 
@@ -71,8 +71,8 @@ def largest(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     return values, jnp.take_along_axis(best, places // CHUNK, axis=1) * CHUNK + places % CHUNK
 
 
-class Method:
-    """What most methods share: no state."""
+class LogitsProcessor:
+    """What most processors share: no state."""
 
     def start(self, tokens: jax.Array, lengths: jax.Array, max_new_tokens: int) -> Any:
         """The state before the first new token."""
@@ -85,7 +85,7 @@ def where_possible(new: jax.Array, logits: jax.Array) -> jax.Array:
 
 
 @method
-class Temperature(Method):
+class Temperature(LogitsProcessor):
     """Divide by `value`: below 1 sharpens the distribution, above 1 flattens it. UserError outside [1e-6, 1e6]."""
 
     value: float
@@ -99,7 +99,7 @@ class Temperature(Method):
 
 
 @method
-class TopK(Method):
+class TopK(LogitsProcessor):
     """Keep the k most likely tokens: exactly k, ties go to the smaller id. Fan et al. 2018. UserError below 1."""
 
     k: int
@@ -115,7 +115,7 @@ class TopK(Method):
 
 
 @method
-class TopP(Method):
+class TopP(LogitsProcessor):
     """Keep the smallest set of most likely tokens whose probability is at least p. Holtzman et al. 2019.
 
     The most likely token is always kept; of equally likely ones the smaller ids come first. UserError outside (0, 1].
@@ -131,7 +131,7 @@ class TopP(Method):
 
 
 @method
-class MinP(Method):
+class MinP(LogitsProcessor):
     """Keep what is at least `p` times as likely as the likeliest token. Nguyen et al. 2024, section 3.
 
     Ties are kept together. UserError outside (0, 1].
@@ -148,7 +148,7 @@ class MinP(Method):
 
 
 @method
-class Typical(Method):
+class TypicalP(LogitsProcessor):
     """Keep the smallest set, of probability at least p, whose surprise is nearest to the one expected.
 
     Surprise is -log p(token), what is expected of it the entropy. Meister et al. 2023, section 4. The nearest token
@@ -168,7 +168,7 @@ class Typical(Method):
 
 
 @method
-class LogitBias(Method):
+class LogitBias(LogitsProcessor):
     """Add to the logits of some tokens: ((token, bias), ...). UserError: a bias beyond 1e6, a token below 0."""
 
     biases: tuple[tuple[int, float], ...]
@@ -186,7 +186,7 @@ class LogitBias(Method):
 
 
 @method
-class Renormalize(Method):
+class Renormalize(LogitsProcessor):
     """Make log-probabilities of what is left.
 
     For beam search, where sums are compared; the choice of one token, greedy or drawn, is the same without it.
@@ -197,7 +197,7 @@ class Renormalize(Method):
 
 
 @method
-class Custom(Method):
+class Custom(LogitsProcessor):
     """A function of one's own: `function(logits, tokens, lengths) -> logits`, shapes as at the top of this file.
 
     It is compiled, and known to jit by identity: a new function is a new program.

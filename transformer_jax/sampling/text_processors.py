@@ -1,6 +1,6 @@
 """Methods that look at the text: penalties, repetition, forced and forbidden tokens. How they are called: logits.py.
 
-What repeats is judged by prompt and new tokens together in RepetitionPenalty and NoRepeat, as their papers (which know
+What repeats is judged by prompt and new tokens together in RepetitionPenalty and NoRepeatNgram, as their papers (which know
 decoders only) and the reference library have it; presence and frequency are counted among new tokens alone. In an
 encoder-decoder the prompt is what the decoder was given, not the source.
 """
@@ -10,10 +10,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from transformer_jax.sampling.logits_processors import RULED_OUT, Method, check, method, where_possible
+from transformer_jax.sampling.logits_processors import RULED_OUT, LogitsProcessor, check, method, where_possible
 
 
-class _Counting(Method):
+class _Counting(LogitsProcessor):
     """The state is the number of new tokens so far, int32 [R]."""
 
     def start(self, tokens, lengths, max_new_tokens):
@@ -48,7 +48,7 @@ def _check_ids(field, ids):
 
 
 @method
-class RepetitionPenalty(Method):
+class RepetitionPenalty(LogitsProcessor):
     """Make tokens of the prompt or the new text less likely. Keskar et al. 2019, section 4.1.
 
     A positive logit is divided by `value`, a negative one, which dividing would raise, multiplied. Prompt tokens count.
@@ -101,7 +101,7 @@ class FrequencyPenalty(_Counting):
 
 
 @method
-class NoRepeat(Method):
+class NoRepeatNgram(LogitsProcessor):
     """No n tokens in a row come twice. Paulus et al. 2017, section 2.5. Prompt tokens count. UserError: n below 1."""
 
     n: int
@@ -116,7 +116,7 @@ class NoRepeat(Method):
 
 
 @method
-class BadWords(Method):
+class BadWords(LogitsProcessor):
     """None of these sequences of tokens is completed by a new token; it may begin in the prompt.
 
     UserError: an empty word, or an id below 0.
@@ -153,7 +153,7 @@ class ForceFirst(_Counting):
 
 
 @method
-class ForceLast(Method):
+class ForceLast(LogitsProcessor):
     """The last token that there is room for is this one, whatever else was ruled out; its logit is 0.
 
     The state is the number of tokens that there is room for, int32 [R].
@@ -176,7 +176,7 @@ def _only(logits, token):
 
 
 @method
-class Suppress(Method):
+class Suppress(LogitsProcessor):
     """No new token is one of these. UserError: an id below 0."""
 
     ids: tuple[int, ...]
@@ -224,10 +224,10 @@ class MinLength(_Counting):
 
 
 @dataclasses.dataclass(frozen=True)
-class Rules:
+class GenerationDefaults:
     """What a model itself says of the tokens that it writes: generation_config.json, for pre-trained ones."""
 
     eos_ids: tuple[int, ...] = ()  # each ends a row
     pad_id: int = 0
     start_id: int = -1  # Seq2Seq: the token before the first one of a target; -1: none
-    methods: tuple[Method, ...] = ()  # what may come when
+    processors: tuple[LogitsProcessor, ...] = ()  # what may come when

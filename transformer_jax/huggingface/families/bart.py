@@ -53,7 +53,7 @@ _FIELDS = (
 
 
 def _fixed(**values) -> dict:
-    values |= {"norm": "layernorm", "norm_epsilon": 1e-5, "placement": "post", "use_bias": True}
+    values |= {"norm": "layernorm", "norm_epsilon": 1e-5, "norm_placement": "post", "use_bias": True}
     return {f"{side}.{name}": value for side in ("encoder", "decoder") for name, value in values.items()} | {
         "decoder.logit_bias": True
     }

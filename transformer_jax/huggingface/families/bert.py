@@ -28,7 +28,7 @@ _FIELDS = (
     Field("hidden_dropout_prob", "dropout_rate", 0.1),
     Field("tie_word_embeddings", "tie_embeddings", True),
 )
-_FIXED = {"norm": "layernorm", "positions": "learned", "placement": "post", "embed_norm": True, "use_bias": True}
+_FIXED = {"norm": "layernorm", "positions": "learned", "norm_placement": "post", "embed_norm": True, "use_bias": True}
 _REQUIRED = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
 
 

@@ -22,7 +22,7 @@ GPT2 = Family(
         Field("tie_word_embeddings", "tie_embeddings", True),
         Field("resid_pdrop", "dropout_rate", 0.1),
     ),
-    fixed={"norm": "layernorm", "positions": "learned", "placement": "pre", "use_bias": True},
+    fixed={"norm": "layernorm", "positions": "learned", "norm_placement": "pre", "use_bias": True},
     required={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
     names={
         "embed/tokens": "transformer.wte",

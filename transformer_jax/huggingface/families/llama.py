@@ -53,7 +53,7 @@ LLAMA = Family(
         Field(_rope("original_max_position_embeddings"), "rope_original_max_len", 8192, when=_LLAMA3),
         Field("attention_dropout", "dropout_rate", 0.0),
     ),
-    fixed={"norm": "rmsnorm", "positions": "rotary", "rope_layout": "halves", "placement": "pre"},
+    fixed={"norm": "rmsnorm", "positions": "rotary", "rope_layout": "halves", "norm_placement": "pre"},
     required={"partial_rotary_factor": 1.0, "rope_parameters.partial_rotary_factor": 1.0},
     names={
         "embed/tokens": "model.embed_tokens",

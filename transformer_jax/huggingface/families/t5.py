@@ -69,7 +69,7 @@ T5 = Family(
         for name, value in {
             "norm": "rmsnorm",
             "positions": "t5",
-            "placement": "pre",
+            "norm_placement": "pre",
             "use_bias": False,
             "attention_scale": 1.0,
         }.items()

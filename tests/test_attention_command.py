@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from arrays import close, random_like
+from helpers.arrays import close, random_like
 
 import transformer_jax as tj
 from transformer_jax.commands.attention import draw, label
 from transformer_jax.models import GPT, parameter_shapes
-from transformer_jax.sampling import Rules
+from transformer_jax.sampling import GenerationDefaults
 from transformer_jax.tokenizers import CharTokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -39,7 +39,7 @@ def test_the_command_writes_pictures_and_numbers_of_an_own_run(tmp_path):
     tokenizer = CharTokenizer.train(TEXT)
     config = tj.TransformerConfig(vocab_size=tokenizer.vocab_size, max_len=19, num_layers=2, d_model=10, num_heads=5)
     params = random_like(parameter_shapes(GPT(config)))
-    run = tj.Run(GPT(config), params, tokenizer, config, rules=Rules((2,), 0, 1))
+    run = tj.Run(GPT(config), params, tokenizer, config, generation_defaults=GenerationDefaults((2,), 0, 1))
     tj.save(run, tmp_path / "run")
     output = tmp_path / "new" / "maps"
     done = command(f"--run_dir={tmp_path / 'run'}", f"--text={TEXT}", f"--output={output}")

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from arrays import random_like
+from helpers.arrays import random_like
 
 import transformer_jax as tj
 from transformer_jax import sampling
@@ -16,7 +16,7 @@ from transformer_jax.errors import UserError
 from transformer_jax.inference import engine, generate
 from transformer_jax.models import GPT, parameter_shapes
 from transformer_jax.run import Run, step_function
-from transformer_jax.sampling import Rules
+from transformer_jax.sampling import GenerationDefaults
 from transformer_jax.tokenizers import train_tokenizer
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -32,11 +32,13 @@ def made(kind, vocab_size=283):
         TransformerConfig(vocab_size=tokenizer.vocab_size, max_len=CONTEXT, num_layers=1, d_model=10, num_heads=2)
     )
     params = random_like(parameter_shapes(model), 0)
-    return Run(model, params, tokenizer, model.config, rules=Rules((tokenizer.eos_id,), 0, 1))
+    return Run(
+        model, params, tokenizer, model.config, generation_defaults=GenerationDefaults((tokenizer.eos_id,), 0, 1)
+    )
 
 
 def texts_of(run, **settings):
-    return [completion.text for completion in tj.complete(run, ["the cat", "狐"], tj.Decoding(**settings))]
+    return [completion.text for completion in tj.complete(run, ["the cat", "狐"], tj.GenerationConfig(**settings))]
 
 
 # Streams
@@ -54,7 +56,7 @@ def test_the_pieces_of_a_stream_are_what_generate_puts_after_the_prompt(kind):
             pieces = list(tj.stream(run, "the cat", **settings))
             assert "the cat" + "".join(pieces) == whole
             assert all(pieces) and not any(end in "".join(pieces) for end in stop)
-            num_stopped += tj.complete(run, ["the cat"], tj.Decoding(**settings))[0].finish == "stop"
+            num_stopped += tj.complete(run, ["the cat"], tj.GenerationConfig(**settings))[0].finish == "stop"
             num_pieces += len(pieces)
     assert num_stopped > 11 and num_pieces > 67
 
@@ -76,11 +78,11 @@ def test_a_stream_never_ends_a_piece_within_a_character_or_a_stop_string():
 def following(run, text, stop):
     """A writer that writes this text, a token at a time."""
     tokens = run.tokenizer.encode(text)
-    writer = engine.Writer(
+    writer = engine.Engine(
         run,
         [run.tokenizer.encode("the")],
         jax.random.split(jax.random.key(0), 1),
-        (sampling.Follow(tokens[None]),),
+        (sampling.ForcedTokens(tokens[None]),),
         "greedy",
         len(tokens),
         stop,
@@ -103,7 +105,7 @@ def test_what_a_stream_cannot_do_is_refused_at_once():
 
 def test_completions_say_what_each_token_was_worth_and_why_they_ended():
     run = made("byte")
-    decoding = tj.Decoding(max_new_tokens=11, num_samples=5, seed=5, logit_bias={run.tokenizer.eos_id: 1.5})
+    decoding = tj.GenerationConfig(max_new_tokens=11, num_samples=5, seed=5, logit_bias={run.tokenizer.eos_id: 1.5})
     found = tj.complete(run, ["the cat", "狐"], decoding, num_top=2)
     assert {completion.finish for completion in found} == {"eos", "length"}
     for i, completion in enumerate(found):
@@ -124,7 +126,7 @@ def test_completions_say_what_each_token_was_worth_and_why_they_ended():
 
 def test_a_text_ends_before_its_first_stop_string_with_the_token_that_completes_it():
     run = made("byte")
-    ask = functools.partial(tj.Decoding, max_new_tokens=43, min_new_tokens=43, seed=2)
+    ask = functools.partial(tj.GenerationConfig, max_new_tokens=43, min_new_tokens=43, seed=2)
     whole = tj.complete(run, ["the cat", "狐"], ask())
     stop = whole[0].text[9:11]
     cut, other = tj.complete(run, ["the cat", "狐"], ask(stop=(stop,)))
@@ -145,9 +147,13 @@ def test_beam_search_finds_the_likelier_texts_best_first():
     beam = tj.complete(
         run,
         ["the cat", "a"],
-        tj.Decoding(method="beam", num_beams=3, num_samples=2, max_new_tokens=7, min_new_tokens=7, length_penalty=0.0),
+        tj.GenerationConfig(
+            method="beam", num_beams=3, num_samples=2, max_new_tokens=7, min_new_tokens=7, length_penalty=0.0
+        ),
     )
-    greedy = tj.complete(run, ["the cat", "a"], tj.Decoding(method="greedy", max_new_tokens=7, min_new_tokens=7))
+    greedy = tj.complete(
+        run, ["the cat", "a"], tj.GenerationConfig(method="greedy", max_new_tokens=7, min_new_tokens=7)
+    )
     for best, second, other in zip(beam[::2], beam[1::2], greedy, strict=True):
         assert best.log_prob >= second.log_prob and best.log_prob >= other.log_prob - 1e-4
 
@@ -157,13 +163,13 @@ def test_beam_search_finds_the_likelier_texts_best_first():
 
 def test_what_outgrows_the_context_is_refused_unless_it_may_be_read_again():
     run = made("byte")
-    run = dataclasses.replace(run, rules=Rules((), 0, 1))
-    assert len(tj.complete(run, ["the cat"], tj.Decoding(max_new_tokens=CONTEXT - 7))[0].tokens) == CONTEXT - 7
+    run = dataclasses.replace(run, generation_defaults=GenerationDefaults((), 0, 1))
+    assert len(tj.complete(run, ["the cat"], tj.GenerationConfig(max_new_tokens=CONTEXT - 7))[0].tokens) == CONTEXT - 7
     with pytest.raises(UserError) as error:
         tj.generate(run, ["the cat", "a"], max_new_tokens=CONTEXT - 6)
     for words in (f"max_new_tokens={CONTEXT - 6}", "7 tokens", f"context of {CONTEXT}", f"at most {CONTEXT - 7}"):
         assert words in str(error.value)
-    long = tj.Decoding(max_new_tokens=2 * CONTEXT + 11, past_context="reread", seed=1)
+    long = tj.GenerationConfig(max_new_tokens=2 * CONTEXT + 11, on_overflow="re-prefill", seed=1)
     found = tj.complete(run, ["the cat", "a"], long)
     assert [len(completion.tokens) for completion in found] == [2 * CONTEXT + 11] * 2
     pieces = tj.stream(run, "the cat", **long.to_dict())
@@ -172,15 +178,15 @@ def test_what_outgrows_the_context_is_refused_unless_it_may_be_read_again():
 
 def test_a_prompt_with_a_seed_of_its_own_has_the_text_that_it_has_alone():
     run, prompts, seeds = made("byte"), ["the cat", "a", "the cat"], [7, 11, 13]
-    together = tj.complete(run, prompts, tj.Decoding(max_new_tokens=17, num_samples=2), seeds=seeds)
+    together = tj.complete(run, prompts, tj.GenerationConfig(max_new_tokens=17, num_samples=2), seeds=seeds)
     alone = [
-        tj.complete(run, [prompt], tj.Decoding(max_new_tokens=17, num_samples=2, seed=seed))
+        tj.complete(run, [prompt], tj.GenerationConfig(max_new_tokens=17, num_samples=2, seed=seed))
         for prompt, seed in zip(prompts, seeds, strict=True)
     ]
     assert [found.tokens for found in together] == [found.tokens for two in alone for found in two]
     assert len({found.tokens for found in together}) > 4
     with pytest.raises(UserError, match="seeds: 1 of them, and 3 prompts"):
-        tj.complete(run, prompts, tj.Decoding(), seeds=[3])
+        tj.complete(run, prompts, tj.GenerationConfig(), seeds=[3])
 
 
 # Programs

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from arrays import random_like
+from helpers.arrays import random_like
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -35,7 +35,7 @@ def markov_step(table, tokens, is_token, last):
     return table[last], last
 
 
-def generated(table, *methods, choice="sample", prompts=PROMPTS, keys=KEYS, first_index=0, max_new_tokens=MAX_NEW):
+def generated(table, *processors, choice="sample", prompts=PROMPTS, keys=KEYS, first_index=0, max_new_tokens=MAX_NEW):
     step = jax.tree_util.Partial(markov_step, jnp.array(table))
     cache = jnp.full(len(prompts), -1)
     found = generate(
@@ -45,7 +45,7 @@ def generated(table, *methods, choice="sample", prompts=PROMPTS, keys=KEYS, firs
         jnp.array(prompts != PAD),
         keys,
         first_index,
-        methods,
+        processors,
         max_new_tokens=max_new_tokens,
         choice=choice,
         eos_ids=(EOS,),
@@ -79,17 +79,19 @@ def chain_table():
 
 @pytest.mark.parametrize("table", [TABLE, ENDLESS, chain_table()], ids=["random", "endless", "chain"])
 @pytest.mark.parametrize(
-    "choice, methods",
+    "choice, processors",
     [("greedy", ()), ("sample", (TopK(1),)), ("sample", (Temperature(1e-5),)), ("sample", (TopP(1e-5),))],
     ids=["greedy", "top_k=1", "cold", "top_p~0"],
 )
-def test_greedy_top_1_and_cold_sampling_follow_the_most_likely_chain(table, choice, methods):
-    np.testing.assert_array_equal(generated(table, *methods, choice=choice), greedy_chains(table))
+def test_greedy_top_1_and_cold_sampling_follow_the_most_likely_chain(table, choice, processors):
+    np.testing.assert_array_equal(generated(table, *processors, choice=choice), greedy_chains(table))
 
 
-@pytest.mark.parametrize("choice, methods", [("greedy", ()), ("sample", ()), ("sample", (Temperature(2.0),))], ids=str)
-def test_after_the_end_of_a_row_there_is_only_padding(choice, methods):
-    out = generated(TABLE + 2 * np.eye(V)[EOS], *methods, choice=choice)
+@pytest.mark.parametrize(
+    "choice, processors", [("greedy", ()), ("sample", ()), ("sample", (Temperature(2.0),))], ids=str
+)
+def test_after_the_end_of_a_row_there_is_only_padding(choice, processors):
+    out = generated(TABLE + 2 * np.eye(V)[EOS], *processors, choice=choice)
     assert np.any(out == EOS)
     for row in out:
         ends = np.flatnonzero(row == EOS)
@@ -153,20 +155,20 @@ def test_generating_in_two_calls_gives_the_same_tokens():
     np.testing.assert_array_equal(np.concatenate([begun, rest], axis=1), whole)
 
 
-def applied(logits, *methods):
-    """What methods that look at logits alone make of rows of them."""
+def applied(logits, *processors):
+    """What processors that look at logits alone make of rows of them."""
     logits = jnp.array(logits, jnp.float32)
     tokens, lengths = jnp.zeros((len(logits), 1), jnp.int32), jnp.ones(len(logits), jnp.int32)
-    return apply(methods, logits, tokens, lengths, ((),) * len(methods))[0]
+    return apply(processors, logits, tokens, lengths, ((),) * len(processors))[0]
 
 
 jitted = jax.jit(applied)
 
 
-def choices(logits, *methods, num=3001):
+def choices(logits, *processors, num=3001):
     """How often each token of one row of logits is chosen, over many keys."""
     keys = jax.random.split(jax.random.key(7), num)
-    tokens = jax.jit(CHOICES["sample"])(jitted(np.tile(logits, (num, 1)), *methods), keys)
+    tokens = jax.jit(CHOICES["sample"])(jitted(np.tile(logits, (num, 1)), *processors), keys)
     return np.bincount(tokens, minlength=V)
 
 

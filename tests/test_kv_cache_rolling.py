@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from arrays import close, random_like
+from helpers.arrays import close, random_like
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
 from transformer_jax.models import GPT
-from transformer_jax.nn.kv_cache import is_overrun, make_cache, make_ring, rewind
+from transformer_jax.nn.kv_cache import is_overrun, make_cache, make_rolling_cache, rewind
 
 B, T, V, WINDOW, MOST = 5, 31, 23, 5, 3  # a ring of 7 slots, which 31 tokens go round four times
 SIZES = dict(vocab_size=V, num_layers=2, d_model=11, num_heads=6, head_dim=4, d_ff=19, window=WINDOW)
@@ -44,7 +44,7 @@ class Decoder:
         self.full = jax.jit(functools.partial(GPT(self.long).apply, self.params))
 
     def ring(self, most_new=MOST):
-        return make_ring(self.config, B, most_new)
+        return make_rolling_cache(self.config, B, most_new)
 
     def in_pieces(self, cache, is_token, sizes, disturb=lambda cache: cache):
         """Logits [B, T, V] of TOKENS, read with a cache in pieces of these sizes."""
@@ -182,8 +182,8 @@ def test_more_tokens_at_once_than_a_ring_was_made_for_are_refused_under_jit_too(
 )
 def test_a_model_whose_texts_end_with_its_context_gets_no_ring(kwargs, words):
     with pytest.raises(UserError, match=words) as error:
-        make_ring(TransformerConfig(**SIZES | kwargs), B, MOST)
-    assert "\n" not in str(error.value) and "past_context=reread" in str(error.value)
+        make_rolling_cache(TransformerConfig(**SIZES | kwargs), B, MOST)
+    assert "\n" not in str(error.value) and "on_overflow=re-prefill" in str(error.value)
 
 
 def test_a_ring_for_no_tokens_is_refused():

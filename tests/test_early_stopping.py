@@ -11,8 +11,7 @@ from test_step import make, make_batch
 
 import transformer_jax as tj
 from train.data.tagged import entity_f1
-from train.early_stopping import Best, best_of
-from train.evaluation import measure
+from train.early_stopping import BestTracker, best_of
 from train.loop import run as train
 from train.losses import classify, count_entities
 from train.metrics import read_metrics
@@ -40,21 +39,21 @@ def settings(folder, **changes):
 
 
 def test_the_best_is_the_smallest_loss_or_the_largest_of_anything_else():
-    best = Best("loss")
+    best = BestTracker("loss")
     for step, loss in ((2, 3.0), (4, 2.0), (6, 2.5), (8, 2.0), (10, float("nan"))):
         best = best.after({"loss": loss}, step)
     assert (best.step, best.score, str(best)) == (4, -2.0, "loss 2.0000 at step 4")
-    best = Best("accuracy").after({"accuracy": 0.5, "loss": 1.0}, 2).after({"accuracy": 0.7, "loss": 2.0}, 4)
+    best = BestTracker("accuracy").after({"accuracy": 0.5, "loss": 1.0}, 2).after({"accuracy": 0.7, "loss": 2.0}, 4)
     assert (best.step, best.score) == (4, 0.7)
     assert best.is_stale(8, 4) and not best.is_stale(7, 4) and not best.is_stale(99, 0)
     with pytest.raises(tj.UserError, match="train.best_by='bleu': must be a number that this task measures: loss"):
-        Best("bleu").after({"loss": 1.0}, 2)
+        BestTracker("bleu").after({"loss": 1.0}, 2)
 
 
 def test_another_measure_begins_anew():
     meta = {"best": {"metric": "loss", "score": -2.0, "step": 4}}
-    assert best_of(meta, "loss") == Best("loss", -2.0, 4)
-    assert best_of(meta, "accuracy") == Best("accuracy") == best_of(None, "accuracy")
+    assert best_of(meta, "loss") == BestTracker("loss", -2.0, 4)
+    assert best_of(meta, "accuracy") == BestTracker("accuracy") == best_of(None, "accuracy")
 
 
 def test_a_run_whose_loss_does_not_fall_stops_early_and_stays_stopped(tmp_path, capsys):
@@ -81,7 +80,7 @@ def test_the_average_is_that_of_all_parameters_so_far_and_is_what_is_used():
     close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
     jax.tree.map(close, used_params(state), expected)
     bad = {"tokens": make_batch(7)["tokens"], "is_token": make_batch(7)["is_token"]}
-    bad_step, _ = make(optax.sgd(0.1), ema_decay=0.6, objective=lambda *a, **k: (jnp.nan, jnp.float32(1), {}))
+    bad_step, _ = make(optax.sgd(0.1), ema_decay=0.6, loss_fn=lambda *a, **k: (jnp.nan, jnp.float32(1), {}))
     jax.tree.map(np.testing.assert_array_equal, jax.jit(bad_step)(state, bad).average, state.average)
     used, rest = split(state)
     jax.tree.map(np.testing.assert_array_equal, join(used, rest), state)
@@ -128,6 +127,6 @@ def test_macro_f1_is_the_same_from_batches_of_any_size_and_from_all_at_once():
 
     expected = macro_f1(confusions("01234", [str(i) for i in label], [str(i) for i in logits.argmax(1)]))
     for size in (4, 23, 7):
-        measured = measure(evaluate, None, batches(size))
+        measured = evaluate(evaluate, None, batches(size))
         assert measured["macro_f1"] == pytest.approx(expected)
         assert measured["accuracy"] == pytest.approx(np.mean(logits.argmax(1) == label))

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from test_beam import (
+from test_beam_search import (
     EOS,
     MANY,
     STEADY,
@@ -18,7 +18,7 @@ from test_beam import (
     random_table,
     searched,
 )
-from test_beam import everything as everything_until
+from test_beam_search import everything as everything_until
 
 import transformer_jax as tj
 from transformer_jax import sampling
@@ -55,7 +55,7 @@ def test_with_several_ends_a_search_with_beams_for_all_texts_is_exhaustive(eos_i
         totals_of[text] = totals
     found = searched(random_table(V), TEXTS, num_beams=89, num_return=89, max_new_tokens=3, eos_ids=eos_ids)
     for row, text in enumerate(TEXTS):
-        assert_best(found, row, {t: penalized(total, len(t), 1.0, "wu") for t, total in totals_of[text].items()})
+        assert_best(found, row, {t: penalized(total, len(t), 1.0, "gnmt") for t, total in totals_of[text].items()})
 
 
 def test_the_order_of_the_ends_changes_nothing():
@@ -73,16 +73,16 @@ def plain_search(text, num_beams, max_new_tokens, alpha, stopping):
     for n in range(1, max_new_tokens + 1):
         candidates = sorted(longer(text, open_beams), key=lambda beam: -beam[1])
         likely = [beam for beam in candidates[:num_beams] if beam[0][-1] in ENDS or n == max_new_tokens]
-        ended |= {tokens: penalized(total, n, alpha, "average") for tokens, total in likely}
+        ended |= {tokens: penalized(total, n, alpha, "mean") for tokens, total in likely}
         ended = dict(sorted(ended.items(), key=lambda item: -item[1])[:num_beams])
         open_beams = [beam for beam in candidates if beam[0][-1] not in ENDS][:num_beams]
         is_full = len(ended) == num_beams
-        if is_full and (stopping == "first" or min(ended.values()) >= penalized(open_beams[0][1], n, alpha, "average")):
+        if is_full and (stopping == "first" or min(ended.values()) >= penalized(open_beams[0][1], n, alpha, "mean")):
             break
     return ended
 
 
-@pytest.mark.parametrize("stopping", ["first", "hopeless_now"])
+@pytest.mark.parametrize("stopping", ["first", "heuristic"])
 @pytest.mark.parametrize("num_beams, alpha", [(1, 1.0), (2, 0.0), (3, 2.0), (4, 0.6), (3, -1.0)])
 def test_the_rules_of_the_reference_library_are_kept_by_each_row_alone_and_in_a_batch(stopping, num_beams, alpha):
     kwargs = dict(
@@ -91,7 +91,7 @@ def test_the_rules_of_the_reference_library_are_kept_by_each_row_alone_and_in_a_
         max_new_tokens=7,
         length_penalty=alpha,
         eos_ids=ENDS,
-        penalty="average",
+        length_normalization="mean",
         stopping=stopping,
     )
     together = searched(random_table(V), MANY, **kwargs)
@@ -101,7 +101,7 @@ def test_the_rules_of_the_reference_library_are_kept_by_each_row_alone_and_in_a_
     np.testing.assert_array_equal(alone.tokens[0], together.tokens[5])
 
 
-@pytest.mark.parametrize("stopping, num_steps", [("never", 8), ("first", 2), ("hopeless_now", 6)])
+@pytest.mark.parametrize("stopping, num_steps", [("exhaustive", 8), ("first", 2), ("heuristic", 6)])
 def test_a_search_makes_no_more_steps_than_its_rule_asks_for(stopping, num_steps):
     # The likeliest text is 0 0 0 ..., of log-probability -0.51 n; the best two that end score -1.204 and -1.213.
     table = np.log(np.array([[0.6, 0.3, 0.1], [0.6, 0.3, 0.1]], np.float32))
@@ -118,7 +118,7 @@ def test_a_search_makes_no_more_steps_than_its_rule_asks_for(stopping, num_steps
         num_beams=2,
         max_new_tokens=11,
         length_penalty=0.5,
-        penalty="average",
+        length_normalization="mean",
         stopping=stopping,
     )
     jax.effects_barrier()
@@ -127,12 +127,12 @@ def test_a_search_makes_no_more_steps_than_its_rule_asks_for(stopping, num_steps
 
 def test_no_rule_finds_a_better_text_than_never():
     found = {
-        name: searched(random_table(V), MANY, num_beams=3, max_new_tokens=7, penalty="average", stopping=name)
+        name: searched(random_table(V), MANY, num_beams=3, max_new_tokens=7, length_normalization="mean", stopping=name)
         for name in STOPPING
     }
     for name in STOPPING:
-        assert np.all(found[name].scores <= found["never"].scores + 1e-6)
-    assert np.any(found["first"].scores < found["never"].scores - 1e-3)
+        assert np.all(found[name].scores <= found["exhaustive"].scores + 1e-6)
+    assert np.any(found["first"].scores < found["exhaustive"].scores - 1e-3)
 
 
 # Groups
@@ -202,8 +202,8 @@ def test_methods_change_log_probabilities_and_only_renormalize_makes_them_sum_to
         length_penalty=0.0,
     )
     close = functools.partial(np.testing.assert_allclose, rtol=1e-5)
-    close(np.exp(search(methods=(Suppress((0,)),)).scores[0]), [0.9, 0.05, 0.0])
-    close(np.exp(search(methods=(Suppress((0,)), Renormalize())).scores[0]), [0.9 / 0.95, 0.05 / 0.95, 0.0])
+    close(np.exp(search(processors=(Suppress((0,)),)).scores[0]), [0.9, 0.05, 0.0])
+    close(np.exp(search(processors=(Suppress((0,)), Renormalize())).scores[0]), [0.9 / 0.95, 0.05 / 0.95, 0.0])
 
 
 def test_methods_count_each_beams_own_tokens():
@@ -215,7 +215,7 @@ def test_methods_count_each_beams_own_tokens():
         num_return=300,
         max_new_tokens=max_new_tokens,
         length_penalty=0.0,
-        methods=(MinLength(3, (EOS,)),),
+        processors=(MinLength(3, (EOS,)),),
     )
     for row, text in enumerate(TEXTS):
         totals = everything_until(V, text, max_new_tokens)
@@ -225,7 +225,7 @@ def test_methods_count_each_beams_own_tokens():
 # The reference library
 
 
-@pytest.mark.parametrize("name, length_penalty, stopping", [("beam", 1.0, "hopeless_now"), ("beam_long", 2.0, "first")])
+@pytest.mark.parametrize("name, length_penalty, stopping", [("beam", 1.0, "heuristic"), ("beam_long", 2.0, "first")])
 @pytest.mark.parametrize("folder", ["gpt2", "llama", "llama3", "t5", "t5_v1_1", "bart", "marian"])
 def test_texts_and_scores_are_those_of_the_reference_library(folder, name, length_penalty, stopping):
     run, given = tj.from_pretrained(FIXTURES / folder), dict(np.load(FIXTURES / folder / "expected.npz"))
@@ -233,7 +233,7 @@ def test_texts_and_scores_are_those_of_the_reference_library(folder, name, lengt
     if "source" in given:
         start = jax.jit(lambda p, *args: run.model.apply({"params": p}, *args, capacity=num_new, method="start"))
         cache = start(run.params, given["source"], given["source_is_token"])
-        tokens = np.full((len(given["source"]), 1), run.rules.start_id, np.int32)
+        tokens = np.full((len(given["source"]), 1), run.generation_defaults.start_id, np.int32)
         is_token = np.ones_like(tokens, bool)
     else:
         tokens, is_token = given["tokens"], given["is_token"]
@@ -243,14 +243,14 @@ def test_texts_and_scores_are_those_of_the_reference_library(folder, name, lengt
         cache,
         tokens,
         is_token,
-        run.rules.methods,
+        run.generation_defaults.processors,
         num_beams=4,
         num_return=3,
         max_new_tokens=num_new,
-        eos_ids=run.rules.eos_ids,
-        pad_id=run.rules.pad_id,
+        eos_ids=run.generation_defaults.eos_ids,
+        pad_id=run.generation_defaults.pad_id,
         length_penalty=length_penalty,
-        penalty="average",
+        length_normalization="mean",
         stopping=stopping,
     )
     np.testing.assert_array_equal(found.tokens.reshape(-1, num_new), given[name])

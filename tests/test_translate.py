@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from arrays import close
+from helpers.arrays import close
 from sacrebleu.metrics import BLEU
 
 import transformer_jax as tj
 from configs import default
 from train.config import DataConfig
-from train.data.batch_sampler import ExampleOrder
+from train.data.batch_sampler import LengthBucketSampler
 from train.data.pairs import load_split
 from train.loop import run as train
 from train.losses import cross_entropy, seq2seq
@@ -92,7 +92,7 @@ def trained(tmp_path_factory):
 
 @pytest.mark.parametrize("batch_tokens, num_devices", [(0, 1), (150, 1), (300, 4)])
 def test_an_epoch_has_every_example_once_in_batches_that_hold_it(batch_tokens, num_devices):
-    order = ExampleOrder(LENGTHS, 30, 7, 5, batch_tokens, num_devices)
+    order = LengthBucketSampler(LENGTHS, 30, 7, 5, batch_tokens, num_devices)
     for epoch in range(3):
         seen, shapes = collections.Counter(), set()
         for step in range(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch):
@@ -107,7 +107,7 @@ def test_an_epoch_has_every_example_once_in_batches_that_hold_it(batch_tokens, n
 
 
 def test_batches_are_a_function_of_seed_and_step_and_differ_from_epoch_to_epoch():
-    one, two, other = (ExampleOrder(LENGTHS, 30, 7, seed) for seed in (5, 5, 6))
+    one, two, other = (LengthBucketSampler(LENGTHS, 30, 7, seed) for seed in (5, 5, 6))
     steps = one.steps_per_epoch
     for step in (3 * steps + 1, 2, 0, steps):
         np.testing.assert_array_equal(one.batch(step)[0], two.batch(step)[0])
@@ -116,7 +116,7 @@ def test_batches_are_a_function_of_seed_and_step_and_differ_from_epoch_to_epoch(
 
 
 def test_more_lengths_of_batches_need_less_padding():
-    padding = [ExampleOrder(LENGTHS, 30, 7, 5, 210, num_buckets=n).padding for n in (1, 2, 6)]
+    padding = [LengthBucketSampler(LENGTHS, 30, 7, 5, 210, num_buckets=n).padding for n in (1, 2, 6)]
     assert padding[0] > padding[1] > padding[2] > 0
 
 
@@ -177,7 +177,7 @@ def test_a_date_has_one_translation_and_no_part_has_one_of_another():
         load_split(DataConfig(source="dates", target_language="xx"), "val")
 
 
-# The objective
+# The loss_fn
 
 
 def test_the_smoothed_loss_is_the_cross_entropy_with_a_mixed_target():

@@ -6,16 +6,16 @@ import functools
 import jax
 import numpy as np
 import pytest
-from arrays import close, random_like
+from helpers.arrays import close, random_like
 
 import transformer_jax as tj
 from transformer_jax import sampling
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
 from transformer_jax.models import GPT, parameter_shapes
-from transformer_jax.nn.kv_cache import make_cache, make_ring
+from transformer_jax.nn.kv_cache import make_cache, make_rolling_cache
 from transformer_jax.run import Run, step_function
-from transformer_jax.sampling import Rules
+from transformer_jax.sampling import GenerationDefaults
 from transformer_jax.sampling.decode import read
 from transformer_jax.tokenizers import train_tokenizer
 
@@ -49,7 +49,7 @@ def made(kind="ring", context=CONTEXT, **kwargs):
         **KINDS[kind] | kwargs,
     )
     params = random_like(parameter_shapes(GPT(config)), 0)
-    return Run(GPT(config), params, tokenizer, config, rules=Rules((), 0, 1))
+    return Run(GPT(config), params, tokenizer, config, generation_defaults=GenerationDefaults((), 0, 1))
 
 
 def longer(run):
@@ -68,7 +68,7 @@ def test_a_prompt_read_in_chunks_is_one_read_at_once(kind, chunk):
     tokens = np.random.default_rng(1).integers(0, 283, (B, T))
     step, reading = step_function(run), jax.jit(read, static_argnames="chunk")
     for is_token, unused in ((LEFT, NUM_UNUSED), (RAGGED, NUM_UNUSED)):
-        cache = make_ring(run.config, B, chunk) if kind == "ring" else make_cache(run.config, B, CONTEXT)
+        cache = make_rolling_cache(run.config, B, chunk) if kind == "ring" else make_cache(run.config, B, CONTEXT)
         logits, cache = reading(step, cache, tokens, is_token, unused, chunk=chunk)
         expected, whole = step(tokens, is_token, make_cache(run.config, B, CONTEXT))
         close(logits, expected)
@@ -93,7 +93,7 @@ def test_chunks_of_padding_alone_are_not_read():
 
 def test_texts_do_not_depend_on_the_chunk(monkeypatch):
     run = made("full", context=149)
-    decoding = tj.Decoding(max_new_tokens=23, seed=3, num_samples=2)
+    decoding = tj.GenerationConfig(max_new_tokens=23, seed=3, num_samples=2)
     usual = tj.complete(run, PROMPTS, decoding)
     for chunk in (50, 64):  # of 128 places
         monkeypatch.setattr(sampling, "CHUNK", chunk)
@@ -110,8 +110,8 @@ def test_a_text_that_slides_past_the_context_is_that_of_a_model_with_a_longer_on
     run = made(kind)
     settings = dict(max_new_tokens=211, seed=3, num_samples=2)  # prompts of 105 tokens, 1 and 8; the context is 41
     expected = tj.generate(longer(run), PROMPTS, **settings)
-    assert tj.generate(run, PROMPTS, past_context="slide", **settings) == expected
-    pieces = list(tj.stream(run, PROMPTS[0], past_context="slide", **settings | {"num_samples": 1}))
+    assert tj.generate(run, PROMPTS, on_overflow="slide", **settings) == expected
+    pieces = list(tj.stream(run, PROMPTS[0], on_overflow="slide", **settings | {"num_samples": 1}))
     assert PROMPTS[0] + "".join(pieces) == expected[0] and len(pieces) > 1
 
 
@@ -119,13 +119,13 @@ def test_a_text_that_slides_past_the_context_is_that_of_a_model_with_a_longer_on
 def test_a_text_slides_whatever_the_window(window):
     run = made("ring", window=window)
     settings = dict(max_new_tokens=67, method="greedy")
-    assert tj.generate(run, PROMPTS, past_context="slide", **settings) == tj.generate(longer(run), PROMPTS, **settings)
+    assert tj.generate(run, PROMPTS, on_overflow="slide", **settings) == tj.generate(longer(run), PROMPTS, **settings)
 
 
 def test_a_text_that_slides_within_the_context_is_the_usual_one():
     settings = dict(max_new_tokens=13, seed=5)
     usual = tj.generate(made(), PROMPTS[1:], **settings)
-    assert tj.generate(made(), PROMPTS[1:], past_context="slide", **settings) == usual
+    assert tj.generate(made(), PROMPTS[1:], on_overflow="slide", **settings) == usual
 
 
 @pytest.mark.parametrize(
@@ -141,16 +141,16 @@ def test_a_text_that_slides_within_the_context_is_the_usual_one():
 def test_a_model_that_ends_with_its_context_does_not_slide(kwargs, words):
     for ask in (tj.generate, tj.stream):  # a stream at once, not at its first piece
         with pytest.raises(UserError, match=words) as error:
-            ask(made(**kwargs), "a", past_context="slide")
-        assert "\n" not in str(error.value) and "past_context=reread" in str(error.value)
+            ask(made(**kwargs), "a", on_overflow="slide")
+        assert "\n" not in str(error.value) and "on_overflow=re-prefill" in str(error.value)
 
 
 def test_what_outgrows_the_context_is_told_how_it_may_go_on():
-    with pytest.raises(UserError, match="past_context=slide"):
+    with pytest.raises(UserError, match="on_overflow=slide"):
         tj.generate(made(), "a", max_new_tokens=CONTEXT)
-    with pytest.raises(UserError, match="past_context=reread"):
+    with pytest.raises(UserError, match="on_overflow=re-prefill"):
         tj.generate(made("full"), "a", max_new_tokens=CONTEXT)
     with pytest.raises(UserError, match=f"prompt: 105 tokens, and the model's context is {CONTEXT}"):
         tj.generate(made(), PROMPTS, max_new_tokens=1)
     with pytest.raises(UserError, match="a beam search stays within the context"):
-        tj.Decoding(method="beam", past_context="slide")
+        tj.GenerationConfig(method="beam", on_overflow="slide")

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from arrays import random_like
+from helpers.arrays import random_like
 
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
@@ -88,7 +88,7 @@ def log_prob(V, text, tokens):
 
 
 def penalized(log_prob, n, alpha, penalty):
-    return log_prob / {"wu": (5 + n) ** alpha / 6**alpha, "average": float(n) ** alpha}[penalty]
+    return log_prob / {"gnmt": (5 + n) ** alpha / 6**alpha, "mean": float(n) ** alpha}[penalty]
 
 
 @functools.cache
@@ -130,7 +130,7 @@ def assert_exhaustive(V, max_new_tokens, num_beams, alpha, penalty):
         num_beams=num_beams,
         num_return=num_beams,
         length_penalty=alpha,
-        penalty=penalty,
+        length_normalization=penalty,
     )
     for row, text in enumerate(TEXTS):
         totals = everything(V, text, max_new_tokens)
@@ -140,18 +140,18 @@ def assert_exhaustive(V, max_new_tokens, num_beams, alpha, penalty):
 @pytest.mark.parametrize(
     "V, max_new_tokens, alpha, penalty",
     [
-        (3, 5, 0.0, "wu"),
-        (3, 5, 0.6, "wu"),
-        (3, 5, 1.0, "wu"),
-        (3, 5, -0.5, "wu"),
-        (3, 5, 0.0, "average"),
-        (3, 5, 0.6, "average"),
-        (3, 5, 1.0, "average"),
-        (3, 5, -0.5, "average"),
-        (2, 5, 0.0, "wu"),
-        (2, 5, 0.6, "average"),
-        (5, 4, -0.5, "wu"),
-        (5, 3, 1.0, "average"),
+        (3, 5, 0.0, "gnmt"),
+        (3, 5, 0.6, "gnmt"),
+        (3, 5, 1.0, "gnmt"),
+        (3, 5, -0.5, "gnmt"),
+        (3, 5, 0.0, "mean"),
+        (3, 5, 0.6, "mean"),
+        (3, 5, 1.0, "mean"),
+        (3, 5, -0.5, "mean"),
+        (2, 5, 0.0, "gnmt"),
+        (2, 5, 0.6, "mean"),
+        (5, 4, -0.5, "gnmt"),
+        (5, 3, 1.0, "mean"),
     ],
 )
 def test_with_more_beams_than_hypotheses_the_search_is_exhaustive_and_the_rest_is_empty(
@@ -164,7 +164,7 @@ def test_with_more_beams_than_hypotheses_the_search_is_exhaustive_and_the_rest_i
 
 @pytest.mark.parametrize("V, max_new_tokens", [(2, 5), (3, 4), (5, 1), (5, 5)])
 def test_as_many_beams_as_unended_texts_are_enough(V, max_new_tokens):
-    assert_exhaustive(V, max_new_tokens, (V - 1) ** max_new_tokens, 0.6, "wu")
+    assert_exhaustive(V, max_new_tokens, (V - 1) ** max_new_tokens, 0.6, "gnmt")
 
 
 def plain_search(V, text, num_beams, max_new_tokens, alpha, penalty):
@@ -185,7 +185,7 @@ MANY = [tuple(text) for text in np.random.default_rng(3).integers(0, 5, (53, 2))
 
 @pytest.mark.parametrize(
     "num_beams, alpha, penalty",
-    [(1, 0.0, "wu"), (2, 0.6, "wu"), (3, 1.0, "average"), (1, -1.0, "average"), (2, 3.0, "wu")],
+    [(1, 0.0, "gnmt"), (2, 0.6, "gnmt"), (3, 1.0, "mean"), (1, -1.0, "mean"), (2, 3.0, "gnmt")],
 )
 def test_a_row_finds_in_a_batch_what_it_finds_alone_and_the_early_stop_changes_nothing(num_beams, alpha, penalty):
     search = functools.partial(
@@ -195,7 +195,7 @@ def test_a_row_finds_in_a_batch_what_it_finds_alone_and_the_early_stop_changes_n
         num_return=num_beams,
         max_new_tokens=7,
         length_penalty=alpha,
-        penalty=penalty,
+        length_normalization=penalty,
     )
     together = search(MANY)
     for row, text in enumerate(MANY):
@@ -206,10 +206,16 @@ def test_a_row_finds_in_a_batch_what_it_finds_alone_and_the_early_stop_changes_n
         assert_best(alone, 0, plain_search(5, text, num_beams, 7, alpha, penalty))
 
 
-@pytest.mark.parametrize("alpha, penalty", [(0.6, "wu"), (-0.5, "average")])
+@pytest.mark.parametrize("alpha, penalty", [(0.6, "gnmt"), (-0.5, "mean")])
 def test_scores_are_the_penalized_log_probabilities_of_the_tokens_and_padding_follows_the_end(alpha, penalty):
     found = searched(
-        random_table(7), TEXTS, num_beams=5, num_return=3, max_new_tokens=11, length_penalty=alpha, penalty=penalty
+        random_table(7),
+        TEXTS,
+        num_beams=5,
+        num_return=3,
+        max_new_tokens=11,
+        length_penalty=alpha,
+        length_normalization=penalty,
     )
     assert np.any(found.lengths < 11)
     for row, text in enumerate(TEXTS):
@@ -247,10 +253,12 @@ def test_one_beam_without_an_end_is_greedy():
     assert np.all(found.lengths == 7)
 
 
-@pytest.mark.parametrize("alpha, penalty", [(0.0, "wu"), (1.0, "average"), (-0.5, "wu")])
+@pytest.mark.parametrize("alpha, penalty", [(0.0, "gnmt"), (1.0, "mean"), (-0.5, "gnmt")])
 def test_one_beam_is_never_worse_than_greedy(alpha, penalty):
     # Nor always equal: it also ends where EOS is not the likeliest token, and keeps what is best of all that.
-    found = searched(random_table(5), MANY, num_beams=1, max_new_tokens=7, length_penalty=alpha, penalty=penalty)
+    found = searched(
+        random_table(5), MANY, num_beams=1, max_new_tokens=7, length_penalty=alpha, length_normalization=penalty
+    )
     greedy = greedily(random_table(5), MANY, 7, (EOS,))
     for score, text, tokens in zip(found.scores[:, 0], MANY, greedy, strict=True):
         tokens = tokens[tokens != PAD].tolist()
@@ -284,7 +292,7 @@ def test_the_loop_stops_as_soon_as_no_open_beam_can_win(first, alpha, num_steps)
         num_return=2,
         max_new_tokens=11,
         length_penalty=alpha,
-        penalty="average",
+        length_normalization="mean",
     )
     jax.effects_barrier()
     assert found.tokens[:, :, :3].tolist() == 2 * [[[EOS, PAD, PAD], [0, EOS, PAD]]]
@@ -377,7 +385,7 @@ def test_over_a_cached_gpt_with_padded_prompts_it_equals_full_passes_over_every_
         for ending, of_ending in zip(endings, log_probs, strict=True):
             n = ending.index(EOS) + 1 if EOS in ending else max_new_tokens
             total = sum(of_ending[len(text) - 1 + i, ending[i]] for i in range(n))
-            scores_of[ending[:n]] = penalized(total, n, 0.6, "wu")
+            scores_of[ending[:n]] = penalized(total, n, 0.6, "gnmt")
         assert len(scores_of) == 85
         assert_best(found, row, scores_of)
 
@@ -391,7 +399,7 @@ def test_over_a_cached_gpt_with_padded_prompts_it_equals_full_passes_over_every_
         ({"max_new_tokens": 0}, "max_new_tokens=0: must be at least 1."),
         ({"length_penalty": 4.5}, "length_penalty=4.5: must be from -4 to 4."),
         ({"length_penalty": math.nan}, "length_penalty=nan: must be from -4 to 4."),
-        ({"penalty": "none"}, f"penalty='none': unknown. Choose one of: {', '.join(LENGTH_PENALTIES)}."),
+        ({"length_normalization": "none"}, f"penalty='none': unknown. Choose one of: {', '.join(LENGTH_PENALTIES)}."),
     ],
     ids=str,
 )

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from arrays import close, random_like
+from helpers.arrays import close, random_like
 
 import transformer_jax as tj
 from transformer_jax.models import GPT, MODELS, Encoder, Seq2Seq, Seq2SeqConfig, first_params, parameter_shapes
@@ -15,7 +15,7 @@ from transformer_jax.nn.attention import Attention
 from transformer_jax.nn.kv_cache import KVCache
 from transformer_jax.nn.masks import Mask
 from transformer_jax.nn.positions import POSITIONS
-from transformer_jax.sampling import Rules
+from transformer_jax.sampling import GenerationDefaults
 from transformer_jax.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -36,7 +36,7 @@ def config_of(**changes):
 
 def run_of(model, tokenizer=CHARS):
     params = random_like(parameter_shapes(model), scale=0.4)
-    return tj.Run(model, params, tokenizer, model.config, rules=Rules((2,), 0, 1))
+    return tj.Run(model, params, tokenizer, model.config, generation_defaults=GenerationDefaults((2,), 0, 1))
 
 
 def seq2seq(**changes):
@@ -71,7 +71,7 @@ def test_weights_of_the_module_are_the_softmax_of_its_scores(positions, num_kv_h
     _, recorded = seen(model, params, x, mask, bias)
     own = params["params"]
     q, k = (jnp.einsum("BTD,DNH->BTNH", x, own[name]["kernel"]) for name in ("query", "key"))
-    if turn := POSITIONS[positions].turn:
+    if turn := POSITIONS[positions].rotate:
         q, k = (turn(y, jnp.arange(T)[None], config) for y in (q, k))
     k = np.repeat(k, N // num_kv_heads, axis=2)
     scores = np.einsum("BTNH,BSNH->BNTS", q, k) / H**0.5
@@ -80,7 +80,7 @@ def test_weights_of_the_module_are_the_softmax_of_its_scores(positions, num_kv_h
         distance = np.clip(np.arange(T) - np.arange(T)[:, None], -most, most) + most
         scores += np.einsum("BTNH,TSH->BNTS", q, own["relative_keys"][distance]) / H**0.5
     scores = softcap * np.tanh(scores / softcap) if softcap else scores
-    scores = scores if bias is None else scores + bias.part(mask, 0, T, 0, T)
+    scores = scores if bias is None else scores + bias.block(mask, 0, T, 0, T)
     near = np.arange(T)[:, None] - np.arange(T)
     may_attend = ((near >= 0) & (near < 4))[None, None] & RAGGED[:, None, None]
     exponentials = np.where(may_attend, np.exp(scores), 0.0)
@@ -256,7 +256,7 @@ def test_the_decoder_of_a_model_from_elsewhere_reads_what_it_would_have_written(
     run = tj.from_pretrained(FIXTURES / folder)
     maps = tj.attention_maps(run, "The cat sat.", "this text")
     source = run.tokenizer.encode("The cat sat.")
-    target = [run.rules.start_id, *run.tokenizer.encode_target("this text")[:-1]]
+    target = [run.generation_defaults.start_id, *run.tokenizer.encode_target("this text")[:-1]]
     assert len(maps.source_tokens) == len(source) and len(maps.target_tokens) == len(target)
     assert maps.target_tokens[0] == first
     config, sizes = run.config, (len(target), len(source))

@@ -36,7 +36,7 @@ SETTINGS = {
     "stop": ["\n", "狐"],
     "num_beams": 6,
     "length_penalty": 0.5,
-    "penalty": "average",
+    "length_normalization": "mean",
     "stopping": "first",
     "num_groups": 2,
     "diversity": 0.5,
@@ -47,12 +47,14 @@ SETTINGS = {
 
 
 def test_settings_come_back_through_json_and_the_defaults_change_nothing():
-    decoding = tj.Decoding.from_dict(SETTINGS)
-    again = tj.Decoding.from_dict(json.loads(json.dumps(decoding.to_dict())))
-    assert again == decoding != tj.Decoding() and hash(again) == hash(decoding)
-    changed = {name for name, value in decoding.to_dict().items() if value != tj.Decoding().to_dict()[name]}
+    decoding = tj.GenerationConfig.from_dict(SETTINGS)
+    again = tj.GenerationConfig.from_dict(json.loads(json.dumps(decoding.to_dict())))
+    assert again == decoding != tj.GenerationConfig() and hash(again) == hash(decoding)
+    changed = {name for name, value in decoding.to_dict().items() if value != tj.GenerationConfig().to_dict()[name]}
     assert changed == SETTINGS.keys()
-    assert tj.Decoding(temperature=np.float32(2), logit_bias={3: 1}) == tj.Decoding(temperature=2, logit_bias=((3, 1),))
+    assert tj.GenerationConfig(temperature=np.float32(2), logit_bias={3: 1}) == tj.GenerationConfig(
+        temperature=2, logit_bias=((3, 1),)
+    )
 
 
 @pytest.mark.parametrize(
@@ -69,18 +71,18 @@ def test_settings_come_back_through_json_and_the_defaults_change_nothing():
         ({"suppress": [1.5]}, "suppress="),
         ({"logit_bias": [[1]]}, "logit_bias="),
         ({"choices": ["a"], "regex": "b"}, "give one of them"),
-        ({"past_context": "cut"}, "refuse, reread"),
+        ({"on_overflow": "cut"}, "refuse, reread"),
         ({"min_new_tokens": 9, "max_new_tokens": 8}, "at most max_new_tokens=8"),
-        ({"penalty": "none"}, "wu, average"),
+        ({"length_normalization": "none"}, "wu, average"),
         ({"method": "beam", "num_samples": 9}, "at most num_beams=4"),
         ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size=-1"),
-        ({"method": "beam", "past_context": "reread"}, "stays within the context"),
+        ({"method": "beam", "on_overflow": "re-prefill"}, "stays within the context"),
         ({"top_p": float("nan")}, "top_p=nan"),
     ],
 )
 def test_a_setting_that_will_not_do_is_named_in_a_line(settings, words):
     with pytest.raises(UserError) as error:
-        tj.Decoding.from_dict(settings)
+        tj.GenerationConfig.from_dict(settings)
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
@@ -130,11 +132,11 @@ def test_settled_text_only_grows_and_has_no_part_of_a_character(kind):
         (["--prompt=a", "--interactive"], ["--prompt and --interactive"]),
         (["--prompts_file=/no/such"], ["--prompts_file=/no/such"]),
         (["--min_p=3"], ["min_p=3.0"]),
-        (["--max_new_tokens=500", "--prompt=a"], ["max_new_tokens=500", "past_context=reread"]),
+        (["--max_new_tokens=500", "--prompt=a"], ["max_new_tokens=500", "on_overflow=re-prefill"]),
         (["--choices=a", "--regex=b"], ["regex='b'"]),
         (["--weights=int4"], ["--weights=int4", "model or int8"]),
         (["--draft=a", "--prompt_lookup=2"], ["prompt_lookup=2"]),
-        (["--max_new_tokens=500", "--past_context=slide", "--prompt=a"], ["model.window=0", "past_context=reread"]),
+        (["--max_new_tokens=500", "--on_overflow=slide", "--prompt=a"], ["model.window=0", "on_overflow=re-prefill"]),
     ],
 )
 def test_a_wrong_flag_of_sampling_is_one_line(flags, words):
@@ -161,7 +163,7 @@ def test_lines_of_json_have_all_that_it_takes_to_make_a_text_again(tmp_path):
     lines = [json.loads(line) for line in process.stdout.splitlines()]
     assert {line["weights"] for line in lines} == {"int8"}
     run = tj.quantize(tj.from_pretrained(FIXTURES / "gpt2"))
-    again = tj.complete(run, ["the cat", "this"], tj.Decoding.from_dict(lines[0]["settings"]))
+    again = tj.complete(run, ["the cat", "this"], tj.GenerationConfig.from_dict(lines[0]["settings"]))
     assert [line["prompt"] for line in lines] == ["the cat"] * 2 + ["this"] * 2
     for line, completion in zip(lines, again, strict=True):
         assert (line["text"], tuple(line["tokens"]), line["finish"]) == (

@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from arrays import close
+from helpers.arrays import close
 from test_decode_equivalence import RAGGED, TOKENS, B, Decoder, T, V, variants
 from test_decode_equivalence import decoder as plain_decoder
 
 from transformer_jax.errors import UserError
-from transformer_jax.nn.kv_cache import as_type, keep_first, make_ring, reorder, rewind, with_beams
+from transformer_jax.nn.kv_cache import accept_prefix, as_type, expand_beams, make_rolling_cache, reorder, rewind
 
 W, STEPS = 3, 4
 ROWS = np.repeat(np.arange(B), W)
@@ -35,7 +35,7 @@ def read(model, cache_type="model"):
 @variants
 def test_beams_that_share_slots_have_the_logits_of_beams_with_copies(variant):
     model = plain_decoder(variant)
-    forked, _ = after_steps(model, with_beams(read(model), B, W, T + W * STEPS))
+    forked, _ = after_steps(model, expand_beams(read(model), B, W, T + W * STEPS))
     copied, _ = after_steps(model, reorder(read(model), ROWS))
     close(forked, copied)
 
@@ -43,21 +43,21 @@ def test_beams_that_share_slots_have_the_logits_of_beams_with_copies(variant):
 @pytest.mark.parametrize("changes", [{"window": 3, "positions": "alibi"}, {"window": 5}])
 def test_so_they_have_with_a_window(changes):
     model = Decoder(**{"positions": "rotary"} | changes)
-    forked, _ = after_steps(model, with_beams(read(model), B, W, T + W * STEPS))
+    forked, _ = after_steps(model, expand_beams(read(model), B, W, T + W * STEPS))
     copied, _ = after_steps(model, reorder(read(model), ROWS))
     close(forked, copied)
 
 
 def test_so_they_have_with_a_cache_of_8_bits():
     model = plain_decoder("rotary")
-    forked, _ = after_steps(model, with_beams(read(model, "int8"), B, W, T + W * STEPS))
+    forked, _ = after_steps(model, expand_beams(read(model, "int8"), B, W, T + W * STEPS))
     copied, _ = after_steps(model, reorder(read(model, "int8"), ROWS))
     np.testing.assert_allclose(forked, copied, atol=1e-4)
 
 
 def test_no_key_is_moved_and_the_prompt_is_there_once():
     model = plain_decoder("rotary")
-    cache = with_beams(read(model), B, W, T + W * STEPS)
+    cache = expand_beams(read(model), B, W, T + W * STEPS)
     written, moved = cache.layers[0].keys, reorder(cache, jnp.array(PARENTS[0]), with_source=False)
     assert moved.layers[0].keys is written and len(written) == B * model.config.num_kv_heads
     assert cache.capacity == T + W * STEPS
@@ -69,23 +69,23 @@ def test_a_fork_that_is_full_gives_nan():
         layers=jax.tree.map(lambda x: x[:, : T + W], model.cache().layers), is_token=jnp.zeros((B, T + W), bool)
     )
     _, cache = model.extend(TOKENS, RAGGED, cache)
-    logits, _ = after_steps(model, with_beams(cache, B, W, T + W))
+    logits, _ = after_steps(model, expand_beams(cache, B, W, T + W))
     assert np.all(np.isfinite(logits[0])) and np.all(np.isnan(logits[1:]))
 
 
 def test_what_has_no_slots_of_its_own_for_beams_is_copied():
     for changes in ({"attention": "linear", "positions": "none"}, {"window": 5, "positions": "rotary"}):
         model = Decoder(**changes)
-        cache = model.extend(TOKENS, RAGGED, make_ring(model.config, B, T))[1]
-        beams = with_beams(cache, B, W, 2)
-        assert beams.fork is None and len(beams.num_tokens) == B * W
+        cache = model.extend(TOKENS, RAGGED, make_rolling_cache(model.config, B, T))[1]
+        beams = expand_beams(cache, B, W, 2)
+        assert beams.beams is None and len(beams.num_tokens) == B * W
         expected, _ = after_steps(model, reorder(cache, ROWS))
         close(after_steps(model, beams)[0], expected)
 
 
 def test_from_slots_that_beams_share_none_are_taken_back():
     model = plain_decoder("rotary")
-    cache = with_beams(read(model), B, W, T + W * STEPS)
-    for take_back in (lambda: rewind(cache, 1), lambda: keep_first(cache, 1, jnp.zeros(B, jnp.int32))):
+    cache = expand_beams(read(model), B, W, T + W * STEPS)
+    for take_back in (lambda: rewind(cache, 1), lambda: accept_prefix(cache, 1, jnp.zeros(B, jnp.int32))):
         with pytest.raises(UserError, match="cache: is forked, and its beams share slots"):
             take_back()

@@ -8,16 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from arrays import close, random_like
+from helpers.arrays import close, random_like
 
 import transformer_jax as tj
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
 from transformer_jax.models import GPT, Seq2Seq, Seq2SeqConfig, parameter_shapes
-from transformer_jax.nn.kv_cache import as_type, make_cache, make_ring
+from transformer_jax.nn.kv_cache import as_type, make_cache, make_rolling_cache
 from transformer_jax.nn.quantization import Int8, product, read, to_int8
 from transformer_jax.run import Run
-from transformer_jax.sampling import Rules
+from transformer_jax.sampling import GenerationDefaults
 from transformer_jax.tokenizers import train_tokenizer
 
 B, T, WINDOW = 5, 13, 3
@@ -44,7 +44,7 @@ def made(**kwargs):
     )
     config = TransformerConfig(**sizes | dict(positions="rotary") | kwargs)
     params = random_like(parameter_shapes(GPT(config)), scale=0.2)
-    return Run(GPT(config), params, tokenizer, config, rules=Rules((), 0, 1))
+    return Run(GPT(config), params, tokenizer, config, generation_defaults=GenerationDefaults((), 0, 1))
 
 
 def tokens_of(run):
@@ -175,7 +175,7 @@ def test_a_run_of_int8_is_not_saved(tmp_path):
 def test_a_cache_of_any_type_gives_the_same_for_every_split_and_nearly_what_no_cache_gives(cache_type, window):
     run = made(window=window)
     full = np.asarray(tj.logits(run, tokens_of(run), RAGGED))[RAGGED]
-    empty = make_ring(run.config, B, 4) if window else make_cache(run.config, B, 17)
+    empty = make_rolling_cache(run.config, B, 4) if window else make_cache(run.config, B, 17)
     first = None
     for sizes in ([4, 1, 4, 4], [1] * T, [2, 3] * 2 + [3]):
         logits, cache = in_pieces(run, as_type(empty, cache_type), sizes)
@@ -195,9 +195,9 @@ def test_an_int8_cache_takes_little_memory():
 @pytest.mark.parametrize("settings", [{}, {"method": "beam", "num_beams": 3}], ids=str)
 def test_texts_are_written_with_any_cache_type(settings):
     run = made()
-    usual = tj.complete(run, ["the cat", "a"], tj.Decoding(max_new_tokens=7, seed=1, **settings))
+    usual = tj.complete(run, ["the cat", "a"], tj.GenerationConfig(max_new_tokens=7, seed=1, **settings))
     for cache_type in TYPES:
-        decoding = tj.Decoding(max_new_tokens=7, seed=1, cache_type=cache_type, **settings)
+        decoding = tj.GenerationConfig(max_new_tokens=7, seed=1, cache_type=cache_type, **settings)
         for ours, expected in zip(tj.complete(run, ["the cat", "a"], decoding), usual, strict=True):
             same = [a == b for a, b in zip(ours.tokens, expected.tokens, strict=True)]
             num = same.index(False) if False in same else len(same)
@@ -207,7 +207,7 @@ def test_texts_are_written_with_any_cache_type(settings):
 
 def test_what_cannot_be_is_refused():
     with pytest.raises(UserError, match="cache_type='int4': unknown. Choose one of: model, float32, bfloat16, int8"):
-        tj.Decoding(cache_type="int4")
+        tj.GenerationConfig(cache_type="int4")
     run = made(attention="linear", positions="none")
     with pytest.raises(UserError, match="cache_type='int8': linear attention"):
         tj.generate(run, "a", max_new_tokens=3, cache_type="int8")

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from known_texts import windows
+from helpers.known_texts import windows
 
 import transformer_jax as tj
 from configs import default
@@ -16,7 +16,7 @@ from train.config import Config, DataConfig
 from train.data.batches import eval_batches, load_corpus
 from train.data.entropy import TRUTHS, draw_part, known_truth
 from train.entropy_floor import compare, floor_of, paired, with_floor
-from train.evaluation import measure
+from train.evaluation import evaluate
 from train.loop import run as train
 from train.metrics import read_metrics
 from train.tasks.scoring import Options, causal_lm
@@ -60,7 +60,7 @@ def compared(truth, text, step, params=None, rows=29):
     def floor(batch):
         return truth.nats(np.where(batch["is_token"], batch["tokens"], -1)).sum(axis=1)
 
-    return measure(step, params, with_floor(lambda: eval_batches(tokens, 23, rows), floor)())
+    return evaluate(step, params, with_floor(lambda: eval_batches(tokens, 23, rows), floor)())
 
 
 def noise(key, size):

@@ -12,7 +12,7 @@ import pytest
 
 import transformer_jax as tj
 from train.config import Config, TokenizerConfig
-from train.initialization import Start
+from train.initialization import InitFrom
 from train.loop import run as train
 from train.tasks.registry import load_task, supervised
 from train.tasks.scoring import SCORERS, Options, confusions, macro_f1
@@ -195,7 +195,7 @@ def test_evaluating_saves_lines_numbers_and_a_picture_of_who_is_taken_for_whom(r
 def test_while_training_other_tokens_are_left_out_of_a_text_in_each_step_but_never_its_first(runs):
     config = runs["classify"][1]
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, token_dropout=0.4))
-    task, plain = load_task(config, Start(), None), load_task(runs["classify"][1], Start(), None)
+    task, plain = load_task(config, InitFrom(), None), load_task(runs["classify"][1], InitFrom(), None)
     kept = []
     for step in range(30):
         batch, whole = task.train_batch(step), plain.train_batch(step)
@@ -223,7 +223,7 @@ def test_where_chance_leaves_out_merges_each_example_comes_in_16_versions_of_the
                 tokenizer=TokenizerConfig(kind="bpe", vocab_size=290, separate=task == "seq2seq", dropout=dropout),
                 model=dataclasses.replace(runs[task][1].model, max_len=59),
             ),
-            Start(),
+            InitFrom(),
             None,
         )
         for dropout in (0.0, 0.4)
@@ -260,7 +260,7 @@ def test_of_very_many_examples_each_has_a_part_of_the_versions_and_words_have_th
         train=dataclasses.replace(runs["classify"][1].train, batch_size=48),
         model=dataclasses.replace(runs["classify"][1].model, max_len=59),
     )
-    task = load_task(config, Start(), None)
+    task = load_task(config, InitFrom(), None)
     assert task.description.startswith("48 texts to train on (3 versions of each)")
     batch = task.train_batch(0)
     cuts = {tuple(row[kept]) for row, kept in zip(batch["tokens"], batch["is_token"], strict=True)}

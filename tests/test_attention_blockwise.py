@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from arrays import close
+from helpers.arrays import close
 
 from transformer_jax.config import TransformerConfig
 from transformer_jax.nn import attention_blockwise
@@ -112,7 +112,7 @@ def bias_in_numpy(make_bias, weights, mask, S):
     if make_bias is alibi:
         slopes = np.array(alibi_slopes(N))[:, None, None]
         return -slopes * np.abs(queries[:, None, :, None] - keys[:, None, None])
-    return np.asarray(make_bias(weights, mask.is_causal).part(mask, 0, T, 0, S)) if make_bias is t5 else 0.0
+    return np.asarray(make_bias(weights, mask.is_causal).block(mask, 0, T, 0, S)) if make_bias is t5 else 0.0
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -136,7 +136,7 @@ def test_blocks_give_the_value_and_every_gradient_of_the_formula(case):
     for a, e in zip(actual, expected, strict=True):
         close(a, e)
     assert bool(jnp.any(actual[-1] != 0)) == (make_bias in (dense, t5))  # what a bias is made of learns
-    picture = mask.part(0, T, 0, S)
+    picture = mask.block(0, T, 0, S)
     picture = np.broadcast_to(True if picture is None else picture, (B, T, S))
     close(actual[0], in_numpy(q, k, v, picture, bias_in_numpy(make_bias, weights, mask, S), softcap))
 

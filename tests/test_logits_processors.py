@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_beam import TEXTS, assert_best, log_probs_after, penalized, random_table, searched
+from test_beam_search import TEXTS, assert_best, log_probs_after, penalized, random_table, searched
 
 from transformer_jax import sampling
 from transformer_jax.errors import UserError
-from transformer_jax.sampling import METHODS, logits_processors
+from transformer_jax.sampling import LOGITS_PROCESSORS, logits_processors
 from transformer_jax.sampling.logits_processors import RULED_OUT, apply, start
 
 EOS, V, MAX_NEW = 1, 5, 3
@@ -82,7 +82,7 @@ CASES = {  # name: a method, and (logits, text so far, prompt length, tokens tha
     "top_k": (sampling.TopK(2), top_k),
     "top_p": (sampling.TopP(0.61), lambda x, *_: smallest_set(x, [-v for v in x], 0.61)),
     "min_p": (sampling.MinP(0.3), lambda x, *_: only(x, lambda t: softmax(x)[t] >= 0.3 * max(softmax(x)))),
-    "typical": (sampling.Typical(0.55), typical),
+    "typical": (sampling.TypicalP(0.55), typical),
     "logit_bias": (sampling.LogitBias(((2, 1.5), (4, -2.0))), lambda x, *_: [*x[:2], x[2] + 1.5, x[3], x[4] - 2]),
     "renormalize": (sampling.Renormalize(), lambda x, *_: [v - math.log(sum(map(math.exp, x))) for v in x]),
     "custom": (
@@ -98,7 +98,7 @@ CASES = {  # name: a method, and (logits, text so far, prompt length, tokens tha
         sampling.FrequencyPenalty(0.6),
         lambda x, text, num_prompt, _: [v - 0.6 * text[num_prompt:].count(t) for t, v in enumerate(x)],
     ),
-    "no_repeat": (sampling.NoRepeat(2), no_repeat),
+    "no_repeat": (sampling.NoRepeatNgram(2), no_repeat),
     "bad_words": (sampling.BadWords(((3,), (0, 4), (2, 0, 0))), bad_words),
     "force_first": (
         sampling.ForceFirst(4),
@@ -120,8 +120,8 @@ CASES = {  # name: a method, and (logits, text so far, prompt length, tokens tha
     "constraint": (sampling.matching(PATTERN, BYTES, (EOS,)), constraint),
 }
 MORE = CASES | {
-    "no_repeat of one": (sampling.NoRepeat(1), lambda x, text, *_: only(x, lambda token: token not in text)),
-    "no_repeat longer than the text": (sampling.NoRepeat(13), lambda x, *_: x),
+    "no_repeat of one": (sampling.NoRepeatNgram(1), lambda x, text, *_: only(x, lambda token: token not in text)),
+    "no_repeat longer than the text": (sampling.NoRepeatNgram(13), lambda x, *_: x),
     "min_length with the prompt": (
         sampling.MinLength(4, (EOS,), counts_prompt=True),
         lambda x, text, *_: only(x, {0, 2, 3, 4}.__contains__) if len(text) < 4 else x,
@@ -131,8 +131,8 @@ cases = pytest.mark.parametrize("name", CASES)
 
 
 def test_every_method_has_a_twin_here():
-    assert CASES.keys() == METHODS.keys()
-    assert all(type(CASES[name][0]) is METHODS[name] for name in METHODS)
+    assert CASES.keys() == LOGITS_PROCESSORS.keys()
+    assert all(type(CASES[name][0]) is LOGITS_PROCESSORS[name] for name in LOGITS_PROCESSORS)
 
 
 @pytest.mark.parametrize("name", MORE)
@@ -205,7 +205,7 @@ def test_a_search_with_beams_for_all_texts_is_exhaustive_under_every_method(name
     found = searched(
         random_table(V),
         TEXTS,
-        methods=(method,),
+        processors=(method,),
         max_new_tokens=MAX_NEW,
         num_beams=V**MAX_NEW,
         num_return=V**MAX_NEW,
@@ -214,7 +214,9 @@ def test_a_search_with_beams_for_all_texts_is_exhaustive_under_every_method(name
     for row, text in enumerate(TEXTS):
         totals = everything(text, twin)
         assert 1 <= len(totals) <= 85
-        assert_best(found, row, {tokens: penalized(total, len(tokens), 0.6, "wu") for tokens, total in totals.items()})
+        assert_best(
+            found, row, {tokens: penalized(total, len(tokens), 0.6, "gnmt") for tokens, total in totals.items()}
+        )
 
 
 LOGITS = np.array([0.3, -0.7, 1.1, 0.0, 0.6], np.float32)
@@ -257,12 +259,12 @@ def test_the_first_two_tokens_are_drawn_as_often_as_the_changed_distribution_say
         (lambda: sampling.TopP(0.0), "top_p=0.0: must be above 0"),
         (lambda: sampling.TopP(math.nan), "top_p=nan: must be above 0"),
         (lambda: sampling.MinP(1.5), "min_p=1.5: must be above 0"),
-        (lambda: sampling.Typical(0.0), "typical_p=0.0: must be above 0"),
+        (lambda: sampling.TypicalP(0.0), "typical_p=0.0: must be above 0"),
         (lambda: sampling.LogitBias(((-1, 2.0),)), "biases=((-1, 2.0),): must be pairs"),
         (lambda: sampling.RepetitionPenalty(0.0), "repetition_penalty=0.0: must be from"),
         (lambda: sampling.PresencePenalty(math.inf), "presence_penalty=inf: must be from"),
         (lambda: sampling.FrequencyPenalty(math.nan), "frequency_penalty=nan: must be from"),
-        (lambda: sampling.NoRepeat(0), "no_repeat_ngram_size=0: must be 1 or more"),
+        (lambda: sampling.NoRepeatNgram(0), "no_repeat_ngram_size=0: must be 1 or more"),
         (lambda: sampling.BadWords(((2,), ())), "bad_words=((2,), ()): a word must have a token"),
         (lambda: sampling.Suppress((-1,)), "ids=(-1,): must be token ids"),
         (lambda: sampling.MinLength(-1, (2,)), "min_length=-1: must be 0 or more"),

@@ -1,0 +1,1 @@
+"""What several test modules share: arrays, files, texts, small models, commands."""
