@@ -28,7 +28,7 @@ def flops_per_token(params: Any, config: TransformerConfig | Seq2SeqConfig) -> i
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
     weights = sum(math.prod(leaf.shape) for path, leaf in leaves if path[-1].key == "kernel")
-    output = getattr(config, "decoder", config)
+    output = config.decoder
     if output.tie_embeddings:
         weights += output.vocab_size * output.d_model
     sides = (config.encoder, config.decoder) if output is not config else (config,)

@@ -128,3 +128,13 @@ class TransformerConfig:
             raise UserError(f"model.dropout_rate={self.dropout_rate}: must be at least 0 and below 1.")
         if self.dtype not in ("float32", "bfloat16"):
             raise UserError(f"model.dtype={self.dtype!r}: unknown. Choose one of: float32, bfloat16.")
+
+    @property
+    def encoder(self) -> "TransformerConfig":
+        """Config of the side that reads the source: this one; a Seq2SeqConfig has one for each side."""
+        return self
+
+    @property
+    def decoder(self) -> "TransformerConfig":
+        """Config of the side that writes: this one; a Seq2SeqConfig has one for each side."""
+        return self

@@ -37,6 +37,16 @@ class Run:
     lowercase: bool = False  # its texts were in small letters
     separator: str = " "  # between the words that it tags; "" where it tags characters
 
+    @property
+    def text_tokenizer(self) -> Tokenizer:
+        """The tokenizer, for whatever reads or writes text. Raises UserError if the model came without one."""
+        if self.tokenizer is None:
+            raise UserError(
+                f"run: no supported tokenizer found in {self.name or 'this run'} (needs tokenizer.json or spiece.model). "
+                "Add one, or pass token ids to tj.logits."
+            )
+        return self.tokenizer
+
     def prepare(self, text: str) -> str:
         """A text as those were that the run was trained on."""
         return text.lower() if self.lowercase else text
@@ -199,7 +209,7 @@ def _labels(config: dict) -> tuple[str, ...]:
 def generation_defaults_of(hf_config: dict, model: Any, tokenizer: Tokenizer | None) -> GenerationDefaults:
     """What a pre-trained model's generation_config.json says, or else the special tokens of the tokenizer."""
     if hf_config:
-        decoder = getattr(model.config, "decoder", model.config)
+        decoder = model.config.decoder
         return read_generation_defaults(hf_config["config"], hf_config["generation"], decoder.vocab_size)
     return GenerationDefaults((tokenizer.eos_id,), tokenizer.pad_id, tokenizer.bos_id)
 

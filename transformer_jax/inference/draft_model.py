@@ -59,13 +59,13 @@ def _stamp(path: str) -> int:
 
 def _check_slots(field: str, value: Any, whose: str, run: Run) -> None:
     rule = f"{whose} has linear attention, a sum from which refused tokens cannot be taken back. Leave it away"
-    check(_decoder(run).attention != "linear", field, value, rule)
+    check(run.config.decoder.attention != "linear", field, value, rule)
 
 
 def _check_fits(path: str, draft: Run, run: Run) -> None:
     kinds = [type(one.model).__name__ for one in (draft, run)]
     check(kinds[0] == kinds[1], "draft", path, f"is a {kinds[0]}, and must be a {kinds[1]}, as the model")
-    sizes = [_decoder(one).vocab_size for one in (draft, run)]
+    sizes = [one.config.decoder.vocab_size for one in (draft, run)]
     check(
         sizes[0] == sizes[1],
         "draft",
@@ -86,10 +86,6 @@ def _check_fits(path: str, draft: Run, run: Run) -> None:
             path,
             f"has a context of {contexts[0]} tokens, and must have the model's {contexts[1]} or more",
         )
-
-
-def _decoder(run: Run) -> Any:
-    return getattr(run.config, "decoder", run.config)
 
 
 def _mean_the_same(draft: Run, run: Run) -> bool:

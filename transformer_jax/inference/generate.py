@@ -251,7 +251,7 @@ def _encode(run: Run, text: str) -> np.ndarray:
 def _check_room(run: Run, prompts: list[np.ndarray], decoding: GenerationConfig) -> None:
     """What is asked for must fit into the context, unless it may be read again, or there is no end to it."""
     num_new, longest = decoding.max_new_tokens, max(map(len, prompts))
-    context = getattr(run.config, "encoder", run.config).max_len
+    context = run.config.encoder.max_len
     if decoding.on_overflow == "slide" and isinstance(run.model, GPT):
         if why := overflow_error(run.config):
             raise UserError(why)

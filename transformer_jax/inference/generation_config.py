@@ -121,7 +121,7 @@ def logits_processors(decoding: GenerationConfig, run: Run) -> tuple[LogitsProce
     if decoding.min_new_tokens:
         processors += (sampling.MinLength(decoding.min_new_tokens, eos_ids),)
     if decoding.choices or decoding.regex:
-        vocab_size = getattr(run.config, "decoder", run.config).vocab_size
+        vocab_size = run.config.decoder.vocab_size
         constraint, least = _constraint(decoding.choices, decoding.regex, tokenizer, vocab_size, eos_ids)
         rule = f"the shortest text allowed has {least} tokens. Allow as many"
         check(least <= decoding.max_new_tokens, "max_new_tokens", decoding.max_new_tokens, rule)

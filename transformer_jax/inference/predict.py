@@ -133,7 +133,7 @@ def score(
     is_seq2seq = isinstance(run.model, Seq2Seq)
     if is_seq2seq != (targets is not None) or (targets is not None and len(targets) != len(texts)):
         raise UserError("targets: a Seq2Seq needs one for each text, and a GPT has none.")
-    decoder = getattr(run.config, "decoder", run.config)
+    decoder = run.config.decoder
     length = decoder.max_len + 1
     if is_seq2seq:
         context = run.config.encoder.max_len
