@@ -1,4 +1,4 @@
-"""Errors for the user: UserError (fixable input), RunError (a run that cannot continue), and `choose`."""
+"""Errors for the user: UserError (fixable input), RunError (a run that cannot continue), `choose` and `check`."""
 
 from typing import Any
 
@@ -22,3 +22,9 @@ def choose(table: dict, name: str, field: str) -> Any:
     if name not in table:
         raise UserError(f"{field}={name!r}: unknown. Choose one of: {', '.join(table)}.")
     return table[name]
+
+
+def check(is_valid: bool, field: str, value: Any, rule: str) -> None:
+    """Raise UserError, one line with field, value and rule, unless the value is valid."""
+    if not is_valid:
+        raise UserError(f"{field}={value!r}: {rule}.")

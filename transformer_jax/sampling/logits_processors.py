@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from transformer_jax.errors import UserError
+from transformer_jax.errors import check
 
 RULED_OUT = jnp.finfo(jnp.float32).min
 
@@ -44,12 +44,6 @@ def apply(
 def method(cls: type) -> type:
     """A frozen dataclass that jit knows by its fields: processors of equal fields share a compiled program."""
     return jax.tree_util.register_static(dataclasses.dataclass(frozen=True)(cls))
-
-
-def check(is_fine: bool, field: str, value: Any, rule: str) -> None:
-    """Raises UserError, a line with all three, unless the value is fine."""
-    if not is_fine:
-        raise UserError(f"{field}={value!r}: {rule}.")
 
 
 CHUNK = 128  # of logits whose largest is found first
