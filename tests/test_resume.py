@@ -211,7 +211,7 @@ def test_a_flipped_bit_in_the_newest_checkpoint_is_named_and_the_one_before_is_u
 
 
 def test_a_second_signal_ends_the_process_at_once():
-    script = "import time\nfrom train.stop import StopSignals\nwith StopSignals():\n    print('ready', flush=True)\n"
+    script = "import time\nfrom train.signals import StopSignals\nwith StopSignals():\n    print('ready', flush=True)\n"
     script += "    while True:\n        time.sleep(1)\n"
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, **pipes)
@@ -318,7 +318,7 @@ def test_a_loss_that_stays_infinite_stops_the_run_and_none_of_its_checkpoints(da
         optimizer__peak_lr=1e30,
         optimizer__schedule="constant",
         optimizer__warmup_steps=0,
-        train__max_bad_steps=3,
+        train__max_consecutive_skips=3,
         checkpoint__save_every=1,
     )
     assert process.returncode == 1, process.err

@@ -44,14 +44,14 @@ def train_step(
     if axis_name:
         key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
 
-    def loss_fn(params, micro_batch, key):
+    def micro_batch_loss(params, micro_batch, key):
         apply = functools.partial(model.apply, {"params": params}, rngs={"dropout": key})
         loss_sum, weight_sum, _ = loss_fn(apply, micro_batch, deterministic=False)
         return loss_sum, weight_sum
 
     def add_micro_batch(sums, i_and_micro_batch):
         i, micro_batch = i_and_micro_batch
-        (loss_sum, weight_sum), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+        (loss_sum, weight_sum), grads = jax.value_and_grad(micro_batch_loss, has_aux=True)(
             state.params, micro_batch, jax.random.fold_in(key, i)
         )
         return jax.tree.map(jnp.add, sums, (loss_sum, weight_sum, grads)), None
