@@ -1,8 +1,12 @@
-"""`python -m train --config=configs/RECIPE.py --workdir=runs/NAME [--config.SECTION.FIELD=VALUE ...]`"""
+"""Train command: `python -m train --config=RECIPE --workdir=runs/NAME [--config.SECTION.FIELD=VALUE ...]`.
 
-import glob
-import os
+Once installed: `transformer-jax train`, or `transformer-jax-train`.
+"""
+
+import importlib
+import importlib.util
 import sys
+from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
@@ -13,10 +17,16 @@ from transformer_jax.schema import config_fields, unknown_field
 
 from .config import Config
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe: a Python file with get_config().")
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run directory: made if need be, resumed if it has checkpoints.")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe: a name, or a Python file with get_config().")
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run directory: created, or resumed if it has checkpoints.")
 
-EXAMPLE = "python -m train --config=configs/gpt_char.py --workdir=runs/a --config.train.num_steps=500"
+EXAMPLE = "python -m transformer_jax train --config=gpt_char --workdir=runs/a --config.train.num_steps=500"
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = next(ROOT / name for name in ("recipes", "configs") if (ROOT / name / "default.py").is_file())
+
+
+def _recipe_names() -> list[str]:
+    return sorted(path.stem for path in RECIPES.glob("[!_]*.py"))
 
 
 def _help() -> str:
@@ -25,8 +35,10 @@ def _help() -> str:
         "",
         f"  {EXAMPLE}",
         "",
-        "  --config=FILE     a recipe: configs/*.py",
-        "  --workdir=DIR     the run directory: made if need be, resumed if it has checkpoints",
+        "  --config=RECIPE   a recipe of the package by name, or a Python file of yours with get_config()",
+        "  --workdir=DIR     the run directory: created, or resumed if it has checkpoints",
+        "",
+        f"Recipes: {', '.join(_recipe_names())}.",
         "",
         "Any field of the recipe can be set as --config.SECTION.FIELD=VALUE. Fields, with their defaults:",
         "",
@@ -34,12 +46,12 @@ def _help() -> str:
     for name, field in config_fields(Config).items():
         setting = f"--config.{name}={field.default}"
         lines.append(f"  {setting:<44}  {field.metadata['meaning']}")
-    lines += ["", "Exit codes: 0 trained, 1 failed, 2 asked wrongly, 130 Ctrl-C, 143 SIGTERM (both saved)."]
+    lines += ["", "Exit codes: 0 trained, 1 failed, 2 usage error, 130 Ctrl-C, 143 SIGTERM (both saved)."]
     return "\n".join(lines)
 
 
 def _check_names(argv: list[str]) -> None:
-    """Refuse fields that do not exist before ml_collections meets them: it answers with a traceback."""
+    """Refuse fields that do not exist before ml_collections sees them: it answers with a traceback."""
     known = [f"config.{name}" for name in config_fields(Config)]
     sections = {name.rsplit(".", 1)[0] for name in known}
     for argument in argv:
@@ -50,26 +62,78 @@ def _check_names(argv: list[str]) -> None:
             raise UsageError(f"--{unknown_field(name, known)}")
 
 
+def _recipe_path(recipe: str) -> str:
+    """The file of a recipe: `recipe` itself, or the recipe of the package with this name.
+
+    Raises:
+      UsageError: neither exists.
+    """
+    by_name = RECIPES / f"{recipe}.py"
+    if Path(recipe).is_file():
+        return recipe
+    if recipe in _recipe_names():
+        return str(by_name)
+    raise UsageError(
+        f"--config={recipe}: there is no such file, and no recipe of this name. Give a Python file with get_config(), "
+        f"or one of: {', '.join(_recipe_names())}."
+    )
+
+
+def _with_recipe_path(argv: list[str]) -> list[str]:
+    """Command line with the recipe's name replaced by its file, which ml_collections wants.
+
+    Raises:
+      UsageError: no recipe, more than one, or one that does not exist.
+    """
+    given = [i for i, argument in enumerate(argv) if argument.lstrip("-").split("=")[0] == "config"]
+    if len(given) > 1:
+        raise UsageError("--config: was given twice. Give one recipe; change its fields with --config.SECTION.FIELD.")
+    if not given:
+        raise UsageError(f"--config: is missing. Example: {EXAMPLE}")
+    i = given[0]
+    if "=" in argv[i]:
+        flag, _, recipe = argv[i].partition("=")
+        return [*argv[:i], f"{flag}={_recipe_path(recipe)}", *argv[i + 1 :]]
+    if i + 1 == len(argv) or argv[i + 1].startswith("-"):
+        raise UsageError(f"--config: needs a recipe. Example: {EXAMPLE}")
+    return [*argv[: i + 1], _recipe_path(argv[i + 1]), *argv[i + 2 :]]
+
+
+def _make_configs_importable() -> None:
+    """Let a recipe say `from configs.default import get_config` wherever the package and the recipe are."""
+    try:
+        if importlib.util.find_spec("configs.default"):
+            return
+    except ModuleNotFoundError:
+        pass
+    own = getattr(
+        sys.modules.pop("configs", None), "__path__", []
+    )  # a folder `configs` of the user's, without default.py
+    spec = importlib.util.spec_from_file_location(
+        "configs", RECIPES / "__init__.py", submodule_search_locations=[str(RECIPES), *own]
+    )
+    assert spec and spec.loader
+    sys.modules["configs"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["configs"])
+
+
 def main(argv: list[str]) -> None:
     """Parse, check, train."""
     if HELP_FLAGS & set(argv):
         print(_help())
         return
     _check_names(argv)
-    if sum(argument.lstrip("-").split("=")[0] == "config" for argument in argv) > 1:
-        raise UsageError("--config: was given twice. Give one recipe; change its fields with --config.SECTION.FIELD.")
+    argv = _with_recipe_path(argv)
+    _make_configs_importable()
     try:
         parse_flags(argv, EXAMPLE)
     except (AttributeError, KeyError, TypeError) as error:  # raised by the recipe: ml_collections runs it while parsing
         reason = str(error.args[0]).splitlines()[-1]
-        raise UsageError(f"--config: the recipe gives no configuration: {reason}. See configs/gpt_char.py.") from error
-    recipe = flags.FLAGS["config"].config_filename if _CONFIG.present else None
-    for name, value in (("config", recipe), ("workdir", _WORKDIR.value)):
-        if not value:
-            raise UsageError(f"--{name}: is missing. Example: {EXAMPLE}")
-    if not os.path.isfile(recipe):
-        recipes = ", ".join(sorted(glob.glob("configs/[!_]*.py")))
-        raise UsageError(f"--config={recipe}: there is no such file. Give a recipe: {recipes}.")
+        raise UsageError(
+            f"--config: the recipe gives no configuration: {reason}. See {RECIPES / 'gpt_char.py'}."
+        ) from error
+    if not _WORKDIR.value:
+        raise UsageError(f"--workdir: is missing. Example: {EXAMPLE}")
 
     startup.prepare()
     from .loop import run  # here, so that a mistake above is answered before JAX is loaded

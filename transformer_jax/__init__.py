@@ -6,29 +6,58 @@ print(tj.generate(run, "The for statement", max_new_tokens=100))
 """
 
 import importlib
+import importlib.util
+from types import ModuleType
+from typing import Any
 
 from transformer_jax.config import TransformerConfig
-from transformer_jax.errors import RunError, UserError
+from transformer_jax.errors import RunError, UserError, missing_package
 
-_HOMES = {
+__version__ = "0.2.0"
+
+_MODULES = {  # public name: the module that defines it
     **dict.fromkeys(("Completion", "benchmark", "complete", "generate", "prompt_text", "stream"), "inference.generate"),
+    **dict.fromkeys(("classify", "score", "tag"), "inference.predict"),
     "attention_maps": "inference.attention_maps",
     "GenerationConfig": "inference.generation_config",
     "quantize": "inference.quantize",
     "translate": "inference.translate",
-    **dict.fromkeys(("classify", "score", "tag"), "inference.predict"),
     **dict.fromkeys(
         ("Run", "from_pretrained", "load", "logits", "open_run", "read_meta", "save", "save_pretrained"), "run"
     ),
 }
 
-__all__ = ["RunError", "TransformerConfig", "UserError", *_HOMES]
+__all__ = ["RunError", "TransformerConfig", "UserError", "import_training", "train", *_MODULES]
 
 
-def __getattr__(name: str):
-    """What needs JAX is imported at its first use, so that a command answers a mistake at once (PEP 562)."""
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"transformer_jax.{_HOMES[name]}"), name)
+def import_training(module: str) -> ModuleType:
+    """Import a module of the training package: `train` in a clone, `transformer_jax.training` once installed.
+
+    Raises:
+      UserError: a package that training needs is not installed; the message has the pip command.
+    """
+    is_installed = importlib.util.find_spec("transformer_jax.training") is not None
+    try:
+        return importlib.import_module(f"{'transformer_jax.training' if is_installed else 'train'}.{module}")
+    except ModuleNotFoundError as error:
+        raise missing_package(error) from error
+
+
+def train(config: Any, workdir: Any) -> None:
+    """Train as the train command does: with a config from a recipe's get_config(), into a run directory.
+
+    A run directory that has checkpoints is resumed.
+
+    Raises:
+      UserError, RunError: as the command reports them.
+    """
+    import_training("loop").run(config, workdir)
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs JAX at its first use, so that a command answers a mistake at once (PEP 562)."""
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"transformer_jax.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'transformer_jax' has no attribute {name!r}")
 
 

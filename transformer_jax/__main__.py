@@ -1,41 +1,67 @@
-"""`python -m transformer_jax COMMAND [--flags]`; without a command, the list of them."""
+"""Command line: `transformer-jax COMMAND [--flags]`, or `python -m transformer_jax COMMAND` in a clone."""
 
 import importlib
 import sys
+from importlib.metadata import version
+from pathlib import Path
 
-from transformer_jax.commands.cli import UsageError, report_errors
+from transformer_jax import __version__, import_training
+from transformer_jax.commands.cli import HELP_FLAGS, UsageError, report_errors
 
 COMMANDS = {
+    "train": "train a model by a recipe, or resume a run",
+    "evaluate": "score a run on a split of its data",
     "sample": "continue a prompt with a trained model",
     "translate": "stdin to stdout with a trained Seq2Seq",
     "classify": "a label, or a number, for each line of stdin",
     "tag": "a tag for each word of stdin",
-    "score": "how likely each line of stdin is",
-    "attention": "draw what a model looks at in a text",
+    "score": "log-probability and perplexity of each line of stdin",
+    "attention": "draw the attention weights of a model for a text",
     "convert": "Hugging Face folder to run directory, and back",
 }
+TRAINING = {
+    "train": "__main__",
+    "evaluate": "evaluate",
+}  # their modules in the training package, imported only when asked
 
-HELP = "\n".join(
-    [
-        "usage: python -m transformer_jax COMMAND [--flags]",
-        "",
-        *(f"  {name:<11}{meaning}" for name, meaning in COMMANDS.items()),
-        "",
-        "python -m transformer_jax COMMAND --help lists a command's flags.",
-    ]
-)
+
+def _help() -> str:
+    program = "transformer-jax" if Path(sys.argv[0]).stem.startswith("transformer-jax") else "python -m transformer_jax"
+    return "\n".join(
+        [
+            f"usage: {program} COMMAND [--flags]",
+            "",
+            *(f"  {name:<11}{meaning}" for name, meaning in COMMANDS.items()),
+            "",
+            f"{program} COMMAND --help lists the flags of a command; --version prints the version.",
+        ]
+    )
 
 
 def main(argv: list[str]) -> None:
-    """Find the command and hand it the rest."""
-    name = argv[1] if len(argv) > 1 else "--help"
-    if name in ("--help", "-h", "help"):
-        print(HELP)
-        return
-    if name not in COMMANDS:
+    """Dispatch to the command that argv[1] names."""
+    name = argv[1] if len(argv) > 1 else "help"
+    if name == "help" or name in HELP_FLAGS:
+        print(_help())
+    elif name == "--version":
+        print(f"transformer_jax {__version__} (jax {version('jax')}, Python {sys.version.split()[0]})")
+    elif name in TRAINING:
+        import_training(TRAINING[name]).main([name, *argv[2:]])
+    elif name in COMMANDS:
+        importlib.import_module(f"transformer_jax.commands.{name}").main([name, *argv[2:]])
+    else:
         raise UsageError(f"{name!r}: no such command. Choose one of: {', '.join(COMMANDS)}.")
-    importlib.import_module(f"transformer_jax.commands.{name}").main([name, *argv[2:]])
+
+
+def run() -> int | None:
+    """Console script `transformer-jax`. Returns the exit code."""
+    return report_errors(main, sys.argv)
+
+
+def run_train() -> int | None:
+    """Console script `transformer-jax-train`, short for `transformer-jax train`. Returns the exit code."""
+    return report_errors(main, [sys.argv[0], "train", *sys.argv[1:]])
 
 
 if __name__ == "__main__":
-    sys.exit(report_errors(main, sys.argv))
+    sys.exit(run())

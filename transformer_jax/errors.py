@@ -28,3 +28,22 @@ def check(is_valid: bool, field: str, value: Any, rule: str) -> None:
     """Raise UserError, one line with field, value and rule, unless the value is valid."""
     if not is_valid:
         raise UserError(f"{field}={value!r}: {rule}.")
+
+
+EXTRAS = {  # optional package: the extra of pyproject.toml that installs it
+    **dict.fromkeys(("optax", "ml_collections", "grain", "rich", "sacrebleu", "tensorboardX"), "train"),
+    **dict.fromkeys(("tensorflow_datasets", "importlib_resources", "babel"), "data"),
+    "matplotlib": "plot",
+    "huggingface_hub": "hub",
+}
+
+
+def missing_package(error: ModuleNotFoundError) -> Exception:
+    """Return the UserError for an optional package that is not installed, with the pip command; else `error` itself."""
+    package = (error.name or "").split(".")[0]
+    if package not in EXTRAS:
+        return error
+    return UserError(
+        f"{package}: is not installed, and this needs it. Install it with: "
+        f'pip install "transformer_jax[{EXTRAS[package]}]" (or [all]).'
+    )

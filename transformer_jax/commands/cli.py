@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from absl import flags
 
-from transformer_jax.errors import RunError, UserError
+from transformer_jax.errors import RunError, UserError, missing_package
 
 HELP_FLAGS = {"--help", "-h", "-help", "--helpfull", "--helpshort"}
 
@@ -42,7 +42,10 @@ def show_help(head: str, *modules: str) -> None:
 def report_errors(main: Callable[[list[str]], None], argv: list[str]) -> int | None:
     """Run `main(argv)`. Mistakes become one line on stderr and an exit code: 2 asked wrongly, 1 failed."""
     try:
-        main(argv)
+        try:
+            main(argv)
+        except ModuleNotFoundError as error:
+            raise missing_package(error) from error
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
