@@ -1,6 +1,7 @@
 # make demo    an environment, a small GPT trained on Python's documentation, its loss curve, a sample
 # make demo-translate   English dates to German ones: trained, scored, tried
-# make test    the test suite                 make lint    ruff
+# make test    the test suite                 make lint    ruff, the formatter, mypy
+# make wheel   dist/*.whl, which pip can install      make clean   environments and caches; never runs/
 # make fuzz    10,000 damaged model folders, each of which must load or be refused in a line
 # make fixtures   the tiny reference models in tests/fixtures, anew, with transformers (in the environment of bench-env)
 # make bench   the benchmarks beside PyTorch, which make bench-env installs into an environment of its own
@@ -11,7 +12,7 @@ STEPS ?= 800
 DEMO := runs/demo
 BENCH := .bench
 
-.PHONY: demo demo-translate test fuzz lint fixtures bench bench-env clean
+.PHONY: demo demo-translate test fuzz lint wheel fixtures bench bench-env clean
 
 $(VENV)/installed: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "transformer_jax needs Python 3.11 or later; say which with: make PYTHON=python3.12")'
@@ -44,6 +45,12 @@ fuzz: $(VENV)/installed-dev
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+wheel: $(VENV)/installed
+	rm -rf build dist
+	$(BIN)/python -m pip wheel -q --disable-pip-version-check --no-deps -w dist .
 
 $(BENCH)/installed: benchmarks/requirements.txt
 	$(PYTHON) -m venv $(BENCH)
@@ -61,4 +68,4 @@ bench: $(VENV)/installed $(BENCH)/installed
 	$(BIN)/python benchmarks/decode.py
 
 clean:
-	rm -rf $(VENV) $(BENCH) runs
+	rm -rf $(VENV) $(BENCH) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
