@@ -162,7 +162,7 @@ def test_best_needs_a_validation_score(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     save(checkpoints, 3)
     checkpoints.wait()
-    with pytest.raises(CheckpointError, match="was validated"):
+    with pytest.raises(CheckpointError, match="no checkpoint has a validation score"):
         checkpoints.find("best")
 
 
@@ -187,7 +187,7 @@ def test_damage_to_any_file_is_named_and_passed_over_or_changes_nothing(run_dir,
                 with contextlib.suppress(CheckpointError):  # or it says so: nothing else may come out
                     assert_is(checkpoints, step)
             else:
-                assert step == STEPS[-2] and warning.startswith("warning: checkpoint 15 is damaged and passed over: ")
+                assert step == STEPS[-2] and warning.startswith("warning: checkpoint 15 is damaged and skipped: ")
                 assert str(newest / file) in warning or file.name == SEAL
                 num_passed_over += 1
         shutil.copy(copy / file, newest / file)
@@ -235,7 +235,7 @@ def test_where_all_are_damaged_none_is_found(run_dir, capsys):
     for step in STEPS:
         flip_a_bit(run_dir / "checkpoints" / str(step) / "params" / "_METADATA")
     for which in ("latest", "best"):
-        with pytest.raises(CheckpointError, match="none of its checkpoints .5, 10, 15. is sound"):
+        with pytest.raises(CheckpointError, match="none of its checkpoints .5, 10, 15. is undamaged"):
             Checkpoints(run_dir).find(which)
         assert capsys.readouterr().err.count("is damaged") == 3
     assert Checkpoints(run_dir).steps() == list(STEPS)

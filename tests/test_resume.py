@@ -206,7 +206,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_says_so_with_its_exit_code(interr
 def test_a_flipped_bit_in_the_newest_checkpoint_is_named_and_the_one_before_is_used(interrupted):
     _, said = interrupted
     newest, before, file = said["damaged"]
-    assert f"warning: checkpoint {newest} is damaged and passed over: {file}" in said["last"].err
+    assert f"warning: checkpoint {newest} is damaged and skipped: {file}" in said["last"].err
     assert f"resumed at step {before}" in said["last"].out
 
 

@@ -59,7 +59,7 @@ def test_a_folder_that_others_can_write_to_is_not_used_and_the_line_says_so(tmp_
     folder.chmod(0o777)
     done = start(tmp_path)
     assert done.returncode == 0
-    assert f"not kept, since others can write to {folder}" in done.stderr and f"chmod -R go-w {outer}" in done.stderr
+    assert f"not kept, because others can write to {folder}" in done.stderr and f"chmod -R go-w {outer}" in done.stderr
     assert "JAX_COMPILATION_CACHE_DIR None" in done.stdout
 
 

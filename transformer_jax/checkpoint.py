@@ -1,8 +1,8 @@
-"""The checkpoints of a run directory; the one module that knows Orbax.
+"""Checkpoints of a run directory, saved in the background and sealed; the one module that knows Orbax.
 
-    RUN_DIR/checkpoints/500/params/       the parameters alone: all that sampling needs besides meta
+    RUN_DIR/checkpoints/500/params/       the parameters alone: with meta, all that sampling needs
                             state/        the rest of the training state (absent where there is none)
-                            meta/         JSON: configuration, tokenizer, data fingerprint, versions, losses
+                            meta/         JSON: format, configuration, tokenizer, data fingerprint, versions, losses
                             sha256.json   the seal: a digest of every file above
 
 Orbax writes a checkpoint in the background into a temporary folder and renames it when it is complete, so
@@ -17,6 +17,7 @@ import json
 import logging
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,19 @@ import orbax.checkpoint as ocp
 
 from transformer_jax.errors import RunError, UserError
 
+FORMAT = 2  # of `meta`: 1 had other names for its fields
+
 _SEAL = "sha256.json"
 _REWRITTEN_BY_RENAME = "_CHECKPOINT_METADATA"  # Orbax stamps the time into it after the seal; nothing is read from it
 _TEMPORARY = "*.orbax-checkpoint-tmp*"
 
 
 class CheckpointError(UserError):
-    """A checkpoint that is not there, or is damaged; the message names the file and the way out."""
+    """A checkpoint that is missing, damaged or of another version; the message names the file and the fix."""
 
 
 class _SealingHandler(ocp.CompositeCheckpointHandler):
-    """Seals the finished temporary folder; Orbax calls `finalize` in its thread, before it renames the folder."""
+    """Orbax handler that seals the finished temporary folder: Orbax calls `finalize` in its thread, before renaming."""
 
     def finalize(self, directory):
         super().finalize(directory)
@@ -46,7 +49,7 @@ class _SealingHandler(ocp.CompositeCheckpointHandler):
 
 @ocp.args.register_with_handler(_SealingHandler, for_save=True, for_restore=True)
 class _Sealed(ocp.args.Composite):
-    """The items of one checkpoint, to be saved with a seal."""
+    """The items of one checkpoint, saved with a seal."""
 
 
 def _files(folder: Path) -> list[Path]:
@@ -63,27 +66,27 @@ def _warn(message: str) -> None:
 
 
 class Checkpoints:
-    """The checkpoints of one run directory: save, find, restore.
+    """Checkpoints of one run directory: save, find, restore.
 
     Args:
       run_dir: the run directory; it need not exist yet.
-      keep: newest checkpoints to keep when saving; the best by `meta["val_score"]` is kept besides.
+      keep: number of newest checkpoints to keep when saving; the best by `meta["val_score"]` is kept as well.
     """
 
     def __init__(self, run_dir: str | Path, keep: int = 3):
         self.folder = Path(run_dir).expanduser().absolute() / "checkpoints"
         self._keep = keep
-        self._checkpointer = None
-        self._pending_step = None
+        self._checkpointer: ocp.AsyncCheckpointer | None = None
+        self._pending_step: int | None = None
 
     def steps(self) -> list[int]:
-        """Steps that have a folder, oldest first, sound or not."""
+        """List the steps that have a folder, oldest first, damaged or not."""
         if not self.folder.is_dir():
             return []
         return sorted(int(f.name) for f in self.folder.iterdir() if f.name.isdecimal() and f.is_dir())
 
     def damage(self, step: int) -> str | None:
-        """What is wrong with a checkpoint, naming the file; None if every file matches its seal."""
+        """Describe the damage of a checkpoint, naming the file; None if every file matches its seal."""
         folder = self._path(step)
         try:
             digests = json.loads((folder / _SEAL).read_text())
@@ -101,13 +104,13 @@ class Checkpoints:
         return None
 
     def find(self, which: str | int = "latest") -> int:
-        """The step of a sound checkpoint.
+        """Find the step of an undamaged checkpoint.
 
         Args:
-          which: "latest", "best" (by the validation score) or a step. "latest" and "best" pass over damaged
+          which: "latest", "best" (by the validation score) or a step. "latest" and "best" skip damaged
             checkpoints, with a warning on stderr that names the damaged file.
         Raises:
-          CheckpointError: there is none, or the step asked for is damaged or absent.
+          CheckpointError: there is none, or the requested step is damaged or missing.
         """
         steps = self.steps()
         if not steps:
@@ -120,30 +123,46 @@ class Checkpoints:
                 (s for s in steps if scores[s] is not None), key=lambda s: (scores[s], -s), reverse=True
             )
             if not candidates:
-                raise CheckpointError(f"{self.folder}: no checkpoint was validated yet. Use checkpoint=latest.")
+                raise CheckpointError(
+                    f"{self.folder}: no checkpoint has a validation score yet. Use checkpoint=latest."
+                )
         elif str(which).isdecimal() and int(which) in steps:
             problem = self.damage(int(which))
             if problem:
                 raise CheckpointError(f"checkpoint {which} is damaged: {problem}. Others: {_listed(steps)}.")
             return int(which)
         else:
-            raise CheckpointError(f"checkpoint={which}: there is none. Choose latest, best or one of {_listed(steps)}.")
+            raise CheckpointError(
+                f"checkpoint={which}: does not exist. Choose latest, best or one of {_listed(steps)}."
+            )
         for step in candidates:
             problem = self.damage(step)
             if not problem:
                 return step
-            _warn(f"checkpoint {step} is damaged and passed over: {problem}")
+            _warn(f"checkpoint {step} is damaged and skipped: {problem}")
         raise CheckpointError(
-            f"{self.folder}: none of its checkpoints ({_listed(steps)}) is sound. Restore them from a copy, or start "
-            "anew in another directory; nothing was changed."
+            f"{self.folder}: none of its checkpoints ({_listed(steps)}) is undamaged. Restore them from a copy, or "
+            "start again in another directory; nothing was changed."
         )
 
     def meta(self, step: int) -> dict:
-        """The JSON part: configuration, tokenizer, fingerprint, versions, losses."""
-        return self._restore(step, meta=ocp.args.JsonRestore())["meta"]
+        """Read the JSON metadata: configuration, tokenizer, data fingerprint, versions, losses.
+
+        Raises:
+          CheckpointError: unreadable, or written in another format.
+        """
+        meta = self._read_meta(step)
+        found = meta.get("format", 1)
+        if found != FORMAT:
+            writer = "an earlier" if found in range(FORMAT) else "another"
+            raise CheckpointError(
+                f"{self.folder.parent}: was written by {writer} version of transformer_jax (checkpoint format {found}, "
+                f"this version reads {FORMAT}). Train again, or use that version."
+            )
+        return meta
 
     def restore(self, step: int, **templates: Any) -> dict:
-        """Arrays of a checkpoint, put where the templates say.
+        """Restore arrays of a checkpoint, placed as the templates are sharded.
 
         Args:
           templates: `params=` and/or `state=`: pytrees of arrays or jax.ShapeDtypeStruct with shardings.
@@ -151,28 +170,31 @@ class Checkpoints:
         return self._restore(step, **{name: ocp.args.StandardRestore(tree) for name, tree in templates.items()})
 
     def save(self, step: int, params: Any, meta: dict, state: Any = None) -> None:
-        """Start to save; returns when the arrays are copied, and the rest goes on in the background.
+        """Start to save; return once the arrays are copied, and continue in the background.
 
-        Waits for the save before this one, which it seals by waiting; then drops what is no longer kept.
+        Waits first until the previous save is sealed, then removes checkpoints that are no longer kept.
 
         Raises:
-          RunError: the save before this one failed, or this one could not begin. Earlier ones are untouched.
+          RunError: the previous save failed, or this one could not begin. Earlier checkpoints are untouched.
         """
         self.wait()
         path = self._path(step)
-        if path.exists():  # damaged, or it would have been resumed from; its files may still be of use to someone
+        if path.exists():  # damaged, or the run would have resumed from it; someone may still need its files
             aside = next(p for i in range(1000) if not (p := path.with_name(f"{step}.damaged{i or ''}")).exists())
             path.rename(aside)
-        items = {"params": ocp.args.StandardSave(params), "meta": ocp.args.JsonSave(meta)}
+        items: dict[str, ocp.args.CheckpointArgs] = {
+            "params": ocp.args.StandardSave(params),
+            "meta": ocp.args.JsonSave({"format": FORMAT, **meta}),
+        }
         if state is not None:
             items["state"] = ocp.args.StandardSave(state)
         self._pending_step = step
-        with self._failing_as_one_error(step):
+        with self._as_run_error(step):
             if self._checkpointer is None:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                for leftover in self.folder.glob(_TEMPORARY):  # of a save that a kill cut off
+                for leftover in self.folder.glob(_TEMPORARY):  # from a save that was killed
                     shutil.rmtree(leftover, ignore_errors=True)
-                # Orbax logs the traceback of a failed save before it raises; the one error below says it in a line.
+                # Orbax logs the traceback of a failed save before it raises; `_as_run_error` reports it in one line.
                 logging.getLogger("absl").setLevel(logging.CRITICAL)
                 self._checkpointer = ocp.AsyncCheckpointer(_SealingHandler())
             self._checkpointer.save(path, args=_Sealed(**items))
@@ -181,16 +203,18 @@ class Checkpoints:
         """Wait until the last save is on disk and sealed. Raises RunError if it failed."""
         if self._pending_step is None:
             return
-        step, self._pending_step = self._pending_step, None
-        with self._failing_as_one_error(step):
+        step = self._pending_step
+        self._pending_step = None
+        assert self._checkpointer is not None, "a pending save has a checkpointer"
+        with self._as_run_error(step):
             self._checkpointer.wait_until_finished()
         self._prune(step)
 
     @contextlib.contextmanager
-    def _failing_as_one_error(self, step: int):
+    def _as_run_error(self, step: int) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # OSError, or what tensorstore makes of it; whichever, the run cannot go on
+        except Exception as error:  # OSError, or tensorstore's own exception for it: the run cannot continue either way
             reason = f"{type(error).__name__}: {_first_line(error)}"
             raise RunError(
                 f"checkpoint {step} in {self.folder} could not be saved ({reason}). Is the disk full? "
@@ -198,7 +222,7 @@ class Checkpoints:
             ) from error
 
     def _prune(self, newest: int) -> None:
-        # Later ones are damaged, or the run would have gone on from them: they do not count among the kept.
+        # Later ones are damaged, or the run would have resumed from them: they do not count towards `keep`.
         sealed = [step for step in self.steps() if step <= newest and (self._path(step) / _SEAL).exists()]
         scores = {step: score for step in sealed if (score := self._val_score(step)) is not None}
         best = max(scores, key=lambda s: (scores[s], -s), default=None)
@@ -208,9 +232,12 @@ class Checkpoints:
 
     def _val_score(self, step: int) -> float | None:
         try:
-            return self.meta(step)["val_score"]
+            return self._read_meta(step)["val_score"]  # of any format: whoever loads it gets the error from `meta`
         except (CheckpointError, KeyError):
-            return None  # damaged: `damage` tells what, to whoever wants to load it
+            return None  # damaged: `damage` describes it when someone loads it
+
+    def _read_meta(self, step: int) -> dict:
+        return self._restore(step, meta=ocp.args.JsonRestore())["meta"]
 
     def _path(self, step: int) -> Path:
         return self.folder / str(step)
@@ -221,7 +248,7 @@ class Checkpoints:
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
                 restored = checkpointer.restore(path, args=ocp.args.Composite(**items))
                 return {name: restored[name] for name in items}
-        except Exception as error:  # Orbax raises ValueError, KeyError, JSONDecodeError and bare Exception for damage
+        except Exception as error:  # for damage Orbax raises ValueError, KeyError, JSONDecodeError, or bare Exception
             message = f"checkpoint {path} cannot be read ({type(error).__name__}: {_first_line(error)})."
             raise CheckpointError(f"{message} Choose another with checkpoint=<step>.") from error
 
@@ -235,6 +262,6 @@ def _listed(steps: list[int]) -> str:
 
 
 def abstract(tree: Any, sharding: jax.sharding.Sharding | None = None) -> Any:
-    """Shapes and types of a pytree, as a template for `restore`, to be put with `sharding` (default: first device)."""
+    """Shapes and dtypes of a pytree: a template for `restore`, placed by `sharding` (default: the first device)."""
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)

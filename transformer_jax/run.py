@@ -1,4 +1,4 @@
-"""A trained run as plain data: loaded, saved, and asked for logits. What it writes: generation.py."""
+"""Run: a model with its parameters, tokenizer and generation defaults; load, save and compute logits."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ from transformer_jax.tokenizers.pretrained import read_tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A model with everything that using it needs."""
+    """A trained model with everything needed to use it: parameters, tokenizer, configuration, generation defaults."""
 
     model: Any  # one of models.MODELS
     params: Any
@@ -31,126 +31,157 @@ class Run:
     config: TransformerConfig | Seq2SeqConfig
     step: int = 0
     generation_defaults: GenerationDefaults = GenerationDefaults()
-    name: str = ""  # where it was loaded from
-    labels: tuple[str, ...] = ()  # of a classifier, in the order of its logits
-    hf_config: dict = dataclasses.field(default_factory=dict)  # config.json and generation_config.json, if it had any
-    lowercase: bool = False  # its texts were in small letters
-    separator: str = " "  # between the words that it tags; "" where it tags characters
+    name: str = ""  # path or hub name that it was loaded from
+    labels: tuple[str, ...] = ()  # of a classifier or tagger, in the order of its logits
+    hf_config: dict = dataclasses.field(default_factory=dict)  # config.json and generation_config.json, if any
+    lowercase: bool = False  # True: trained on lower-cased texts
+    separator: str = " "  # between the words that a tagger reads; "" where it tags characters
 
     @property
     def text_tokenizer(self) -> Tokenizer:
-        """The tokenizer, for whatever reads or writes text. Raises UserError if the model came without one."""
+        """The tokenizer, for code that reads or writes text. Raises UserError if the model came without one."""
         if self.tokenizer is None:
             raise UserError(
-                f"run: no supported tokenizer found in {self.name or 'this run'} (needs tokenizer.json or spiece.model). "
-                "Add one, or pass token ids to tj.logits."
+                f"run: no supported tokenizer found in {self.name or 'this run'} (needs tokenizer.json or "
+                "spiece.model). Add one, or pass token ids to tj.logits."
             )
         return self.tokenizer
 
     def prepare(self, text: str) -> str:
-        """A text as those were that the run was trained on."""
+        """Normalize a text as the training texts were: lower-cased if the run was trained so."""
         return text.lower() if self.lowercase else text
 
 
 def load(run_dir: str | Path, checkpoint: str | int = "latest", average: int = 0) -> Run:
-    """The run that `python -m train` left in a directory; nothing else is needed.
+    """Load a run from the directory that `python -m train` or `save` wrote; nothing else is needed.
 
     Args:
-      checkpoint: "latest" sound one, "best" on the validation part, or a step.
-      average: above 0, the parameters are the mean of those of so many newest checkpoints instead.
+      run_dir: the --workdir of a training run.
+      checkpoint: "latest" undamaged one, "best" on the validation split, or a step.
+      average: above 0, use the mean of the parameters of this many newest checkpoints instead.
     Raises:
-      CheckpointError: no run, no such checkpoint, or none that is sound.
+      CheckpointError: no run, no such checkpoint, none that is undamaged, or one of an earlier version.
     """
     if not Path(run_dir).expanduser().is_dir():
         raise CheckpointError(f"run_dir={run_dir}: there is no such directory. Give the --workdir of a training run.")
     checkpoints = Checkpoints(run_dir)
     step = checkpoints.find(checkpoint)
     meta = checkpoints.meta(step)
-    if "model" not in meta:
-        raise CheckpointError(
-            f"{run_dir}: was written by an earlier version, which said less of its model. Train anew."
-        )
     model = make_model(meta["model"])
-    shapes = with_types(parameter_shapes(model), meta.get("types", {}))
+    shapes = _with_dtypes(parameter_shapes(model), meta.get("types", {}))
     if average:
         step, params = _average(checkpoints, average, shapes)
     else:
         params = checkpoints.restore(step, params=abstract(shapes))["params"]
     tokenizer = tokenizer_from_dict(meta["tokenizer"]) if meta["tokenizer"] else None
     hf_config = meta.get("hf_config", {})
-    rules, labels = generation_defaults_of(hf_config, model, tokenizer), tuple(meta.get("labels", ()))
     return Run(
-        model, params, tokenizer, model.config, step, rules, str(run_dir), labels, hf_config, **meta.get("texts", {})
+        model,
+        params,
+        tokenizer,
+        model.config,
+        step,
+        generation_defaults_of(hf_config, model, tokenizer),
+        name=str(run_dir),
+        labels=tuple(meta.get("labels", ())),
+        hf_config=hf_config,
+        **meta.get("texts", {}),
     )
 
 
 def _average(checkpoints: Checkpoints, number: int, shapes: Any) -> tuple[int, Any]:
-    """The newest step, and the mean of the parameters of the newest checkpoints. Vaswani et al. 2017, section 6.1."""
+    """Average the newest checkpoints (Vaswani et al. 2017, section 6.1); return the newest step and the mean."""
     steps = checkpoints.steps()[-number:]
     if len(steps) < number:
-        raise CheckpointError(f"average={number}: there are {len(steps)} checkpoints only. Train with checkpoint.keep.")
+        raise CheckpointError(
+            f"average={number}: there are only {len(steps)} checkpoints. Train with checkpoint.keep={number} or more."
+        )
     for step in steps:
-        checkpoints.find(step)  # sound, or an error
+        checkpoints.find(step)  # raises if this one is damaged
     params = [checkpoints.restore(step, params=abstract(shapes))["params"] for step in steps]
     return steps[-1], jax.tree.map(lambda *leaves: sum(leaves) / number, *params)
 
 
 def read_meta(run_dir: str | Path) -> dict:
-    """What the newest sound checkpoint says of itself: configuration, fingerprint of the data, versions, losses."""
+    """Read the metadata of the newest undamaged checkpoint: configuration, data fingerprint, versions, losses.
+
+    Raises:
+      CheckpointError: no run, no undamaged checkpoint, or one of an earlier version.
+    """
     checkpoints = Checkpoints(run_dir)
     return checkpoints.meta(checkpoints.find("latest"))
 
 
 def open_run(path: str | Path, checkpoint: str | int = "latest") -> Run:
-    """A run directory, or else a Hugging Face folder or the name of a model on the hub."""
+    """Load a run directory, or else a Hugging Face folder or the name of a model on the hub."""
     is_run = (Path(path).expanduser() / "checkpoints").is_dir()
     return load(path, checkpoint) if is_run else from_pretrained(path)
 
 
 def from_pretrained(folder: str | Path) -> Run:
-    """A model from a Hugging Face folder (config.json, safetensors) or, by name, from the hub.
+    """Load a model from a Hugging Face folder (config.json, safetensors) or, by name, from the hub.
 
-    GPT-2, Llama, BERT, RoBERTa, T5, BART, Marian. Parameters keep the types of the files; all is computed in float32.
+    GPT-2, Llama, BERT, RoBERTa, T5, BART, Marian. Parameters keep the dtypes of the files; computation is in float32.
 
     Raises:
-      UserError: no such folder; a model that is not known here; anything malformed, missing or that does not fit.
+      UserError: no such folder; an unsupported model; a file that is malformed, missing or does not fit.
     """
     read = read_folder(folder)
-    generation = read.generation or read.config
-    ids = {name: generation.get(f"{name}_token_id") for name in ("pad", "bos", "eos")}
-    ids = {name: value[0] if isinstance(value, list) and value else value for name, value in ids.items()}
-    ids = {name: value for name, value in ids.items() if type(value) is int}
-    tokenizer = read_tokenizer(read.folder.has, read.folder.data, ids)
+    tokenizer = read_tokenizer(read.folder.has, read.folder.data, _special_ids(read.generation or read.config))
     hf_config = {"config": read.config, "generation": read.generation}
-    rules, labels = generation_defaults_of(hf_config, read.model, tokenizer), _labels(read.config)
-    return Run(read.model, read.params, tokenizer, read.model.config, 0, rules, str(folder), labels, hf_config)
+    return Run(
+        read.model,
+        read.params,
+        tokenizer,
+        read.model.config,
+        generation_defaults=generation_defaults_of(hf_config, read.model, tokenizer),
+        name=str(folder),
+        labels=_labels(read.config),
+        hf_config=hf_config,
+    )
+
+
+def _special_ids(generation: dict) -> dict[str, int]:
+    """Ids of the pad, bos and eos tokens, as far as a generation_config.json names them; the first of a list."""
+    ids = {}
+    for name in ("pad", "bos", "eos"):
+        value = generation.get(f"{name}_token_id")
+        if isinstance(value, list) and value:
+            value = value[0]
+        if type(value) is int:
+            ids[name] = value
+    return ids
 
 
 def _check_savable(run: Run) -> None:
     if any(leaf.dtype == "int8" for leaf in jax.tree.leaves(run.params)):
-        raise UserError("run: has int8 weights, which are for use. Save the run that they were made of.")
+        raise UserError("run: int8 weights cannot be saved. Save the run that was quantized.")
 
 
 def save_pretrained(run: Run, folder: str | Path) -> None:
-    """Write a run as a Hugging Face folder, which must be new: what transformers and many others load.
+    """Write a run as a new Hugging Face folder, for transformers and other libraries.
 
     Raises:
-      UserError: no family that is known here has such a model (the message says what is in the way), or the folder
-        cannot be made.
+      UserError: no supported family has such a model (the message names the field in the way), or the folder exists
+        or cannot be made.
     """
     _check_savable(run)
-    files = getattr(run.tokenizer, "files", {})
-    write_folder(
-        folder, run.model, run.params, run.hf_config.get("config", {}), run.hf_config.get("generation", {}), files
-    )
+    config = run.hf_config.get("config", {})
+    generation = run.hf_config.get("generation", {})
+    tokenizer_files = getattr(run.tokenizer, "files", {})
+    write_folder(folder, run.model, run.params, config, generation, tokenizer_files)
 
 
 def save(run: Run, run_dir: str | Path) -> None:
-    """Write a run as a run directory, which must be new: what `load` and the commands want."""
+    """Write a run as a new run directory, for `load` and the commands.
+
+    Raises:
+      UserError: int8 weights, or a directory that holds a run already.
+    """
     _check_savable(run)
     checkpoints = Checkpoints(run_dir)
     if checkpoints.steps():
-        raise UserError(f"{run_dir}: there is a run already. Give a new directory.")
+        raise UserError(f"run_dir={run_dir}: there is a run already. Give a new directory.")
     leaves = jax.tree_util.tree_leaves_with_path(run.params)
     meta = {
         "step": run.step,
@@ -167,16 +198,18 @@ def save(run: Run, run_dir: str | Path) -> None:
 
 
 def open_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer of a run directory or of a Hugging Face folder, or a tokenizer.json alone.
+    """Load the tokenizer of a run directory or a Hugging Face folder, or a single tokenizer.json.
 
     Raises:
-      UserError: there is none of a known kind.
+      UserError: no tokenizer of a supported kind there.
     """
     path = Path(path).expanduser()
+    tokenizer: Tokenizer | None
     if (path / "checkpoints").is_dir():
         tokenizer = tokenizer_from_dict(read_meta(path)["tokenizer"])
     else:
-        folder, names = (path.parent, {path.name}) if path.is_file() else (path, None)
+        folder = path.parent if path.is_file() else path
+        names = {path.name} if path.is_file() else None  # None: any file of the folder
         tokenizer = read_tokenizer(
             lambda name: (folder / name).is_file() and (names is None or name in names),
             lambda name: (folder / name).read_bytes(),
@@ -190,27 +223,29 @@ def open_tokenizer(path: str | Path) -> Tokenizer:
     return tokenizer
 
 
-def with_types(shapes: Any, types: dict[str, str]) -> Any:
-    """Shapes of parameters, with the types of those that are not float32, by path."""
+def _with_dtypes(shapes: Any, dtypes: dict[str, str]) -> Any:
+    """Shapes of parameters with their dtypes on disk; `dtypes` lists, by tree path, only those that are not float32."""
 
-    def typed(path, leaf):
-        return jax.ShapeDtypeStruct(leaf.shape, types.get(jax.tree_util.keystr(path), leaf.dtype))
+    def with_dtype(path, leaf):
+        return jax.ShapeDtypeStruct(leaf.shape, dtypes.get(jax.tree_util.keystr(path), leaf.dtype))
 
-    return jax.tree_util.tree_map_with_path(typed, shapes)
+    return jax.tree_util.tree_map_with_path(with_dtype, shapes)
 
 
 def _labels(config: dict) -> tuple[str, ...]:
-    """The names of labels that config.json has, in order."""
+    """Label names of a config.json (`id2label`), in the order of the logits."""
     names = config.get("id2label")
     names = names if isinstance(names, dict) else {}
     return tuple(str(names[number]) for number in sorted(names, key=lambda n: int(n) if n.isdecimal() else 0))
 
 
 def generation_defaults_of(hf_config: dict, model: Any, tokenizer: Tokenizer | None) -> GenerationDefaults:
-    """What a pre-trained model's generation_config.json says, or else the special tokens of the tokenizer."""
+    """Generation defaults of a model: from its generation_config.json, or else the special tokens of its tokenizer."""
     if hf_config:
         decoder = model.config.decoder
         return read_generation_defaults(hf_config["config"], hf_config["generation"], decoder.vocab_size)
+    if tokenizer is None:
+        return GenerationDefaults()
     return GenerationDefaults((tokenizer.eos_id,), tokenizer.pad_id, tokenizer.bos_id)
 
 
@@ -219,15 +254,16 @@ def _apply(model: Any, params: Any, args: tuple, kwargs: dict) -> jax.Array:
     return model.apply({"params": params}, *args, **kwargs)
 
 
-@functools.cache  # one function object for a model: jit tells functions apart by identity, and would compile again
+@functools.cache  # one function object per model: jit tells functions apart by identity, and would compile again
 def _extend(model: Any, last_only: bool) -> Callable:
     return lambda params, *args: model.apply({"params": params}, *args, last_only=last_only, method="extend")
 
 
 def step_function(run: Run, last_only: bool = True) -> jax.tree_util.Partial:
-    """`step(tokens, is_token, cache) -> (last logits, cache)`, the parameters being its arguments: for `sampling`.
+    """Decode step of a run, `step(tokens, is_token, cache) -> (last logits, cache)`, in the form that `sampling` takes.
 
-    With last_only=False it gives the logits at every place: `verify` of speculative decoding.
+    The parameters are arguments of the Partial: a closure would compile them into the program as constants.
+    With last_only=False it returns the logits at every position: `verify` of speculative decoding.
     """
     return jax.tree_util.Partial(_extend(run.model, last_only), run.params)
 
@@ -241,31 +277,32 @@ def logits(
     target_is_token: Any = None,
     token_types: Any = None,
 ) -> jax.Array:
-    """What the model answers before anything is chosen.
+    """Compute the logits of a batch of token ids in one forward pass.
 
     Args:
-      tokens: [B, T] ints, T at most the context: the text, or the source of a Seq2Seq.
+      tokens: [B, T] ints, T at most max_len: the sequences, or the source of a Seq2Seq.
       is_token: [B, T] bool, False for padding; None: no padding.
-      target: Seq2Seq: [B, U] ints, the target shifted: it begins with the token that starts one.
-      target_is_token: [B, U] bool; token_types: [B, T] ints, for an encoder that has them.
+      target: Seq2Seq only, [B, U] ints: the target shifted right, so that it begins with the decoder's start token.
+      target_is_token: [B, U] bool, False for padding; None: no padding.
+      token_types: [B, T] ints, for an encoder that has them.
     Returns:
       float32: [B, T, V] (GPT, masked LM; [B, U, V] for a Seq2Seq), [B, T, tags], or [B, classes].
     Raises:
-      UserError: shapes that do not fit, ids outside the vocabulary, more tokens than the context.
+      UserError: shapes that do not fit, ids outside the vocabulary, more tokens than max_len.
     """
     is_seq2seq = isinstance(run.model, Seq2Seq)
     if is_seq2seq != (target is not None):
         rule = "needs target, the tokens of the decoder" if is_seq2seq else "has no decoder, so no target"
         raise UserError(f"target: a {type(run.model).__name__} {rule}.")
-    sides = (run.config.encoder, run.config.decoder) if is_seq2seq else (run.config,)
-    inputs = [_check_ids("tokens", tokens, sides[0].vocab_size)]
+    encoder = run.config.encoder
+    inputs = [_check_ids("tokens", tokens, encoder.vocab_size)]
     masks = [_check_mask("is_token", is_token, inputs[0])]
     if is_seq2seq:
-        inputs.append(_check_ids("target", target, sides[1].vocab_size))
+        inputs.append(_check_ids("target", target, run.config.decoder.vocab_size))
         masks.append(_check_mask("target_is_token", target_is_token, inputs[1]))
     kwargs = {}
     if token_types is not None:
-        kwargs["token_types"] = _check_ids("token_types", token_types, max(1, sides[0].num_token_types))
+        kwargs["token_types"] = _check_ids("token_types", token_types, max(1, encoder.num_token_types))
     return _apply(run.model, run.params, (*inputs, *masks), kwargs)
 
 
@@ -285,6 +322,6 @@ def _check_mask(name: str, is_token: Any, tokens: jax.Array) -> jax.Array | None
         return None
     if np.shape(is_token) != tokens.shape:
         raise UserError(
-            f"{name}: must be of shape {list(tokens.shape)}, as its tokens, not {list(np.shape(is_token))}."
+            f"{name}: must have the shape of its tokens, {list(tokens.shape)}, not {list(np.shape(is_token))}."
         )
     return jnp.asarray(is_token, bool)

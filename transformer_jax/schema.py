@@ -9,27 +9,27 @@ from transformer_jax.errors import UserError
 
 
 def setting(default: Any, meaning: str) -> Any:
-    """A dataclass field that knows its own meaning, so that `--help` and the reader see the same words."""
+    """Dataclass field with a meaning, so that `--help` and the reader see the same words."""
     return dataclasses.field(default=default, metadata={"meaning": meaning})
 
 
-def from_dict(cls: type, values: Any, path: str = "") -> Any:
-    """Build the (nested) dataclass `cls` from a mapping, checking every name, type and number on the way.
+def from_dict(cls: Any, values: Any, path: str = "") -> Any:
+    """Build the (nested) dataclass `cls` from a mapping; check every name, type and number.
 
     Args:
       cls: a dataclass whose fields are bool, int, float, str or dataclasses of the same kind.
       values: anything with `items()`: a dict read from JSON or an ml_collections ConfigDict.
-      path: where `cls` sits in the whole configuration, for messages: "model.".
+      path: prefix of field names in messages: "model." for the section `model`.
 
     Raises:
       UserError: an unknown field (with the nearest known one), a value of another type, NaN or infinity.
     """
     fields = {f.name: f for f in dataclasses.fields(cls)}
-    kwargs = {}
+    kwargs: dict[str, Any] = {}
     for name, value in values.items():
         if name not in fields:
             raise unknown_field(path + name, [path + known for known in fields])
-        expected = fields[name].type
+        expected: Any = fields[name].type
         if dataclasses.is_dataclass(expected):
             if not hasattr(value, "items"):
                 raise UserError(f"{path}{name}={value!r}: must be a section with fields of its own.")
@@ -40,7 +40,7 @@ def from_dict(cls: type, values: Any, path: str = "") -> Any:
 
 
 def typed(name: str, expected: type, value: Any) -> Any:
-    """The value of the field `name`: an integer becomes a float where one is expected.
+    """Check the type of a field's value and return it; an integer becomes a float where one is expected.
 
     Raises:
       UserError: a value of another type, NaN or infinity.
@@ -50,13 +50,13 @@ def typed(name: str, expected: type, value: Any) -> Any:
     if type(value) is not expected:
         kind = "a list" if expected is tuple else f"of type {expected.__name__}"
         raise UserError(f"{name}={value!r:.80}: must be {kind}, not {type(value).__name__}.")
-    if expected is float and not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{name}={value}: must be a finite number.")
     return value
 
 
 def unknown_field(name: str, known: list[str]) -> UserError:
-    """The error for a field that does not exist, with the nearest one that does."""
+    """Return the UserError for a field that does not exist, naming the nearest one that does."""
     leaf = name.rsplit(".", 1)[-1]
     namesakes = [field for field in known if field.rsplit(".", 1)[-1] == leaf]  # right field, wrong section
     near = namesakes or difflib.get_close_matches(name, known, 1, 0.6)
@@ -64,9 +64,9 @@ def unknown_field(name: str, known: list[str]) -> UserError:
     return UserError(f"{name}: no such field. {fix}")
 
 
-def config_fields(cls: type, path: str = "") -> dict[str, dataclasses.Field]:
-    """Every leaf field of a (nested) configuration dataclass by its dotted name, in order."""
-    leaves = {}
+def config_fields(cls: Any, path: str = "") -> dict[str, dataclasses.Field]:
+    """List every leaf field of a (nested) configuration dataclass by its dotted name, in order."""
+    leaves: dict[str, dataclasses.Field] = {}
     for field in dataclasses.fields(cls):
         if dataclasses.is_dataclass(field.type):
             leaves |= config_fields(field.type, f"{path}{field.name}.")

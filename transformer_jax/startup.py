@@ -1,7 +1,7 @@
-"""What is settled before JAX starts: a compiler flag, huge pages, the folder of compiled programs.
+"""Process setup before JAX starts: a compiler flag, huge pages, the cache of compiled programs.
 
-Only commands call `prepare`; importing the library changes nobody's environment. What a user has set
-stays, and TRANSFORMER_JAX_TUNING=off leaves everything alone.
+Only commands call `prepare`; importing the library changes no environment variable. A variable that the user has set
+is kept, and TRANSFORMER_JAX_TUNING=off changes nothing.
 """
 
 import hashlib
@@ -16,20 +16,20 @@ from transformer_jax.errors import UserError
 
 SWITCH = "TRANSFORMER_JAX_TUNING"
 
-# YNNPACK's fusions make a large training step slower and keep more in memory. XLA ends a process that has a
-# flag it does not know, so this one is set only for versions of JAX that it was tried with.
+# YNNPACK's fusions make a large training step slower and keep more in memory. XLA aborts on a flag that it does not
+# know, so this one is set only for versions of JAX that it was tried with.
 XLA_FLAG = "--xla_cpu_experimental_ynn_fusion_type="
 KNOWN_JAX = ("0.10.", "0.11.", "0.12.")
 
-# A step's temporary arrays of 100 MB come fresh from the system; in pages of 2 MB they cost far fewer faults.
+# The system allocates a step's temporary arrays of 100 MB each time; pages of 2 MB cost far fewer page faults.
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
 
 def prepare(is_training: bool = True) -> None:
-    """Tune the process for JAX on a CPU and say so in one line on stderr. Call it before JAX has a device.
+    """Tune the process for JAX on a CPU and report it in one line on stderr. Call it before JAX has a device.
 
-    glibc reads its settings only when a process starts. So the command may start itself again, once, in the
-    same process.
+    glibc reads its settings only when a program starts, so the command may replace itself once, by exec, in the same
+    process.
 
     Raises:
       UserError: TRANSFORMER_JAX_TUNING is neither on nor off.
@@ -55,7 +55,7 @@ def prepare(is_training: bool = True) -> None:
 
 
 def _private_folder() -> Path | str:
-    """A folder that nobody else can write to, since compiled programs in it are run; or why there is none."""
+    """Cache folder that no other user can write to, since its compiled programs are run; or the reason for none."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "transformer_jax"
     folder = root / f"xla-{_processor()}"
     try:
@@ -64,15 +64,15 @@ def _private_folder() -> Path | str:
             path.mkdir(mode=0o700, exist_ok=True)
             info = path.lstat()
             if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid() or info.st_mode & 0o022:
-                return f"not kept, since others can write to {path} (chmod -R go-w {root})"
+                return f"not kept, because others can write to {path} (chmod -R go-w {root})"
     except OSError as error:
-        return f"not kept, since {folder} cannot be used ({error.strerror})"
+        return f"not kept, because {folder} cannot be used ({error.strerror})"
     return folder
 
 
 def _processor() -> str:
-    """A name for what this processor can do: a program compiled for another may not run here."""
+    """Digest of the processor's features: a program compiled for another processor may not run here."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.machine(), platform.processor()]
-    abilities = sorted({line for line in lines if line.startswith(("flags", "model name", "Features"))} or lines)
-    return hashlib.sha256("\n".join(abilities).encode()).hexdigest()[:12]
+    features = sorted({line for line in lines if line.startswith(("flags", "model name", "Features"))} or lines)
+    return hashlib.sha256("\n".join(features).encode()).hexdigest()[:12]
