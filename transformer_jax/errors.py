@@ -31,8 +31,8 @@ def check(is_valid: bool, field: str, value: Any, rule: str) -> None:
 
 
 EXTRAS = {  # optional package: the extra of pyproject.toml that installs it
-    **dict.fromkeys(("optax", "ml_collections", "grain", "rich", "sacrebleu", "tensorboardX"), "train"),
-    **dict.fromkeys(("tensorflow_datasets", "importlib_resources", "babel"), "data"),
+    **dict.fromkeys(("optax", "ml_collections", "grain", "rich", "sacrebleu", "tensorboardX", "babel"), "train"),
+    **dict.fromkeys(("tensorflow_datasets", "importlib_resources"), "data"),
     "matplotlib": "plot",
     "huggingface_hub": "hub",
 }
