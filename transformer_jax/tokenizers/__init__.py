@@ -1,12 +1,15 @@
-"""Text to token ids and back, exactly: characters, bytes or pieces of words.
+"""Tokenizers: text to token ids and back, exactly; characters, bytes or subwords.
 
 The contract of every tokenizer:
 
-    vocab_size         ids run from 0 to vocab_size - 1
-    pad_id = 0, bos_id = 1, eos_id = 2; the ids of text begin at 3: no text, not even "<eos>", becomes a special id
-    encode(text)       -> int32 [T], without bos or eos
-    decode(ids)        -> str, special ids left out; decode(encode(text)) == text
-    to_dict()          -> what `tokenizer_from_dict` makes an equal tokenizer from, also by way of JSON
+    vocab_size         ids are 0 to vocab_size - 1
+    pad_id = 0, bos_id = 1, eos_id = 2; ids of text start at 3: no text, not even "<eos>", becomes a special id
+    encode(text)       -> int32 [T], without bos and eos
+    decode(ids)        -> str, special ids skipped; decode(encode(text)) == text
+    to_dict()          -> plain data for `tokenizer_from_dict`, which returns an equal tokenizer, also by way of JSON
+
+A tokenizer read from the files of a pre-trained model (pretrained.py) has the special ids of that model, and its
+`encode` adds the special tokens that the model expects.
 """
 
 from transformer_jax.tokenizers.base import (

@@ -1,106 +1,151 @@
-"""What all tokenizers share, and the two that need no library: characters and bytes. The contract: tokenizers.py."""
+"""Tokenizer base class, and the two tokenizers that need no library: characters and bytes.
+
+The contract of every tokenizer stands in __init__.py of this package.
+"""
 
 import dataclasses
 import functools
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from transformer_jax.errors import UserError
 
-PAD_ID, BOS_ID, EOS_ID, FIRST_TEXT_ID = range(4)
+PAD_ID = 0
+BOS_ID = 1
+EOS_ID = 2
+FIRST_TEXT_ID = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """What all tokenizers share. Raises UserError when `learned` is nothing that training can have learned."""
+    """Base class of all tokenizers: special ids, encoding with bos and eos, checked decoding.
+
+    Attributes:
+      learned: the vocabulary as strings, in a form of each kind's own.
+
+    Raises:
+      UserError: `learned` is nothing that training can produce.
+    """
 
     learned: tuple[str, ...] = ()
-    kind = ""
-    pad_id, bos_id, eos_id = PAD_ID, BOS_ID, EOS_ID
+    kind: ClassVar[str] = ""
+
+    @property
+    def pad_id(self) -> int:
+        """Id of padding."""
+        return PAD_ID
+
+    @property
+    def bos_id(self) -> int:
+        """Id of the token at the beginning of a text."""
+        return BOS_ID
+
+    @property
+    def eos_id(self) -> int:
+        """Id of the token at the end of a text."""
+        return EOS_ID
 
     @property
     def vocab_size(self) -> int:
+        """Number of ids, special ids included."""
         return FIRST_TEXT_ID + len(self.learned)
 
     @property
     def source(self) -> "Tokenizer":
-        """The tokenizer of what an encoder reads: another one in a PairTokenizer."""
+        """The tokenizer of an encoder's input; it differs from this one only in a PairTokenizer."""
         return self
 
     @property
     def mask_id(self) -> int:
-        """The first id that no text has: for what is hidden."""
+        """Id of the mask token of a masked language model: the first id that no text has."""
         return self.vocab_size
 
     @classmethod
-    def train(cls, text: str, vocab_size: int = 0) -> "Tokenizer":
-        """A tokenizer for `text`; characters and bytes do not heed `vocab_size`."""
-        return cls()
+    def train(cls, text: str, vocab_size: int) -> "Tokenizer":
+        """Train a tokenizer on `text`; characters and bytes ignore `vocab_size`."""
+        raise NotImplementedError
 
-    def dropping(self, rate: float, *seed: int) -> "Tokenizer":
-        """One that leaves out merges by chance, for training. Raises UserError: only `bpe` has merges."""
-        raise UserError(f"tokenizer.dropout={rate}: {self.kind!r} has no merges to leave out. Take tokenizer.kind=bpe.")
+    def with_dropout(self, rate: float, *seed: int) -> "Tokenizer":
+        """BPE-dropout: this tokenizer with merges dropped at random, for training.
+
+        Raises:
+          UserError: a kind other than `bpe`, which has no merges.
+        """
+        raise UserError(f"tokenizer.dropout={rate}: {self.kind!r} has no merges to drop. Take tokenizer.kind=bpe.")
 
     def to_dict(self) -> dict:
-        """Plain data for JSON; `tokenizer_from_dict` is the way back."""
+        """Plain data for JSON; `tokenizer_from_dict` rebuilds the tokenizer from it."""
         return {"kind": self.kind, "learned": list(self.learned)}
 
     @property
     def ends(self) -> tuple[np.ndarray, np.ndarray]:
-        """The tokens before and after a text that stands alone."""
+        """The special tokens before and after a complete text, int32 [1] each."""
         return np.array([self.bos_id], np.int32), np.array([self.eos_id], np.int32)
 
+    def encode(self, text: str) -> np.ndarray:
+        """Encode a text, int32 [T]. Raises UserError for a character that has no id."""
+        raise NotImplementedError
+
     def encode_piece(self, text: str) -> np.ndarray:
-        """Token ids of a part of a text, int32 [T], without the tokens around a whole one."""
+        """Encode a part of a text, int32 [T], without special tokens."""
         return self.encode(text)
 
     def encode_source(self, text: str) -> np.ndarray:
-        """Token ids of what an encoder reads, int32 [T]: the text, and the end."""
+        """Encode the input of an encoder, int32 [T]: the text, then eos."""
         return np.append(self.encode(text), self.eos_id).astype(np.int32)
 
     def encode_target(self, text: str) -> np.ndarray:
-        """Token ids that a decoder writes after the one that starts it, int32 [T]: the text, and the end."""
+        """Encode the output of a decoder, int32 [T]: the text, then eos, without the start token."""
         return self.encode_source(text)
 
     def encode_whole(self, text: str) -> np.ndarray:
-        """Token ids of a text that stands alone, int32 [T]: the token that begins one, the text, and the end."""
+        """Encode a complete text, int32 [T]: bos, the text, then eos."""
         return np.concatenate([[self.bos_id], self.encode(text), [self.eos_id]]).astype(np.int32)
 
     def decode(self, ids: Any) -> str:
-        """The text of integers [T]. Raises UserError for an id outside the vocabulary, or no such sequence."""
+        """Decode integers [T] to a text, special ids skipped.
+
+        Raises:
+          UserError: an id outside the vocabulary, or anything but one sequence of integers.
+        """
         ids = np.asarray(ids)
         if ids.size and (ids.ndim != 1 or ids.dtype.kind not in "iu"):
             raise UserError(f"ids: must be integers [T], not {ids.dtype} {list(ids.shape)}. Decode row by row.")
         if (outside := np.flatnonzero((ids < 0) | (ids >= self.vocab_size))).size:
             rule = f"must be at least 0 and below vocab_size={self.vocab_size}. Decode with the tokenizer that made it"
             raise UserError(f"id {ids[outside[0]]} at position {outside[0]}: {rule}.")
-        return self._decode(ids[ids >= FIRST_TEXT_ID].astype(np.int64) - FIRST_TEXT_ID)
+        return self._decode_text_ids(ids[ids >= FIRST_TEXT_ID].astype(np.int64) - FIRST_TEXT_ID)
+
+    def _decode_text_ids(self, ids: np.ndarray) -> str:
+        """Decode ids of text, int64 [T], counted from 0: special ids are removed and FIRST_TEXT_ID is subtracted."""
+        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
 class CharTokenizer(Tokenizer):
-    """One id per character; it learns the characters of the training text, sorted by code point."""
+    """Character tokenizer: one id per character of the training text, sorted by code point."""
 
     kind = "char"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if list(self.learned) != sorted(set("".join(self.learned))):
             raise malformed("single characters for kind 'char', sorted by code point, each once")
 
     @classmethod
     def train(cls, text: str, vocab_size: int = 0) -> "CharTokenizer":
+        """Collect the characters of `text`; `vocab_size` is ignored."""
         return cls(tuple(sorted(set(text))))
 
     def encode(self, text: str) -> np.ndarray:
-        """Token ids, int32 [T], one per character. Raises UserError for a character that has none."""
+        """Encode a text, int32 [T], one id per character. Raises UserError for an unknown character."""
         ids = self._id_of_code[_code_points(text)]
         if (unknown := np.flatnonzero(ids < 0)).size:
             raise no_id(self.kind, text, unknown[0], "byte or bpe")
         return ids
 
-    def _decode(self, ids: np.ndarray) -> str:
+    def _decode_text_ids(self, ids: np.ndarray) -> str:
         return _code_points("".join(self.learned))[ids].tobytes().decode("utf-32-le", "surrogatepass")
 
     @functools.cached_property
@@ -112,17 +157,29 @@ class CharTokenizer(Tokenizer):
 
 @dataclasses.dataclass(frozen=True)
 class ByteTokenizer(Tokenizer):
-    """One id per byte of UTF-8; it learns nothing. Bytes that are no UTF-8, as a model may sample, decode to U+FFFD."""
+    """Byte tokenizer: one id per byte of UTF-8, nothing to train.
+
+    Bytes that are not UTF-8, which a model may sample, decode to U+FFFD.
+    """
 
     kind = "byte"
-    vocab_size = FIRST_TEXT_ID + 256
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids: 256 bytes and the special ids."""
+        return FIRST_TEXT_ID + 256
+
+    @classmethod
+    def train(cls, text: str = "", vocab_size: int = 0) -> "ByteTokenizer":
+        """Return the one byte tokenizer; both arguments are ignored."""
+        return cls()
 
     def encode(self, text: str) -> np.ndarray:
-        """Token ids, int32 [T], one per byte; a lone surrogate is three, as if UTF-8 allowed it."""
+        """Encode a text, int32 [T], one id per byte; a lone surrogate is three, as if UTF-8 allowed it."""
         return np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8).astype(np.int32) + FIRST_TEXT_ID
 
-    def _decode(self, ids: np.ndarray) -> str:
-        # Lone surrogates apart, so that what one byte becomes depends on its neighbours only, not on all of the text.
+    def _decode_text_ids(self, ids: np.ndarray) -> str:
+        # Lone surrogates are decoded apart, so that the text of a byte depends on its neighbours only.
         parts = re.split(rb"(\xed[\xa0-\xbf][\x80-\xbf])", ids.astype(np.uint8).tobytes())
         errors = ("replace", "surrogatepass")
         return "".join(part.decode("utf-8", errors[i % 2]) for i, part in enumerate(parts))
@@ -132,13 +189,16 @@ def _code_points(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
 
 
-def no_id(kind: str, text: str, i: int, instead: str) -> UserError:
-    """The error for a character at `i` that has no id."""
-    line, column = text.count("\n", 0, i) + 1, i - text.rfind("\n", 0, i)
+def no_id(kind: str, text: str, i: int, alternative: str) -> UserError:
+    """Return the error for a character, at index `i` of `text`, that has no id."""
+    line = text.count("\n", 0, i) + 1
+    column = i - text.rfind("\n", 0, i)
     character = f"{text[i]!r} (U+{ord(text[i]):04X}) at position {i} (line {line}, column {column})"
-    return UserError(f"tokenizer.kind={kind!r}: no id for {character}. Take tokenizer.kind={instead}, or remove it.")
+    return UserError(
+        f"tokenizer.kind={kind!r}: no id for {character}. Take tokenizer.kind={alternative}, or remove it."
+    )
 
 
 def malformed(rule: str) -> UserError:
-    """The error for a saved tokenizer that is none."""
-    return UserError(f"saved tokenizer: must hold {rule}. Copy it anew from the run it belongs to.")
+    """Return the error for the saved data of a tokenizer that break `rule`."""
+    return UserError(f"saved tokenizer: must hold {rule}. Copy it again from the run it belongs to.")

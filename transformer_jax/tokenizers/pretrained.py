@@ -1,7 +1,7 @@
-"""Tokenizers that come with a pre-trained model, as files: tokenizer.json, or SentencePiece models.
+"""Tokenizers read from the files of a pre-trained model: tokenizer.json, or SentencePiece models.
 
-They put special tokens around a text as their models want it. What looks like a special token inside a text, say
-"</s>", is text, unless `allow_special=True`: a text of a stranger's must not end a prompt.
+`encode` adds the special tokens that the model expects. Something that looks like a special token inside a text, such
+as "</s>", is encoded as text unless `allow_special=True`: untrusted text must not be able to end a prompt.
 """
 
 import base64
@@ -11,41 +11,58 @@ import functools
 import json
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import sentencepiece
 import tokenizers as hugging_face
 
 from transformer_jax.errors import UserError
 from transformer_jax.tokenizers.base import Tokenizer, no_id
 
-BINARY = (".model", ".spm")  # kept as base64 in JSON
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
+
+BINARY_SUFFIXES = (".model", ".spm")  # stored as base64 in JSON
 
 
 @dataclasses.dataclass(frozen=True)
 class FileTokenizer(Tokenizer):
-    """A tokenizer made of files. What it `learned` is the JSON of its ids and of its files by name.
+    """Base class of tokenizers made of files. `learned` is the JSON of special ids and of file contents by name.
 
     Raises:
-      UserError: a file that is no such tokenizer.
+      UserError: a file that is not sound.
     """
 
-    def __post_init__(self):
-        with self._asking_library("not of kind"):
-            _ = self._parts  # read, so that a malformed file is found now
+    _library: Any = dataclasses.field(init=False, repr=False, compare=False)  # the files, as the library loads them
+
+    def __post_init__(self) -> None:
+        with self._library_errors("not of kind"):
+            object.__setattr__(self, "_library", self._load())
+
+    def _load(self) -> Any:
+        """Load the files with their library, which finds malformed ones."""
+        raise NotImplementedError
+
+    def _encode(self, text: str, allow_special: bool) -> list[int]:
+        """Token ids of a text with the special tokens around it."""
+        raise NotImplementedError
+
+    def _decode(self, ids: list[int]) -> str:
+        """The text of any ids of at least 0, special tokens skipped."""
+        raise NotImplementedError
 
     @contextlib.contextmanager
-    def _asking_library(self, problem: str) -> Iterator[None]:
-        """The libraries raise bare Exception, RuntimeError, KeyError and more for files that are not sound."""
+    def _library_errors(self, problem: str) -> Iterator[None]:
+        """Turn the libraries' errors into a UserError: bare Exception, RuntimeError, KeyError, panics of Rust."""
         try:
             yield
         except UserError:
             raise
         except BaseException as error:
-            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # Rust's is no Exception
+            # A panic of Rust is no Exception; everything else that is none, such as KeyboardInterrupt, passes.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
-            reason = ascii(str(error))[1:-1][:200]  # one line, with nothing that a terminal obeys
+            reason = ascii(str(error))[1:-1][:200]  # one line without control characters
             names = ", ".join(FILE_TOKENIZERS[self.kind][1])
             raise UserError(f"tokenizer files {names}: {problem} {self.kind!r} ({reason}).") from error
 
@@ -55,241 +72,310 @@ class FileTokenizer(Tokenizer):
 
     @property
     def files(self) -> dict[str, bytes]:
-        """The files by name, as they were."""
+        """The original files, contents by name."""
         return {
-            name: base64.b64decode(text) if name.endswith(BINARY) else text.encode()
+            name: base64.b64decode(text) if name.endswith(BINARY_SUFFIXES) else text.encode()
             for name, text in self._saved["files"].items()
         }
 
     @property
     def pad_id(self) -> int:
+        """Id of padding; 0 if the model names none."""
         return self._saved["ids"].get("pad", 0)
 
     @property
     def bos_id(self) -> int:
+        """Id of the token at the beginning of a text; -1 if the model names none."""
         return self._saved["ids"].get("bos", -1)
 
     @property
     def eos_id(self) -> int:
+        """Id of the token at the end of a text; -1 if the model names none."""
         return self._saved["ids"].get("eos", -1)
 
     def encode(self, text: str, allow_special: bool = False) -> np.ndarray:
-        """Token ids, int32 [T], with the special tokens that the model wants around a text."""
-        return self._ids(text, lambda: self._encode(text, allow_special))
+        """Encode a text, int32 [T], with the special tokens that the model expects around it.
 
-    def _ids(self, text: str, encode: Callable[[], list[int]]) -> np.ndarray:
+        Args:
+          allow_special: special tokens inside the text become their ids. Never for untrusted text.
+        """
+        return self._checked_ids(text, lambda: self._encode(text, allow_special))
+
+    def _checked_ids(self, text: str, encode: Callable[[], list[int]]) -> np.ndarray:
         if lone_surrogate := re.search(r"[\ud800-\udfff]", text):
             raise no_id(self.kind, text, lone_surrogate.start(), "byte")
-        with self._asking_library("no ids by"):
+        with self._library_errors("no ids by"):
             return np.array(encode(), np.int32)
 
     def encode_whole(self, text: str) -> np.ndarray:
-        """Token ids of a text that stands alone: as `encode`, which puts special tokens around it already."""
+        """Encode a complete text, int32 [T]: the same as `encode`, which adds special tokens already."""
         return self.encode(text)
 
-    encode_source = encode_target = encode_whole
+    def encode_source(self, text: str) -> np.ndarray:
+        """Encode the input of an encoder, int32 [T]: the same as `encode`."""
+        return self.encode(text)
+
+    def encode_target(self, text: str) -> np.ndarray:
+        """Encode the output of a decoder, int32 [T]: the same as `encode`."""
+        return self.encode(text)
 
     @property
     def ends(self) -> tuple[np.ndarray, np.ndarray]:
-        """The tokens that `encode` puts before and after a text."""
-        around = self.encode("")
-        # What it puts around nothing is cut where a text would stand: before the last token, if there are any.
-        return around[:-1] if len(around) > 1 else around[:0], around[-1:]
+        """The special tokens that `encode` adds before and after a text."""
+        special = self.encode("")
+        # A text goes before the last of the special tokens; a single one follows the text.
+        return special[:-1] if len(special) > 1 else special[:0], special[-1:]
 
     def encode_piece(self, text: str) -> np.ndarray:
-        """Token ids of a part of a text, int32 [T], without the tokens around a whole one."""
+        """Encode a part of a text, int32 [T], without special tokens."""
         first, last = self.ends
-        whole = self.encode(text)
-        return whole[len(first) : len(whole) - len(last)]
+        ids = self.encode(text)
+        return ids[len(first) : len(ids) - len(last)]
 
     def decode(self, ids: Any) -> str:
-        """The text of integers [T], special tokens left out. Raises UserError for a negative id."""
+        """Decode integers [T] to a text, special tokens skipped. Raises UserError for a negative id."""
         ids = np.asarray(ids)
         if ids.size and (ids.ndim != 1 or ids.dtype.kind not in "iu" or ids.min() < 0):
             raise UserError("ids: must be integers [T] of at least 0. Decode row by row.")
-        with self._asking_library("no text by"):
+        with self._library_errors("no text by"):
             return self._decode([int(i) for i in ids])
 
 
-USUAL_NAMES = {
+SPECIAL_TOKENS = {
     "pad": ("<pad>", "[PAD]"),
     "bos": ("<s>", "<bos>", "[CLS]", "<|endoftext|>"),
     "eos": ("</s>", "<eos>", "[SEP]", "<|endoftext|>"),
+    "mask": ("[MASK]", "<mask>"),
 }
 
 
 class JsonTokenizer(FileTokenizer):
-    """tokenizer.json, for the library that Hugging Face's fast tokenizers are made with.
+    """tokenizer.json of Hugging Face's fast tokenizers.
 
-    Without a model beside it that says so, the special tokens are those that have their usual names.
+    If the model's own configuration does not name the special tokens, they are found by their common names.
     """
 
     kind = "tokenizer.json"
+    _library: hugging_face.Tokenizer
 
-    def _special(self, name: str, missing: int) -> int:
-        if name in self._saved["ids"]:
-            return self._saved["ids"][name]
-        known = (self._parts.token_to_id(token) for token in USUAL_NAMES[name])
-        return next((i for i in known if i is not None), missing)
-
-    @property
-    def pad_id(self) -> int:
-        return self._special("pad", 0)
-
-    @property
-    def bos_id(self) -> int:
-        return self._special("bos", -1)
-
-    @property
-    def eos_id(self) -> int:
-        return self._special("eos", -1)
-
-    @functools.cached_property
-    def _parts(self) -> hugging_face.Tokenizer:
+    def _load(self) -> hugging_face.Tokenizer:
         tokenizer = hugging_face.Tokenizer.from_str(self._saved["files"]["tokenizer.json"])
         tokenizer.no_padding()
         tokenizer.no_truncation()
         return tokenizer
 
+    def _special_id(self, name: str, default: int) -> int:
+        if name in self._saved["ids"]:
+            return self._saved["ids"][name]
+        return self._common_id(name, default)
+
+    def _common_id(self, name: str, default: int) -> int:
+        ids = (self._library.token_to_id(token) for token in SPECIAL_TOKENS[name])
+        return next((i for i in ids if i is not None), default)
+
+    @property
+    def pad_id(self) -> int:
+        """Id of padding; 0 if there is none."""
+        return self._special_id("pad", 0)
+
+    @property
+    def bos_id(self) -> int:
+        """Id of the token at the beginning of a text; -1 if there is none."""
+        return self._special_id("bos", -1)
+
+    @property
+    def eos_id(self) -> int:
+        """Id of the token at the end of a text; -1 if there is none."""
+        return self._special_id("eos", -1)
+
     @property
     def vocab_size(self) -> int:
-        return self._parts.get_vocab_size(with_added_tokens=True)
+        """Number of ids, added tokens included."""
+        return self._library.get_vocab_size(with_added_tokens=True)
 
     @property
     def mask_id(self) -> int:
-        known = (self._parts.token_to_id(token) for token in ("[MASK]", "<mask>"))
-        return next((i for i in known if i is not None), self.vocab_size)
+        """Id of the mask token, or the first id that no text has."""
+        return self._common_id("mask", self.vocab_size)
+
+    def pieces(self) -> list[str | None]:
+        """The piece of each id as the vocabulary spells it, None for an unused id."""
+        return [self._library.id_to_token(i) for i in range(self.vocab_size)]
+
+    def settings(self) -> dict[str, Any]:
+        """The contents of tokenizer.json, as the library reads them: decoder, added_tokens, and so on."""
+        return json.loads(self._library.to_str())
 
     def _encode(self, text: str, allow_special: bool) -> list[int]:
-        self._parts.encode_special_tokens = not allow_special
-        return self._parts.encode(text).ids
+        self._library.encode_special_tokens = not allow_special
+        return self._library.encode(text).ids
 
     def _decode(self, ids: list[int]) -> str:
-        return self._parts.decode(ids, skip_special_tokens=True)
+        return self._library.decode(ids, skip_special_tokens=True)
 
 
 class SentencePieceTokenizer(FileTokenizer):
-    """spiece.model, as T5 has it: pieces, then the end; after the pieces, counted down, T5's "<extra_id_0>" and on."""
+    """SentencePiece model of T5, spiece.model: eos ends a text.
+
+    The sentinels "<extra_id_0>", "<extra_id_1>", ... have the ids after the pieces, counted down from the last.
+    """
 
     kind = "sentencepiece"
+    _library: "SentencePieceProcessor"
 
-    @functools.cached_property
-    def _parts(self) -> sentencepiece.SentencePieceProcessor:
+    def _load(self) -> "SentencePieceProcessor":
         return _sentencepiece(self.files["spiece.model"])
 
     @property
-    def _num_extra(self) -> int:
+    def _num_sentinels(self) -> int:
         return int(self._saved["ids"].get("extra", 0))
 
     @property
     def vocab_size(self) -> int:
-        return self._parts.vocab_size() + self._num_extra
+        """Number of ids, sentinels included."""
+        return self._library.vocab_size() + self._num_sentinels
+
+    def pieces(self) -> list[str | None]:
+        """The piece of each id as the vocabulary spells it, None for control, unknown and unused ids and sentinels."""
+        model = self._library
+        is_text = [
+            not (model.is_control(i) or model.is_unknown(i) or model.is_unused(i)) for i in range(model.vocab_size())
+        ]
+        pieces = [model.id_to_piece(i) if is_text[i] else None for i in range(model.vocab_size())]
+        return [*pieces, *[None] * self._num_sentinels]
 
     def _encode(self, text: str, allow_special: bool) -> list[int]:
-        ids = []
+        ids: list[int] = []
         for piece in re.split(r"(<extra_id_\d{1,4}>|</s>)", text) if allow_special else [text]:
-            extra = re.fullmatch(r"<extra_id_(\d+)>", piece) if allow_special else None
-            if extra and int(extra[1]) < self._num_extra:
-                ids.append(self.vocab_size - 1 - int(extra[1]))
+            sentinel = re.fullmatch(r"<extra_id_(\d+)>", piece) if allow_special else None
+            if sentinel and int(sentinel[1]) < self._num_sentinels:
+                ids.append(self.vocab_size - 1 - int(sentinel[1]))
             elif allow_special and piece == "</s>":
-                ids.append(self._parts.eos_id())
+                ids.append(self._library.eos_id())
             else:
-                ids += self._parts.encode(piece)
-        return [*ids, self._parts.eos_id()]
+                ids += self._library.encode(piece)
+        return [*ids, self._library.eos_id()]
 
     def _decode(self, ids: list[int]) -> str:
-        special = {self._parts.eos_id(), self._parts.pad_id(), self._parts.unk_id()}
-        return self._parts.decode([i for i in ids if i < self._parts.vocab_size() and i not in special])
+        special = {self._library.eos_id(), self._library.pad_id(), self._library.unk_id()}
+        return self._library.decode([i for i in ids if i < self._library.vocab_size() and i not in special])
+
+
+@dataclasses.dataclass(frozen=True)
+class _MarianFiles:
+    """Marian's files, loaded: two SentencePiece models, and the ids of pieces and pieces of ids."""
+
+    source: "SentencePieceProcessor"
+    target: "SentencePieceProcessor"
+    source_ids: dict[str, int]
+    target_ids: dict[str, int]
+    target_pieces: dict[int, str]
 
 
 class MarianTokenizer(FileTokenizer):
-    """source.spm cuts a text into pieces, target.spm puts pieces together, vocab.json has the ids of both.
+    """Marian's tokenizer: source.spm encodes, target.spm decodes, vocab.json holds the ids of both.
 
-    A text may begin with the code of the language to translate to, ">>deu<< ", where the model knows it.
+    A text may begin with the code of the target language, ">>deu<< ", if the model knows it.
     """
 
     kind = "marian"
+    _library: _MarianFiles
 
-    @functools.cached_property
-    def _parts(self) -> tuple[Any, Any, dict[str, int], dict[int, str]]:
+    def _load(self) -> _MarianFiles:
         files = self.files
-        source, target = (_sentencepiece(files[f"{side}.spm"]) for side in ("source", "target"))
+        source = _sentencepiece(files["source.spm"])
+        target = _sentencepiece(files["target.spm"])
         ids = json.loads(files["vocab.json"])
-        of_target = json.loads(files["target_vocab.json"]) if "target_vocab.json" in files else ids
-        for name, vocabulary in (("vocab.json", ids), ("target_vocab.json", of_target)):
+        target_ids = json.loads(files["target_vocab.json"]) if "target_vocab.json" in files else ids
+        for name, vocabulary in (("vocab.json", ids), ("target_vocab.json", target_ids)):
             if not vocabulary or not all(type(i) is int and 0 <= i < 2**31 for i in vocabulary.values()):
                 raise UserError(f"{name}: must map pieces to ids.")
         if not {"</s>", "<unk>"} <= ids.keys():
             raise UserError("vocab.json: must have ids for </s> and <unk>.")
-        return source, target, ids, {i: piece for piece, i in of_target.items()}
+        target_pieces = {i: piece for piece, i in target_ids.items()}
+        # Of several pieces with one id, the last counts in both directions.
+        return _MarianFiles(source, target, ids, {piece: i for i, piece in target_pieces.items()}, target_pieces)
 
     @property
     def vocab_size(self) -> int:
-        return max(self._parts[3]) + 1
+        """Number of ids of the target."""
+        return max(self._library.target_pieces) + 1
 
     def _encode(self, text: str, allow_special: bool) -> list[int]:
-        source, _, ids, _ = self._parts
+        ids = self._library.source_ids
+        pieces: list[str] = []
         code = re.match(r">>.+?<<", text)
-        pieces = [code[0]] if code and code[0] in ids else []
-        rest = text[code.end() :] if pieces else text
-        for part in re.split("(</s>|<pad>|<unk>)", rest) if allow_special else [rest]:
-            pieces += [part] if allow_special and part in ids else source.encode(part, out_type=str)
+        if code and code[0] in ids:
+            pieces.append(code[0])
+            text = text[code.end() :]
+        for part in re.split("(</s>|<pad>|<unk>)", text) if allow_special else [text]:
+            is_special = allow_special and part in ids
+            pieces += [part] if is_special else self._library.source.encode(part, out_type=str)
         return [ids.get(piece, ids["<unk>"]) for piece in [*pieces, "</s>"]]
 
     def encode_target(self, text: str) -> np.ndarray:
-        """Token ids of a text of the other language, int32 [T], and the end."""
-        _, target, _, pieces = self._parts
-        ids = {piece: i for i, piece in pieces.items()}
-        return self._ids(
-            text, lambda: [ids.get(piece, ids["<unk>"]) for piece in [*target.encode(text, out_type=str), "</s>"]]
-        )
+        """Encode a text of the target language, int32 [T], then eos."""
+
+        def encode() -> list[int]:
+            ids = self._library.target_ids
+            pieces = self._library.target.encode(text, out_type=str)
+            return [ids.get(piece, ids["<unk>"]) for piece in [*pieces, "</s>"]]
+
+        return self._checked_ids(text, encode)
 
     def _decode(self, ids: list[int]) -> str:
-        _, target, _, pieces = self._parts
-        known = [pieces[i] for i in ids if i in pieces]
-        text = target.decode([piece for piece in known if piece not in ("</s>", "<pad>", "<unk>")])
-        return text.replace("\u2581", " ").strip()  # the mark of a word's begin, of pieces that only the source has
+        pieces = [self._library.target_pieces[i] for i in ids if i in self._library.target_pieces]
+        text = self._library.target.decode([piece for piece in pieces if piece not in ("</s>", "<pad>", "<unk>")])
+        return text.replace("\u2581", " ").strip()  # the mark at a word's start, left in pieces of the source alone
 
 
-def _sentencepiece(model: bytes) -> sentencepiece.SentencePieceProcessor:
-    if not model:  # which the library takes for none given, and fails later
+def _sentencepiece(model: bytes) -> "SentencePieceProcessor":
+    from sentencepiece import SentencePieceProcessor  # not at import: few models need it
+
+    if not model:  # which the library would take for no model given, and fail at the first use
         raise ValueError("an empty file")
-    return sentencepiece.SentencePieceProcessor(model_proto=model)
+    return SentencePieceProcessor(model_proto=model)
 
 
-def _num_extra(number: Any) -> int:
-    if type(number) is not int or not 0 <= number < 10_000:  # their names have four digits at most
+def _check_num_sentinels(number: Any) -> int:
+    if type(number) is not int or not 0 <= number < 10_000:  # their names have at most four digits
         raise UserError(f"tokenizer_config.json: extra_ids={number!r:.80}: must be an integer from 0 to 9,999.")
     return number
 
 
-FILE_TOKENIZERS = {
+FILE_TOKENIZERS: dict[str, tuple[type[FileTokenizer], tuple[str, ...]]] = {
     "tokenizer.json": (JsonTokenizer, ("tokenizer.json",)),
     "sentencepiece": (SentencePieceTokenizer, ("spiece.model",)),
     "marian": (MarianTokenizer, ("source.spm", "target.spm", "vocab.json")),
 }
-SETTINGS = ("target_vocab.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+SETTINGS_FILES = ("target_vocab.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
-def read_tokenizer(has: Callable[[str], bool], data: Callable[[str], bytes], ids: dict[str, int]) -> Tokenizer | None:
-    """The tokenizer of a folder, by its files; None where there is none of a known kind.
+def read_tokenizer(
+    has: Callable[[str], bool], data: Callable[[str], bytes], ids: dict[str, int]
+) -> FileTokenizer | None:
+    """Read the tokenizer of a folder; None if there is none of a supported kind.
 
     Args:
-      has, data: whether a file is in the folder, and its bytes.
-      ids: "pad", "bos" and "eos", those that there are.
+      has: tells whether the folder has a file of that name.
+      data: reads the bytes of a file.
+      ids: the special ids that the model's configuration names: "pad", "bos" and "eos".
+
+    Raises:
+      UserError: malformed files.
     """
     for cls, names in FILE_TOKENIZERS.values():
         if not all(has(name) for name in names):
             continue
-        contents = {name: data(name) for name in (*names, *SETTINGS) if has(name)}
+        contents = {name: data(name) for name in (*names, *SETTINGS_FILES) if has(name)}
         try:
             texts = {
-                name: base64.b64encode(content).decode() if name.endswith(BINARY) else content.decode()
+                name: base64.b64encode(content).decode() if name.endswith(BINARY_SUFFIXES) else content.decode()
                 for name, content in contents.items()
             }
             if cls is SentencePieceTokenizer:
                 settings = json.loads(texts.get("tokenizer_config.json", "{}"))
-                ids = ids | {"extra": _num_extra(settings.get("extra_ids", 100))}
+                ids = ids | {"extra": _check_num_sentinels(settings.get("extra_ids", 100))}
         except UserError:
             raise
         except (ValueError, TypeError, AttributeError, RecursionError) as error:

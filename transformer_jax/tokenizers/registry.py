@@ -1,6 +1,6 @@
-"""Tokenizer registry: train one by kind, rebuild one from its dict."""
+"""Tokenizer registry: train a tokenizer by kind, rebuild one from its dict; a pair of tokenizers for translation."""
 
-import functools
+import dataclasses
 import json
 from typing import Any
 
@@ -12,50 +12,55 @@ from transformer_jax.tokenizers.pretrained import FILE_TOKENIZERS
 from transformer_jax.tokenizers.subwords import BPETokenizer, UnigramTokenizer, WordPieceTokenizer
 
 
+@dataclasses.dataclass(frozen=True)
 class PairTokenizer(Tokenizer):
-    """One tokenizer for what an encoder reads, another for what a decoder writes; ids and texts are the latter's."""
+    """Pair of tokenizers, one for the source and one for the target; `encode`, `decode` and ids are the target's."""
 
+    sides: tuple[Tokenizer, ...] = ()  # source, target
     kind = "pair"
 
     @classmethod
     def of(cls, source: Tokenizer, target: Tokenizer) -> "PairTokenizer":
-        """Of two tokenizers. What it `learned` is the JSON of both."""
-        return cls(tuple(json.dumps(side.to_dict()) for side in (source, target)))
+        """Make the pair of two tokenizers."""
+        return cls(sides=(source, target))
 
-    @functools.cached_property
+    def to_dict(self) -> dict:
+        """Plain data for JSON: `learned` holds the JSON of both tokenizers."""
+        return {"kind": self.kind, "learned": [json.dumps(side.to_dict()) for side in self.sides]}
+
+    @property
     def source(self) -> Tokenizer:
-        """The tokenizer of what an encoder reads."""
-        return tokenizer_from_dict(json.loads(self.learned[0]))
+        """The tokenizer of an encoder's input."""
+        return self.sides[0]
 
-    @functools.cached_property
+    @property
     def target(self) -> Tokenizer:
-        """That of what a decoder writes."""
-        return tokenizer_from_dict(json.loads(self.learned[1]))
+        """The tokenizer of a decoder's output."""
+        return self.sides[1]
 
     @property
     def vocab_size(self) -> int:
+        """Number of ids of the target."""
         return self.target.vocab_size
 
     def encode(self, text: str) -> np.ndarray:
-        """Token ids of a target, int32 [T], without its end."""
+        """Encode a target, int32 [T], without eos."""
         return self.target.encode(text)
 
     def encode_source(self, text: str) -> np.ndarray:
-        """Token ids of what an encoder reads, int32 [T]: the text, and the end."""
+        """Encode the input of an encoder, int32 [T]: the text, then eos."""
         return self.source.encode_source(text)
 
     def encode_target(self, text: str) -> np.ndarray:
-        """Token ids that a decoder writes, int32 [T]: the text, and the end."""
+        """Encode the output of a decoder, int32 [T]: the text, then eos."""
         return self.target.encode_target(text)
 
-    def dropping(self, rate: float, *seed: int) -> "PairTokenizer":
-        """Both sides leave out merges by chance, for training. Raises UserError: only `bpe` has merges."""
-        pair = PairTokenizer(self.learned)
-        vars(pair).update(source=self.source.dropping(rate, *seed), target=self.target.dropping(rate, *seed))
-        return pair
+    def with_dropout(self, rate: float, *seed: int) -> "PairTokenizer":
+        """BPE-dropout in both tokenizers, for training. Raises UserError: only `bpe` has merges."""
+        return self.of(self.source.with_dropout(rate, *seed), self.target.with_dropout(rate, *seed))
 
     def decode(self, ids: Any) -> str:
-        """The text of a target, of integers [T]."""
+        """Decode the ids of a target, integers [T]."""
         return self.target.decode(ids)
 
 
@@ -65,13 +70,15 @@ TOKENIZERS = {
 
 
 def train_tokenizer(kind: str, vocab_size: int, text: str) -> Tokenizer:
-    """A new tokenizer for `text`. Raises UserError for an unknown kind and for what its `train` refuses."""
+    """Train a tokenizer of `kind` on `text`. Raises UserError for an unknown kind, and as its `train` does."""
     return choose(TOKENIZERS, kind, "tokenizer.kind").train(text, vocab_size)
 
 
 def tokenizer_from_dict(values: Any) -> Tokenizer:
-    """The tokenizer that `to_dict` described. Raises UserError for an unknown kind or malformed content."""
-    kind, learned = (values.get("kind"), values.get("learned")) if isinstance(values, dict) else (None, None)
+    """Rebuild the tokenizer that `to_dict` described. Raises UserError for an unknown kind or malformed content."""
+    values = values if isinstance(values, dict) else {}
+    kind: Any = values.get("kind")
+    learned = values.get("learned")
     if not isinstance(learned, list) or not all(isinstance(item, str) for item in [kind, *learned]):
         raise malformed("a string 'kind' and a list of strings 'learned'")
     if kind in FILE_TOKENIZERS:

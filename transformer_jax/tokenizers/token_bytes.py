@@ -1,98 +1,98 @@
-"""What tokens are made of: the bytes of each, and the part of a text that no later token changes."""
+"""Bytes of each token, and the settled part of a text that is still being generated."""
 
 import functools
-import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
 from transformer_jax.errors import UserError
-from transformer_jax.tokenizers.base import FIRST_TEXT_ID, Tokenizer
-from transformer_jax.tokenizers.subwords import INSIDE
+from transformer_jax.tokenizers.base import FIRST_TEXT_ID, ByteTokenizer, CharTokenizer, Tokenizer
+from transformer_jax.tokenizers.pretrained import JsonTokenizer, SentencePieceTokenizer
+from transformer_jax.tokenizers.registry import PairTokenizer
+from transformer_jax.tokenizers.subwords import CONTINUATION, SubwordTokenizer
 
 SPACE = "\u2581"  # how SentencePiece writes a space
-_NONE = (b"",) * FIRST_TEXT_ID
-# Radford et al. 2019 write a byte as its Latin-1 character if that can be seen, and else as one of those from 256 on.
-_SEEN = [*range(33, 127), *range(161, 173), *range(174, 256)]
-_UNSEEN = [byte for byte in range(256) if byte not in _SEEN]
-BYTE_OF = {chr(byte): byte for byte in _SEEN} | {chr(256 + i): byte for i, byte in enumerate(_UNSEEN)}
+_SPECIAL = (b"",) * FIRST_TEXT_ID
+# Radford et al. 2019 write a byte as its Latin-1 character if that is printable, else as a character from 256 on.
+_PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+_UNPRINTABLE = [byte for byte in range(256) if byte not in _PRINTABLE]
+BYTE_OF = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + i): byte for i, byte in enumerate(_UNPRINTABLE)}
 
 
 @functools.lru_cache(maxsize=8)
 def token_bytes(tokenizer: Tokenizer) -> tuple[bytes, ...]:
-    """The bytes of each id, b"" for those that are no text. A text's are those of its tokens, one after the other.
+    """Return the bytes of each id, b"" for special ids. The bytes of a text are those of its tokens, concatenated.
 
-    Where a tokenizer marks the start of words, the space before a word is part of it; of a text's very first token
-    `decode` leaves it out.
+    If a tokenizer marks the start of words, the space before a word belongs to its token; `decode` omits it for the
+    first token of a text.
 
     Raises:
-      UserError: a tokenizer whose tokens are not the same bytes everywhere, or that is of an unknown kind.
+      UserError: a tokenizer of an unknown kind, or whose tokens stand for different bytes in different contexts.
     """
-    if tokenizer.kind not in _OF_KIND:
-        known = ", ".join(_OF_KIND)
+    if tokenizer.kind not in _BYTES_OF_KIND:
+        known = ", ".join(_BYTES_OF_KIND)
         raise UserError(f"tokenizer.kind={tokenizer.kind!r}: the bytes of its tokens are not known. Known: {known}.")
-    return tuple(_OF_KIND[tokenizer.kind](tokenizer))
+    return tuple(_BYTES_OF_KIND[tokenizer.kind](tokenizer))
 
 
-def _char(tokenizer):
-    return (*_NONE, *(character.encode("utf-8", "surrogatepass") for character in tokenizer.learned))
+def _char(tokenizer: CharTokenizer) -> tuple[bytes, ...]:
+    return (*_SPECIAL, *(character.encode("utf-8", "surrogatepass") for character in tokenizer.learned))
 
 
-def _byte(tokenizer):
-    return (*_NONE, *(bytes([byte]) for byte in range(256)))
+def _byte(tokenizer: ByteTokenizer) -> tuple[bytes, ...]:
+    return (*_SPECIAL, *(bytes([byte]) for byte in range(256)))
 
 
-def _subwords(tokenizer):
-    vocabulary = tokenizer._model.get_vocab()
-    pieces = sorted(vocabulary, key=vocabulary.get)
-    return (*_NONE, *(_latin(piece.removeprefix(INSIDE)) for piece in pieces))
+def _subwords(tokenizer: SubwordTokenizer) -> tuple[bytes, ...]:
+    return (*_SPECIAL, *(_byte_level(piece.removeprefix(CONTINUATION)) for piece in tokenizer.pieces()))
 
 
-def _latin(piece):
+def _byte_level(piece: str) -> bytes:
     return bytes(BYTE_OF[character] for character in piece)
 
 
-def _json(tokenizer):
-    settings = json.loads(tokenizer._parts.to_str())
-    steps = _decoders(settings["decoder"])
-    kinds = {step["type"] for step in steps}
+def _json(tokenizer: JsonTokenizer) -> Iterator[bytes]:
+    settings = tokenizer.settings()
+    kinds = {step["type"] for step in _decoder_steps(settings)}
     if kinds == {"ByteLevel"}:
-        plain = _latin
+        bytes_of = _byte_level
     elif kinds <= {"Metaspace", "Replace", "ByteFallback", "Fuse", "Strip"} and kinds & {"Metaspace", "Replace"}:
-        plain = _marked
+        bytes_of = _metaspace
     else:
         raise UserError(f"tokenizer.json: the bytes of its tokens are not known; its decoder is {sorted(kinds)}.")
-    special = {token["content"]: token["special"] for token in settings["added_tokens"]}
-    for i in range(tokenizer.vocab_size):
-        piece = tokenizer._parts.id_to_token(i)
-        if piece is None or special.get(piece):
+    is_special = {token["content"]: token["special"] for token in settings["added_tokens"]}
+    for piece in tokenizer.pieces():
+        if piece is None or is_special.get(piece):
             yield b""
-        elif piece in special:  # added, but text: it stands for itself
+        elif piece in is_special:  # an added token that is text is spelled as it is
             yield piece.encode()
         else:
-            yield plain(piece)
+            yield bytes_of(piece)
 
 
-def _decoders(decoder):
+def _decoder_steps(settings: dict) -> list[dict]:
+    decoder = settings["decoder"]
     if decoder is None:
         return [{"type": "none"}]
     return decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
 
 
-def _marked(piece):
+def _metaspace(piece: str) -> bytes:
     byte = re.fullmatch(r"<0x([0-9A-F]{2})>", piece)
     return bytes.fromhex(byte[1]) if byte else piece.replace(SPACE, " ").encode()
 
 
-def _sentencepiece(tokenizer):
-    parts = tokenizer._parts
-    for i in range(tokenizer.vocab_size):
-        is_text = i < parts.vocab_size() and not (parts.is_control(i) or parts.is_unknown(i) or parts.is_unused(i))
-        yield _marked(parts.id_to_piece(i)) if is_text else b""
+def _sentencepiece(tokenizer: SentencePieceTokenizer) -> Iterator[bytes]:
+    return (b"" if piece is None else _metaspace(piece) for piece in tokenizer.pieces())
 
 
-_OF_KIND = {
+def _pair(tokenizer: PairTokenizer) -> tuple[bytes, ...]:
+    return token_bytes(tokenizer.target)
+
+
+_BYTES_OF_KIND: dict[str, Callable[[Any], Iterable[bytes]]] = {
     "char": _char,
     "byte": _byte,
     "bpe": _subwords,
@@ -100,30 +100,29 @@ _OF_KIND = {
     "unigram": _subwords,
     "tokenizer.json": _json,
     "sentencepiece": _sentencepiece,
-    "pair": lambda tokenizer: token_bytes(tokenizer.target),
+    "pair": _pair,
 }
 
 
 def settled_text(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
-    """The part of `decode(ids)` that is the same whatever ids follow: never a piece of a character.
+    """Return the part of `decode(ids)` that stays the same whatever ids follow: never a piece of a character.
 
-    Bytes that are no character yet decode to U+FFFD at the end. Where bytes are tokens of their own among others
-    (byte fallback), one that is wrong spoils all those beside it, so that they wait for what comes after.
+    Incomplete bytes of a character decode to U+FFFD at the end, which is cut off. With byte fallback, one wrong byte
+    makes all neighbouring bytes undecodable, so that trailing bytes wait for the tokens after them.
     """
     ids = np.asarray(ids, np.int64)
-    if unsettled := _unsettled(tokenizer):
+    if unsettled := _unsettled_ids(tokenizer):
         while len(ids) and int(ids[-1]) in unsettled:
             ids = ids[:-1]
     return tokenizer.decode(ids).rstrip("\ufffd")
 
 
 @functools.lru_cache(maxsize=8)
-def _unsettled(tokenizer):
-    """The ids of bytes, and those of no text, which do not part them; nothing where bytes wait for no others."""
-    if tokenizer.kind != "tokenizer.json":
+def _unsettled_ids(tokenizer: Tokenizer) -> frozenset[int]:
+    """Ids of byte-fallback tokens, and of special tokens, which do not separate bytes; empty without byte fallback."""
+    if not isinstance(tokenizer, JsonTokenizer):
         return frozenset()
-    if "ByteFallback" not in {step["type"] for step in _decoders(json.loads(tokenizer._parts.to_str())["decoder"])}:
+    if "ByteFallback" not in {step["type"] for step in _decoder_steps(tokenizer.settings())}:
         return frozenset()
-    pieces = map(tokenizer._parts.id_to_token, range(tokenizer.vocab_size))
-    is_byte = [re.fullmatch(r"<0x[0-9A-F]{2}>", piece or "") is not None for piece in pieces]
+    is_byte = [re.fullmatch(r"<0x[0-9A-F]{2}>", piece or "") is not None for piece in tokenizer.pieces()]
     return frozenset(i for i, data in enumerate(token_bytes(tokenizer)) if is_byte[i] or not data)
