@@ -1,6 +1,6 @@
-"""The files of a Hugging Face folder, read as what they are: data of strangers.
+"""Files of a Hugging Face folder: JSON and safetensors, read as untrusted data and written.
 
-Nothing outside the folder is opened, nothing in it is executed, and whatever is malformed is one PretrainedError.
+Nothing outside the folder is opened, nothing in it is executed, and anything malformed is one PretrainedError.
 """
 
 import json
@@ -19,50 +19,51 @@ from safetensors.numpy import save_file
 
 from transformer_jax.errors import UserError
 
-MOST_BYTES_OF_TEXT = 2**27  # of a JSON or tokenizer file; the largest in use have some 20 MB
-MOST_DEPTH = 64  # of JSON; Python itself fails on deeper values in more places than one can guard
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+MAX_TEXT_BYTES = 2**27  # of a JSON or tokenizer file; the largest in use have about 20 MB
+MAX_DEPTH = 64  # of JSON; Python itself fails on deeper values in too many places to guard each
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 class PretrainedError(UserError):
-    """A folder that cannot be loaded; the message names the file and what is wrong with it."""
+    """A Hugging Face folder that cannot be loaded or written; the message names the file and the problem."""
 
 
 def printable(text: object) -> str:
-    """What a stranger wrote, as part of a message: in one line, short, and with nothing that a terminal obeys."""
+    """Return untrusted text for use in a message: one line, at most 200 characters, no control characters."""
     text = str(text)[:200]
     return text if text.isprintable() else ascii(text)[1:-1]
 
 
-def listed(items: Iterable[str], most: int = 1_000) -> str:
-    """Strangers' words, sorted, as a part of a message; so many, and how many more there are."""
+def listed(items: Iterable[str], max_items: int = 1_000) -> str:
+    """Return untrusted texts, sorted, for use in a message: the first `max_items`, and the number of further ones."""
     items = sorted(items)
-    more = [f"and {len(items) - most} more"] if len(items) > most else []
-    return "; ".join([*map(printable, items[:most]), *more])
+    more = [f"and {len(items) - max_items} more"] if len(items) > max_items else []
+    return "; ".join([*map(printable, items[:max_items]), *more])
 
 
 class Folder:
-    """A directory whose files are opened by their bare names; links that lead out of it are refused."""
+    """Folder whose files are opened by their bare names; links that lead out of it are refused."""
 
     def __init__(self, path: str | Path):
         try:
             self.path = Path(path).expanduser()
             root = self.path.resolve(strict=True)
         except (OSError, RuntimeError, ValueError) as error:
-            raise PretrainedError(f"{printable(path)}: there is no such folder ({type(error).__name__}).") from error
+            raise PretrainedError(f"{printable(path)}: no such folder ({type(error).__name__}).") from error
         if not root.is_dir():
             raise PretrainedError(f"{path}: must be a folder with config.json and {WEIGHTS}.")
         self._allowed = [root]
-        if root.parent.name == "snapshots":  # huggingface_hub's cache keeps the files of a model beside its versions
+        if root.parent.name == "snapshots":  # the cache of huggingface_hub, whose snapshots link to files in blobs
             self._allowed.append(root.parent.parent / "blobs")
 
     def has(self, name: str) -> bool:
-        """Whether there is an entry of that name."""
+        """Return True if the folder has an entry of that name, of whatever type."""
         return os.path.lexists(self.path / name)
 
     def file(self, name: str) -> Path:
-        """The path of a regular file in the folder. Raises PretrainedError for anything else."""
+        """Return the path of a regular file in the folder. Raises PretrainedError for anything else."""
         if not isinstance(name, str) or name != os.path.basename(name) or name in ("", ".", ".."):
             raise PretrainedError(f"{self.path}: {name!r:.80} is not the bare name of a file in the folder.")
         path = self.path / name
@@ -77,30 +78,30 @@ class Folder:
         return real
 
     def data(self, name: str) -> bytes:
-        """The bytes of a small file."""
+        """Read the bytes of a small file."""
         path = self.file(name)
-        if path.stat().st_size > MOST_BYTES_OF_TEXT:
-            raise PretrainedError(f"{path}: larger than {MOST_BYTES_OF_TEXT >> 20} MB, which no such file is.")
+        if path.stat().st_size > MAX_TEXT_BYTES:
+            raise PretrainedError(f"{path}: must not be larger than {MAX_TEXT_BYTES >> 20} MB.")
         try:
             return path.read_bytes()
         except OSError as error:
             raise PretrainedError(f"{path}: cannot be read ({error.strerror}).") from error
 
     def text(self, name: str) -> str:
-        """The text of a small file."""
+        """Read a small UTF-8 file."""
         try:
             return self.data(name).decode()
         except UnicodeDecodeError as error:
             raise PretrainedError(f"{self.path / name}: is not UTF-8 at byte {error.start}.") from error
 
     def json(self, name: str) -> dict:
-        """The object in a JSON file."""
+        """Read the object in a JSON file."""
         text = self.text(name)
         try:
             values = json.loads(text)
             if _is_deep([values]):
                 raise RecursionError
-            json.dumps(values, ensure_ascii=False).encode()  # half a character, which "\\ud800" is, cannot be written
+            json.dumps(values, ensure_ascii=False).encode()  # fails for a lone surrogate such as "\\ud800"
         except (ValueError, RecursionError) as error:
             reason = "nested too deeply" if isinstance(error, RecursionError) else printable(error)
             raise PretrainedError(f"{self.path / name}: is not JSON ({reason}).") from error
@@ -111,7 +112,7 @@ class Folder:
 
 def _is_deep(value: Any) -> bool:
     level = [value]
-    for _ in range(MOST_DEPTH):
+    for _ in range(MAX_DEPTH):
         level = [
             child
             for values in level
@@ -124,32 +125,33 @@ def _is_deep(value: Any) -> bool:
 
 
 class Entry(NamedTuple):
-    """Where a tensor lies, and what it is."""
+    """Header of a tensor: its file, shape and dtype."""
 
     file: Path
     shape: tuple[int, ...]
-    dtype: str  # as the file says it: F32, F16, BF16, ...
+    dtype: str  # in the notation of the file: F32, F16, BF16, ...
 
 
-class Tensors:
-    """The tensors of a folder's safetensors files, one or several; each is read when it is asked for.
+class TensorFiles:
+    """The safetensors files of a folder, one or several shards; a tensor is read on request.
 
     Raises:
-      PretrainedError: no such file, a malformed one, one that the index does not agree with, pickled weights.
+      PretrainedError: no such file, a malformed one, one that contradicts the index, pickled weights.
     """
 
     def __init__(self, folder: Folder):
         self.entries: dict[str, Entry] = {}
+        expected: dict[str, set[str]] = {}
         if folder.has(WEIGHTS):
-            names = {WEIGHTS: None}
+            expected[WEIGHTS] = set()  # without an index, nothing is known in advance
         elif folder.has(INDEX):
-            names = _files_of_index(folder)
+            expected = _tensors_by_file(folder)
         else:
             raise _no_weights(folder)
-        for name, expected in names.items():
-            found = self._add(folder.file(name))
-            if absent := (expected or set()) - found:
-                raise PretrainedError(f"{folder.path / name}: lacks {listed(absent)}, which {INDEX} says are there.")
+        for name, tensors in expected.items():
+            missing = tensors - self._add(folder.file(name))
+            if missing:
+                raise PretrainedError(f"{folder.path / name}: lacks {listed(missing)}, which {INDEX} lists.")
 
     def _add(self, path: Path) -> set[str]:
         with _opened(path) as file:
@@ -160,7 +162,7 @@ class Tensors:
         return names
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor. Its file is mapped anew for it and let go after it, so that no more than it is in memory."""
+        """Read one tensor. Its file is mapped for this tensor only, so that no other tensor stays in memory."""
         with _opened(self.entries[name].file) as file:
             return file.get_tensor(name)
 
@@ -177,16 +179,17 @@ def _opened(path: Path) -> Iterator[Any]:
         raise PretrainedError(f"{path}: is not a sound safetensors file ({reason}). Download it again.") from error
 
 
-def _files_of_index(folder: Folder) -> dict[str, set[str]]:
+def _tensors_by_file(folder: Folder) -> dict[str, set[str]]:
+    """The index as file -> tensors, the files checked."""
     weight_map = folder.json(INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise PretrainedError(f"{folder.path / INDEX}: has no 'weight_map' from tensors to files.")
+        raise PretrainedError(f"{folder.path / INDEX}: must have a 'weight_map' from tensors to files.")
     files: dict[str, set[str]] = {}
     for tensor, name in weight_map.items():
         if not isinstance(name, str) or not name.isprintable() or not re.fullmatch(r"[^/]{1,200}\.safetensors", name):
             raise PretrainedError(f"{folder.path / INDEX}: {name!r:.80} is not the bare name of a .safetensors file.")
         if name not in files:
-            folder.file(name)  # a file of the folder, or an error
+            folder.file(name)  # raises unless it is a file of the folder
         files.setdefault(name, set()).add(tensor)
     return files
 
@@ -196,30 +199,30 @@ def _no_weights(folder: Folder) -> PretrainedError:
         names = sorted(os.listdir(folder.path))
     except OSError as error:
         return PretrainedError(f"{folder.path}: cannot be read ({error.strerror}).")
-    if pickled := [name for name in names if name.endswith(PICKLED)]:
+    if pickled := [name for name in names if name.endswith(PICKLE_SUFFIXES)]:
         return PretrainedError(
             f"{folder.path}: has its weights in {printable(pickled[0])}, a pickle, which can run any program when "
-            f"it is loaded, and never is here. Where you trust it, convert it with PyTorch and transformers: "
+            f"it is loaded and is never loaded here. If you trust it, convert it with PyTorch and transformers: "
             f"AutoModel.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER) writes {WEIGHTS}."
         )
-    return PretrainedError(f"{folder.path}: has neither {WEIGHTS} nor {INDEX}. Give a folder with a model's weights.")
+    return PretrainedError(f"{folder.path}: has neither {WEIGHTS} nor {INDEX}. Give a folder with the model's weights.")
 
 
 @contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
-    """A folder that appears under its name when it is complete, or not at all.
+    """Create a folder atomically: it appears under its name when the block ends without an error.
 
     Raises:
-      PretrainedError: there is something of that name already, or it cannot be written.
+      PretrainedError: the path exists already, or cannot be written.
     """
     path = Path(path).expanduser()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise PretrainedError(f"{path}: there is something already. Give a new folder, or an empty one.")
+        raise PretrainedError(f"{path}: exists already. Give a new folder, or an empty one.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     except OSError as error:
-        raise PretrainedError(f"{path}: cannot be made ({error.strerror}). Give another.") from error
+        raise PretrainedError(f"{path}: cannot be created ({error.strerror}). Give another folder.") from error
     try:
         yield temporary
         temporary.chmod(0o755)
@@ -229,7 +232,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
 
 
 def write_tensors(folder: Path, tensors: dict[str, np.ndarray], shard_bytes: int) -> None:
-    """`tensors` as safetensors: one file, or several of at most `shard_bytes` (or one tensor) and their index."""
+    """Write tensors as safetensors: one file, or shards of at most `shard_bytes` (or one tensor) and their index."""
     shards: list[dict[str, np.ndarray]] = [{}]
     room = shard_bytes
     for name, tensor in tensors.items():
@@ -251,5 +254,5 @@ def write_tensors(folder: Path, tensors: dict[str, np.ndarray], shard_bytes: int
 
 
 def write_json(path: Path, values: dict) -> None:
-    """A JSON file as people read it."""
+    """Write an indented JSON file."""
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""generation_config.json: which tokens begin and end a text, and what may come when."""
+"""generation_config.json: special ids and logits processors that are part of a pre-trained model."""
 
 from typing import Any
 
@@ -9,66 +9,97 @@ from transformer_jax.sampling import GenerationDefaults
 
 
 def read_generation_defaults(config: dict, generation: dict, vocab_size: int) -> GenerationDefaults:
-    """The rules of a folder. Before there was a generation_config.json, they stood in config.json.
+    """Convert generation_config.json, or config.json of a folder from before that file existed.
 
-    The processors stand in the order in which the reference library applies them. How a token is then chosen
-    (temperature, top_k, num_beams, ...) is the caller's affair, and not read.
+    The logits processors are in the order in which the reference library applies them. The choice of a token
+    (temperature, top_k, num_beams, ...) is up to the caller, and is not read.
 
     Raises:
-      PretrainedError: ids that are no numbers, numbers that are none or out of range.
+      PretrainedError: ids that are not integers, numbers of another type or out of range.
     """
-    values = generation or config
-
-    def ids(name: str) -> tuple[int, ...]:
-        found = values.get(name)
-        found = found if isinstance(found, list) else [] if found is None else [found]
-        if not all(type(i) is int for i in found):
-            raise PretrainedError(f"generation_config.json: {name}={found!r:.80}: must be token ids.")
-        return tuple(i for i in found if 0 <= i < vocab_size)  # defaults of a larger vocabulary mean nothing
-
-    def one(name: str, default: int = -1) -> int:
-        return (*ids(name), default)[0]
-
-    def number(name: str, default: float, *types: type) -> Any:
-        found = default if values.get(name) is None else values[name]
-        if type(found) not in types:
-            raise PretrainedError(f"generation_config.json: {name}={found!r:.80}: must be a number.")
-        return found
-
-    eos_ids, first = ids("eos_token_id"), ids("forced_bos_token_id")
-    processors = []
-
-    def add(is_asked: Any, method: type, *arguments: Any) -> None:
-        if is_asked:
-            processors.append(method(*arguments))
-
-    penalty, ngram = number("repetition_penalty", 1.0, int, float), number("no_repeat_ngram_size", 0, int)
-    words = _words(values.get("bad_words_ids"), vocab_size)
-    words = tuple(word for word in words if len(word) > 1 or word[0] not in eos_ids)  # else no text would end
-    min_length, min_new = number("min_length", 0, int), number("min_new_tokens", 0, int)
+    values = _Values(generation or config, vocab_size)
+    eos_ids = values.ids("eos_token_id")
     try:
-        add(penalty != 1, sampling.RepetitionPenalty, penalty)
-        add(ngram != 0, sampling.NoRepeatNgram, ngram)
-        add(words, sampling.BadWords, words)
-        add(min_length > 0 and eos_ids, sampling.MinLength, min_length, eos_ids, True)
-        add(min_new > 0 and eos_ids, sampling.MinLength, min_new, eos_ids)
-        add(first, sampling.ForceFirst, *first[:1])
-        add(last := ids("forced_eos_token_id"), sampling.ForceLast, *last[:1])
-        add(never := ids("suppress_tokens"), sampling.Suppress, never)
-        # Where the first token is forced, the one after it is the first that could be another.
-        add(never := ids("begin_suppress_tokens"), sampling.SuppressFirst, never, int(bool(first)))
+        processors = _processors(values, eos_ids)
+    except PretrainedError:
+        raise
     except UserError as error:
         raise PretrainedError(f"generation_config.json: {error}") from error
-    add(number("renormalize_logits", False, bool), sampling.Renormalize)
-    start_id = one("decoder_start_token_id", one("bos_token_id"))
-    return GenerationDefaults(eos_ids, one("pad_token_id", 0), start_id, tuple(processors))
+    start_id = values.first_id("decoder_start_token_id", values.first_id("bos_token_id", -1))
+    return GenerationDefaults(eos_ids, values.first_id("pad_token_id", 0), start_id, tuple(processors))
 
 
-def _words(words: Any, vocab_size: int) -> tuple[tuple[int, ...], ...]:
-    """The bad words that the vocabulary can write."""
-    words = words or []
-    if not isinstance(words, list) or not all(isinstance(word, list) and word for word in words):
-        raise PretrainedError(f"generation_config.json: bad_words_ids={words!r:.80}: must be lists of ids.")
-    if not all(type(i) is int for word in words for i in word):
-        raise PretrainedError(f"generation_config.json: bad_words_ids={words!r:.80}: must be token ids.")
-    return tuple(tuple(word) for word in words if all(0 <= i < vocab_size for i in word))
+def _processors(values: "_Values", eos_ids: tuple[int, ...]) -> list[Any]:
+    """The logits processors in the order in which they apply."""
+    first_ids = values.ids("forced_bos_token_id")
+    last_ids = values.ids("forced_eos_token_id")
+    suppressed = values.ids("suppress_tokens")
+    suppressed_first = values.ids("begin_suppress_tokens")
+    penalty = values.number("repetition_penalty", 1.0, int, float)
+    ngram_size = values.number("no_repeat_ngram_size", 0, int)
+    # A bad word that is eos alone would let no text end.
+    bad_words = tuple(word for word in values.words("bad_words_ids") if len(word) > 1 or word[0] not in eos_ids)
+    min_length = values.number("min_length", 0, int)
+    min_new_tokens = values.number("min_new_tokens", 0, int)
+    processors: list[Any] = []
+    if penalty != 1:
+        processors.append(sampling.RepetitionPenalty(penalty))
+    if ngram_size != 0:
+        processors.append(sampling.NoRepeatNgram(ngram_size))
+    if bad_words:
+        processors.append(sampling.BadWords(bad_words))
+    if min_length > 0 and eos_ids:
+        processors.append(sampling.MinLength(min_length, eos_ids, True))
+    if min_new_tokens > 0 and eos_ids:
+        processors.append(sampling.MinLength(min_new_tokens, eos_ids))
+    if first_ids:
+        processors.append(sampling.ForceFirst(first_ids[0]))
+    if last_ids:
+        processors.append(sampling.ForceLast(last_ids[0]))
+    if suppressed:
+        processors.append(sampling.Suppress(suppressed))
+    if suppressed_first:
+        # If the first token is forced, the second is the first one that is chosen.
+        processors.append(sampling.SuppressFirst(suppressed_first, int(bool(first_ids))))
+    if values.number("renormalize_logits", False, bool):
+        processors.append(sampling.Renormalize())
+    return processors
+
+
+class _Values:
+    """Fields of generation_config.json with their types checked."""
+
+    def __init__(self, values: dict, vocab_size: int):
+        self.values = values
+        self.vocab_size = vocab_size
+
+    def ids(self, name: str) -> tuple[int, ...]:
+        """One id or a list of ids; ids outside the vocabulary are defaults of a larger one, and are dropped."""
+        value = self.values.get(name)
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(type(i) is int for i in ids):
+            raise PretrainedError(f"generation_config.json: {name}={ids!r:.80}: must be token ids.")
+        return tuple(i for i in ids if self._is_known(i))
+
+    def first_id(self, name: str, default: int) -> int:
+        """One id, or the first of a list."""
+        return (*self.ids(name), default)[0]
+
+    def number(self, name: str, default: float, *types: type) -> Any:
+        """A number of one of the types."""
+        value = default if self.values.get(name) is None else self.values[name]
+        if type(value) not in types:
+            raise PretrainedError(f"generation_config.json: {name}={value!r:.80}: must be a number.")
+        return value
+
+    def words(self, name: str) -> tuple[tuple[int, ...], ...]:
+        """A list of lists of ids, without those that the vocabulary cannot spell."""
+        words = self.values.get(name) or []
+        if not isinstance(words, list) or not all(isinstance(word, list) and word for word in words):
+            raise PretrainedError(f"generation_config.json: {name}={words!r:.80}: must be lists of ids.")
+        if not all(type(i) is int for word in words for i in word):
+            raise PretrainedError(f"generation_config.json: {name}={words!r:.80}: must be token ids.")
+        return tuple(tuple(word) for word in words if all(self._is_known(i) for i in word))
+
+    def _is_known(self, i: int) -> bool:
+        return 0 <= i < self.vocab_size

@@ -1,17 +1,20 @@
-"""BART (Lewis et al. 2020) and Marian (Junczys-Dowmunt et al. 2018): the Transformer of 2017 under the same names."""
+"""BART (Lewis et al. 2020) and Marian (Junczys-Dowmunt et al. 2018) family tables.
 
-from transformer_jax.huggingface.family import ACTIVATIONS, Architecture, Family, Field, Place, SameAs
+Both are the Transformer of 2017 with the same tensor names.
+"""
+
+from transformer_jax.huggingface.family import ACTIVATIONS, Architecture, Family, Field, SameAs, TensorNames, TensorPart
 
 
 def _both(name: str) -> tuple[str, str]:
     return f"encoder.{name}", f"decoder.{name}"
 
 
-def _attention(side: str, ours: str, theirs: str) -> dict[str, str]:
-    module = f"model.{side}.layers.{{i}}.{theirs}"
+def _attention(side: str, module: str, hf_module: str) -> dict[str, str]:
+    hf_path = f"model.{side}.layers.{{i}}.{hf_module}"
     names = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "out_proj"}
-    return {f"{side}/stack/block_{{i}}/{ours}_norm": f"{module}_layer_norm"} | {
-        f"{side}/stack/block_{{i}}/{ours}/{name}": f"{module}.{theirs}" for name, theirs in names.items()
+    return {f"{side}/stack/block_{{i}}/{module}_norm": f"{hf_path}_layer_norm"} | {
+        f"{side}/stack/block_{{i}}/{module}/{name}": f"{hf_path}.{hf_name}" for name, hf_name in names.items()
     }
 
 
@@ -26,14 +29,14 @@ def _side(side: str) -> dict[str, str]:
     }
 
 
-_NAMES = (
+_NAMES: TensorNames = (
     _side("encoder")
     | _side("decoder")
     | _attention("decoder", "cross", "encoder_attn")
     | {
         "shared": "model.shared",
         "decoder/embed/unembed": "lm_head",
-        "decoder/embed/logit_bias": Place("final_logits_bias", "row"),
+        "decoder/embed/logit_bias": TensorPart("final_logits_bias", "row"),
     }
 )
 _FIELDS = (
@@ -77,13 +80,13 @@ BART = Family(
     ),
     fixed=_fixed(positions="learned", position_offset=2, embed_norm=True),
     required={"normalize_before": False, "add_final_layer_norm": False, "normalize_embedding": True},
-    names=_NAMES,
-    head=("lm_head.weight", "model.shared.weight"),
+    tensor_names=_NAMES,
+    output_projection=("lm_head.weight", "model.shared.weight"),
     renamed=_RENAMED,
     ignored=_IGNORED,
     optional=("final_logits_bias",),
     copies=(("model.shared.weight", "model.encoder.embed_tokens.weight"),),
-    tables=_TABLES,
+    embedding_tables=_TABLES,
 )
 
 MARIAN = Family(
@@ -97,10 +100,10 @@ MARIAN = Family(
     ),
     fixed=_fixed(positions="sinusoidal", sinusoid_layout="halves", embed_norm=False),
     required={"normalize_before": False, "add_final_layer_norm": False, "normalize_embedding": False},
-    names=_NAMES,
-    head=("lm_head.weight", "model.shared.weight", "model.decoder.embed_tokens.weight"),
+    tensor_names=_NAMES,
+    output_projection=("lm_head.weight", "model.shared.weight", "model.decoder.embed_tokens.weight"),
     renamed=_RENAMED,
     ignored=(*_IGNORED, r"^model\.(encoder|decoder)\.embed_positions\.weight$"),
     optional=("final_logits_bias",),
-    tables=_TABLES,
+    embedding_tables=_TABLES,
 )

@@ -1,4 +1,4 @@
-"""BERT (Devlin et al. 2019) and RoBERTa (Liu et al. 2019): one body, heads of different names."""
+"""BERT (Devlin et al. 2019) and RoBERTa (Liu et al. 2019) family tables: one body, heads with different names."""
 
 from transformer_jax.huggingface.family import ACTIVATIONS, Architecture, Family, Field
 
@@ -33,9 +33,9 @@ _REQUIRED = {"position_embedding_type": "absolute", "is_decoder": False, "add_cr
 
 
 def _body(prefix: str) -> dict[str, str]:
-    """Under "encoder/" where the model is a head on it, and without where it is the model."""
-    names = {ours: f"{prefix}.{theirs}" for ours, theirs in _BODY.items()}
-    return names | {f"encoder/{ours}": theirs for ours, theirs in names.items()}
+    """The names of the body, with "encoder/" in models that have a head on it, and without in the encoder itself."""
+    names = {path: f"{prefix}.{module}" for path, module in _BODY.items()}
+    return names | {f"encoder/{path}": module for path, module in names.items()}
 
 
 _MASKED_LM = Architecture(
@@ -44,9 +44,9 @@ _MASKED_LM = Architecture(
         "transform": "cls.predictions.transform.dense",
         "norm": "cls.predictions.transform.LayerNorm",
         "bias": "cls.predictions.bias",
-        "bias beside unembed": "cls.predictions.decoder.bias",
         "encoder/embed/unembed": "cls.predictions.decoder",
     },
+    untied_names={"bias": "cls.predictions.decoder.bias"},
 )
 
 BERT = Family(
@@ -63,8 +63,8 @@ BERT = Family(
     fields=(Field("vocab_size", "vocab_size", 30522), Field("max_position_embeddings", "max_len", 512), *_FIELDS),
     fixed=_FIXED | {"position_offset": 0},
     required=_REQUIRED,
-    names=_body("bert"),
-    head=("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
+    tensor_names=_body("bert"),
+    output_projection=("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
     renamed=(
         (r"LayerNorm\.gamma$", "LayerNorm.weight"),
         (r"LayerNorm\.beta$", "LayerNorm.bias"),
@@ -88,9 +88,9 @@ ROBERTA = Family(
                 "transform": "lm_head.dense",
                 "norm": "lm_head.layer_norm",
                 "bias": "lm_head.bias",
-                "bias beside unembed": "lm_head.decoder.bias",
                 "encoder/embed/unembed": "lm_head.decoder",
             },
+            untied_names={"bias": "lm_head.decoder.bias"},
         ),
         "RobertaForSequenceClassification": Architecture(
             "classifier", {"dense": "classifier.dense", "out": "classifier.out_proj"}, "num_classes"
@@ -100,13 +100,13 @@ ROBERTA = Family(
     },
     fields=(
         Field("vocab_size", "vocab_size", 50265),
-        Field("max_position_embeddings", "max_len", 514, plus=-2),  # two rows come before the first position
+        Field("max_position_embeddings", "max_len", 514, offset=-2),  # two rows precede the first position
         *_FIELDS,
     ),
     fixed=_FIXED | {"position_offset": 2},
-    required=_REQUIRED | {"pad_token_id": 1},  # positions begin after it
-    names=_body("roberta"),
-    head=("lm_head.decoder.weight", "roberta.embeddings.word_embeddings.weight"),
+    required=_REQUIRED | {"pad_token_id": 1},  # positions start after the padding id
+    tensor_names=_body("roberta"),
+    output_projection=("lm_head.decoder.weight", "roberta.embeddings.word_embeddings.weight"),
     renamed=((r"^(embeddings|encoder|pooler)\.", r"roberta.\1."),),
     ignored=(
         r"^roberta\.embeddings\.position_ids$",

@@ -1,10 +1,10 @@
-"""GPT-2: Radford et al. 2019. Its linear layers are "Conv1D", with kernels [in, out]."""
+"""GPT-2 family table (Radford et al. 2019). Its linear layers are "Conv1D", with kernels [in, out]."""
 
-from transformer_jax.huggingface.family import ACTIVATIONS, Architecture, Family, Field, Place
+from transformer_jax.huggingface.family import ACTIVATIONS, Architecture, Family, Field, TensorPart
 
 
-def _conv(name: str, part: int = 0, num_parts: int = 1) -> Place:
-    return Place(f"transformer.h.{{i}}.{name}", "in_out", part, num_parts)
+def _conv(name: str, part: int = 0, num_parts: int = 1) -> TensorPart:
+    return TensorPart(f"transformer.h.{{i}}.{name}", "in_out", part, num_parts)
 
 
 GPT2 = Family(
@@ -24,7 +24,7 @@ GPT2 = Family(
     ),
     fixed={"norm": "layernorm", "positions": "learned", "norm_placement": "pre", "use_bias": True},
     required={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
-    names={
+    tensor_names={
         "embed/tokens": "transformer.wte",
         "embed/positions": "transformer.wpe",
         "embed/unembed": "lm_head",
@@ -38,7 +38,7 @@ GPT2 = Family(
         "stack/block_{i}/feed_forward/up": _conv("mlp.c_fc"),
         "stack/block_{i}/feed_forward/down": _conv("mlp.c_proj"),
     },
-    head=("lm_head.weight", "transformer.wte.weight"),
-    renamed=((r"^(wte|wpe|h|ln_f)\.", r"transformer.\1."),),  # the first files have no prefix
-    ignored=(r"\.attn\.(bias|masked_bias)$", r"^lm_head\.weight$"),  # the causal mask was saved, too
+    output_projection=("lm_head.weight", "transformer.wte.weight"),
+    renamed=((r"^(wte|wpe|h|ln_f)\.", r"transformer.\1."),),  # the first published files have no prefix
+    ignored=(r"\.attn\.(bias|masked_bias)$", r"^lm_head\.weight$"),  # old files include the causal mask
 )

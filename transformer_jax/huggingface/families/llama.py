@@ -1,13 +1,17 @@
-"""Llama: Touvron et al. 2023, Llama Team 2024. Grouped queries, rotary positions in halves, gated feed-forward."""
+"""Llama family table (Touvron et al. 2023, Llama Team 2024).
+
+Grouped-query attention, rotary position embeddings in halves, gated feed-forward.
+"""
 
 from transformer_jax.huggingface.family import Architecture, Family, Field
 
 _LAYER = "model.layers.{i}"
-_SCALED, _LLAMA3 = ("rope_scaling", ("linear", "llama3")), ("rope_scaling", ("llama3",))
+_SCALED = ("rope_scaling", ("linear", "llama3"))
+_LLAMA3 = ("rope_scaling", ("llama3",))
 
 
 def _rope(name: str) -> tuple[str, str]:
-    """Where it stands since transformers 5, and where it stood before."""
+    """The field of a rotary setting before transformers 5, and since."""
     return f"rope_scaling.{name}", f"rope_parameters.{name}"
 
 
@@ -45,17 +49,17 @@ LLAMA = Family(
             "rope_scaling",
             "none",
             {"default": "none", "linear": "linear", "llama3": "llama3"},
-            when=_SCALED,
+            written_if=_SCALED,
         ),
-        Field(_rope("factor"), "rope_factor", 1.0, when=_SCALED),
-        Field(_rope("low_freq_factor"), "rope_low_freq_factor", 1.0, when=_LLAMA3),
-        Field(_rope("high_freq_factor"), "rope_high_freq_factor", 4.0, when=_LLAMA3),
-        Field(_rope("original_max_position_embeddings"), "rope_original_max_len", 8192, when=_LLAMA3),
+        Field(_rope("factor"), "rope_factor", 1.0, written_if=_SCALED),
+        Field(_rope("low_freq_factor"), "rope_low_freq_factor", 1.0, written_if=_LLAMA3),
+        Field(_rope("high_freq_factor"), "rope_high_freq_factor", 4.0, written_if=_LLAMA3),
+        Field(_rope("original_max_position_embeddings"), "rope_original_max_len", 8192, written_if=_LLAMA3),
         Field("attention_dropout", "dropout_rate", 0.0),
     ),
     fixed={"norm": "rmsnorm", "positions": "rotary", "rope_layout": "halves", "norm_placement": "pre"},
     required={"partial_rotary_factor": 1.0, "rope_parameters.partial_rotary_factor": 1.0},
-    names={
+    tensor_names={
         "embed/tokens": "model.embed_tokens",
         "embed/unembed": "lm_head",
         "stack/norm": "model.norm",
@@ -69,7 +73,7 @@ LLAMA = Family(
         "stack/block_{i}/feed_forward/up": f"{_LAYER}.mlp.up_proj",
         "stack/block_{i}/feed_forward/down": f"{_LAYER}.mlp.down_proj",
     },
-    head=("lm_head.weight", "model.embed_tokens.weight"),
+    output_projection=("lm_head.weight", "model.embed_tokens.weight"),
     renamed=((r"^(embed_tokens|layers|norm)\.", r"model.\1."),),
     ignored=(r"rotary_emb\.inv_freq$", r"^lm_head\.weight$"),
 )

@@ -1,4 +1,4 @@
-"""T5: Raffel et al. 2020; v1.1 has a gate in the feed-forward part and an output projection of its own."""
+"""T5 family table (Raffel et al. 2020); v1.1 has a gated feed-forward part and an untied output projection."""
 
 from transformer_jax.huggingface.family import Architecture, Family, Field, SameAs
 
@@ -7,10 +7,10 @@ def _both(name: str) -> tuple[str, str]:
     return f"encoder.{name}", f"decoder.{name}"
 
 
-def _attention(side: str, ours: str, theirs: str, layer: int) -> dict[str, str]:
-    module = f"{side}.block.{{i}}.layer.{layer}"
-    return {f"{side}/stack/block_{{i}}/{ours}_norm": f"{module}.layer_norm"} | {
-        f"{side}/stack/block_{{i}}/{ours}/{name}": f"{module}.{theirs}.{name[0]}"
+def _attention(side: str, module: str, hf_module: str, layer: int) -> dict[str, str]:
+    hf_layer = f"{side}.block.{{i}}.layer.{layer}"
+    return {f"{side}/stack/block_{{i}}/{module}_norm": f"{hf_layer}.layer_norm"} | {
+        f"{side}/stack/block_{{i}}/{module}/{name}": f"{hf_layer}.{hf_module}.{name[0]}"
         for name in ("query", "key", "value", "out")
     }
 
@@ -23,10 +23,16 @@ def _side(side: str, feed_forward: int) -> dict[str, str]:
         ),
         f"{side}/stack/block_{{i}}/feed_forward_norm": f"{module}.layer_norm",
         f"{side}/stack/block_{{i}}/feed_forward/up": f"{module}.DenseReluDense.wi",
-        f"{side}/stack/block_{{i}}/feed_forward/gate": f"{module}.DenseReluDense.wi_0",
-        f"{side}/stack/block_{{i}}/feed_forward/up beside gate": f"{module}.DenseReluDense.wi_1",
         f"{side}/stack/block_{{i}}/feed_forward/down": f"{module}.DenseReluDense.wo",
         f"{side}/stack/norm": f"{side}.final_layer_norm",
+    }
+
+
+def _gated(side: str, feed_forward: int) -> dict[str, str]:
+    module = f"{side}.block.{{i}}.layer.{feed_forward}.DenseReluDense"
+    return {
+        f"{side}/stack/block_{{i}}/feed_forward/gate": f"{module}.wi_0",
+        f"{side}/stack/block_{{i}}/feed_forward/up": f"{module}.wi_1",
     }
 
 
@@ -35,7 +41,7 @@ T5 = Family(
     architectures={"T5ForConditionalGeneration": Architecture("seq2seq"), "T5Model": Architecture("seq2seq")},
     fields=(
         Field("vocab_size", _both("vocab_size"), 32128),
-        Field("n_positions", _both("max_len"), 512),  # of the training; the model itself has no such limit
+        Field("n_positions", _both("max_len"), 512),  # of the training; the model has no such limit
         Field("d_model", _both("d_model"), 512),
         Field("num_layers", "encoder.num_layers", 6),
         Field("num_decoder_layers", "decoder.num_layers", SameAs("num_layers", 6)),
@@ -60,7 +66,7 @@ T5 = Family(
         Field("layer_norm_epsilon", _both("norm_epsilon"), 1e-6),
         Field("dropout_rate", _both("dropout_rate"), 0.1),
         Field("tie_word_embeddings", "decoder.tie_embeddings", True),
-        # Before transformers 5 one field said both: what is tied is scaled.
+        # Before transformers 5 one field set both: logits are scaled if the embeddings are tied.
         Field(("scale_decoder_outputs", "tie_word_embeddings"), "decoder.scale_logits", True),
     ),
     fixed={
@@ -76,11 +82,12 @@ T5 = Family(
     }
     | {"share_embeddings": True},
     required={},
-    names=_side("encoder", 1)
+    tensor_names=_side("encoder", 1)
     | _side("decoder", 2)
     | _attention("decoder", "cross", "EncDecAttention", 1)
     | {"shared": "shared", "decoder/embed/unembed": "lm_head"},
-    head=("lm_head.weight", "shared.weight"),
+    gated_names=_gated("encoder", 1) | _gated("decoder", 2),
+    output_projection=("lm_head.weight", "shared.weight"),
     ignored=(
         r"^(encoder|decoder)\.embed_tokens\.weight$",
         r"^lm_head\.weight$",
