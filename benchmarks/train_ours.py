@@ -55,7 +55,7 @@ def main():
     model = GPT(config.model)
     optimizer = make_optimizer(config.optimizer, config.train.num_steps)
     parallel = loop.build_parallel(config, model, causal_lm, optimizer)
-    state = parallel.put(loop.first_state(config, model, optimizer, InitFrom())[0])
+    state = parallel.put(loop.init_state(config, model, optimizer, InitFrom())[0])
     steps_per_call = 10 if config.model.d_model < 256 else 1  # as the loop chooses for these shapes
     leaves = jax.tree_util.tree_leaves_with_path(state.params)
     np.savez(setup["weights"], **{"/".join(key.key for key in path): np.asarray(leaf) for path, leaf in leaves})
@@ -66,7 +66,7 @@ def main():
         tokens = batches[(done + np.arange(steps_per_call)) % len(batches)]
         state = parallel.train(state, {"tokens": tokens, "is_token": np.ones(tokens.shape, bool)}, n)
         done += n
-        return float(state.window.loss_sum / state.window.weight_sum)  # of the last step
+        return float(state.accumulator.loss_sum / state.accumulator.weight_sum)  # of the last step
 
     def answer(value):
         print(json.dumps(value), flush=True)

@@ -71,7 +71,7 @@ def on_four_devices(folder: Path) -> None:
     for name, accumulation in CASES:
         state, report["sums"][f"{name}-{accumulation}"] = train(name, accumulation)
         checkpoints = Checkpoints(folder / f"{name}-{accumulation}")
-        checkpoints.save(NUM_STEPS, state.params, {}, {"step": state.step, "window": state.window})
+        checkpoints.save(NUM_STEPS, state.params, {}, {"step": state.step, "accumulator": state.accumulator})
         checkpoints.wait()
         np.savez(folder / f"{name}-{accumulation}.npz", *map(np.asarray, jax.tree.leaves(state.params)))
     for name in PARALLEL:
@@ -137,13 +137,13 @@ def test_a_checkpoint_of_four_devices_is_restored_on_one_with_equal_arrays(
     folder, _ = four_devices
     checkpoints = Checkpoints(folder / f"{name}-{accumulation}")
     state, _ = one_device
-    templates = {"params": state.params, "state": {"step": state.step, "window": state.window}}
+    templates = {"params": state.params, "state": {"step": state.step, "accumulator": state.accumulator}}
     restored = checkpoints.restore(checkpoints.find(), **abstract(templates))
     with np.load(folder / f"{name}-{accumulation}.npz") as arrays:
         for array, leaf in zip(arrays.values(), jax.tree.leaves(restored["params"]), strict=True):
             np.testing.assert_array_equal(leaf, array)
     assert restored["state"]["step"] == NUM_STEPS
-    assert restored["state"]["window"].weight_sum == state.window.weight_sum
+    assert restored["state"]["accumulator"].weight_sum == state.accumulator.weight_sum
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def test_a_bert_gets_a_new_head_and_learns_labels(tmp_path, capfd):
     )
     said = capfd.readouterr().out
     assert "new, with random values: dense/bias, dense/kernel, out/bias, out/kernel" in said
-    assert "not taken: bias, norm/bias, norm/scale, transform/bias, transform/kernel" in said
+    assert "not used: bias, norm/bias, norm/scale, transform/bias, transform/kernel" in said
     assert "72 texts to train on, 8 to validate on, " in said
     assert events(workdir, "val")[-1]["accuracy"] == 1.0
     run = tj.load(workdir)
@@ -197,7 +197,7 @@ def test_vocabulary_and_positions_are_resized_when_asked_for_and_keep_what_both_
         ({"train__task": "sing"}, "train.task='sing'.*causal_lm, .*classify"),
         ({"optimizer__freeze": "nowhere"}, "no parameter has 'nowhere'"),
         ({"optimizer__freeze": "."}, "leaves no parameter to train"),
-        ({"optimizer__freeze": "("}, "'\\(' is no pattern"),
+        ({"optimizer__freeze": "("}, "'\\(' is not a regular expression"),
         ({"optimizer__layer_decay": 0.0}, "optimizer.layer_decay=0.0"),
     ],
 )

@@ -11,7 +11,7 @@ from train import flops
 from train.data.batches import eval_batches
 from train.evaluation import evaluate
 from train.losses import causal_lm
-from train.metrics import MetricsLog, bits_per_byte, perplexity, read_metrics
+from train.metrics import MetricsLog, bits_per_byte, perplexity, read_metrics, text_metrics
 from train.plot import draw_loss
 from train.step import eval_step
 from transformer_jax.config import TransformerConfig
@@ -68,7 +68,7 @@ def test_bits_per_byte_do_not_depend_on_how_text_is_cut_into_tokens():
 def test_each_event_is_a_line(open_log, tmp_path):
     log = open_log()
     log.train(10, NUMBERS, 0.25)
-    log.val(10, {"loss": math.log(16)}, 2.0)
+    log.val(10, {"loss": math.log(16)} | text_metrics(math.log(16), 2.0))
     log.close()
     train, val = [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert (train["step"], train["split"], train["loss"], train["learning_rate"]) == (10, "train", 1.5, 0.25)
@@ -85,7 +85,7 @@ def test_each_event_is_a_line(open_log, tmp_path):
 def test_what_is_no_number_becomes_null(open_log, tmp_path):
     log = open_log(tensorboard=True)
     log.train(10, NUMBERS | {"weight_sum": np.float32(0), "grad_norm": np.float32("inf")}, 0.25)
-    log.val(10, {"loss": math.nan}, 2.0)
+    log.val(10, {"loss": math.nan} | text_metrics(math.nan, 2.0))
     log.close()
     train, val = read_metrics(tmp_path / "metrics.jsonl")
     assert train["loss"] is train["perplexity"] is train["grad_norm"] is None
@@ -173,7 +173,7 @@ def test_parameters_and_operations_are_those_counted_by_hand(tie_embeddings):
     biases = 4 * 4 + 8 + 4
     norms = 3 * 2 * 4
     unembed = 0 if tie_embeddings else 4 * 10
-    assert flops.count(params) == kernels + biases + norms + 10 * 4 + 3 * 4 + unembed
-    assert flops.num_bytes(params) == 4 * flops.count(params)
+    assert flops.count_params(params) == kernels + biases + norms + 10 * 4 + 3 * 4 + unembed
+    assert flops.num_bytes(params) == 4 * flops.count_params(params)
     # 6 for each weight, the output projection's too; 12 for each of the 3 places, 2 heads and 2 numbers of a head
     assert flops.flops_per_token(params, config) == 6 * (kernels + 10 * 4) + 12 * 3 * 2 * 2

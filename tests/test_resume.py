@@ -217,7 +217,7 @@ def test_a_second_signal_ends_the_process_at_once():
     process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, **pipes)
     process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    assert process.stderr.readline() == "\n" and "Once more quits at once" in process.stderr.readline()
+    assert process.stderr.readline() == "\n" and "A second signal exits at once" in process.stderr.readline()
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 143

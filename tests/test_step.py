@@ -118,8 +118,8 @@ def test_cross_entropy_in_pieces_has_the_loss_and_the_gradient_of_all_logits_at_
     x, table = random.normal(size=(B, T, 13)).astype(np.float32), random.normal(size=(13, V)).astype(np.float32)
     targets, weights = random.integers(0, V, (B, T)), random.normal(size=(B, T)).astype(np.float32)
 
-    def loss(x, table, most):
-        nats = cross_entropy(lambda x: x @ table, x, targets, most)
+    def loss(x, table, max_logits):
+        nats = cross_entropy(lambda x: x @ table, x, targets, max_logits)
         return jnp.sum(weights * nats), nats
 
     both = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
@@ -142,7 +142,7 @@ def test_padding_changes_neither_loss_nor_gradient():
     assert np.any(other["tokens"] != batch["tokens"])
     one, two = step(state, batch), step(state, other)
     assert_close(one.params, two.params, 1e-6)
-    np.testing.assert_allclose(one.window.loss_sum, two.window.loss_sum, rtol=1e-6)
+    np.testing.assert_allclose(one.accumulator.loss_sum, two.accumulator.loss_sum, rtol=1e-6)
 
 
 # The step
@@ -158,8 +158,8 @@ def test_accumulated_micro_batches_equal_one_big_batch_however_uneven_their_padd
         assert differ(one.params, state.params)
         assert_close(many.params, one.params)
         np.testing.assert_allclose(many.grad_norm, one.grad_norm, rtol=1e-5)
-        np.testing.assert_allclose(many.window.loss_sum, one.window.loss_sum, rtol=1e-6)
-        assert many.window.weight_sum == one.window.weight_sum
+        np.testing.assert_allclose(many.accumulator.loss_sum, one.accumulator.loss_sum, rtol=1e-6)
+        assert many.accumulator.weight_sum == one.accumulator.weight_sum
 
 
 def test_the_gradient_is_of_the_mean_over_all_targets():
@@ -192,7 +192,7 @@ def test_a_batch_of_padding_only_is_finite_and_moves_nothing():
     step, state = make()
     after = jax.jit(step)(state, make_batch(0, lengths=(0,) * B))
     assert_equal(after.params, state.params)
-    assert after.window.loss_sum == after.window.weight_sum == after.grad_norm == after.consecutive_skips == 0
+    assert after.accumulator.loss_sum == after.accumulator.weight_sum == after.grad_norm == after.consecutive_skips == 0
     assert after.step == 1
 
 
@@ -203,7 +203,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(mark):
     before = step(state, marked(0, FINE))
     bad = step(before, marked(1, mark))
     assert differ(before.params, state.params)
-    assert_equal((bad.params, bad.opt_state, bad.window), (before.params, before.opt_state, before.window))
+    assert_equal((bad.params, bad.opt_state, bad.accumulator), (before.params, before.opt_state, before.accumulator))
     assert (bad.step, bad.consecutive_skips, bad.skipped_steps) == (2, 1, 1)
     bad = step(bad, marked(2, mark))
     assert (bad.step, bad.consecutive_skips, bad.skipped_steps) == (3, 2, 2)
@@ -233,8 +233,8 @@ def test_the_window_holds_the_sums_since_the_last_line_of_the_log():
     for i, batch in enumerate(batches):
         state = step(state, batch)
         since = sums[i // 3 * 3 : i + 1]
-        assert state.window.weight_sum == sum(weight for _, weight in since)
-        np.testing.assert_allclose(state.window.loss_sum, sum(loss for loss, _ in since), rtol=1e-5)
+        assert state.accumulator.weight_sum == sum(weight for _, weight in since)
+        np.testing.assert_allclose(state.accumulator.loss_sum, sum(loss for loss, _ in since), rtol=1e-5)
 
 
 # Dropout
@@ -285,4 +285,4 @@ def test_one_batch_can_be_learned_by_heart():
     batch["tokens"][:, 0] = np.arange(B)
     steps = jax.jit(functools.partial(train_steps, step=step))
     after = steps(state, stack([batch] * 101), 101)
-    assert after.window.loss_sum / after.window.weight_sum < 0.1
+    assert after.accumulator.loss_sum / after.accumulator.weight_sum < 0.1

@@ -1,4 +1,4 @@
-"""The loss, and what else an loss_fn counts, over a whole split."""
+"""Evaluation: loss and metrics of a whole split."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,13 +11,14 @@ from .step import Batch
 
 
 def evaluate(eval_step: Callable, params: Any, batches: Iterable[Batch]) -> dict[str, float]:
-    """Sums over all batches, divided by the sum of the weights: the same whatever the batches are.
+    """Evaluate a split: sums over all batches, divided at the end, so the result does not depend on the batch size.
 
     Args:
       eval_step: (params, batch) -> (loss_sum, weight_sum, counts).
     Returns:
-      `loss`, in nats per target, and each count as a share: of the weights or, of a pair (part, whole), the mean of
-      part / whole over their elements; where the batches have a floor, what `compare` says.
+      `loss`, in nats per target, and each count as a ratio: divided by the sum of the weights or, for a pair
+      (numerator, denominator), the mean of numerator / denominator over their elements. If the batches have an
+      entropy floor: the result of `entropy_floor.compare`.
     """
     sums: dict[str, Any] = {}
     for batch in batches:
@@ -27,9 +28,11 @@ def evaluate(eval_step: Callable, params: Any, batches: Iterable[Batch]) -> dict
     weight_sum = sums.pop("weight")
     if "floor" in sums:
         return compare({name: float(value) for name, value in sums.items()}, float(weight_sum))
-    return {name: _share(value, weight_sum) for name, value in sums.items()}
+    return {name: _ratio(value, weight_sum) for name, value in sums.items()}
 
 
-def _share(value: Any, weight_sum: Any) -> float:
-    part, whole = value if isinstance(value, tuple) else (value, weight_sum)
-    return float(np.mean(part / np.maximum(whole, 1.0))) if isinstance(value, tuple) else float(part / whole)
+def _ratio(value: Any, weight_sum: Any) -> float:
+    if isinstance(value, tuple):
+        numerator, denominator = value
+        return float(np.mean(numerator / np.maximum(denominator, 1.0)))
+    return float(value / weight_sum)

@@ -1,4 +1,4 @@
-"""Where a run starts from: random values, or a model that was trained before (`train.init_from`)."""
+"""Initial parameters of a run: random values, or a pre-trained model (`train.init_from`)."""
 
 import dataclasses
 from typing import Any
@@ -8,156 +8,170 @@ import jax.numpy as jnp
 
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
-from transformer_jax.models import Encoder, Seq2SeqConfig, make_model
+from transformer_jax.models import Encoder, Seq2SeqConfig, make_model, path_names
 from transformer_jax.run import Run, generation_defaults_of, open_run
 from transformer_jax.tokenizers import BOS_ID, Tokenizer, tokenizer_from_dict
 
-from .resume import with_vocabulary
+from .config import TrainConfig
+from .resume import with_vocab_size
 
-# Fields of a recipe that say something new of a model that was trained before. All others are as they were.
-ITS_OWN = ("dropout_rate", "dtype", "backend", "init_std", "zero_init")
+# Model fields that a recipe may override when it starts from a pre-trained model. All others stay as they were.
+MAY_OVERRIDE = ("dropout_rate", "dtype", "backend", "init_std", "zero_init")
+# Ends of the names of the parameters that have an axis of the vocabulary, or of the positions.
 VOCABULARY = (("tokens", "embedding"), ("unembed", "kernel"), ("logit_bias",), ("bias",))
 POSITIONS = (("positions", "embedding"),)
 
 
 @dataclasses.dataclass(frozen=True)
 class InitFrom:
-    """What there is before the first step."""
+    """Initial model and tokenizer of a run: pre-trained, from the run's own checkpoint, or none (random values)."""
 
-    run: Run | None = None  # the model of `train.init_from`
-    model: Any = None  # that of the checkpoint to go on from, which stays as it is
+    run: Run | None = None  # the pre-trained model of `train.init_from`
+    own_model: Any = None  # the model of the run's own checkpoint; its configuration is not changed
     tokenizer: Tokenizer | None = None
-    hf_config: dict = dataclasses.field(
-        default_factory=dict
-    )  # config.json and generation_config.json, if there were any
+    hf_config: dict = dataclasses.field(default_factory=dict)  # config.json and generation_config.json, if any
     resize_vocab: bool = False
     resize_positions: bool = False
 
-    def merged(self, asked: TransformerConfig) -> TransformerConfig:
-        """The shape to train: the one that was trained before, with what the recipe may say anew.
+    def merge_config(self, recipe: TransformerConfig) -> TransformerConfig:
+        """Merge the recipe's model configuration into the pre-trained one; return the configuration to train.
 
         Raises:
-          UserError: the recipe asks for something else than what the model is.
+          UserError: the recipe sets a field that the pre-trained model has fixed to another value.
         """
-        if self.model is not None:
-            return self.model.config
+        if self.own_model is not None:
+            return self.own_model.config
         if self.run is None:
-            return asked
+            return recipe
         if not isinstance(self.run.config, TransformerConfig):
             raise UserError(f"train.init_from: holds a {type(self.run.model).__name__}, which this task cannot train.")
-        return self._merged(asked, self.run.config)
+        return self._merge(recipe, self.run.config)
 
-    def merged_sides(self, asked: TransformerConfig, vocab_size: int, source_vocab_size: int = 0) -> Seq2SeqConfig:
-        """The same for a Seq2Seq, both of whose sides are asked for alike.
+    def merge_seq2seq_config(
+        self, recipe: TransformerConfig, vocab_size: int, source_vocab_size: int = 0
+    ) -> Seq2SeqConfig:
+        """Merge the recipe's model configuration into both sides of a Seq2Seq; see `merge_config`.
 
         Args:
           vocab_size: that of the tokenizer, for a new model.
-          source_vocab_size: that of the source's, where it has one of its own: then embeddings are not shared.
+          source_vocab_size: that of the source tokenizer, if it is separate: then embeddings are not shared.
         """
-        if self.model is not None:
-            return self.model.config
+        if self.own_model is not None:
+            return self.own_model.config
         if self.run is None:
-            decoder = with_vocabulary(asked, vocab_size)
-            encoder = with_vocabulary(asked, source_vocab_size or vocab_size)
+            decoder = with_vocab_size(recipe, vocab_size)
+            encoder = with_vocab_size(recipe, source_vocab_size or vocab_size)
             return Seq2SeqConfig(encoder, decoder, share_embeddings=not source_vocab_size)
-        before = self.run.config
-        if not isinstance(before, Seq2SeqConfig):
+        pretrained = self.run.config
+        if not isinstance(pretrained, Seq2SeqConfig):
             raise UserError(
                 f"train.init_from: holds a {type(self.run.model).__name__}, and this task trains a Seq2Seq."
             )
-        sides = (self._merged(asked, side) for side in (before.encoder, before.decoder))
-        return Seq2SeqConfig(*sides, before.share_embeddings)
+        encoder = self._merge(recipe, pretrained.encoder)
+        decoder = self._merge(recipe, pretrained.decoder)
+        return Seq2SeqConfig(encoder, decoder, pretrained.share_embeddings)
 
-    def start_id(self) -> int:
-        """The token that starts a target."""
-        return (
-            generation_defaults_of(self.hf_config, self.model or self.run.model, self.tokenizer).start_id
-            if self.hf_config
-            else BOS_ID
-        )
+    def decoder_start_id(self) -> int:
+        """Return the token id that starts every target."""
+        if not self.hf_config:
+            return BOS_ID
+        model = self.own_model or (self.run and self.run.model)
+        return generation_defaults_of(self.hf_config, model, self.tokenizer).start_id
 
-    def _merged(self, asked: TransformerConfig, before: TransformerConfig) -> TransformerConfig:
-        default, new = TransformerConfig(), {}
-        for field in dataclasses.fields(asked):
-            value, old = getattr(asked, field.name), getattr(before, field.name)
-            may = field.name in ITS_OWN
-            may |= field.name == "vocab_size" and self.resize_vocab
-            may |= field.name == "max_len" and self.resize_positions
+    def _merge(self, recipe: TransformerConfig, pretrained: TransformerConfig) -> TransformerConfig:
+        default = TransformerConfig()
+        overrides = {}
+        for field in dataclasses.fields(recipe):
+            value = getattr(recipe, field.name)
+            old = getattr(pretrained, field.name)
             if value in (getattr(default, field.name), old):
                 continue
-            if not may:
-                raise UserError(_refused(field.name, value, old))
-            new[field.name] = value
-        return dataclasses.replace(before, **new)
+            may_override = field.name in MAY_OVERRIDE
+            may_override |= field.name == "vocab_size" and self.resize_vocab
+            may_override |= field.name == "max_len" and self.resize_positions
+            if not may_override:
+                raise UserError(_override_error(field.name, value, old))
+            overrides[field.name] = value
+        return dataclasses.replace(pretrained, **overrides)
 
-    def check_kind(self, cls: type) -> None:
-        """Raises UserError where the parameters that were trained before have no place in a model of this kind."""
+    def check_model_type(self, task_model: type) -> None:
+        """Check that the pre-trained parameters fit a model of this type (GPT or not). Raises UserError."""
         if self.run is None:
             return
-        body, wanted = type(self.run.model), cls.__name__
-        if (wanted == "GPT") != (body.__name__ == "GPT"):
-            raise UserError(f"train.init_from: holds a {body.__name__}, and this train.task trains a {wanted}.")
+        pretrained = type(self.run.model).__name__
+        trained = task_model.__name__
+        if (trained == "GPT") != (pretrained == "GPT"):
+            raise UserError(f"train.init_from: holds a {pretrained}, and this train.task trains a {trained}.")
 
 
-def find_init_from(init_from: str, meta: dict | None, resize_vocab: bool, resize_positions: bool) -> InitFrom:
-    """The start of a run, from its own checkpoint, another model, or nothing.
+def load_init_from(config: TrainConfig, meta: dict[str, Any] | None) -> InitFrom:
+    """Load what a run starts from: the model of its own checkpoint, a pre-trained model, or neither.
 
     Args:
-      init_from: a run directory, a Hugging Face folder or the name of a model on the hub; "": none.
-      meta: of the run's own checkpoint, which counts alone where there is one.
+      config: `init_from` is a run directory, a Hugging Face folder or the name of a model on the hub; "": neither.
+      meta: of the run's own checkpoint. If there is one, `init_from` is not read.
     """
     if meta:
         return InitFrom(
-            None, make_model(meta["model"]), tokenizer_from_dict(meta["tokenizer"]), meta.get("hf_config", {})
+            own_model=make_model(meta["model"]),
+            tokenizer=tokenizer_from_dict(meta["tokenizer"]),
+            hf_config=meta.get("hf_config", {}),
         )
-    if not init_from:
+    if not config.init_from:
         return InitFrom()
-    run = open_run(init_from)
-    return InitFrom(run, None, run.tokenizer, run.hf_config, resize_vocab, resize_positions)
+    run = open_run(config.init_from)
+    return InitFrom(
+        run=run,
+        tokenizer=run.tokenizer,
+        hf_config=run.hf_config,
+        resize_vocab=config.resize_vocab,
+        resize_positions=config.resize_positions,
+    )
 
 
 def load_pretrained_params(init_from: InitFrom, params: Any) -> tuple[Any, str]:
-    """Initial parameters, those that were trained before in their places; and a line that says what is new.
+    """Replace random initial parameters by pre-trained ones of the same name, as float32.
 
-    Everything is float32 from here on. Where vocabulary or positions are resized, the rows that both have are kept.
+    If vocabulary or positions are resized, the rows that both shapes share are copied.
 
+    Returns:
+      The parameters, and a line that lists which of them are new and which pre-trained ones were not used.
     Raises:
-      UserError: a parameter has another shape than before.
+      UserError: a parameter has another shape than the pre-trained one.
     """
     if init_from.run is None:
         return params, ""
-    before = {"encoder": init_from.run.params} if isinstance(init_from.run.model, Encoder) else init_from.run.params
-    before = {_names(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(before)}
+    pretrained = init_from.run.params
+    if isinstance(init_from.run.model, Encoder):
+        pretrained = {"encoder": pretrained}
+    unused = {path_names(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(pretrained)}
     new = []
 
-    def take(path, leaf):
-        names = _names(path)
-        old = before.pop(names, None)
+    def load(path, leaf):
+        names = path_names(path)
+        old = unused.pop(names, None)
         if old is None:
             new.append("/".join(names))
             return leaf
         if old.shape == leaf.shape:
             return jnp.asarray(old, jnp.float32)
         resized = (VOCABULARY if init_from.resize_vocab else ()) + (POSITIONS if init_from.resize_positions else ())
-        if any(names[-len(one) :] == one for one in resized):
-            both = tuple(slice(min(a, b)) for a, b in zip(old.shape, leaf.shape, strict=True))
-            return leaf.at[both].set(jnp.asarray(old[both], jnp.float32))
-        if names[-2:] == ("out", "kernel") or names[-2:] == ("out", "bias"):  # a head for other labels
+        if any(names[-len(end) :] == end for end in resized):
+            shared = tuple(slice(min(a, b)) for a, b in zip(old.shape, leaf.shape, strict=True))
+            return leaf.at[shared].set(jnp.asarray(old[shared], jnp.float32))
+        if names[-2:] in (("out", "kernel"), ("out", "bias")):  # a head for other labels
             new.append("/".join(names))
             return leaf
         raise UserError(f"train.init_from: {'/'.join(names)} has shape {list(old.shape)}, and not {list(leaf.shape)}.")
 
-    params = jax.tree_util.tree_map_with_path(take, params)
-    said = f"new, with random values: {', '.join(new)}" if new else "nothing is new"
-    left = f"; not taken: {', '.join(sorted('/'.join(names) for names in before))}" if before else ""
-    return params, f"started from {init_from.run.name}; {said}{left}"
+    params = jax.tree_util.tree_map_with_path(load, params)
+    note = f"new, with random values: {', '.join(new)}" if new else "nothing is new"
+    if unused:
+        note += f"; not used: {', '.join(sorted('/'.join(names) for names in unused))}"
+    return params, f"started from {init_from.run.name}; {note}"
 
 
-def _names(path: tuple) -> tuple[str, ...]:
-    return tuple(key.key for key in path)
-
-
-def _refused(name: str, value: Any, old: Any) -> str:
+def _override_error(name: str, value: Any, old: Any) -> str:
     resize = {"vocab_size": "train.resize_vocab=True", "max_len": "train.resize_positions=True"}.get(name)
-    fix = f"Set {resize} to resize it, or leave it out." if resize else "Leave it out."
+    fix = f"Set {resize} to resize it, or omit it." if resize else "Omit it."
     return f"model.{name}={value!r}: the model of train.init_from has {old!r}. {fix}"

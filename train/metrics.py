@@ -1,4 +1,4 @@
-"""What a run says about itself: metrics.jsonl, TensorBoard files, and lines or a progress bar."""
+"""Metrics of a run: metrics.jsonl, TensorBoard files, log lines and a progress bar."""
 
 import json
 import math
@@ -14,29 +14,43 @@ from . import entropy_floor
 
 
 def perplexity(nats_per_token: float) -> float:
-    """exp(loss): the number of equally likely tokens that would be as hard to guess."""
+    """Perplexity, exp(loss): the number of equally likely tokens that would be as hard to guess."""
     return math.exp(min(nats_per_token, 700.0))
 
 
 def bits_per_byte(nats_per_token: float, bytes_per_token: float) -> float:
-    """Loss per byte of UTF-8 text, which compares across tokenizers as perplexity does not."""
+    """Bits per byte of UTF-8 text: a loss that compares across tokenizers, unlike perplexity."""
     return nats_per_token / math.log(2) / bytes_per_token
 
 
+def text_metrics(nats_per_token: float, bytes_per_token: float | None = None) -> dict[str, float]:
+    """Metrics that follow from a loss per token: perplexity, and bits per byte if bytes per token are known."""
+    metrics = {"perplexity": perplexity(nats_per_token)}
+    if bytes_per_token is not None:
+        metrics["bits_per_byte"] = bits_per_byte(nats_per_token, bytes_per_token)
+    return metrics
+
+
 class MetricsLog:
-    """Writes every event to `workdir/metrics.jsonl` and TensorBoard, and shows it.
+    """Log of a run: writes every event to `workdir/metrics.jsonl` and TensorBoard, and prints it.
 
     Args:
-      first_step: the step that the run starts or resumes from. Lines after it, written by a process that
-        went further than its last checkpoint, are dropped: they will be written again.
+      first_step: the step that the run starts or resumes from. Later lines, from a process that went further than
+        its last checkpoint, are dropped: they will be written again.
       num_steps: the last step.
-      has_perplexity: whether the loss is that of tokens in a text.
+      has_perplexity: True if the loss is per token of a text.
     """
 
     def __init__(self, workdir: Path, first_step: int, num_steps: int, tensorboard: bool, has_perplexity: bool = True):
-        self.steps_timed, self.seconds = 0, 0.0  # in all; those with an underscore since the last line
-        self._tokens, self._seconds, self._seconds_left, self._text = 0, 0.0, 0.0, ""
-        self._num_steps, self._has_perplexity = num_steps, has_perplexity
+        self.steps_timed = 0
+        self.total_seconds = 0.0
+        # Since the last log line:
+        self._tokens = 0
+        self._seconds = 0.0
+        self._seconds_left = 0.0
+        self._bar_text = ""
+        self._num_steps = num_steps
+        self._has_perplexity = has_perplexity
         path = workdir / "metrics.jsonl"
         _drop_lines_after(path, first_step)
         self._file = open(path, "a", encoding="utf-8")
@@ -51,65 +65,67 @@ class MetricsLog:
             self._task = self._bar.add_task("training", total=num_steps, completed=first_step, text="")
             self._bar.start()
 
-    def steps(self, n: int, step: int, num_tokens: int, seconds: float) -> None:
-        """`n` more steps, up to `step`, over `num_tokens` tokens took so long."""
+    def add_steps(self, n: int, step: int, num_tokens: int, seconds: float) -> None:
+        """Add `n` more steps, up to `step`, with `num_tokens` tokens, that took `seconds`."""
         self.steps_timed += n
-        self.seconds += seconds
+        self.total_seconds += seconds
         if self.steps_timed > 1:  # the first one was spent compiling
             self._tokens += num_tokens
             self._seconds += seconds
             self._seconds_left = (self._num_steps - step) * seconds / n
         if self._bar:
-            self._bar.update(self._task, completed=step, text=self._text + self._time_left())
+            self._bar.update(self._task, completed=step, text=self._bar_text + self._time_left())
 
-    def train(self, step: int, numbers: dict[str, Any], learning_rate: float) -> None:
-        """The mean loss since the line before, and what else `numbers` of the training state say."""
-        weight_sum = float(numbers["weight_sum"])
-        loss = float(numbers["loss_sum"]) / weight_sum if weight_sum else math.nan
+    def train(self, step: int, metrics: dict[str, Any], learning_rate: float) -> None:
+        """Log training metrics: the mean loss since the last line, learning rate, gradient norm, speed, skipped steps.
+
+        Args:
+          metrics: of the training state: loss_sum, weight_sum, grad_norm, skipped_steps.
+        """
+        weight_sum = float(metrics["weight_sum"])
+        loss = float(metrics["loss_sum"]) / weight_sum if weight_sum else math.nan
         speed = self._tokens / self._seconds if self._seconds else math.nan
-        self._event(
+        self._write(
             step,
             "train",
             {
                 "loss": loss,
                 **self._perplexity(loss),
                 "learning_rate": learning_rate,
-                "grad_norm": float(numbers["grad_norm"]),
-                "tokens_per_second": round(speed, 1) if speed == speed else speed,
-                "skipped_steps": int(numbers["skipped_steps"]),
+                "grad_norm": float(metrics["grad_norm"]),
+                "tokens_per_second": speed if math.isnan(speed) else round(speed, 1),
+                "skipped_steps": int(metrics["skipped_steps"]),
             },
         )
-        self._tokens = self._seconds = 0
+        self._tokens = 0
+        self._seconds = 0.0
         words = "".join(f"  {name} {value:.2f}" for name, value in self._perplexity(loss).items())
-        self._text = f"loss {loss:.4f}{words}  {speed:,.0f} tokens/s"
+        self._bar_text = f"loss {loss:.4f}{words}  {speed:,.0f} tokens/s"
         if self._bar:
-            self._bar.update(self._task, text=self._text + self._time_left())
+            self._bar.update(self._task, text=self._bar_text + self._time_left())
         else:
-            self.say(f"{self._step(step)}  {self._text}{self._time_left()}")
+            self.print(f"{self._step(step)}  {self._bar_text}{self._time_left()}")
 
-    def val(self, step: int, values: dict[str, float], bytes_per_token: float | None) -> None:
-        """What was measured over the whole validation split, `loss` first; of text bits per byte, too."""
-        loss = values["loss"]
-        values = values | self._perplexity(loss)
-        words = f"validation loss {loss:.4f}"
-        words += f"  perplexity {values['perplexity']:.2f}" if self._has_perplexity else ""
-        if bytes_per_token is not None:
-            values |= {"bits_per_byte": bits_per_byte(loss, bytes_per_token)}
-            words += f"  {values['bits_per_byte']:.4f} bits/byte"
+    def val(self, step: int, values: dict[str, float]) -> None:
+        """Log validation metrics, the `values` of `Task.evaluate`: `loss` first."""
+        words = f"validation loss {values['loss']:.4f}"
+        words += f"  perplexity {values['perplexity']:.2f}" if "perplexity" in values else ""
+        words += f"  {values['bits_per_byte']:.4f} bits/byte" if "bits_per_byte" in values else ""
         if "floor" in values:
             words += f"  {entropy_floor.describe(values)}"
         else:
             shown = [name for name in values if name not in ("loss", "perplexity", "bits_per_byte")]
             words += "".join(f"  {name} {values[name]:.4f}" for name in shown)
-        self._event(step, "val", values)
-        self.say(f"{self._step(step)}  {words}")
+        self._write(step, "val", values)
+        self.print(f"{self._step(step)}  {words}")
         if values.get("leak"):
-            self.say(entropy_floor.warn(values))
+            self.print(entropy_floor.leak_warning(values))
 
     def _perplexity(self, loss: float) -> dict[str, float]:
         return {"perplexity": perplexity(loss)} if self._has_perplexity else {}
 
-    def _event(self, step: int, split: str, values: dict[str, Any]) -> None:
+    def _write(self, step: int, split: str, values: dict[str, Any]) -> None:
+        """Write one event as a line of metrics.jsonl and to TensorBoard. NaN and infinity become null."""
         values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         self._file.write(json.dumps({"step": step, "split": split, **values}, allow_nan=False) + "\n")
         self._file.flush()
@@ -125,13 +141,17 @@ class MetricsLog:
         minutes, seconds = divmod(round(self._seconds_left), 60)
         return f"  {minutes}:{seconds:02d} left"
 
-    def say(self, text: str) -> None:
-        """A line that stays, above the bar if there is one."""
+    def print_first_step(self, seconds_since_start: float) -> None:
+        """Print the time from the start to the end of the first step, and the part that compiled that step."""
+        self.print(f"first step {seconds_since_start:.1f} s after the start, compiled in {self.total_seconds:.1f} s")
+
+    def print(self, text: str) -> None:
+        """Print a line that stays, above the progress bar if there is one."""
         self._console.print(text, markup=False)
         self._console.file.flush()
 
     def close(self) -> None:
-        """Stop the bar and close the files."""
+        """Stop the progress bar and close the files."""
         if self._bar:
             self._bar.stop()
         self._file.close()
@@ -139,8 +159,8 @@ class MetricsLog:
             self._tensorboard.close()
 
 
-def read_metrics(path: Path) -> list[dict]:
-    """The events of a metrics.jsonl; a last line that a kill cut off is left out."""
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Read the events of a metrics.jsonl. A last line that a kill cut off is skipped; no file, no events."""
     events = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:

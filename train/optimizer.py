@@ -1,7 +1,7 @@
-"""Optimizers and learning-rate schedules, from optax.
+"""Optimizers (AdamW, Muon) and learning-rate schedules, from optax; weight decay, frozen parameters, layer decay.
 
-What is done to a parameter follows from what it is, told by its name, and not from its number of axes:
-here kernels have two or three, and some biases have two.
+The treatment of a parameter depends on its name, not on its number of axes: here kernels have two or three axes, and
+some biases have two.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ import jax
 import optax
 
 from transformer_jax.errors import UserError, choose
+from transformer_jax.models import path_names
 from transformer_jax.nn.layers import num_input_axes
 
 from .config import OptimizerConfig
@@ -40,37 +41,37 @@ SCHEDULES = {"warmup_cosine": _warmup_cosine, "warmup_linear": _warmup_linear, "
 
 
 def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
-    """The learning rate as a function of the step, reaching its last value at `num_steps`.
+    """Make the learning-rate schedule: step -> learning rate, with its final value at `num_steps`.
 
     A run that is resumed with a larger `num_steps` follows the longer curve from there on, so its learning
     rate rises at that point.
+
+    Raises:
+      UserError: unknown optimizer.schedule.
     """
-    warmup_steps = min(config.warmup_steps, num_steps // 2)  # a trial of a few steps needs no setting of its own
+    warmup_steps = min(config.warmup_steps, num_steps // 2)  # so that a trial of a few steps needs no other setting
     schedule = choose(SCHEDULES, config.schedule, "optimizer.schedule")
     return schedule(dataclasses.replace(config, warmup_steps=warmup_steps), num_steps)
 
 
-def _names(path: tuple) -> list[str]:
-    return [key.key for key in path]
-
-
 def is_decayed(params: Any) -> Any:
-    """True for kernels and embeddings, the parameters that weight decay pulls to zero."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: _names(path)[-1] in ("kernel", "embedding"), params)
+    """Return a mask for weight decay: True for kernels and embeddings, False for biases and norms."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path_names(path)[-1] in ("kernel", "embedding"), params)
 
 
 def muon_dimensions(params: Any) -> Any:
-    """Which axes Muon takes as a matrix's rows and columns; None sends a parameter to AdamW.
+    """Return the axes that Muon uses as rows and columns of each parameter; None: the parameter goes to AdamW.
 
-    Muon is for the matrices between activations. Embeddings, the output projection, norms and biases are
-    AdamW's (Jordan 2024). By itself optax would send three-dimensional kernels to AdamW and embeddings to Muon.
+    Muon is for the matrices between activations. Embeddings, the output projection, norms and biases go to AdamW
+    (Jordan 2024). By default optax would send three-dimensional kernels to AdamW and embeddings to Muon.
     """
 
     def dimensions(path, leaf):
-        names = _names(path)
+        names = path_names(path)
         if names[-1] != "kernel" or "unembed" in names:
             return None
-        num_in, axes = num_input_axes(tuple(names), leaf.ndim), tuple(range(leaf.ndim))
+        num_in = num_input_axes(names, leaf.ndim)
+        axes = tuple(range(leaf.ndim))
         return optax.contrib.MuonDimensionNumbers(axes[:num_in], axes[num_in:])
 
     return jax.tree_util.tree_map_with_path(dimensions, params)
@@ -85,14 +86,16 @@ def _muon(config, schedule):
     muon = optax.contrib.muon(
         lambda step: ratio * schedule(step),
         ns_steps=config.muon_steps,
-        preconditioning="aol",  # Boissin et al. 2025: a closer start, worth a step or two
+        preconditioning="aol",  # Boissin et al. 2025: a closer initial value, worth a Newton-Schulz step or two
         weight_decay=config.weight_decay,
         muon_weight_dimension_numbers=muon_dimensions,
     )
 
-    def labels(params):  # optax's muon has an AdamW of its own for the rest, but it cannot spare norms and biases decay
-        is_one = lambda x: x is None or isinstance(x, optax.contrib.MuonDimensionNumbers)  # noqa: E731
-        return jax.tree.map(lambda d: "adamw" if d is None else "muon", muon_dimensions(params), is_leaf=is_one)
+    def is_leaf(x):
+        return x is None or isinstance(x, optax.contrib.MuonDimensionNumbers)
+
+    def labels(params):  # optax's muon contains an AdamW for the rest, but that one would decay norms and biases
+        return jax.tree.map(lambda d: "adamw" if d is None else "muon", muon_dimensions(params), is_leaf=is_leaf)
 
     return optax.partition({"muon": muon, "adamw": _adamw(config, schedule)}, labels)
 
@@ -101,14 +104,17 @@ OPTIMIZERS = {"adamw": _adamw, "muon": _muon}
 
 
 def freeze(optimizer: optax.GradientTransformation, patterns: str) -> optax.GradientTransformation:
-    """`optimizer`, but not for parameters that have a pattern in their name, "stack/block_0/attention/query/kernel".
+    """Freeze parameters: wrap `optimizer` so that parameters whose name matches a pattern are not updated.
 
-    Raises (when the state is made):
-      UserError: a pattern that is in no name, or nothing is left to train.
+    Args:
+      patterns: regular expressions with commas between them, searched in names such as
+        "stack/block_0/attention/query/kernel".
+    Raises (when the optimizer state is created):
+      UserError: a pattern matches no name, or no parameter is left to train.
     """
 
     def labels(params):
-        names = jax.tree_util.tree_map_with_path(lambda path, _: "/".join(_names(path)), params)
+        names = jax.tree_util.tree_map_with_path(lambda path, _: "/".join(path_names(path)), params)
         for pattern in patterns.split(","):
             if not any(re.search(pattern, name) for name in jax.tree.leaves(names)):
                 raise UserError(f"optimizer.freeze: no parameter has {pattern!r} in its name.")
@@ -121,18 +127,19 @@ def freeze(optimizer: optax.GradientTransformation, patterns: str) -> optax.Grad
 
 
 def decay_by_layer(decay: float) -> optax.GradientTransformation:
-    """Updates of a block times `decay` for each block above it, of embeddings for all blocks and once more.
+    """Layer-wise learning-rate decay: multiply a block's update by `decay` once for the head and each block above it.
 
-    Clark et al. 2020, appendix A: lower layers are good already, and change less.
+    Updates of embeddings are multiplied once more than those of the lowest block. Clark et al. 2020, appendix A: lower
+    layers of a pre-trained model are general already, and should change less.
     """
 
     def scale(updates, params):
         paths = jax.tree_util.tree_leaves_with_path(updates)
-        blocks = [int(name[6:]) for path, _ in paths for name in _names(path) if name.startswith("block_")]
+        blocks = [int(name[6:]) for path, _ in paths for name in path_names(path) if name.startswith("block_")]
         num_layers = max(blocks, default=-1) + 1
 
         def factor(path, update):
-            names = _names(path)
+            names = path_names(path)
             block = next((int(name[6:]) for name in names if name.startswith("block_")), None)
             if block is not None:
                 return update * decay ** (num_layers - block)
@@ -145,7 +152,11 @@ def decay_by_layer(decay: float) -> optax.GradientTransformation:
 
 
 def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
-    """Clip the gradient by its global norm, then the optimizer that `config.name` names, but not of what is frozen."""
+    """Make the optimizer that `config.name` names, with gradient clipping, layer decay and frozen parameters.
+
+    Raises:
+      UserError: unknown optimizer.name or optimizer.schedule.
+    """
     optimizer = choose(OPTIMIZERS, config.name, "optimizer.name")(config, make_schedule(config, num_steps))
     if config.clip_norm:
         optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)

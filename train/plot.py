@@ -1,4 +1,4 @@
-"""Pictures: the loss of a run over its steps, and which labels are taken for which."""
+"""Plots: the loss curve of a run, and the confusion matrix of an evaluation."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,20 +7,21 @@ import matplotlib
 import numpy as np
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (the backend without a screen has to be chosen first)
+import matplotlib.pyplot as plt  # noqa: E402  (the backend without a screen must be chosen first)
 
 from .metrics import read_metrics  # noqa: E402
 
 
 def draw_loss(workdir: str | Path) -> Path:
-    """Draw `workdir/metrics.jsonl` as `workdir/loss.png` and return its path."""
+    """Draw the loss curve of `workdir/metrics.jsonl` as `workdir/loss.png`. Returns the path of the picture."""
     workdir = Path(workdir)
     events = [event for event in read_metrics(workdir / "metrics.jsonl") if event["loss"] is not None]
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for split, style, label in (("train", "-", "training"), ("val", "o-", "validation")):
         points = [(event["step"], event["loss"]) for event in events if event["split"] == split]
         if points:
-            axes.plot(*zip(*points, strict=True), style, label=f"{label}, last {points[-1][1]:.3f}", markersize=3)
+            steps, losses = zip(*points, strict=True)
+            axes.plot(steps, losses, style, label=f"{label}, last {losses[-1]:.3f}", markersize=3)
     axes.set_xlabel("step")
     axes.set_ylabel("loss (nats per token)")
     axes.set_title(workdir.absolute().name)
@@ -34,7 +35,7 @@ def draw_loss(workdir: str | Path) -> Path:
 
 
 def draw_confusion(counts: np.ndarray, names: Sequence[str], path: Path) -> None:
-    """Write a picture of how often each label (row) was taken for each (column), as shares of the row."""
+    """Draw a confusion matrix: the share of each label (row) that was predicted as each label (column)."""
     size = min(24.0, 2.5 + 0.5 * len(names))
     figure, axes = plt.subplots(figsize=(size, size), dpi=120)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -44,6 +45,6 @@ def draw_confusion(counts: np.ndarray, names: Sequence[str], path: Path) -> None
         axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", color=color, fontsize=7)
     axes.set_xticks(range(len(names)), names, rotation=90)
     axes.set_yticks(range(len(names)), names)
-    axes.set(xlabel="guessed", ylabel="right", title="How often each label was taken for each")
+    axes.set(xlabel="predicted", ylabel="true", title="Confusion matrix")
     figure.savefig(path, bbox_inches="tight")
     plt.close(figure)

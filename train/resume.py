@@ -1,4 +1,4 @@
-"""Going on from a checkpoint: what must be the same as before, and what may change."""
+"""Resume a run from its checkpoint: which settings may change, and checks that the data is the same."""
 
 import dataclasses
 from typing import Any
@@ -10,9 +10,9 @@ from transformer_jax.schema import config_fields
 
 from .config import Config
 
-# Fields whose change leaves the model, the examples and their order as they were. All others are refused.
+# Fields that may change on resume: none changes the model, the examples or their order. All others are refused.
 MAY_CHANGE = {
-    "data.path",  # a file may move: its content is compared by digest
+    "data.path",  # a file may move: the digests of its content are compared
     "optimizer.peak_lr",
     "optimizer.muon_lr",
     "optimizer.schedule",
@@ -29,17 +29,16 @@ MAY_CHANGE = {
     "train.max_consecutive_skips",
     "train.tensorboard",
     "train.patience",
-    "train.best_by",
     "checkpoint.save_every",
     "checkpoint.keep",
 }
 
 
-def last_checkpoint(checkpoints: Checkpoints) -> tuple[int, dict | None]:
-    """Step and meta of the newest sound checkpoint; (0, None) where nothing was ever saved.
+def last_checkpoint(checkpoints: Checkpoints) -> tuple[int, dict[str, Any] | None]:
+    """Return step and meta of the newest sound checkpoint; (0, None) if nothing was ever saved.
 
     Raises:
-      CheckpointError: there are checkpoints, and none is sound: that is no reason to start afresh.
+      CheckpointError: there are checkpoints, but none is sound. The run must not silently start again from step 0.
     """
     if not checkpoints.steps():
         return 0, None
@@ -47,44 +46,53 @@ def last_checkpoint(checkpoints: Checkpoints) -> tuple[int, dict | None]:
     return step, checkpoints.meta(step)
 
 
-def changed_fields(before: dict, now: Config) -> list[str]:
-    """Lines "field: before -> now" for what changed and may change.
+def changed_fields(meta: dict[str, Any] | None, config: Config) -> list[str]:
+    """Return a line "field: old -> new" for each setting that changed since the checkpoint and may change.
 
     Args:
-      before: the resolved configuration of a checkpoint, as nested dicts.
-      now: the configuration asked for; a model.vocab_size of 0 stands for the one before.
+      meta: of the checkpoint, with its resolved configuration as nested dicts; None: no checkpoint, nothing changed.
+      config: the new configuration; a model.vocab_size of 0 stands for the old one.
     Raises:
-      UserError: something changed that may not.
+      UserError: a setting changed that must not.
     """
-    changes = []
+    changes: list[str] = []
+    if not meta:
+        return changes
     for name in config_fields(Config):
         section, field = name.split(".")
-        old, new = before[section].get(field), getattr(getattr(now, section), field)
+        old = meta["config"][section].get(field)
+        new = getattr(getattr(config, section), field)
         if old == new or (name == "model.vocab_size" and new == 0):
             continue
         if name not in MAY_CHANGE:
             raise UserError(
-                f"{name}={new!r}: the checkpoint in this workdir was trained with {old!r}, and this cannot change on "
-                f"the way. Use {old!r}, or another workdir. These may change: {', '.join(sorted(MAY_CHANGE))}."
+                f"{name}={new!r}: the checkpoint in this workdir was trained with {old!r}, and this cannot change when "
+                f"a run is resumed. Use {old!r}, or another workdir. These may change: {', '.join(sorted(MAY_CHANGE))}."
             )
         changes.append(f"{name}: {old!r} -> {new!r}")
     return changes
 
 
-def check_data(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse to go on with other data. Raises UserError that names what differs."""
-    for name, old in before.items():
-        if now.get(name) != old:
+def check_data(meta: dict[str, Any] | None, fingerprint: dict[str, Any]) -> None:
+    """Check that the data is that of the checkpoint with `meta`. Raises UserError that names what differs."""
+    if not meta:
+        return
+    for name, old in meta["fingerprint"].items():
+        if fingerprint.get(name) != old:
             raise UserError(
-                f"data: {name} is {now.get(name)}, and was {old} when the checkpoint was saved. "
+                f"data: {name} is {fingerprint.get(name)}, but was {old} when the checkpoint was saved. "
                 "Give the same text (data.source, data.path), or another workdir."
             )
 
 
-def with_vocabulary(model: TransformerConfig, tokenizer_size: int) -> TransformerConfig:
-    """The model's configuration with as many token ids as the tokenizer has, or more where it asks for more."""
+def with_vocab_size(model: TransformerConfig, tokenizer_size: int) -> TransformerConfig:
+    """Return the model's configuration with its vocab_size resolved: 0 becomes the tokenizer's number of ids.
+
+    Raises:
+      UserError: the model has fewer ids than the tokenizer.
+    """
     if 0 < model.vocab_size < tokenizer_size:
         raise UserError(
-            f"model.vocab_size={model.vocab_size}: the tokenizer has {tokenizer_size} ids. Take 0 to use as many."
+            f"model.vocab_size={model.vocab_size}: the tokenizer has {tokenizer_size} ids. Take 0 to use that number."
         )
     return dataclasses.replace(model, vocab_size=model.vocab_size or tokenizer_size)

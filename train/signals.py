@@ -1,4 +1,4 @@
-"""Stopping without losing work: the first SIGTERM or Ctrl-C asks, the second insists."""
+"""Signal handling: save and stop at the first SIGTERM or Ctrl-C, exit at once at the second."""
 
 import os
 import signal
@@ -6,7 +6,7 @@ import threading
 
 
 class Stopped(SystemExit):
-    """The run was asked to stop and has saved its state; the exit code is the shell's for that signal.
+    """Exit of a run that was asked to stop and has saved its state, with the shell's exit code for the signal.
 
     128 + 15 = 143 after SIGTERM, 128 + 2 = 130 after Ctrl-C: not 0, which would tell a scheduler that the
     work is done.
@@ -17,9 +17,9 @@ class Stopped(SystemExit):
 
 
 class StopSignals:
-    """While it is entered, `signum` holds the first SIGTERM or SIGINT; a second one ends the process at once.
+    """Context manager: `signum` becomes the first SIGTERM or SIGINT; a second one exits the process at once.
 
-    Outside the main thread Python lets nobody handle signals, and this does nothing.
+    Outside the main thread, where Python allows no signal handlers, it does nothing.
     """
 
     signum: int | None = None
@@ -27,16 +27,16 @@ class StopSignals:
     def __enter__(self) -> "StopSignals":
         self._previous = {}
         if threading.current_thread() is threading.main_thread():
-            self._previous = {s: signal.signal(s, self._ask) for s in (signal.SIGTERM, signal.SIGINT)}
+            self._previous = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *exc_info):
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
 
-    def _ask(self, signum, frame):
+    def _handle(self, signum, frame):
         if self.signum is not None:
             os._exit(128 + signum)
         self.signum = signum
         name = signal.Signals(signum).name
-        os.write(2, f"\n{name}: finishing this step and saving. Once more quits at once.\n".encode())
+        os.write(2, f"\n{name}: finishing this step and saving. A second signal exits at once.\n".encode())

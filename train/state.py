@@ -1,4 +1,4 @@
-"""The training state: everything that a step changes."""
+"""Training state: parameters, optimizer state, counters, and its two items in a checkpoint."""
 
 import dataclasses
 from typing import Any
@@ -11,7 +11,7 @@ import optax
 
 @flax.struct.dataclass
 class LossAccumulator:
-    """What is summed up between two lines of the log."""
+    """Sums of losses and weights since the last log line."""
 
     loss_sum: jax.Array
     weight_sum: jax.Array
@@ -19,20 +19,20 @@ class LossAccumulator:
 
 @flax.struct.dataclass
 class TrainState:
-    """Parameters, optimizer state and counters. Random keys are functions of the step and are not stored."""
+    """Training state: everything that a step changes. Random keys are functions of the step and are not stored."""
 
-    step: jax.Array  # int32: optimizer steps tried
+    step: jax.Array  # int32: optimizer steps so far, skipped ones included
     params: Any
     opt_state: optax.OptState
-    consecutive_skips: jax.Array  # int32: last steps in a row whose loss or gradient was not finite
-    skipped_steps: jax.Array  # int32: such steps in all
+    consecutive_skips: jax.Array  # int32: skipped steps in a row, up to the last step
+    skipped_steps: jax.Array  # int32: skipped steps in total
     grad_norm: jax.Array  # float32: of the last step, before clipping
-    window: LossAccumulator
-    average: Any  # exponential moving average of params; () where none is kept
+    accumulator: LossAccumulator
+    ema_params: Any  # exponential moving average of params; () if none is kept
 
 
-def create_state(params: Any, optimizer: optax.GradientTransformation, has_average: bool = False) -> TrainState:
-    """The state before the first step."""
+def create_state(params: Any, optimizer: optax.GradientTransformation, has_ema: bool = False) -> TrainState:
+    """Create the training state before the first step."""
     return TrainState(
         step=jnp.int32(0),
         params=params,
@@ -40,23 +40,24 @@ def create_state(params: Any, optimizer: optax.GradientTransformation, has_avera
         consecutive_skips=jnp.int32(0),
         skipped_steps=jnp.int32(0),
         grad_norm=jnp.float32(0),
-        window=LossAccumulator(jnp.float32(0), jnp.float32(0)),
-        average=jax.tree.map(jnp.copy, params) if has_average else (),
+        accumulator=LossAccumulator(jnp.float32(0), jnp.float32(0)),
+        ema_params=jax.tree.map(jnp.copy, params) if has_ema else (),
     )
 
 
-def used_params(state: TrainState) -> Any:
-    """The parameters that are measured, saved as the model and used later: the average where there is one."""
-    return state.average or state.params
+def eval_params(state: TrainState) -> Any:
+    """Return the parameters to evaluate and to save as the model: the moving average if there is one."""
+    return state.ema_params or state.params
 
 
-def split(state: TrainState) -> tuple[Any, dict]:
-    """The parameters to use, and the rest: the two items of a checkpoint."""
-    left_out = "average" if state.average else "params"
-    rest = {f.name: getattr(state, f.name) for f in dataclasses.fields(state) if f.name != left_out}
-    return used_params(state), rest
+def to_checkpoint(state: TrainState) -> tuple[Any, dict]:
+    """Split the state into the two items of a checkpoint: the parameters of `eval_params`, and all other fields."""
+    saved_apart = "ema_params" if state.ema_params else "params"
+    rest = {f.name: getattr(state, f.name) for f in dataclasses.fields(state) if f.name != saved_apart}
+    return eval_params(state), rest
 
 
-def join(used: Any, rest: dict) -> TrainState:
-    """The way back from `split`."""
-    return TrainState(**{"average" if "params" in rest else "params": used}, **rest)
+def from_checkpoint(params: Any, rest: dict) -> TrainState:
+    """Rebuild the state from the two items of a checkpoint; the inverse of `to_checkpoint`."""
+    saved_apart = "ema_params" if "params" in rest else "params"
+    return TrainState(**{saved_apart: params}, **rest)

@@ -1,16 +1,21 @@
-"""One training step and one evaluation step, as pure functions. `parallel.py` compiles them."""
+"""Training step and evaluation step as pure functions: gradient accumulation, skipped steps, moving average.
+
+`parallel.py` compiles them for one device or many.
+"""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from .state import LossAccumulator, TrainState
 
-Batch = dict[str, jax.Array]
+Batch = Mapping[str, jax.Array | np.ndarray]
 
 
 def train_step(
@@ -27,18 +32,20 @@ def train_step(
     ema_decay: float = 0.0,
     axis_name: str | None = None,
 ) -> TrainState:
-    """Gradient of the mean loss over the batch, and the optimizer's update.
+    """Training step: gradient of the mean loss over the batch, then the optimizer's update.
 
-    The batch is cut into `accumulation` micro-batches; sums of losses, weights and gradients are added up,
-    over them and (under pmap) over the devices of `axis_name`, and only then divided. A step whose loss or
-    gradient is not finite changes no parameter and is counted; after `max_consecutive_skips` of them in a row no
-    later step updates any more, so that the caller may look at the counter when it suits.
+    The batch is split into `accumulation` micro-batches. Sums of losses, weights and gradients are added over the
+    micro-batches and (under pmap) over the devices of `axis_name`, and only then divided. A non-finite step (its loss
+    or gradient is NaN or infinite) is skipped: it is counted, and changes no parameter. After
+    `max_consecutive_skips` skipped steps in a row every later step is skipped, too, so the caller may check the
+    counter as rarely as it likes.
 
     Args:
-      batch: arrays [B, ...]; `accumulation` divides B.
-      log_every: the window of summed losses starts anew after every step that this divides.
-      ema_decay: of the average of the parameters, where the state has one; smaller in the first steps, so that
-        the initial values are soon forgotten: at most (1 + step) / (10 + step).
+      batch: arrays [B, ...]; `accumulation` must divide B.
+      loss_fn: one of losses.py: (apply, batch, deterministic) -> (loss_sum, weight_sum, counts).
+      log_every: the loss accumulator restarts at 0 after every step that is a multiple of this.
+      ema_decay: decay of the moving average of the parameters, if the state has one. Smaller in the first steps, at
+        most (1 + step) / (10 + step), so that the initial values are soon forgotten.
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)  # dropout: a function of seed and step alone
     if axis_name:
@@ -60,7 +67,7 @@ def train_step(
     if accumulation == 1:
         sums, _ = add_micro_batch(sums, (0, batch))
     else:
-        # Micro-batch i takes every accumulation-th row: then each one holds rows of every device.
+        # Micro-batch i takes every accumulation-th row, so each micro-batch has rows of every device.
         micro_batches = jax.tree.map(lambda x: x.reshape(-1, accumulation, *x.shape[1:]).swapaxes(0, 1), batch)
         sums, _ = jax.lax.scan(add_micro_batch, sums, (jnp.arange(accumulation), micro_batches))
     if axis_name:
@@ -69,14 +76,14 @@ def train_step(
     grads = jax.tree.map(lambda g: g / jnp.maximum(weight_sum, 1.0), grads)  # a batch of padding only: no division by 0
     grad_norm = optax.tree.norm(grads)
 
-    is_skipped = ~(jnp.isfinite(loss_sum) & jnp.isfinite(grad_norm)) | (
-        state.consecutive_skips >= max_consecutive_skips
-    )
+    is_finite = jnp.isfinite(loss_sum) & jnp.isfinite(grad_norm)
+    is_skipped = ~is_finite | (state.consecutive_skips >= max_consecutive_skips)
+    keep_if_skipped = functools.partial(jax.tree.map, lambda old, new: jnp.where(is_skipped, old, new))
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    keep_if_skipped = functools.partial(jax.tree.map, lambda old, new: jnp.where(is_skipped, old, new))
-    window = jax.tree.map(lambda x: jnp.where(state.step % log_every == 0, 0.0, x), state.window)
-    window = keep_if_skipped(window, LossAccumulator(window.loss_sum + loss_sum, window.weight_sum + weight_sum))
+    sums_so_far = jax.tree.map(lambda x: jnp.where(state.step % log_every == 0, 0.0, x), state.accumulator)
+    accumulator = LossAccumulator(sums_so_far.loss_sum + loss_sum, sums_so_far.weight_sum + weight_sum)
+    accumulator = keep_if_skipped(sums_so_far, accumulator)
     params = keep_if_skipped(state.params, params)
     decay = jnp.where(is_skipped, 1.0, jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step)))
     return TrainState(
@@ -86,24 +93,24 @@ def train_step(
         consecutive_skips=jnp.where(is_skipped, state.consecutive_skips + 1, 0),
         skipped_steps=state.skipped_steps + is_skipped,
         grad_norm=grad_norm,
-        window=window,
-        # Of no parameters (), there is nothing to average.
-        average=state.average and jax.tree.map(lambda a, p: decay * a + (1.0 - decay) * p, state.average, params),
+        accumulator=accumulator,
+        ema_params=state.ema_params
+        and jax.tree.map(lambda average, new: decay * average + (1.0 - decay) * new, state.ema_params, params),
     )
 
 
 def train_steps(state: TrainState, batches: Batch, num_steps: jax.Array, *, step: Callable) -> TrainState:
-    """The first `num_steps` of the stacked `batches` [n, B, ...], one step each.
+    """Several training steps in one call: the first `num_steps` of the stacked `batches` [n, B, ...].
 
-    One call for several short steps saves the cost of calling; `num_steps` is not part of the compiled
-    program, so one program serves every boundary.
+    One call for several short steps saves the overhead of calls. `num_steps` is an argument of the compiled program,
+    so one program serves every number of steps up to the next log line, evaluation or checkpoint.
     """
     return jax.lax.fori_loop(0, num_steps, lambda i, s: step(s, jax.tree.map(lambda x: x[i], batches)), state)
 
 
 def eval_step(
-    params, batch: Batch, *, model: nn.Module, loss_fn: Callable, axis_name: str | None = None
+    params: Any, batch: Batch, *, model: nn.Module, loss_fn: Callable, axis_name: str | None = None
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-    """Sums of the losses, of the weights and of what else the loss_fn counts in one batch, without dropout."""
+    """Evaluation step without dropout: sums of losses, weights and the loss function's counts over one batch."""
     sums = loss_fn(functools.partial(model.apply, {"params": params}), batch)
     return jax.lax.psum(sums, axis_name) if axis_name else sums
