@@ -1,4 +1,4 @@
-"""Every setting of a training run: name, type, default and meaning, once.
+"""Settings of a training run: name, type, default and meaning of each, written once.
 
 `configs/default.py` makes the ConfigDict that recipes and the command line change; `loop.run` turns it
 back into these frozen dataclasses, which check it.
@@ -6,15 +6,18 @@ back into these frozen dataclasses, which check it.
 
 import dataclasses
 import re
+from typing import Any
 
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError, choose
 from transformer_jax.schema import from_dict, setting
 
+from .ignored_settings import check_settings_are_read
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Where the text comes from and how it is split."""
+    """Data source of a run, and its training, validation and test splits."""
 
     source: str = setting(
         "python_docs",
@@ -23,32 +26,41 @@ class DataConfig:
         "tagged words: tagged | python_tokens | tfds",
     )
     path: str = setting(
-        "",
-        "source=text: a file, a folder or a glob, .gz too; tfds: a name such as glue/sst2; else the file to train on",
+        "", "source=text: a file, a folder or a glob, .gz too; tfds: a name such as glue/sst2; else the training file"
     )
     documents: str = setting(
-        "", "task=causal_lm: files | lines: each is a text of its own, packed into rows; empty: one running text"
+        "", "task=causal_lm: files | lines: each is a document, packed into rows; empty: one running text"
     )
     target_path: str = setting(
-        "", "source=parallel: its translation, line by line; empty: both are in one .tsv or .jsonl"
+        "", "source=parallel: translation of data.path, line by line; empty: both are in one .tsv or .jsonl"
     )
-    val_path: str = setting("", "the same for validation; source=labelled: empty for a share of the examples")
-    val_target_path: str = setting("", "source=parallel: its translation")
-    test_path: str = setting("", "the same for `python -m train.evaluate --split=test`")
-    test_target_path: str = setting("", "source=parallel: its translation")
-    mask_fraction: float = setting(0.15, "task=masked_lm, spans: share of the tokens that is hidden")
-    lowercase: bool = setting(False, "task=seq2seq: all in small letters")
-    source_language: str = setting("en", "source=dates: a code that CLDR knows; tfds: the field of one language")
-    target_language: str = setting("de", "source=dates, tfds: another")
-    text_field: str = setting("", "source=labelled: the column with the text; empty: the first, and no header; tfds")
+    val_path: str = setting(
+        "", "validation file; source=labelled: empty for a share (val_fraction) of the training examples"
+    )
+    val_target_path: str = setting("", "source=parallel: translation of data.val_path")
+    test_path: str = setting("", "test file, for `python -m train.evaluate --split=test`")
+    test_target_path: str = setting("", "source=parallel: translation of data.test_path")
+    mask_fraction: float = setting(0.15, "task=masked_lm, spans: share of the tokens that are masked")
+    lowercase: bool = setting(False, "task=seq2seq: convert both sides to lower case")
+    source_language: str = setting(
+        "en", "source=dates: a language code of CLDR; tfds: the field of the source language"
+    )
+    target_language: str = setting(
+        "de", "source=dates: a language code of CLDR; tfds: the field of the target language"
+    )
+    text_field: str = setting(
+        "", "source=labelled: column of the text; empty: the first one, without a header; tfds: field of the text"
+    )
     label_field: str = setting(
-        "", "source=labelled: the column with the label; empty: the last, and no header; .conllu: upos; tfds"
+        "", "source=labelled: column of the label; empty: the last one, without a header; .conllu: upos; tfds: a field"
     )
-    tfds_dir: str = setting("", "source=tfds: where its datasets are kept; empty: where TFDS keeps them")
-    train_split: str = setting("train", "source=tfds: the split to train on; TFDS can cut them, say train[:90%]")
-    val_split: str = setting("validation", "source=tfds: the split to validate on")
-    test_split: str = setting("test", "source=tfds: the split for --split=test")
-    val_fraction: float = setting(0.1, "share of the characters, at the end of the text, kept for validation")
+    tfds_dir: str = setting("", "source=tfds: folder of prepared datasets; empty: the default of TFDS")
+    train_split: str = setting("train", "source=tfds: training split; TFDS can slice one, such as train[:90%]")
+    val_split: str = setting("validation", "source=tfds: validation split")
+    test_split: str = setting("test", "source=tfds: test split, for --split=test")
+    val_fraction: float = setting(
+        0.1, "share for validation: characters at the end of the text, or random documents or examples"
+    )
 
     def __post_init__(self):
         choose(dict.fromkeys(("", "files", "lines")), self.documents, "data.documents")
@@ -56,18 +68,22 @@ class DataConfig:
             raise UserError(f"data.mask_fraction={self.mask_fraction}: must lie between 0 and 1. Take 0.15.")
         if not 0 < self.val_fraction < 1:
             raise UserError(f"data.val_fraction={self.val_fraction}: must lie between 0 and 1. Take 0.1.")
+        if self.documents == "lines" and self.source == "tfds":
+            raise UserError("data.documents='lines': each example of data.source='tfds' is a document. Take 'files'.")
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
-    """How text becomes token ids."""
+    """Tokenizer: its kind and vocabulary size, or the path of a trained one."""
 
     kind: str = setting("char", "char | byte | bpe | wordpiece | unigram")
-    vocab_size: int = setting(4096, "for bpe, wordpiece and unigram: ids in all, special ones included")
-    path: str = setting("", "instead: a tokenizer.json, or a folder or run that has a tokenizer")
-    separate: bool = setting(False, "task=seq2seq: source and target each have a tokenizer of their own")
+    vocab_size: int = setting(4096, "kind=bpe, wordpiece, unigram: number of token ids, special ones included")
+    path: str = setting(
+        "", "in place of kind and vocab_size: a tokenizer.json, or a folder or run directory with a tokenizer"
+    )
+    separate: bool = setting(False, "task=seq2seq: train one tokenizer for the source and one for the target")
     dropout: float = setting(
-        0.0, "kind=bpe, tasks on examples: share of the merges left out by chance, in up to 16 versions of each example"
+        0.0, "kind=bpe, tasks on examples: share of merges omitted at random, in up to 16 versions of each example"
     )
 
     def __post_init__(self):
@@ -77,21 +93,25 @@ class TokenizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """How gradients become updates."""
+    """Optimizer and learning-rate schedule."""
 
-    name: str = setting("adamw", "adamw | muon (matrices by Muon, the rest by AdamW)")
-    peak_lr: float = setting(1e-3, "largest learning rate (AdamW's, also beside Muon)")
-    muon_lr: float = setting(0.02, "largest learning rate of Muon, for the matrices")
-    muon_steps: int = setting(5, "Newton-Schulz steps of Muon; each costs about three products of the matrix")
+    name: str = setting("adamw", "adamw | muon (Muon for matrices, AdamW for all other parameters)")
+    peak_lr: float = setting(1e-3, "peak learning rate of AdamW, with muon too")
+    muon_lr: float = setting(0.02, "name=muon: peak learning rate of the matrices")
+    muon_steps: int = setting(5, "name=muon: Newton-Schulz steps; each costs about three products of the matrix")
     schedule: str = setting("warmup_cosine", "warmup_cosine | warmup_linear | constant")
-    warmup_steps: int = setting(100, "steps of rising from 0 to the peak; at most half of num_steps")
-    final_lr_fraction: float = setting(0.1, "learning rate at the last step, as a share of the peak")
-    b1: float = setting(0.9, "AdamW: decay of the mean of the gradients")
-    b2: float = setting(0.95, "AdamW: decay of the mean of their squares")
+    warmup_steps: int = setting(100, "steps from 0 to the peak; at most half of num_steps")
+    final_lr_fraction: float = setting(
+        0.1, "warmup_cosine, warmup_linear: learning rate at the last step, as a share of the peak"
+    )
+    b1: float = setting(0.9, "AdamW: decay of the first moment, the mean of the gradients")
+    b2: float = setting(0.95, "AdamW: decay of the second moment, the mean of their squares")
     weight_decay: float = setting(0.1, "on kernels and embeddings, never on biases or norms")
-    freeze: str = setting("", "parameters that stay as they are: patterns of their names, with commas between them")
-    layer_decay: float = setting(1.0, "learning rate of a layer, as a share of that of the layer above it")
-    clip_norm: float = setting(1.0, "largest global norm of the gradient; 0: never clip")
+    freeze: str = setting(
+        "", "parameters that are not trained: regular expressions of their names, separated by commas"
+    )
+    layer_decay: float = setting(1.0, "learning rate of a layer, as a share of the learning rate of the layer above")
+    clip_norm: float = setting(1.0, "maximum global norm of the gradient; 0: no clipping")
 
     def __post_init__(self):
         for name in ("peak_lr", "muon_lr"):
@@ -111,45 +131,57 @@ class OptimizerConfig:
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise UserError(f"optimizer.freeze: {pattern!r} is no pattern ({error}).") from error
+                raise UserError(f"optimizer.freeze: {pattern!r} is not a regular expression ({error}).") from error
         if not 0 <= self.final_lr_fraction <= 1:
             raise UserError(f"optimizer.final_lr_fraction={self.final_lr_fraction}: must lie between 0 and 1.")
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """The training run itself."""
+    """Training loop: task, batches, evaluation and early stopping."""
 
     task: str = setting("causal_lm", "causal_lm | masked_lm | spans | classify | regress | tag | seq2seq")
-    init_from: str = setting("", "start from a run directory, a Hugging Face folder or the name of a model on the hub")
-    resize_vocab: bool = setting(False, "init_from: the model may get another number of token ids")
-    resize_positions: bool = setting(False, "init_from: the model may get another max_len")
-    seed: int = setting(0, "of initial values, data order and dropout")
-    num_steps: int = setting(2000, "optimizer steps in all")
+    init_from: str = setting(
+        "", "pre-trained model: a run directory, a Hugging Face folder or the name of a model on the hub"
+    )
+    resize_vocab: bool = setting(False, "init_from: allow another vocabulary size than that of the loaded model")
+    resize_positions: bool = setting(False, "init_from: allow another max_len than that of the loaded model")
+    seed: int = setting(0, "random seed of initial parameters, data order and dropout")
+    num_steps: int = setting(2000, "total number of optimizer steps")
     batch_size: int = setting(16, "sequences in one optimizer step, over all devices and micro-batches")
     batch_tokens: int = setting(
-        0, "instead of batch_size: tokens in the rows of a batch, padding and each side included"
+        0, "tasks on examples, in place of batch_size: tokens in a batch on each side, padding included"
     )
-    num_buckets: int = setting(4, "lengths of batches, at most: each is compiled once, more of them need less padding")
-    label_smoothing: float = setting(0.0, "task=seq2seq: share of each target that is spread over the vocabulary")
-    pooling: str = setting("first", "task=classify, regress: first | mean | max | attention: a text's vector")
+    num_buckets: int = setting(
+        4, "tasks on examples: maximum number of batch lengths; each is compiled once, more need less padding"
+    )
+    label_smoothing: float = setting(
+        0.0, "task=seq2seq: share of each target that is spread evenly over the vocabulary"
+    )
+    pooling: str = setting(
+        "first", "task=classify, regress: first | mean | max | attention: pooling of a text's activations"
+    )
     token_dropout: float = setting(
-        0.0, "task=classify, regress: share of a text's tokens that are left out, others in each epoch"
+        0.0, "task=classify, regress: share of a text's tokens that are masked out, chosen again at every step"
     )
-    accumulation: int = setting(1, "micro-batches that one step's batch is computed in, one after the other")
-    parallel: str = setting("jit", "jit | pmap: how a step is spread over the devices")
-    steps_per_call: int = setting(0, "steps in one call of the compiled program; 0: up to 10 when steps are short")
-    log_every: int = setting(50, "steps between lines of training loss (their mean)")
-    eval_every: int = setting(250, "steps between passes over the whole validation split")
+    accumulation: int = setting(1, "gradient accumulation: number of micro-batches in one step")
+    parallel: str = setting("jit", "jit | pmap: data parallelism over the devices")
+    steps_per_call: int = setting(
+        0, "tasks on running text: steps in one call of the compiled program; 0: up to 10 when steps are short"
+    )
+    log_every: int = setting(50, "steps between logs of the mean training loss")
+    eval_every: int = setting(250, "steps between evaluations of the whole validation split")
     best_by: str = setting(
-        "", "number of an evaluation that says which is the best; empty: as the task wants, else loss"
+        "", "validation metric that chooses the best checkpoint, such as loss or accuracy; empty: the task's own"
     )
-    patience: int = setting(0, "evaluations without a better one after which to stop early; 0: never")
-    ema_decay: float = setting(0.0, "use an exponential moving average of the parameters, say 0.999; 0: the parameters")
+    patience: int = setting(0, "early stopping: evaluations without a new best before the run stops; 0: never")
+    ema_decay: float = setting(
+        0.0, "decay of an exponential moving average of the parameters, such as 0.999; 0: no average"
+    )
     max_consecutive_skips: int = setting(
-        10, "steps in a row with NaN or infinity (each is skipped) after which to stop"
+        10, "stop after this many skipped steps in a row; a step with NaN or infinity is skipped"
     )
-    tensorboard: bool = setting(True, "write TensorBoard files beside metrics.jsonl")
+    tensorboard: bool = setting(True, "write TensorBoard files next to metrics.jsonl")
 
     def __post_init__(self):
         names = (
@@ -168,11 +200,6 @@ class TrainConfig:
             raise UserError(f"train.label_smoothing={self.label_smoothing}: must be at least 0 and below 1. Take 0.1.")
         if not 0 <= self.token_dropout < 1:
             raise UserError(f"train.token_dropout={self.token_dropout}: must be at least 0 and below 1. Take 0.3.")
-        if self.token_dropout and self.task not in ("classify", "regress"):
-            raise UserError(
-                f"train.token_dropout={self.token_dropout}: leaves nothing out where train.task={self.task!r}, only in "
-                "classify and regress. Take 0."
-            )
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"train.ema_decay={self.ema_decay}: must be at least 0 and below 1. Take 0.999.")
         if self.patience < 0:
@@ -183,16 +210,16 @@ class TrainConfig:
             raise UserError(f"train.steps_per_call={self.steps_per_call}: must be 0 (choose) or more.")
         if self.seed < 0:
             raise UserError(f"train.seed={self.seed}: must not be negative.")
-        if self.batch_size % self.accumulation:
+        if not self.batch_tokens and self.batch_size % self.accumulation:
             raise UserError(f"train.accumulation={self.accumulation}: must divide train.batch_size={self.batch_size}.")
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """What is kept of a run."""
+    """Checkpoints: how often to save, and how many to keep."""
 
     save_every: int = setting(250, "steps between checkpoints; the last step is always saved")
-    keep: int = setting(3, "newest checkpoints kept; the best on validation is kept besides")
+    keep: int = setting(3, "number of newest checkpoints to keep; the best on validation is kept too")
 
     def __post_init__(self):
         for name in ("save_every", "keep"):
@@ -202,7 +229,7 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A whole training run."""
+    """Complete configuration of a training run."""
 
     model: TransformerConfig = dataclasses.field(default_factory=TransformerConfig)
     tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
@@ -212,13 +239,9 @@ class Config:
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
 
     def __post_init__(self):
-        if self.tokenizer.dropout and self.train.task in ("causal_lm", "masked_lm", "spans"):
-            raise UserError(
-                f"tokenizer.dropout={self.tokenizer.dropout}: is for classify, regress, tag and seq2seq, not for "
-                f"train.task={self.train.task!r}. Take 0."
-            )
+        check_settings_are_read(self)
 
     @classmethod
-    def from_dict(cls, values) -> "Config":
-        """From a ConfigDict or a plain nested dict. Raises UserError for whatever does not fit."""
+    def from_dict(cls, values: Any) -> "Config":
+        """Build from a ConfigDict or a nested dict. Raises UserError for an unknown field or an invalid value."""
         return from_dict(cls, values)

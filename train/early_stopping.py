@@ -1,47 +1,70 @@
-"""Which evaluation was the best so far, by the number that the task goes by."""
+"""Early stopping: the best evaluation so far, by the validation metric of `train.best_by`."""
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 from transformer_jax.errors import UserError
 
-SMALLER_IS_BETTER = ("loss",)
+IS_LARGER_BETTER = {
+    "loss": False,
+    "perplexity": False,
+    "bits_per_byte": False,
+    "gap": False,  # of the loss above the entropy floor
+    "mean_absolute_error": False,
+    "accuracy": True,
+    "macro_f1": True,
+    "entity_f1": True,
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class BestTracker:
-    """The best evaluation so far, if there was one."""
+    """Tracker of the best evaluation: its metric, score and step."""
 
-    metric: str  # one of the numbers that an evaluation has
-    score: float | None = None  # larger is better: a loss with its sign turned; None: there was none
+    metric: str  # a key of IS_LARGER_BETTER
+    score: float | None = None  # larger is better: the metric, or its negative; None: no evaluation yet
     step: int = 0
 
-    def score_of(self, measured: dict[str, float]) -> float:
-        """What an evaluation is worth. Raises UserError where it has no such number."""
-        if self.metric not in measured:
-            names = ", ".join(name for name, value in measured.items() if isinstance(value, float))
-            raise UserError(f"train.best_by={self.metric!r}: must be a number that this task measures: {names}.")
-        value = measured[self.metric]
-        return -value if self.metric in SMALLER_IS_BETTER else value
+    def score_of(self, metrics: Mapping[str, float]) -> float:
+        """Score of an evaluation; larger is better. Raises UserError if it has no such metric."""
+        if self.metric not in metrics or self.metric not in IS_LARGER_BETTER:
+            raise UserError(
+                f"train.best_by={self.metric!r}: must be a metric of this task. "
+                f"Take one of: {', '.join(name for name in metrics if name in IS_LARGER_BETTER)}."
+            )
+        value = metrics[self.metric]
+        return value if IS_LARGER_BETTER[self.metric] else -value
 
-    def after(self, measured: dict[str, float], step: int) -> "BestTracker":
-        """With one more evaluation. Of equals the earlier one is the best; NaN never is."""
-        score = self.score_of(measured)
+    def after(self, metrics: Mapping[str, float], step: int) -> "BestTracker":
+        """Tracker after one more evaluation. Of two equal scores the earlier one is the best; NaN never is."""
+        score = self.score_of(metrics)
         is_better = not math.isnan(score) and (self.score is None or score > self.score)
         return dataclasses.replace(self, score=score, step=step) if is_better else self
 
     def is_stale(self, step: int, patience: int) -> bool:
-        """Whether it is `patience` steps old, or more; 0: never."""
+        """Return whether the best evaluation is at least `patience` steps old; a patience of 0 is never over."""
         return 0 < patience <= step - self.step
 
     def __str__(self) -> str:
         if self.score is None:
             return f"no {self.metric} at all"
-        value = -self.score if self.metric in SMALLER_IS_BETTER else self.score
+        value = self.score if IS_LARGER_BETTER[self.metric] else -self.score
         return f"{self.metric} {value:.4f} at step {self.step}"
 
 
 def best_of(meta: dict | None, metric: str) -> BestTracker:
-    """The best that a checkpoint knows of, where it went by the same number; else none."""
-    known = BestTracker(**meta["best"]) if meta else BestTracker(metric)
-    return known if known.metric == metric else BestTracker(metric)
+    """Tracker of a checkpoint, or a new one if there is no checkpoint.
+
+    Raises:
+      UserError: the checkpoints have scores by another metric, so that "best" would compare two metrics.
+    """
+    if meta is None:
+        return BestTracker(metric)
+    tracker = BestTracker(**meta["best"])
+    if tracker.metric != metric:
+        raise UserError(
+            f"train.best_by={metric!r}: the checkpoints in this workdir have scores by {tracker.metric!r}, and two "
+            f"metrics cannot be compared. Take train.best_by={tracker.metric!r}, or another workdir."
+        )
+    return tracker

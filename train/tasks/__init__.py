@@ -1,1 +1,1 @@
-"""Training tasks: model, loss, batches and metrics of one training loss_fn."""
+"""Training tasks: model, loss, batches and metrics of one training objective each."""

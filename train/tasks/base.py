@@ -1,68 +1,105 @@
-"""What a task is made of: everything of a run that is not the same for all runs."""
+"""Task: model, loss, batches and metrics of one training objective."""
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import numpy as np
 
 from transformer_jax.tokenizers import Tokenizer
 
 from ..config import Config
 from ..data.batch_sampler import LengthBucketSampler
 from ..data.batches import Batch, prefetch
+from ..evaluation import evaluate
+from ..metrics import text_metrics
 
-EVAL_TOKENS = 8192  # targets in one evaluation batch, about: enough to be fast, few enough for their logits
+EVAL_TOKENS = 8192  # targets in an evaluation batch, about: enough to be fast, few enough for their logits
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
-    """Everything of a run that is not the same for all runs."""
+    """Model, tokenizer, loss, batches and metrics of a run."""
 
     model: nn.Module
     tokenizer: Tokenizer
     loss_fn: Callable  # see losses.py
     train_batch: Callable[[int], Batch]  # a pure function of the step
     eval_batches: Callable[[], Iterable[Batch]]
-    fingerprint: dict[str, str | int]  # equal when the examples are
+    fingerprint: dict[str, str | int]  # equal for equal examples
     description: str
     num_targets: Callable[[Batch], int]
-    tokens_per_step: int  # about
-    has_one_shape: bool  # of all batches: then several steps may share a call
-    bytes_per_token: float | None = None  # turns a loss per token into bits per byte
-    has_perplexity: bool = True  # the loss is that of tokens
-    best_by: str = "loss"  # the number of an evaluation that says which is the best
+    tokens_per_step: int  # approximate
+    has_one_shape: bool  # all batches have one shape, so that several steps may share a call
+    bytes_per_token: float | None = None  # converts a loss per token to bits per byte
+    has_perplexity: bool = True  # the loss is per token
+    counts: tuple[str, ...] = ()  # metrics that loss_fn counts besides the loss
+    best_by: str = "loss"  # the metric that chooses the best checkpoint, one of `metrics`
     labels: tuple[str, ...] = ()
-    separator: str = " "  # between the words that are tagged
-    hf_config: dict = dataclasses.field(default_factory=dict)  # of a pre-trained model that it starts from
+    separator: str = " "  # between the words of a tagged sentence
+    hf_config: dict = dataclasses.field(default_factory=dict)  # of the pre-trained model
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the metrics of an evaluation that `train.best_by` can choose from."""
+        names = ("loss", *self.counts)
+        if self.has_perplexity:
+            names += ("perplexity",)
+        if self.bytes_per_token is not None:
+            names += ("bits_per_byte",)
+        return names
+
+    def evaluate(self, eval_step: Callable, params: Any) -> dict[str, float]:
+        """Metrics of the whole validation split, `loss` first; `eval_step` as for `evaluation.evaluate`."""
+        values = evaluate(eval_step, params, self.eval_batches())
+        return values | text_metrics(values["loss"], self.bytes_per_token) if self.has_perplexity else values
 
     def batches(self, first_step: int, num_steps: int) -> Iterator[Batch]:
-        """The batches of steps first_step to num_steps - 1, in order, made ahead of time in a thread of their own."""
+        """Training batches of steps first_step to num_steps - 1, in order, prefetched in a thread."""
         return prefetch(self.train_batch, first_step, num_steps)
 
 
-def by_length(
-    config: Config, max_len: int, lengths: list[list[int]], make: Callable[..., Batch]
-) -> tuple[LengthBucketSampler, Callable[[int], Batch], Callable[[], Iterator[Batch]]]:
-    """The order of training, and the batches of training and of validation.
+class BucketedBatches(NamedTuple):
+    """Training and validation batches of examples that are sorted into buckets by length."""
+
+    sampler: LengthBucketSampler  # of the training batches
+    train_batch: Callable[[int], Batch]
+    eval_batches: Callable[[], Iterator[Batch]]
+
+
+def bucket_by_length(
+    config: Config,
+    max_len: int,
+    train_lengths: Sequence[int],
+    val_lengths: Sequence[int],
+    make_batch: Callable[[int, np.ndarray, int, int], Batch],
+) -> BucketedBatches:
+    """Batch examples by length, for training and for validation.
 
     Args:
-      lengths: of the examples of both parts, in tokens.
-      make: (0 for training or 1, examples, length, number of rows) -> batch.
+      train_lengths, val_lengths: tokens of each example.
+      make_batch: (0 for training or 1 for validation, indices of examples, length, number of rows) -> batch.
     """
-    order = functools.partial(
-        LengthBucketSampler, max_len=max_len, num_devices=jax.device_count(), num_buckets=config.train.num_buckets
+    sampler = functools.partial(LengthBucketSampler, max_len=max_len, num_buckets=config.train.num_buckets)
+    train_sampler = sampler(
+        tuple(train_lengths),
+        batch_size=config.train.batch_size,
+        batch_tokens=config.train.batch_tokens,
+        seed=config.train.seed,
+        num_devices=jax.device_count() * config.train.accumulation,  # both divide the rows
     )
-    rows = {"batch_size": config.train.batch_size, "batch_tokens": config.train.batch_tokens}
-    train = order(tuple(lengths[0]), seed=config.train.seed, **rows)
-    validation = order(tuple(lengths[1]), seed=0, batch_size=1, batch_tokens=EVAL_TOKENS)
+    val_sampler = sampler(
+        tuple(val_lengths), batch_size=1, batch_tokens=EVAL_TOKENS, seed=0, num_devices=jax.device_count()
+    )
 
-    def batch(part: int, order: LengthBucketSampler, step: int) -> Batch:
-        examples, length = order.batch(step)
-        return make(part, examples, length, order.rows(length))
+    def batch(part: int, sampler: LengthBucketSampler, step: int) -> Batch:
+        examples, length = sampler.batch(step)
+        return make_batch(part, examples, length, sampler.rows(length))
 
-    def validate() -> Iterator[Batch]:
-        return (batch(1, validation, step) for step in range(validation.steps_per_epoch))
+    def eval_batches() -> Iterator[Batch]:
+        return (batch(1, val_sampler, step) for step in range(val_sampler.steps_per_epoch))
 
-    return train, functools.partial(batch, 0, train), validate
+    return BucketedBatches(train_sampler, functools.partial(batch, 0, train_sampler), eval_batches)

@@ -1,8 +1,8 @@
-"""What a trained run is worth on a split: one function for each task, (run, config, split, options) -> Score."""
+"""Scores of a trained run on a split: one function for each task, (run, config, split, options) -> Score."""
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from transformer_jax.run import Run
 
 from .. import losses
 from ..config import Config
-from ..data.batches import eval_batches, load_corpus
+from ..data.batches import Batch, eval_batches, load_corpus
 from ..data.entropy import TRUTHS, draw_part
 from ..data.labelled import labelled_split, to_index, to_number
 from ..data.pairs import load_split
@@ -24,48 +24,51 @@ from ..data.tagged import entity_f1, tagged_split
 from ..entropy_floor import floor_of, paired, with_floor
 from ..evaluation import evaluate
 from ..initialization import InitFrom
-from ..metrics import bits_per_byte, perplexity
+from ..metrics import text_metrics
 from ..step import eval_step
 from .registry import load_task
 
-ROWS = 32
+EVAL_ROWS = 32  # windows of running text in a batch
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How to decode."""
+    """Decoding options of a score, and a progress callback."""
 
     num_beams: int = 5
     length_penalty: float = 1.0
-    progress: Callable[[int, int], None] | None = None  # texts done, texts in all
+    progress: Callable[[int, int], None] | None = None  # called with the numbers of texts done and of all texts
 
-    def of(self, total: int) -> Callable[[int], None] | None:
-        """What is told how many of `total` texts are done."""
-        return self.progress and (lambda done: self.progress(done, total))
+    def progress_of(self, total: int) -> Callable[[int], None] | None:
+        """Progress callback for `total` texts, called with the number of texts done; None if there is none."""
+        progress = self.progress
+        return None if progress is None else lambda done: progress(done, total)
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """Numbers, and the lines that they were made from."""
+    """Metrics of a run on a split, and the lines of text that they were computed from."""
 
     values: dict[str, Any]
     lines: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # by the name of their file
-    confusion: np.ndarray | None = None  # how often each label was taken for each
-    names: tuple[str, ...] = ()  # of its rows and columns, where they are others than the run's labels
+    confusion: np.ndarray | None = None  # see `confusions`
+    names: tuple[str, ...] = ()  # labels of the confusion matrix, if they differ from those of the run
 
 
 def seq2seq(run: Run, config: Config, split: str, options: Options) -> Score:
-    """sacreBLEU and chrF of detokenised text with their signatures (Post 2018), and the share that is exactly right."""
+    """Score translations: sacreBLEU and chrF of detokenised text with signatures (Post 2018), and exact match."""
     pairs = load_split(config.data, split)
-    sources, references = [source for source, _ in pairs], [target for _, target in pairs]
+    sources = [source for source, _ in pairs]
+    references = [target for _, target in pairs]
     hypotheses = translate(
         run,
         sources,
         num_beams=options.num_beams,
         length_penalty=options.length_penalty,
-        progress=options.of(len(sources)),
+        progress=options.progress_of(len(sources)),
     )
-    bleu, chrf = BLEU(lowercase=config.data.lowercase), CHRF(lowercase=config.data.lowercase)
+    bleu = BLEU(lowercase=config.data.lowercase)
+    chrf = CHRF(lowercase=config.data.lowercase)
     values = {
         "bleu": round(bleu.corpus_score(hypotheses, [references]).score, 2),
         "bleu_signature": str(bleu.get_signature()),
@@ -79,21 +82,21 @@ def seq2seq(run: Run, config: Config, split: str, options: Options) -> Score:
 
 
 def classify(run: Run, config: Config, split: str, options: Options) -> Score:
-    """Accuracy, the mean of the labels' F1, and who is taken for whom."""
+    """Score a classifier: accuracy, macro-F1 and the confusion matrix."""
     rows = labelled_split(config.data, split)
     references = [label for _, label, where in rows if to_index(label, run.labels, where) >= 0]
-    answers = predict.classify(run, [text for text, _, _ in rows], progress=options.of(len(rows)))
-    guesses = [answer.label for answer in answers]
+    results = predict.classify(run, [text for text, _, _ in rows], progress=options.progress_of(len(rows)))
+    guesses = [result.label for result in results if isinstance(result, predict.Classification)]
     confusion = confusions(run.labels, references, guesses)
     values = {"accuracy": float(np.trace(confusion) / len(rows)), "macro_f1": macro_f1(confusion)}
     return Score(values, {"hypotheses": guesses, "references": references}, confusion)
 
 
 def regress(run: Run, config: Config, split: str, options: Options) -> Score:
-    """Errors, and how well numbers and guesses go together."""
+    """Score a regressor: root mean squared error, mean absolute error and Pearson correlation."""
     rows = labelled_split(config.data, split)
     references = np.array([to_number(label, where) for _, label, where in rows])
-    guesses = np.array(predict.classify(run, [text for text, _, _ in rows], progress=options.of(len(rows))))
+    guesses = np.array(predict.classify(run, [text for text, _, _ in rows], progress=options.progress_of(len(rows))))
     errors = guesses - references
     values = {
         "root_mean_squared_error": float(np.sqrt(np.mean(errors**2))),
@@ -106,14 +109,15 @@ def regress(run: Run, config: Config, split: str, options: Options) -> Score:
 
 
 def tag(run: Run, config: Config, split: str, options: Options) -> Score:
-    """The share of words that have their tag and, where tags are B-, I- and O, the F1 of entities."""
+    """Score a tagger: accuracy and macro-F1 of words and, where tags are B-, I- and O, the F1 of entities."""
     sentences = tagged_split(config.data, split)
-    guesses = predict.tag(run, [sentence.words for sentence in sentences], progress=options.of(len(sentences)))
+    guesses = predict.tag(run, [sentence.words for sentence in sentences], progress=options.progress_of(len(sentences)))
     references = [sentence.tags for sentence in sentences]
-    words, guessed = ([tag for tags in side for tag in tags] for side in (references, guesses))
-    names = (*run.labels, *sorted(set(words) - set(run.labels)))  # a tag that training never had is always wrong
-    confusion = confusions(names, words, guessed)
-    values = {"accuracy": float(np.trace(confusion) / len(words)), "macro_f1": macro_f1(confusion)}
+    expected = [tag for tags in references for tag in tags]
+    guessed = [tag for tags in guesses for tag in tags]
+    names = (*run.labels, *sorted(set(expected) - set(run.labels)))  # a tag that training never had is always wrong
+    confusion = confusions(names, expected, guessed)
+    values = {"accuracy": float(np.trace(confusion) / len(expected)), "macro_f1": macro_f1(confusion)}
     if any(label.startswith("B-") for label in run.labels):
         values["entity_f1"] = entity_f1(references, guesses)
     lines = {"hypotheses": [" ".join(g) for g in guesses], "references": [" ".join(r) for r in references]}
@@ -121,7 +125,7 @@ def tag(run: Run, config: Config, split: str, options: Options) -> Score:
 
 
 def confusions(names: Sequence[str], references: Sequence[str], guesses: Sequence[str]) -> np.ndarray:
-    """How often each label (row) was taken for each (column): int [labels, labels]."""
+    """Confusion matrix, int [labels, labels]: number of examples by true label (row) and guess (column)."""
     index = {name: i for i, name in enumerate(names)}
     counts = np.zeros((len(names), len(names)), int)
     np.add.at(counts, ([index[r] for r in references], [index[g] for g in guesses]), 1)
@@ -129,51 +133,49 @@ def confusions(names: Sequence[str], references: Sequence[str], guesses: Sequenc
 
 
 def macro_f1(confusion: np.ndarray) -> float:
-    """The mean over all labels of 2 TP / (2 TP + FP + FN); 0 for a label that neither side has."""
+    """Macro-F1 of a confusion matrix: mean over labels of 2 TP / (2 TP + FP + FN); 0 for a label that never occurs."""
     both = confusion.sum(axis=0) + confusion.sum(axis=1)
     return float(np.mean(2 * np.diag(confusion) / np.maximum(both, 1)))
 
 
 def causal_lm(run: Run, config: Config, split: str, options: Options) -> Score:
-    """Loss in windows that follow each other, perplexity, bits per byte, and the floor where it is known."""
+    """Score a language model: loss in consecutive windows, perplexity, bits per byte, entropy floor if known."""
     if config.data.documents:
-        return gaps(run, config, split, options)
+        return validation_metrics(run, config, split, options)
     if split == "test" and config.data.source not in TRUTHS:
         raise UserError("split='test': running text has no test part. Take val, or train.")
-    corpus = load_corpus(config.data, config.tokenizer, run.tokenizer)
+    tokenizer = run.text_tokenizer
+    corpus = load_corpus(config.data, config.tokenizer, tokenizer)
     if split == "test":
-        tokens = run.tokenizer.encode(draw_part(config.data.source, split, len(corpus.val_tokens)))
+        tokens = tokenizer.encode(draw_part(config.data.source, split, len(corpus.val_tokens)))
     else:
         tokens = corpus.val_tokens if split == "val" else corpus.train_tokens
-    loss_fn, batches = losses.causal_lm, functools.partial(eval_batches, tokens, run.config.max_len, ROWS)
-    # Not of what the model was trained on: to know that by heart is no leak.
-    if split != "train" and (floor := floor_of(config.data.source, run.tokenizer)):
-        loss_fn, batches = paired(loss_fn), with_floor(batches, floor)
-    values = evaluate(jax.jit(functools.partial(eval_step, model=run.model, loss_fn=loss_fn)), run.params, batches())
-    loss = values["loss"]
-    values |= {"perplexity": perplexity(loss)}
-    if split == "val":
-        values["bits_per_byte"] = bits_per_byte(loss, corpus.val_bytes_per_token)
-    return Score(values)
+    loss_fn: Callable = losses.causal_lm
+    batches: Callable[[], Iterable[Batch]] = functools.partial(
+        eval_batches, tokens, run.config.decoder.max_len, EVAL_ROWS
+    )
+    # Not on the training text: a model that has memorized it may be below the floor, and that is no leak.
+    if split != "train" and (floor := floor_of(config.data.source, tokenizer)):
+        loss_fn = paired(loss_fn)
+        batches = with_floor(batches, floor)
+    step = jax.jit(functools.partial(eval_step, model=run.model, loss_fn=loss_fn))
+    values = evaluate(step, run.params, batches())
+    return Score(values | text_metrics(values["loss"], corpus.val_bytes_per_token if split == "val" else None))
 
 
-def gaps(run: Run, config: Config, split: str, options: Options) -> Score:
-    """What training measures of the validation text: loss and share of right tokens in its gaps, or of documents."""
+def validation_metrics(run: Run, config: Config, split: str, options: Options) -> Score:
+    """Score by the metrics of training: those of the validation batches of the task."""
     if split != "val":
         raise UserError(f"split={split!r}: this task is measured on the validation part. Take --split=val.")
-    task = load_task(config, InitFrom(model=run.model, tokenizer=run.tokenizer, hf_config=run.hf_config), None)
-    evaluate = jax.jit(functools.partial(eval_step, model=run.model, loss_fn=task.loss_fn))
-    values = evaluate(evaluate, run.params, task.eval_batches())
-    if task.bytes_per_token:
-        values |= {"perplexity": perplexity(values["loss"])}
-        values |= {"bits_per_byte": bits_per_byte(values["loss"], task.bytes_per_token)}
-    return Score(values)
+    task = load_task(config, InitFrom(own_model=run.model, tokenizer=run.tokenizer, hf_config=run.hf_config), None)
+    step = jax.jit(functools.partial(eval_step, model=run.model, loss_fn=task.loss_fn))
+    return Score(task.evaluate(step, run.params))
 
 
 SCORERS = {
     "causal_lm": causal_lm,
-    "masked_lm": gaps,
-    "spans": gaps,
+    "masked_lm": validation_metrics,
+    "spans": validation_metrics,
     "classify": classify,
     "regress": regress,
     "tag": tag,
