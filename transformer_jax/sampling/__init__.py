@@ -1,8 +1,9 @@
-"""GenerationConfig from logits. Nothing here knows a model."""
+"""Sampling: decode loops, logits processors, beam search, speculative decoding. Nothing here knows a model."""
 
 from transformer_jax.sampling.beam_search import LENGTH_PENALTIES, STOPPING, Beams, beam_search
 from transformer_jax.sampling.constrained import Constraint, ForcedTokens, matching, one_of
-from transformer_jax.sampling.decode import CHOICES, CHUNK, DecodeState, Generated, decode, generate, prefill
+from transformer_jax.sampling.decode import PREFILL_CHUNK, decode, generate, prefill
+from transformer_jax.sampling.decode_state import CHOICES, DecodeState, GeneratedTokens
 from transformer_jax.sampling.logits_processors import (
     Custom,
     LogitBias,
@@ -12,10 +13,10 @@ from transformer_jax.sampling.logits_processors import (
     TopK,
     TopP,
     TypicalP,
-    start,
+    init_states,
 )
 from transformer_jax.sampling.speculative import (
-    Speculated,
+    SpeculativeResult,
     SpeculativeState,
     decode_speculative,
     prefill_speculative,
@@ -35,7 +36,7 @@ from transformer_jax.sampling.text_processors import (
     SuppressFirst,
 )
 
-LOGITS_PROCESSORS = {  # what is done to logits before a token is chosen
+LOGITS_PROCESSORS = {  # name: logits processor
     "temperature": Temperature,
     "top_k": TopK,
     "top_p": TopP,
@@ -58,11 +59,13 @@ LOGITS_PROCESSORS = {  # what is done to logits before a token is chosen
 }
 
 __all__ = [
-    "SpeculativeState",
+    "CHOICES",
+    "LENGTH_PENALTIES",
+    "LOGITS_PROCESSORS",
+    "PREFILL_CHUNK",
+    "STOPPING",
     "BadWords",
     "Beams",
-    "CHOICES",
-    "CHUNK",
     "Constraint",
     "Custom",
     "DecodeState",
@@ -70,33 +73,31 @@ __all__ = [
     "ForceFirst",
     "ForceLast",
     "FrequencyPenalty",
-    "Generated",
-    "LENGTH_PENALTIES",
+    "GeneratedTokens",
+    "GenerationDefaults",
     "LogitBias",
-    "LOGITS_PROCESSORS",
     "MinLength",
     "MinP",
     "NoRepeatNgram",
     "PresencePenalty",
     "Renormalize",
     "RepetitionPenalty",
-    "GenerationDefaults",
-    "STOPPING",
-    "Speculated",
+    "SpeculativeResult",
+    "SpeculativeState",
     "Suppress",
     "SuppressFirst",
     "Temperature",
     "TopK",
     "TopP",
     "TypicalP",
+    "beam_search",
     "decode",
     "decode_speculative",
-    "beam_search",
-    "prefill",
-    "prefill_speculative",
     "generate",
+    "init_states",
     "matching",
     "one_of",
+    "prefill",
+    "prefill_speculative",
     "speculate",
-    "start",
 ]

@@ -1,110 +1,124 @@
-"""Regular expressions as automata over bytes: a plain subset, compiled once.
+"""Regular expressions compiled to automata over bytes (DFA), for constrained decoding.
 
-Literals, `.`, classes, `\\d \\w \\s` and their opposites (ASCII, as with re.ASCII), groups, `|`, `*`, `+`, `?`, `{m}`,
-`{m,}`, `{,n}`, `{m,n}`. All of a text must match. Characters are those of Unicode, and the automaton reads their
-UTF-8: parse -> a nondeterministic automaton (Thompson 1968) -> a deterministic one (Rabin and Scott 1959, subsets).
+Supported syntax: literals, `.`, classes, `\\d \\w \\s` and their complements (ASCII, as with re.ASCII), groups, `|`,
+`*`, `+`, `?`, `{m}`, `{m,}`, `{,n}`, `{m,n}`. A pattern always matches the full text. Characters are Unicode, and the
+automaton reads their UTF-8. Steps: parse -> nondeterministic automaton (Thompson 1968) -> deterministic automaton
+(subset construction, Rabin and Scott 1959).
 """
 
 import functools
 import re
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 
 from transformer_jax.errors import UserError
 
 Ranges = tuple[tuple[int, int], ...]  # of code points, both ends included
-MAX_STATES, MAX_DEPTH = 10_000, 100
-_EVERYTHING: Ranges = ((0, 0xD7FF), (0xE000, 0x10FFFF))  # UTF-8 has no surrogates
+MAX_STATES = 10_000
+MAX_DEPTH = 100  # of nested groups
+MAX_CODE_POINT = 0x10FFFF
+_ALL_CHARACTERS: Ranges = ((0, 0xD7FF), (0xE000, 0x10FFFF))  # UTF-8 has no surrogates
 _CLASSES = {"d": ((48, 57),), "w": ((48, 57), (65, 90), (95, 95), (97, 122)), "s": ((9, 13), (32, 32))}
-_REPEAT = ("*", "+", "?", "{")
+# How often: (least, most or None for no limit); None: the numbers stand in the pattern.
+_REPEATS: dict[str, tuple[int, int | None] | None] = {"*": (0, None), "+": (1, None), "?": (0, 1), "{": None}
 _ESCAPES = {"n": 10, "t": 9, "r": 13, "f": 12, "v": 11, "a": 7}
 
 
 class Automaton(NamedTuple):
-    """State 0 is the start. All states can be reached, but not all need lead to a match."""
+    """Deterministic automaton. State 0 is the initial one. All states can be reached, but not all lead to a match."""
 
-    table: np.ndarray  # int32 [states, 256]: the state after each byte; -1: no match any more
+    table: np.ndarray  # int32 [states, 256]: the state after each byte; -1: no match is possible
     is_accepting: np.ndarray  # bool [states]
 
 
 @functools.lru_cache(maxsize=16)
 def compile_regex(pattern: str) -> Automaton:
-    """The automaton of the texts that match `pattern` from end to end.
+    """Compile `pattern` into the automaton of the texts that match it in full.
 
     Raises:
-      UserError: what is not of the subset, with its place; more than MAX_STATES states.
+      UserError: syntax that is not supported, with its position; more than MAX_STATES states.
     """
     parser = _Parser(pattern)
-    node = parser.alternatives()
-    if parser.at < len(pattern):
+    fragment = parser.alternatives()
+    if parser.position < len(pattern):
         parser.fail("has no opening parenthesis")
     nfa = _Nfa(pattern)
-    end = node(nfa, nfa.new())
-    return _subsets(nfa, end)
+    end = fragment(nfa, nfa.new_state())
+    return _to_deterministic(nfa, end)
 
 
 def _too_large(pattern: str) -> UserError:
     return UserError(f"pattern={pattern!r:.80}: needs more than {MAX_STATES} states. Repeat less in it.")
 
 
-_Node = Callable[["_Nfa", int], int]  # (automaton, state) -> the state behind it; may be called several times
+# (automaton, start state) -> end state: adds the states of a part of the pattern. It may be called several times.
+_Fragment = Callable[["_Nfa", int], int]
 
 
 class _Parser:
-    def __init__(self, pattern):
-        self.pattern, self.at, self.depth = pattern, 0, 0
+    """Recursive-descent parser: each method reads one part of the grammar and returns its fragment."""
 
-    def fail(self, rule):
+    def __init__(self, pattern: str):
+        self.pattern = pattern
+        self.position = 0
+        self.depth = 0  # of open groups
+
+    def fail(self, rule: str) -> NoReturn:
         raise UserError(
-            f"pattern={self.pattern!r:.80}: at position {self.at}: {rule}. A literal sign needs a backslash before it."
+            f"pattern={self.pattern!r:.80}: at position {self.position}: {rule}. A literal character needs a backslash "
+            "before it."
         )
 
     @property
-    def next(self):
-        return self.pattern[self.at : self.at + 1]
+    def next(self) -> str:
+        """The next character, or "" at the end."""
+        return self.pattern[self.position : self.position + 1]
 
-    def take(self, expected=""):
+    def take(self, expected: str = "") -> str:
+        """Read the next character, which must be `expected` if that is given."""
         if not self.next or (expected and self.next != expected):
             self.fail(f"must be {expected!r}" if expected else "must not end here")
-        self.at += 1
-        return self.pattern[self.at - 1]
+        self.position += 1
+        return self.pattern[self.position - 1]
 
-    def alternatives(self) -> _Node:
+    def alternatives(self) -> _Fragment:
         options = [self.sequence()]
         while self.next == "|":
             self.take()
             options.append(self.sequence())
         return options[0] if len(options) == 1 else lambda nfa, start: nfa.join([o(nfa, start) for o in options])
 
-    def sequence(self) -> _Node:
+    def sequence(self) -> _Fragment:
         parts = []
         while self.next and self.next not in "|)":
             parts.append(self.repeated(self.atom()))
         return lambda nfa, start: functools.reduce(lambda state, part: part(nfa, state), parts, start)
 
-    def repeated(self, node: _Node) -> _Node:
-        if self.next not in _REPEAT:
-            return node
+    def repeated(self, fragment: _Fragment) -> _Fragment:
+        if self.next not in _REPEATS:
+            return fragment
         sign = self.take()
-        low, high = {"*": (0, None), "+": (1, None), "?": (0, 1)}.get(sign) or self.bounds()
-        if self.next in _REPEAT:
+        low, high = _REPEATS[sign] or self.bounds()
+        if self.next in _REPEATS:
             self.fail("a repetition cannot be repeated, or made lazy. Put it into parentheses")
-        return lambda nfa, start: nfa.repeat(node, start, low, high)
+        return lambda nfa, start: nfa.repeat(fragment, start, low, high)
 
-    def bounds(self):
-        match = re.match(r"([0-9]*)(,?)([0-9]*)\}", self.pattern[self.at :])
+    def bounds(self) -> tuple[int, int | None]:
+        """Read the numbers of a repetition, up to its closing brace."""
+        match = re.match(r"([0-9]*)(,?)([0-9]*)\}", self.pattern[self.position :])
         if not match or match.group() == "}":
             self.fail("must be a number of repetitions, {2} or {2,3}")
-        self.at += match.end()
-        low, comma, high = match.groups()
-        low, high = int(low or 0), int(high) if high else None if comma else int(low)
+        self.position += match.end()
+        low_digits, comma, high_digits = match.groups()
+        low = int(low_digits or 0)
+        high = int(high_digits) if high_digits else None if comma else low
         if max(low, high or 0) > MAX_STATES or (high is not None and high < low):
-            self.fail(f"repetitions must go from a number to one not below it, at most {MAX_STATES}")
+            self.fail(f"repetitions must go from a number to one that is not smaller, at most {MAX_STATES}")
         return low, high
 
-    def atom(self) -> _Node:
+    def atom(self) -> _Fragment:
         char = self.take()
         if char == "(":
             if self.next == "?":
@@ -112,17 +126,17 @@ class _Parser:
                 self.take(":")
             self.depth += 1
             if self.depth > MAX_DEPTH:
-                self.fail(f"more than {MAX_DEPTH} groups in each other")
-            node = self.alternatives()
+                self.fail(f"more than {MAX_DEPTH} nested groups")
+            fragment = self.alternatives()
             self.depth -= 1
             self.take(")")
-            return node
+            return fragment
         if char in "*+?{}])^$":
-            self.at -= 1
-            self.fail(f"{char!r} means nothing here: all of a text is matched, and nothing else")
-        ranges = ((ord(char), ord(char)),)
+            self.position -= 1
+            self.fail(f"{char!r} has no meaning here: a pattern always matches the full text")
+        ranges = _single(ord(char))
         if char == ".":
-            ranges = _without(((10, 10),))
+            ranges = _complement(((10, 10),))  # no line feed
         elif char == "[":
             ranges = self.bracket()
         elif char == "\\":
@@ -130,71 +144,85 @@ class _Parser:
         return lambda nfa, start: nfa.read(ranges, start)
 
     def escaped(self) -> Ranges:
+        """Read what follows a backslash."""
         char = self.take()
         if char.lower() in _CLASSES:
-            return _CLASSES[char] if char.islower() else _without(_CLASSES[char.lower()])
+            return _CLASSES[char] if char.islower() else _complement(_CLASSES[char.lower()])
         if char in _ESCAPES:
-            return ((_ESCAPES[char],) * 2,)
+            return _single(_ESCAPES[char])
         if char in "xu":
             digits = "".join(self.take() for _ in range(2 if char == "x" else 4))
             if not all(digit in "0123456789abcdefABCDEF" for digit in digits):
-                self.fail(f"{digits!r} is no hexadecimal number")
-            return ((int(digits, 16),) * 2,)
+                self.fail(f"{digits!r} is not a hexadecimal number")
+            return _single(int(digits, 16))
         if char.isalnum():
-            self.fail(f"\\{char} is not known here")
-        return ((ord(char),) * 2,)
+            self.fail(f"\\{char} is not supported")
+        return _single(ord(char))
 
     def bracket(self) -> Ranges:
-        ranges, is_not = [], self.next == "^"
-        if is_not:
+        """Read a character class, up to its closing bracket."""
+        is_complement = self.next == "^"
+        if is_complement:
             self.take()
-        is_first = True
+        ranges: Ranges = ()
+        is_first = True  # a bracket in the first position is a literal
         while is_first or self.next != "]":
-            is_first, char = False, self.take()
-            one = self.escaped() if char == "\\" else ((ord(char),) * 2,)
-            if self.next == "-" and self.pattern[self.at + 1 : self.at + 2] not in ("]", ""):
+            is_first = False
+            part = self.class_member()
+            if self.next == "-" and self.pattern[self.position + 1 : self.position + 2] not in ("]", ""):
                 self.take()
-                char = self.take()
-                last = self.escaped() if char == "\\" else ((ord(char),) * 2,)
-                ends = [*one, *last]
+                ends = (*part, *self.class_member())
                 if any(low != high for low, high in ends) or len(ends) != 2 or ends[1] < ends[0]:
-                    self.fail("a range must go from a character to one not below it")
-                one = ((ends[0][0], ends[1][0]),)
-            ranges += one
+                    self.fail("a range must go from a character to one that is not below it")
+                part = ((ends[0][0], ends[1][0]),)
+            ranges += part
         self.take("]")
-        return _without(tuple(ranges)) if is_not else tuple(ranges)
+        return _complement(ranges) if is_complement else ranges
+
+    def class_member(self) -> Ranges:
+        char = self.take()
+        return self.escaped() if char == "\\" else _single(ord(char))
 
 
-def _without(ranges: Ranges) -> Ranges:
-    """All characters but these."""
-    left, first = [], 0
+def _single(code_point: int) -> Ranges:
+    return ((code_point, code_point),)
+
+
+def _complement(ranges: Ranges) -> Ranges:
+    """Return all characters outside `ranges`."""
+    result = []
+    first = 0
     for low, high in sorted(ranges):
         if low > first:
-            left.append((first, low - 1))
+            result.append((first, low - 1))
         first = max(first, high + 1)
-    return (*left, (first, 0x10FFFF)) if first <= 0x10FFFF else tuple(left)
+    if first <= MAX_CODE_POINT:
+        result.append((first, MAX_CODE_POINT))
+    return tuple(result)
 
 
 def byte_ranges(ranges: Ranges) -> Iterator[Ranges]:
-    """UTF-8 of characters: sequences of ranges of bytes, which any choice of a byte from each is a character of."""
-    sizes = ((0, 0x7F), (0x80, 0x7FF), (0x800, 0xFFFF), (0x10000, 0x10FFFF))
+    """Encode character ranges in UTF-8: sequences of byte ranges; a byte from each, in order, is a character."""
+    sizes = ((0, 0x7F), (0x80, 0x7FF), (0x800, 0xFFFF), (0x10000, MAX_CODE_POINT))  # 1, 2, 3 and 4 bytes
     for low, high in ranges:
-        for part in _EVERYTHING:
+        for part in _ALL_CHARACTERS:
             for size in sizes:
-                first, last = max(low, part[0], size[0]), min(high, part[1], size[1])
+                first = max(low, part[0], size[0])
+                last = min(high, part[1], size[1])
                 if first <= last:
                     yield from _split(chr(first).encode(), chr(last).encode())
 
 
 def _split(low: bytes, high: bytes) -> Iterator[Ranges]:
-    """Of all between two encoded characters of one size, whose order is that of their bytes."""
+    """Split the characters between two encoded ones of equal size; their order is that of their bytes."""
     if len(low) == 1:
         yield ((low[0], high[0]),)
         return
     if low[0] == high[0]:
         yield from (((low[0], low[0]), *rest) for rest in _split(low[1:], high[1:]))
         return
-    first, last, num = low[0], high[0], len(low) - 1
+    first, last = low[0], high[0]
+    num = len(low) - 1
     if low[1:] != b"\x80" * num:
         yield from (((first, first), *rest) for rest in _split(low[1:], b"\xbf" * num))
         first += 1
@@ -206,69 +234,78 @@ def _split(low: bytes, high: bytes) -> Iterator[Ranges]:
 
 
 class _Nfa:
-    def __init__(self, pattern):
+    """Nondeterministic automaton. State 0 is the initial state."""
+
+    def __init__(self, pattern: str):
         self.pattern = pattern
-        self.bytes, self.free = [], []  # of each state: (low, high, next) that read a byte, and next ones without
+        self.byte_edges: list[list[tuple[int, int, int]]] = []  # of each state: (low byte, high byte, next state)
+        self.empty_edges: list[list[int]] = []  # of each state: next states that are reached without a byte
 
-    def new(self):
-        if len(self.bytes) >= 10 * MAX_STATES:
+    def new_state(self) -> int:
+        if len(self.byte_edges) >= 10 * MAX_STATES:
             raise _too_large(self.pattern)
-        self.bytes.append([])
-        self.free.append([])
-        return len(self.bytes) - 1
+        self.byte_edges.append([])
+        self.empty_edges.append([])
+        return len(self.byte_edges) - 1
 
-    def join(self, states):
-        end = self.new()
+    def join(self, states: list[int]) -> int:
+        """Add a state that is reached from all of `states`."""
+        end = self.new_state()
         for state in states:
-            self.free[state].append(end)
+            self.empty_edges[state].append(end)
         return end
 
-    def read(self, ranges, start):
-        end = self.new()
+    def read(self, ranges: Ranges, start: int) -> int:
+        """Add states that read one character of `ranges`."""
+        end = self.new_state()
         for sequence in byte_ranges(ranges):
             state = start
             for i, (low, high) in enumerate(sequence):
-                following = end if i == len(sequence) - 1 else self.new()
-                self.bytes[state].append((low, high, following))
+                following = end if i == len(sequence) - 1 else self.new_state()
+                self.byte_edges[state].append((low, high, following))
                 state = following
         return end
 
-    def repeat(self, node, start, low, high):
+    def repeat(self, fragment: _Fragment, start: int, low: int, high: int | None) -> int:
+        """Add `fragment` from `low` to `high` times; None: without a limit."""
         for _ in range(low):
-            start = node(self, start)
+            start = fragment(self, start)
         if high is None:
             hub = self.join([start])
-            self.free[node(self, hub)].append(hub)
+            self.empty_edges[fragment(self, hub)].append(hub)
             return hub
         states = [start]
         for _ in range(high - low):
-            states.append(node(self, self.join([states[-1]])))
+            states.append(fragment(self, self.join([states[-1]])))
         return self.join(states)
 
-    def closure(self, states):
-        found, waiting = set(states), list(states)
+    def closure(self, states: Iterable[int]) -> frozenset[int]:
+        """Return `states` and all states that are reached from them without a byte."""
+        reached = set(states)
+        waiting = list(reached)
         while waiting:
-            new = [state for state in self.free[waiting.pop()] if state not in found]
-            found.update(new)
+            new = [state for state in self.empty_edges[waiting.pop()] if state not in reached]
+            reached.update(new)
             waiting += new
-        return frozenset(found)
+        return frozenset(reached)
 
 
-def _subsets(nfa, end):
-    """Deterministic: a state is a set of states."""
-    sets = {nfa.closure([0]): 0}
+def _to_deterministic(nfa: _Nfa, end: int) -> Automaton:
+    """Build the deterministic automaton by the subset construction: each state is a set of states of `nfa`."""
+    index_of = {nfa.closure([0]): 0}
     rows = []
-    for states in (waiting := list(sets)):
-        row, edges = np.full(256, -1, np.int32), [edge for state in states for edge in nfa.bytes[state]]
+    for states in (waiting := list(index_of)):  # it grows while it is read
+        row = np.full(256, -1, np.int32)
+        edges = [edge for state in states for edge in nfa.byte_edges[state]]
         cuts = sorted({low for low, _, _ in edges} | {high + 1 for _, high, _ in edges})
         for low, beyond in zip(cuts, cuts[1:], strict=False):
             following = nfa.closure({state for first, last, state in edges if first <= low <= last})
             if following:
-                if following not in sets:
-                    sets[following] = len(sets)
+                if following not in index_of:
+                    index_of[following] = len(index_of)
                     waiting.append(following)
-                row[low:beyond] = sets[following]
+                row[low:beyond] = index_of[following]
         rows.append(row)
         if len(rows) > MAX_STATES:
             raise _too_large(nfa.pattern)
-    return Automaton(np.stack(rows), np.array([end in states for states in sets]))
+    return Automaton(np.stack(rows), np.array([end in states for states in index_of]))

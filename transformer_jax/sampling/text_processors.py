@@ -1,8 +1,8 @@
-"""Methods that look at the text: penalties, repetition, forced and forbidden tokens. How they are called: logits.py.
+"""Logits processors that look at the text: penalties, repeated n-grams, forced and suppressed tokens.
 
-What repeats is judged by prompt and new tokens together in RepetitionPenalty and NoRepeatNgram, as their papers (which know
-decoders only) and the reference library have it; presence and frequency are counted among new tokens alone. In an
-encoder-decoder the prompt is what the decoder was given, not the source.
+logits_processors.py describes how they are called. RepetitionPenalty and NoRepeatNgram count the prompt and the new
+tokens together, as in their papers (on decoder-only models) and in the reference library. PresencePenalty and
+FrequencyPenalty count new tokens alone. In an encoder-decoder the prompt is the start of the target, not the source.
 """
 
 import dataclasses
@@ -10,49 +10,56 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from transformer_jax.sampling.logits_processors import RULED_OUT, LogitsProcessor, check, method, where_possible
+from transformer_jax.errors import check
+from transformer_jax.sampling.logits_processors import RULED_OUT, LogitsProcessor, static_dataclass, where_possible
 
 
-class _Counting(LogitsProcessor):
-    """The state is the number of new tokens so far, int32 [R]."""
+class _CountsNewTokens(LogitsProcessor):
+    """Logits processor whose state is the number of new tokens so far, int32 [R]."""
 
-    def start(self, tokens, lengths, max_new_tokens):
+    def init_state(self, tokens, lengths, max_new_tokens):
         return jnp.zeros_like(lengths)
 
 
 def _count(logits, tokens, first, end):
-    """How often each token of the vocabulary stands at the places `first` <= i < `end` [R]: int32 [R, V]."""
-    place = jnp.arange(tokens.shape[1])
-    is_counted = (place >= jnp.reshape(first, (-1, 1))) & (place < end[:, None])
+    """Count each vocabulary token at the positions `first` <= i < `end` [R] of the text: int32 [R, V]."""
+    position = jnp.arange(tokens.shape[1])
+    is_counted = (position >= jnp.reshape(first, (-1, 1))) & (position < end[:, None])
     rows = jnp.arange(len(tokens))[:, None]
     return jnp.zeros(logits.shape, jnp.int32).at[rows, tokens].add(is_counted, mode="drop")
 
 
 def follows_newest(tokens: jax.Array, lengths: jax.Array, n: int) -> jax.Array:
-    """Whether the n tokens before a place of the text [R, S] are the n that the text ends with: bool [R, S]."""
-    S, place = tokens.shape[1], jnp.arange(tokens.shape[1])
-    is_match = (place >= n) & (place < lengths[:, None])
-    for j in range(1, min(n, S - 1) + 1):  # the last but j - 1, at place i - j
+    """Find the positions [R, S] of a text whose n preceding tokens equal the n newest tokens: bool [R, S]."""
+    S = tokens.shape[1]
+    position = jnp.arange(S)
+    is_match = (position >= n) & (position < lengths[:, None])
+    for j in range(1, min(n, S - 1) + 1):  # token j from the end, against the token j positions back
         newest = jnp.take_along_axis(tokens, jnp.maximum(lengths - j, 0)[:, None], axis=1)
         is_match &= jnp.roll(tokens, j, axis=1) == newest
     return is_match
 
 
 def _rule_out(logits, ids):
-    """None of `ids` may come; those outside the vocabulary mean nothing."""
+    """Rule out the tokens `ids`; ids outside the vocabulary are ignored."""
     return logits.at[:, jnp.array(ids, jnp.int32)].set(RULED_OUT, mode="drop")
+
+
+def _force(logits, token):
+    """Return logits of which only `token` is possible; its logit is 0."""
+    return jnp.where(jnp.arange(logits.shape[-1]) == token, 0.0, RULED_OUT)
 
 
 def _check_ids(field, ids):
     check(all(token >= 0 for token in ids), field, ids, "must be token ids, 0 or more")
 
 
-@method
+@static_dataclass
 class RepetitionPenalty(LogitsProcessor):
-    """Make tokens of the prompt or the new text less likely. Keskar et al. 2019, section 4.1.
+    """Repetition penalty: make tokens of the prompt or the new text less likely. Keskar et al. 2019, section 4.1.
 
-    A positive logit is divided by `value`, a negative one, which dividing would raise, multiplied. Prompt tokens count.
-    UserError: a value outside [1e-3, 1e3].
+    A positive logit is divided by `value`. A negative one is multiplied, because division would raise it. Prompt tokens
+    count. UserError: a value outside [1e-3, 1e3].
     """
 
     value: float
@@ -66,9 +73,9 @@ class RepetitionPenalty(LogitsProcessor):
         return where_possible(jnp.where(is_in_text, penalized, logits), logits), state
 
 
-@method
-class PresencePenalty(_Counting):
-    """Subtract `value` from the logits of tokens that are among the new ones. Prompt tokens do not count.
+@static_dataclass
+class PresencePenalty(_CountsNewTokens):
+    """Presence penalty: subtract `value` from the logits of all tokens among the new ones. Prompt tokens do not count.
 
     UserError: a value outside [-1e3, 1e3].
     """
@@ -79,13 +86,13 @@ class PresencePenalty(_Counting):
         check(abs(self.value) <= 1e3, "presence_penalty", self.value, "must be from -1000 to 1000. Take 0 (none) to 2")
 
     def __call__(self, logits, tokens, lengths, state):
-        is_there = _count(logits, tokens, lengths - state, lengths) > 0
-        return where_possible(logits - self.value * is_there, logits), state + 1
+        is_present = _count(logits, tokens, lengths - state, lengths) > 0
+        return where_possible(logits - self.value * is_present, logits), state + 1
 
 
-@method
-class FrequencyPenalty(_Counting):
-    """Subtract `value` as often as a token is among the new ones. Prompt tokens do not count.
+@static_dataclass
+class FrequencyPenalty(_CountsNewTokens):
+    """Frequency penalty: subtract `value` once for each occurrence among the new tokens. Prompt tokens do not count.
 
     UserError: a value outside [-1e3, 1e3].
     """
@@ -96,13 +103,16 @@ class FrequencyPenalty(_Counting):
         check(abs(self.value) <= 1e3, "frequency_penalty", self.value, "must be from -1000 to 1000. Take 0 (none) to 2")
 
     def __call__(self, logits, tokens, lengths, state):
-        number = _count(logits, tokens, lengths - state, lengths)
-        return where_possible(logits - self.value * number, logits), state + 1
+        counts = _count(logits, tokens, lengths - state, lengths)
+        return where_possible(logits - self.value * counts, logits), state + 1
 
 
-@method
+@static_dataclass
 class NoRepeatNgram(LogitsProcessor):
-    """No n tokens in a row come twice. Paulus et al. 2017, section 2.5. Prompt tokens count. UserError: n below 1."""
+    """Forbid repeating any n-gram of size n. Paulus et al. 2017, section 2.5. Prompt tokens count.
+
+    UserError: n below 1.
+    """
 
     n: int
 
@@ -110,14 +120,15 @@ class NoRepeatNgram(LogitsProcessor):
         check(self.n >= 1, "no_repeat_ngram_size", self.n, "must be 1 or more. Take 3")
 
     def __call__(self, logits, tokens, lengths, state):
-        followed, rows = follows_newest(tokens, lengths, self.n - 1), jnp.arange(len(tokens))[:, None]
-        is_repeat = jnp.zeros(logits.shape, bool).at[rows, tokens].max(followed, mode="drop")
+        follows = follows_newest(tokens, lengths, self.n - 1)
+        rows = jnp.arange(len(tokens))[:, None]
+        is_repeat = jnp.zeros(logits.shape, bool).at[rows, tokens].max(follows, mode="drop")
         return jnp.where(is_repeat, RULED_OUT, logits), state
 
 
-@method
+@static_dataclass
 class BadWords(LogitsProcessor):
-    """None of these sequences of tokens is completed by a new token; it may begin in the prompt.
+    """Bad words: forbid a new token that completes one of these token sequences, even if it begins in the prompt.
 
     UserError: an empty word, or an id below 0.
     """
@@ -131,17 +142,17 @@ class BadWords(LogitsProcessor):
     def __call__(self, logits, tokens, lengths, state):
         for size in sorted({len(word) for word in self.words}):
             words = jnp.array([word for word in self.words if len(word) == size], jnp.int32)
-            at = lengths[:, None] - size + 1 + jnp.arange(size - 1)
-            newest = jnp.take_along_axis(tokens, jnp.maximum(at, 0), axis=1)
+            positions = lengths[:, None] - size + 1 + jnp.arange(size - 1)
+            newest = jnp.take_along_axis(tokens, jnp.maximum(positions, 0), axis=1)
             would_end = jnp.all(newest[:, None] == words[:, :-1], axis=-1) & (lengths >= size - 1)[:, None]
             is_end = jnp.zeros(logits.shape, bool).at[:, words[:, -1]].max(would_end, mode="drop")
             logits = jnp.where(is_end, RULED_OUT, logits)
         return logits, state
 
 
-@method
-class ForceFirst(_Counting):
-    """The first new token is this one, whatever else was ruled out; its logit is 0, a probability of 1."""
+@static_dataclass
+class ForceFirst(_CountsNewTokens):
+    """Force the first new token, even if it was ruled out before; its logit is 0, a probability of 1."""
 
     token: int
 
@@ -149,14 +160,14 @@ class ForceFirst(_Counting):
         _check_ids("token", (self.token,))
 
     def __call__(self, logits, tokens, lengths, state):
-        return jnp.where((state == 0)[:, None], _only(logits, self.token), logits), state + 1
+        return jnp.where((state == 0)[:, None], _force(logits, self.token), logits), state + 1
 
 
-@method
+@static_dataclass
 class ForceLast(LogitsProcessor):
-    """The last token that there is room for is this one, whatever else was ruled out; its logit is 0.
+    """Force the token at the length limit (number max_new_tokens), even if it was ruled out before; its logit is 0.
 
-    The state is the number of tokens that there is room for, int32 [R].
+    The state is the number of tokens that still fit, int32 [R].
     """
 
     token: int
@@ -164,20 +175,16 @@ class ForceLast(LogitsProcessor):
     def __post_init__(self):
         _check_ids("token", (self.token,))
 
-    def start(self, tokens, lengths, max_new_tokens):
+    def init_state(self, tokens, lengths, max_new_tokens):
         return jnp.full_like(lengths, max_new_tokens)
 
     def __call__(self, logits, tokens, lengths, state):
-        return jnp.where((state == 1)[:, None], _only(logits, self.token), logits), state - 1
+        return jnp.where((state == 1)[:, None], _force(logits, self.token), logits), state - 1
 
 
-def _only(logits, token):
-    return jnp.where(jnp.arange(logits.shape[-1]) == token, 0.0, RULED_OUT)
-
-
-@method
+@static_dataclass
 class Suppress(LogitsProcessor):
-    """No new token is one of these. UserError: an id below 0."""
+    """Suppress tokens: none of these ids is generated. UserError: an id below 0."""
 
     ids: tuple[int, ...]
 
@@ -188,9 +195,12 @@ class Suppress(LogitsProcessor):
         return _rule_out(logits, self.ids), state
 
 
-@method
-class SuppressFirst(_Counting):
-    """New token number `index` (0: the first) is none of these. UserError: an id or index below 0."""
+@static_dataclass
+class SuppressFirst(_CountsNewTokens):
+    """Suppress tokens at one step: new token number `index` (0 is the first) is none of these ids.
+
+    UserError: an id or index below 0.
+    """
 
     ids: tuple[int, ...]
     index: int = 0
@@ -203,9 +213,9 @@ class SuppressFirst(_Counting):
         return jnp.where((state == self.index)[:, None], _rule_out(logits, self.ids), logits), state + 1
 
 
-@method
-class MinLength(_Counting):
-    """None of `eos_ids` comes before there are `length` other new tokens, or tokens in all with the prompt.
+@static_dataclass
+class MinLength(_CountsNewTokens):
+    """Minimum length: no token of `eos_ids` before there are `length` other new tokens, or in total with the prompt.
 
     UserError: a length or an id below 0.
     """
@@ -225,9 +235,9 @@ class MinLength(_Counting):
 
 @dataclasses.dataclass(frozen=True)
 class GenerationDefaults:
-    """What a model itself says of the tokens that it writes: generation_config.json, for pre-trained ones."""
+    """Generation defaults of a model: special tokens and logits processors, as in generation_config.json."""
 
-    eos_ids: tuple[int, ...] = ()  # each ends a row
+    eos_ids: tuple[int, ...] = ()  # each one ends a row
     pad_id: int = 0
-    start_id: int = -1  # Seq2Seq: the token before the first one of a target; -1: none
-    processors: tuple[LogitsProcessor, ...] = ()  # what may come when
+    start_id: int = -1  # Seq2Seq: the token before the first target token; -1: none
+    processors: tuple[LogitsProcessor, ...] = ()  # applied to the logits of every decode step, in this order
