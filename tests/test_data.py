@@ -189,7 +189,7 @@ def test_the_fingerprint_changes_with_text_split_and_tokenizer_and_with_nothing_
 
 def test_a_validation_part_of_one_token_is_refused(tmp_path):
     file = write(tmp_path / "a.txt", "0123456789")
-    with pytest.raises(UserError, match="data.val_fraction=0.1: the validation part has 1 token, and needs at least 2"):
+    with pytest.raises(UserError, match="data.val_fraction=0.1: the validation split has 1 token, and needs at least 2"):
         load_corpus(text_config(file), TokenizerConfig("char"))
     assert len(load_corpus(text_config(file, 0.2), TokenizerConfig("char")).val_tokens) == 2
 

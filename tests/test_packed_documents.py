@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from train.config import DataConfig, TokenizerConfig
-from train.data.packing import cut, load_packed, pack, packed_batch
+from train.data.packing import load_packed, pack, packed_batch, split_pieces
 from train.data.sources import load_documents
 from train.losses import causal_lm, packed_targets
 from transformer_jax.config import TransformerConfig
@@ -26,7 +26,7 @@ def test_every_token_of_every_document_stands_in_one_row_once(lengths, length):
     for n in lengths:
         documents.append(np.arange(first, first + n))
         first += n
-    pieces = [piece for document in documents for piece in cut(document, length)]
+    pieces = [piece for document in documents for piece in split_pieces(document, length)]
     rows = pack(pieces, length, pad_id=-7)
     targets = []
     for i, piece in enumerate(pieces):

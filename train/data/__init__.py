@@ -1,1 +1,1 @@
-"""From sources of text to batches."""
+"""Training data: from sources of text to examples to batches."""

@@ -1,6 +1,6 @@
-"""Dates, times, durations and quantities in two languages, as Unicode's CLDR writes them (through Babel).
+"""Generated translation pairs: dates, times, durations and quantities in two languages, as CLDR formats them (Babel).
 
-A small translation task that needs no download and has one right answer: the same value, in the same style.
+A small translation task without a download and with one right answer: the same value, in the same style.
 """
 
 import datetime
@@ -17,14 +17,14 @@ from ..config import DataConfig
 
 SIZES = {"train": 60_000, "val": 1_000, "test": 1_000}
 UNITS = ("length-kilometer", "mass-kilogram", "volume-liter", "length-meter", "temperature-celsius", "duration-hour")
-STYLES = ("short", "long", "full")  # medium and long are one in English May, and two in German
+STYLES = ("short", "long", "full")  # no "medium": in May it equals "long" in English, but not in German
 
 
 def dates(config: DataConfig, fields: tuple[str, str], split: str) -> list[tuple[str, str]]:
-    """Pairs of `data.source_language` and `data.target_language`. No source of one part is in another.
+    """Generate the pairs of a split, in `data.source_language` and `data.target_language`. Splits share no source.
 
     Raises:
-      UserError: a language that CLDR does not have.
+      UserError: a language that is not in CLDR.
     """
     languages = []
     for name in ("source_language", "target_language"):
@@ -32,12 +32,13 @@ def dates(config: DataConfig, fields: tuple[str, str], split: str) -> list[tuple
             languages.append(Locale.parse(getattr(config, name)))
         except (UnknownLocaleError, ValueError, TypeError) as error:
             value = getattr(config, name)
-            raise UserError(f"data.{name}={value!r}: no such language. Give a code, such as en, de or fr.") from error
+            raise UserError(f"data.{name}={value!r}: unknown language. Give a code, such as en, de or fr.") from error
     random = np.random.default_rng(0)
     pairs: dict[str, str] = {}
     while len(pairs) < sum(SIZES.values()):
-        write = WRITERS[random.integers(len(WRITERS))](random)
-        pairs.setdefault(*(write(language) for language in languages))
+        format_in = FORMATTERS[random.integers(len(FORMATTERS))](random)
+        source, target = (format_in(language) for language in languages)
+        pairs.setdefault(source, target)
     first = {"val": 0, "test": SIZES["val"], "train": SIZES["val"] + SIZES["test"]}[split]
     return list(pairs.items())[first : first + SIZES[split]]
 
@@ -55,7 +56,8 @@ def _time(random):
 
 
 def _moment(random):
-    date, time = _date(random), _time(random)
+    date = _date(random)
+    time = _time(random)
     return lambda language: f"{date(language)} {time(language)}"
 
 
@@ -65,7 +67,8 @@ def _duration(random):
 
 
 def _quantity(random):
-    unit, value = UNITS[random.integers(len(UNITS))], round(float(random.uniform(0, 10_000)), int(random.integers(3)))
+    unit = UNITS[random.integers(len(UNITS))]
+    value = round(float(random.uniform(0, 10_000)), int(random.integers(3)))
     return lambda language: format_unit(value, unit, "long", locale=language)
 
 
@@ -74,4 +77,5 @@ def _number(random):
     return lambda language: format_decimal(value, locale=language)
 
 
-WRITERS = (_date, _date, _moment, _time, _duration, _quantity, _quantity, _number)
+# Each draws a value and returns a function: locale -> text. An entry that stands twice is drawn twice as often.
+FORMATTERS = (_date, _date, _moment, _time, _duration, _quantity, _quantity, _number)

@@ -1,6 +1,6 @@
 """TensorFlow Datasets without TensorFlow: prepared as array_record files, read through `as_data_source`.
 
-A split is a list of plain dicts: texts as str, the number of a class as its name, sequences as lists.
+A split is a list of plain dicts: texts as str, class numbers as their names, sequences as lists.
 """
 
 import contextlib
@@ -17,55 +17,58 @@ from transformer_jax.errors import UserError
 from ..config import DataConfig
 
 SPLIT_FIELDS = {"train": "train_split", "val": "val_split", "test": "test_split"}
-# Builders open files by TensorFlow's names for what Python has: with these, most need no TensorFlow.
-_FILES = types.SimpleNamespace(
+# Builders open files through tf.io.gfile. With this stand-in, most need no TensorFlow.
+_GFILE = types.SimpleNamespace(
     GFile=open, Open=open, isdir=os.path.isdir, exists=os.path.exists, listdir=os.listdir, makedirs=os.makedirs
 )
 
 
 def tfds_documents(config: DataConfig) -> tuple[list[str], list[str]]:
-    """The texts of the two splits; `data.text_field` is "text" unless it is set."""
+    """Load the texts of the training and the validation split; `data.text_field` defaults to "text"."""
     field = config.text_field or "text"
-    return tuple([row[field] for row in tfds_rows(config, split, (field,))] for split in ("train", "val"))
+    train, validation = ([row[field] for row in tfds_rows(config, split, (field,))] for split in ("train", "val"))
+    return train, validation
 
 
 def tfds_pairs(config: DataConfig, fields: tuple[str, str], split: str) -> list[tuple[str, str]]:
-    """Texts in the two languages, whose codes are the names of their fields in translation datasets."""
+    """Load pairs of texts; in translation datasets the field of a language is named by its code."""
     names = (config.source_language, config.target_language)
-    return [tuple(row[name] for name in names) for row in tfds_rows(config, split, names)]
+    return [(row[names[0]], row[names[1]]) for row in tfds_rows(config, split, names)]
 
 
 def tfds_labelled(config: DataConfig, split: str) -> list[tuple[str, str, str]]:
-    """(text, label, where it is), of `data.text_field` ("sentence") and `data.label_field` ("label")."""
-    text, label = config.text_field or "sentence", config.label_field or "label"
+    """Load (text, label, location) of `data.text_field` ("sentence") and `data.label_field` ("label")."""
+    text = config.text_field or "sentence"
+    label = config.label_field or "label"
     rows = tfds_rows(config, split, (text, label))
     return [(row[text], str(row[label]), f"{config.path}, {split} example {i}") for i, row in enumerate(rows)]
 
 
 def tfds_tagged(config: DataConfig, split: str) -> list[tuple[list[str], list[str], str]]:
-    """(words, tags, where they are), of `data.text_field` ("tokens") and `data.label_field` ("ner")."""
-    words, tags = config.text_field or "tokens", config.label_field or "ner"
+    """Load (words, tags, location) of `data.text_field` ("tokens") and `data.label_field` ("ner")."""
+    words = config.text_field or "tokens"
+    tags = config.label_field or "ner"
     rows = tfds_rows(config, split, (words, tags))
     return [(row[words], row[tags], f"{config.path}, {split} example {i}") for i, row in enumerate(rows)]
 
 
 def tfds_rows(config: DataConfig, split: str, fields: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Some fields of all examples of a split, train, val or test, in the order of the files.
+    """Load some fields of all examples of a split (train, val or test), in the order of the files.
 
-    A dataset that is not in `data.tfds_dir` yet is downloaded and prepared there.
+    A dataset that is not yet in `data.tfds_dir` is downloaded and prepared there.
 
     Raises:
       UserError: no such dataset, split or field; no network; a builder that needs TensorFlow.
     """
     if not config.path:
         raise UserError("data.path='': data.source=tfds needs a name. Give one such as tiny_shakespeare or glue/sst2.")
-    import tensorflow_datasets as tfds  # here, because it takes a third of a second that other sources need not wait
+    import tensorflow_datasets as tfds  # here, because it takes a third of a second
 
     with _as_user_error(config, "cannot be found"):
         directory = os.path.expanduser(config.tfds_dir) if config.tfds_dir else None
         builder = tfds.builder(config.path, data_dir=directory, file_format="array_record")
     if not builder.is_prepared():
-        print(f"tfds: {config.path} is downloaded and prepared in {builder.data_dir}", file=sys.stderr, flush=True)
+        print(f"tfds: downloading and preparing {config.path} in {builder.data_dir}", file=sys.stderr, flush=True)
         with _as_user_error(config, "cannot be prepared"), _files_without_tensorflow(builder):
             builder.download_and_prepare()
     name = getattr(config, SPLIT_FIELDS[split])
@@ -79,7 +82,7 @@ def tfds_rows(config: DataConfig, split: str, fields: tuple[str, ...]) -> list[d
 
 
 def _plain(value: Any, feature: Any) -> Any:
-    """A value as Python has it."""
+    """Convert a value to plain Python."""
     if isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim):
         return [_plain(item, getattr(feature, "feature", None)) for item in value]
     if isinstance(value, bytes):
@@ -91,7 +94,7 @@ def _plain(value: Any, feature: Any) -> Any:
 
 @contextlib.contextmanager
 def _as_user_error(config: DataConfig, problem: str) -> Iterator[None]:
-    """TFDS raises nearly every kind of exception, of its own and of the libraries below it."""
+    """Turn an exception into a UserError: TFDS and the libraries below it raise nearly every kind."""
     try:
         yield
     except (UserError, KeyboardInterrupt):
@@ -105,12 +108,13 @@ def _as_user_error(config: DataConfig, problem: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _files_without_tensorflow(builder: Any) -> Iterator[None]:
-    module = sys.modules[type(builder).__module__]
-    before = vars(module).get("tf")
+    """Replace the `tf` of the builder's module by a stand-in that opens files with Python."""
+    names = vars(sys.modules[type(builder).__module__])
+    before = names.get("tf")
     if before is not None:
-        module.tf = types.SimpleNamespace(io=types.SimpleNamespace(gfile=_FILES))
+        names["tf"] = types.SimpleNamespace(io=types.SimpleNamespace(gfile=_GFILE))
     try:
         yield
     finally:
         if before is not None:
-            module.tf = before
+            names["tf"] = before

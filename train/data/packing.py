@@ -1,8 +1,8 @@
-"""Documents packed into rows, several in one: no token is dropped, and none sees another document.
+"""Packed documents: several in a row, none attends to another, and no token is dropped.
 
 documents of 5, 2, 3, 1 and 9 tokens, rows of 6      0 0 0 0 0 3
-(the last is cut in two that share a token)          4 4 4 4 4 4
-                                                     1 1 2 2 2 .
+(the last is split in two pieces that share          4 4 4 4 4 4
+a token)                                             1 1 2 2 2 .
                                                      5 5 5 5 . .
 """
 
@@ -14,18 +14,18 @@ import numpy as np
 from transformer_jax.tokenizers import Tokenizer
 
 from ..config import DataConfig, TokenizerConfig
-from .batches import Batch, make_tokenizer, sha256, tokenizer_sha256, utf8
+from .batches import Batch, make_tokenizer, sha256, tokenizer_lesson, tokenizer_sha256, utf8
 from .sources import load_documents
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Packed:
-    """Rows of documents in two parts."""
+    """Packed rows of documents: a training and a validation split."""
 
     train: Batch  # tokens int32, is_token bool and segments int32, [rows, length] each
     validation: Batch
     tokenizer: Tokenizer
-    val_bytes_per_token: float  # of a target
+    val_bytes_per_token: float  # UTF-8 bytes per target; turns a loss per token into bits per byte
     fingerprint: dict[str, str | int]
     description: str
 
@@ -33,53 +33,77 @@ class Packed:
 def load_packed(
     data_config: DataConfig, tokenizer_config: TokenizerConfig, tokenizer: Tokenizer | None, length: int
 ) -> Packed:
-    """Documents as rows of `length` tokens. A tokenizer, unless one is given, learns from the training documents."""
-    parts = load_documents(data_config)
+    """Load documents and pack them into rows of `length` tokens.
+
+    Args:
+      tokenizer: one to use; None: train one on the training documents.
+    Raises:
+      UserError: fewer than two documents; an error of the source or the tokenizer.
+    """
+    train, validation = load_documents(data_config)
     if tokenizer is None:
-        lesson = "\n".join(parts[0] + (parts[1] if tokenizer_config.kind == "char" else []))
-        tokenizer = make_tokenizer(tokenizer_config, lesson)
-    pieces = [[piece for text in part for piece in cut(tokenizer.encode_whole(text), length)] for part in parts]
-    rows = [pack(part, length, tokenizer.pad_id) for part in pieces]
-    num_targets = [sum(len(piece) - 1 for piece in part) for part in pieces]
-    padding = 1 - sum(map(len, pieces[0])) / rows[0]["tokens"].size
-    fingerprint = {
-        "documents_sha256": sha256(json.dumps(parts)),
-        "train_documents": len(parts[0]),
-        "val_documents": len(parts[1]),
+        tokenizer = make_tokenizer(tokenizer_config, tokenizer_lesson(tokenizer_config, train, validation))
+    train_pieces = _encode_pieces(tokenizer, train, length)
+    val_pieces = _encode_pieces(tokenizer, validation, length)
+    train_rows = pack(train_pieces, length, tokenizer.pad_id)
+    padding = 1 - sum(map(len, train_pieces)) / train_rows["tokens"].size
+    fingerprint: dict[str, str | int] = {
+        "documents_sha256": sha256(json.dumps([train, validation])),
+        "train_documents": len(train),
+        "val_documents": len(validation),
         "tokenizer_sha256": tokenizer_sha256(tokenizer),
     }
     description = (
-        f"{len(parts[0]):,} documents of {num_targets[0]:,} tokens to train on, {len(parts[1]):,} to validate on, "
-        f"{len(rows[0]['tokens']):,} rows, {padding:.1%} padding"
+        f"{len(train):,} documents of {_num_targets(train_pieces):,} tokens to train on, {len(validation):,} to "
+        f"validate on, {len(train_rows['tokens']):,} rows, {padding:.1%} padding"
     )
-    num_bytes = sum(len(utf8(text)) for text in parts[1])
-    return Packed(*rows, tokenizer, num_bytes / num_targets[1], fingerprint, description)
+    num_bytes = sum(len(utf8(text)) for text in validation)
+    return Packed(
+        train_rows,
+        pack(val_pieces, length, tokenizer.pad_id),
+        tokenizer,
+        num_bytes / _num_targets(val_pieces),
+        fingerprint,
+        description,
+    )
 
 
-def cut(tokens: np.ndarray, length: int) -> list[np.ndarray]:
-    """Pieces of at most `length` tokens; neighbours share one token, so that every token but the first is a target."""
+def _encode_pieces(tokenizer: Tokenizer, documents: list[str], length: int) -> list[np.ndarray]:
+    return [piece for text in documents for piece in split_pieces(tokenizer.encode_whole(text), length)]
+
+
+def _num_targets(pieces: list[np.ndarray]) -> int:
+    return sum(len(piece) - 1 for piece in pieces)
+
+
+def split_pieces(tokens: np.ndarray, length: int) -> list[np.ndarray]:
+    """Split a document into pieces of at most `length` tokens; neighbours share one, so that no target is lost."""
     return [tokens[i : i + length] for i in range(0, max(1, len(tokens) - 1), length - 1)]
 
 
 def pack(pieces: list[np.ndarray], length: int, pad_id: int) -> Batch:
-    """Rows of `length` places that hold all pieces, each of at most `length` tokens; long ones first, where they fit.
+    """Pack pieces of at most `length` tokens into rows: best-fit decreasing, the longest first, into the fullest row.
 
     Returns:
-      `tokens` int32, `is_token` bool and `segments` int32, [rows, length] each; a piece's places have its number, -1
-      are padding.
+      `tokens` int32, `is_token` bool and `segments` int32, [rows, length] each; `segments` holds the index of the
+      piece at a position, and -1 at padding.
     """
-    room: list[list[int]] = [[] for _ in range(length + 1)]  # rows by the number of free places
-    starts, num_rows = np.zeros((len(pieces), 2), np.int64), 0  # row and first place of each piece
+    rows_by_room: list[list[int]] = [[] for _ in range(length + 1)]  # index: number of free positions
+    starts = np.zeros((len(pieces), 2), np.int64)  # row and first position of each piece
+    num_rows = 0
     for i in sorted(range(len(pieces)), key=lambda i: -len(pieces[i])):
         n = len(pieces[i])
-        free = next((free for free in range(n, length + 1) if room[free]), None)  # the fullest row that it fits in
-        if free is None:
-            row, free, num_rows = num_rows, length, num_rows + 1
+        room = next((room for room in range(n, length + 1) if rows_by_room[room]), None)
+        if room is None:
+            room = length
+            row = num_rows
+            num_rows += 1
         else:
-            row = room[free].pop()
-        starts[i] = row, length - free
-        room[free - n].append(row)
-    tokens, segments = np.full((num_rows, length), pad_id, np.int32), np.full((num_rows, length), -1, np.int32)
+            row = rows_by_room[room].pop()
+        starts[i] = row, length - room
+        rows_by_room[room - n].append(row)
+    tokens = np.full((num_rows, length), pad_id, np.int32)
+    segments = np.full((num_rows, length), -1, np.int32)
     for i, (row, first) in enumerate(starts):
         tokens[row, first : first + len(pieces[i])] = pieces[i]
         segments[row, first : first + len(pieces[i])] = i
@@ -87,7 +111,7 @@ def pack(pieces: list[np.ndarray], length: int, pad_id: int) -> Batch:
 
 
 def packed_batch(rows: Batch, chosen: np.ndarray, num_rows: int, pad_id: int) -> Batch:
-    """The chosen rows, and empty ones up to `num_rows`."""
+    """Take the chosen rows, and add empty ones up to `num_rows`."""
     missing = [(0, num_rows - len(chosen)), (0, 0)]
-    fills = {"tokens": pad_id, "is_token": False, "segments": -1}
-    return {name: np.pad(rows[name][chosen], missing, constant_values=fill) for name, fill in fills.items()}
+    fill_values = {"tokens": pad_id, "is_token": False, "segments": -1}
+    return {name: np.pad(rows[name][chosen], missing, constant_values=fill) for name, fill in fill_values.items()}

@@ -1,4 +1,4 @@
-"""Pairs of texts, a source and its target: from files, or made here."""
+"""Pairs of a source and a target text, for translation: parallel files, TFDS, or generated."""
 
 import dataclasses
 import json
@@ -11,13 +11,14 @@ from transformer_jax.errors import UserError, choose
 from transformer_jax.tokenizers import PairTokenizer, Tokenizer
 
 from ..config import DataConfig, TokenizerConfig
-from .batches import make_tokenizer, sha256, tokenizer_sha256
+from .batches import make_tokenizer, sha256, tokenizer_lesson, tokenizer_sha256
 from .dates import dates
 from .from_tfds import tfds_pairs
 from .sources import read_file
 
 TextPairs = list[tuple[str, str]]
-SPLITS = {
+Source = Callable[[DataConfig, tuple[str, str], str], TextPairs]  # (config, file fields, split) -> pairs
+SPLITS = {  # the config fields of the source and the target file
     "train": ("path", "target_path"),
     "val": ("val_path", "val_target_path"),
     "test": ("test_path", "test_target_path"),
@@ -26,7 +27,7 @@ SPLITS = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pairs:
-    """Pairs in two parts, and one tokenizer for both sides."""
+    """Pairs of texts: a training and a validation split, and one tokenizer for both sides."""
 
     train: TextPairs
     validation: TextPairs
@@ -35,20 +36,24 @@ class Pairs:
 
 
 def load_pairs(config: DataConfig, tokenizer_config: TokenizerConfig, tokenizer: Tokenizer | None) -> Pairs:
-    """The pairs of `config.source`; a tokenizer, unless one is given, learns from both sides of the training part.
+    """Load the pairs of `config.source`: training and validation split.
 
+    Args:
+      tokenizer: one to use; None: train one on both sides of the training pairs.
     Raises:
-      UserError: an unknown source, and what the source refuses.
+      UserError: an unknown source, or an error of it.
     """
     train, validation = (load_split(config, split) for split in ("train", "val"))
     if tokenizer is None:
-        sides = zip(*train, *(validation if tokenizer_config.kind == "char" else ()), strict=True)
-        lessons = ["\n".join(side) for side in sides]
+        lessons = [
+            tokenizer_lesson(tokenizer_config, [pair[side] for pair in train], [pair[side] for pair in validation])
+            for side in (0, 1)
+        ]
         if tokenizer_config.separate:
             tokenizer = PairTokenizer.of(*(make_tokenizer(tokenizer_config, lesson) for lesson in lessons))
         else:
             tokenizer = make_tokenizer(tokenizer_config, "\n".join(lessons))
-    fingerprint = {
+    fingerprint: dict[str, str | int] = {
         "pairs_sha256": sha256(json.dumps([train, validation])),
         "train_pairs": len(train),
         "val_pairs": len(validation),
@@ -58,23 +63,23 @@ def load_pairs(config: DataConfig, tokenizer_config: TokenizerConfig, tokenizer:
 
 
 def load_split(config: DataConfig, split: str) -> TextPairs:
-    """One part of the pairs: train, val or test."""
-    make = choose(PAIR_SOURCES, config.source, "data.source")
-    pairs = make(config, choose(SPLITS, split, "split"), split)
+    """Load one split of the pairs: train, val or test."""
+    load = choose(PAIR_SOURCES, config.source, "data.source")
+    pairs = load(config, choose(SPLITS, split, "split"), split)
     if not pairs:
-        raise UserError(f"data.source={config.source!r}: there is no pair in its {split} part.")
+        raise UserError(f"data.source={config.source!r}: there is no pair in its {split} split.")
     return [(a.lower(), b.lower()) for a, b in pairs] if config.lowercase else pairs
 
 
 def parallel(config: DataConfig, fields: tuple[str, str], split: str) -> TextPairs:
-    """Two files with a line for a line, or one .tsv (source, tab, target) or .jsonl ("source", "target"); .gz too.
+    """Read pairs from two line-aligned files, a .tsv (source, tab, target) or a .jsonl ("source", "target"); .gz too.
 
     Raises:
-      UserError: no such file, other numbers of lines, an empty line, a line that is no pair. File and line are named.
+      UserError: no such file, unequal numbers of lines, an empty line, a line that is no pair. File and line are named.
     """
     path, target_path = (os.path.expanduser(getattr(config, field)) for field in fields)
     if not path:
-        raise UserError(f"data.{fields[0]}='': data.source=parallel needs the {split} part. Give a file.")
+        raise UserError(f"data.{fields[0]}='': data.source=parallel needs the {split} split. Give a file.")
     if not target_path:
         return _one_file(path, fields[1])
     sources, targets = _lines(path), _lines(target_path)
@@ -100,23 +105,23 @@ def _one_file(path: str, target_field: str) -> TextPairs:
         raise UserError(
             f"data.{target_field}='': {path} needs a file of targets beside it, or must be a .tsv or .jsonl."
         )
-    pairs = []
+    pairs: TextPairs = []
     for number, line in enumerate(_lines(path), 1):
         try:
-            pair = line.split("\t") if kind == "tsv" else [json.loads(line)[name] for name in ("source", "target")]
-            if len(pair) != 2 or not all(isinstance(side, str) and side.strip() for side in pair):
+            sides = line.split("\t") if kind == "tsv" else [json.loads(line)[name] for name in ("source", "target")]
+            if len(sides) != 2 or not all(isinstance(side, str) and side.strip() for side in sides):
                 raise ValueError
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             rule = "two texts with a tab between them" if kind == "tsv" else 'an object with "source" and "target"'
             raise UserError(f"{path}, line {number}: must be {rule}, neither of them empty.") from error
-        pairs.append(tuple(pair))
+        pairs.append((sides[0], sides[1]))
     return pairs
 
 
-def _made(rule: Callable[[str], str]) -> Callable:
-    """Random words of 3 to 12 letters, and what a rule makes of them. The parts have no word in common."""
+def _generated(rule: Callable[[str], str]) -> Source:
+    """Source of random words of 3 to 12 letters, each with its transformation by a rule. Splits share no word."""
 
-    def make(config, fields, split):
+    def generate(config: DataConfig, fields: tuple[str, str], split: str) -> TextPairs:
         sizes = {"train": 20_000, "val": 500, "test": 500}
         random = np.random.default_rng(0)
         letters = np.array(list("abcdefghijklmnopqrst"))
@@ -124,14 +129,14 @@ def _made(rule: Callable[[str], str]) -> Callable:
         first = {"train": 1000, "val": 0, "test": 500}[split]
         return [(word, rule(word)) for word in list(words)[first : first + sizes[split]]]
 
-    return make
+    return generate
 
 
-PAIR_SOURCES = {
+PAIR_SOURCES: dict[str, Source] = {
     "parallel": parallel,
     "dates": dates,
     "tfds": tfds_pairs,
-    "copy": _made(lambda word: word),
-    "reverse": _made(lambda word: word[::-1]),
-    "sort": _made(lambda word: "".join(sorted(word))),
+    "copy": _generated(lambda word: word),
+    "reverse": _generated(lambda word: word[::-1]),
+    "sort": _generated(lambda word: "".join(sorted(word))),
 }

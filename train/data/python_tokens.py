@@ -1,6 +1,6 @@
-"""What each character of Python code is, as `tokenize` says: keyword, name, number, text, comment, operator, space.
+"""Generated tagging examples: characters of Python code, tagged by `tokenize` as keyword, name, number, string ...
 
-A small task of tagging that needs no download: the code is the standard library's own, so it differs between versions.
+A small tagging task without a download: the code is the standard library's own, so it differs between versions.
 """
 
 import io
@@ -11,21 +11,22 @@ import tokenize
 
 import numpy as np
 
-from .sources import NOT_LIBRARY, files_under
+from ..config import DataConfig
+from .sources import EXCLUDED_FOLDERS, files_under
 
 SIZES = {"train": 8_000, "val": 400, "test": 400}
-LENGTH = 200  # characters of an example, at most, in whole lines
+MAX_CHARACTERS = 200  # of an example, which is whole lines
 KINDS = {token.NUMBER: "number", token.STRING: "string", tokenize.COMMENT: "comment", token.OP: "operator"}
 
 
-def python_tokens(config, split: str) -> list[tuple[list[str], list[str], str]]:
-    """(characters, their tags, file and line) of a part, train, val or test. A file is in one part only."""
-    files = files_under(sysconfig.get_path("stdlib"), (".py",), NOT_LIBRARY)
+def python_tokens(config: DataConfig | None, split: str) -> list[tuple[list[str], list[str], str]]:
+    """Generate (characters, tags, file and line) of a split: train, val or test. A file is in one split only."""
+    files = files_under(sysconfig.get_path("stdlib"), (".py",), EXCLUDED_FOLDERS)
     files = [files[i] for i in np.random.default_rng(0).permutation(len(files))]
     tenth = len(files) // 10
-    part = {"val": files[:tenth], "test": files[tenth : 2 * tenth], "train": files[2 * tenth :]}[split]
+    files_of = {"val": files[:tenth], "test": files[tenth : 2 * tenth], "train": files[2 * tenth :]}
     examples = []
-    for file in part:
+    for file in files_of[split]:
         try:
             with tokenize.open(file) as stream:
                 code = stream.read()
@@ -39,14 +40,15 @@ def python_tokens(config, split: str) -> list[tuple[list[str], list[str], str]]:
 
 
 def tags_of(code: str) -> list[str]:
-    """The tag of each character. Raises SyntaxError or TokenError where `tokenize` does."""
+    """Tag each character of code. Raises SyntaxError or TokenError where `tokenize` does."""
     starts = np.cumsum([0, *map(len, code.splitlines(keepends=True))])
     tags = ["space"] * len(code)
     for piece in tokenize.generate_tokens(io.StringIO(code).readline):
+        kind: str | None
         if piece.type == token.NAME:
             kind = "keyword" if keyword.iskeyword(piece.string) else "name"
         else:
-            # From Python 3.12 on an f-string is many pieces; what stands between its braces is code.
+            # From Python 3.12 on, an f-string is many pieces; the text between its braces is code.
             kind = "string" if token.tok_name[piece.type].startswith(("FSTRING", "TSTRING")) else KINDS.get(piece.type)
         if kind:
             first, last = (starts[line - 1] + column for line, column in (piece.start, piece.end))
@@ -55,10 +57,15 @@ def tags_of(code: str) -> list[str]:
 
 
 def _examples(code: str, tags: list[str], file: str) -> list[tuple[list[str], list[str], str]]:
-    examples, first, number, first_number, end = [], 0, 1, 1, 0
-    for line in [*code.splitlines(keepends=True), ""]:
-        if end > first and (end + len(line) - first > LENGTH or not line):
-            examples.append((list(code[first:end]), tags[first:end], f"{file}, line {first_number}"))
-            first, first_number = end, number
-        end, number = end + len(line), number + 1
-    return [example for example in examples if len(example[0]) <= LENGTH]
+    """Group whole lines of a file into examples of at most MAX_CHARACTERS; a longer line is skipped."""
+    examples = []
+    first = 0  # index of the example's first character
+    first_line = 1
+    end = 0
+    for number, line in enumerate([*code.splitlines(keepends=True), ""], 1):
+        if end > first and (end + len(line) - first > MAX_CHARACTERS or not line):
+            examples.append((list(code[first:end]), tags[first:end], f"{file}, line {first_line}"))
+            first = end
+            first_line = number
+        end += len(line)
+    return [example for example in examples if len(example[0]) <= MAX_CHARACTERS]

@@ -1,4 +1,4 @@
-"""Where text comes from: one function for each `data.source`, and the split into training and validation."""
+"""Sources of running text: one function per `data.source`, and the split into training and validation."""
 
 import glob
 import gzip
@@ -17,39 +17,39 @@ from .entropy import NUM_CHARACTERS, TRUTHS, draw_part
 from .from_tfds import tfds_documents
 
 ENDINGS = (".txt", ".md", ".py", ".txt.gz", ".md.gz", ".py.gz")
-NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "__pycache__"}
-BETWEEN = "\n\n"
+EXCLUDED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "__pycache__"}  # of the standard library
+FILE_SEPARATOR = "\n\n"
 
 
 def python_docs(config: DataConfig) -> list[str]:
-    """The reference texts of Python's own `help()`, about half a million characters, different in each version."""
+    """Load the texts of Python's own `help()`: about half a million characters, different in each version."""
     from pydoc_data.topics import topics  # here, because the module is as large as its text
 
-    return list(dict.fromkeys(topics[name] for name in sorted(topics)))  # aliases share a text: once is enough
+    return list(dict.fromkeys(topics[name] for name in sorted(topics)))  # aliases share a text: keep one
 
 
 def python_source(config: DataConfig) -> list[str]:
-    """The standard library's own .py files without their tests, about 12 million characters."""
+    """Load the standard library's .py files without tests: about 12 million characters."""
     texts = []
-    for file in files_under(sysconfig.get_path("stdlib"), (".py",), NOT_LIBRARY):
+    for file in files_under(sysconfig.get_path("stdlib"), (".py",), EXCLUDED_FOLDERS):
         try:
             texts.append(_read(file).decode("utf-8"))
         except UnicodeDecodeError:
-            continue  # Python allows other encodings; nothing but such a file is left out
+            continue  # Python allows other encodings; only such files are skipped
     return texts
 
 
 def text(config: DataConfig) -> list[str]:
-    """The files that `data.path` names, sorted by path.
+    """Load the text files that `data.path` names, sorted by path.
 
-    The path is a file, a folder (everything below it that ends in .txt, .md or .py, or these with .gz, except what is
-    hidden) or a glob, in which ** stands for any depth. Files ending in .gz are decompressed.
+    The path is a file, a folder (all files below it that end in .txt, .md or .py, or these with .gz, except hidden
+    ones) or a glob, in which ** stands for any depth. Files ending in .gz are decompressed.
 
     Raises:
-      UserError: no path, or none that names a file; a file that cannot be read, is a damaged .gz or not UTF-8.
+      UserError: no path, or one that matches no file; a file that cannot be read, is a damaged .gz or not UTF-8.
     """
     if not config.path:
-        raise UserError("data.path='': data.source=text needs to know where. Give a file, a folder or a glob.")
+        raise UserError("data.path='': data.source=text needs a path. Give a file, a folder or a glob.")
     path = os.path.expanduser(config.path)
     if os.path.isfile(path):
         files = [path]
@@ -67,7 +67,7 @@ def text(config: DataConfig) -> list[str]:
 
 
 def _drawn(name: str) -> Callable[[DataConfig], list[str]]:
-    """A text of known entropy. Its two parts are drawn apart, so that the end of one says nothing of the other."""
+    """Source of known entropy. Its two splits are drawn separately: the end of one does not predict the other."""
 
     def make(config: DataConfig) -> list[str]:
         lengths = [len(part) for part in split_text("." * NUM_CHARACTERS, config.val_fraction)]
@@ -76,22 +76,27 @@ def _drawn(name: str) -> Callable[[DataConfig], list[str]]:
     return make
 
 
-SOURCES = {"python_docs": python_docs, "python_source": python_source, "text": text}
+SOURCES: dict[str, Callable[[DataConfig], list[str]]] = {
+    "python_docs": python_docs,
+    "python_source": python_source,
+    "text": text,
+}
 SOURCES |= {name: _drawn(name) for name in TRUTHS}
 
 
 def load_parts(config: DataConfig) -> tuple[str, str]:
-    """The text to train on and that to validate on. Raises UserError as `load_text` and `split_text` do."""
-    if config.source == "tfds":  # which has parts of its own
-        return tuple(map(BETWEEN.join, tfds_documents(config)))
+    """Load the training and the validation text. Raises UserError as `load_text` and `split_text` do."""
+    if config.source == "tfds":  # which has its own splits
+        train, validation = tfds_documents(config)
+        return FILE_SEPARATOR.join(train), FILE_SEPARATOR.join(validation)
     return split_text(load_text(config), config.val_fraction)
 
 
 def load_documents(config: DataConfig) -> tuple[list[str], list[str]]:
-    """Texts that are read each by itself, to train on and to validate on; the latter are a random share.
+    """Load separate documents for training and for validation; the latter are a random share.
 
     Raises:
-      UserError: fewer than two documents, and what the source refuses.
+      UserError: fewer than two documents; an error of the source.
     """
     if config.source == "tfds":
         return tfds_documents(config)
@@ -99,25 +104,26 @@ def load_documents(config: DataConfig) -> tuple[list[str], list[str]]:
     if config.documents == "lines":
         documents = [line for document in documents for line in document.splitlines() if line.strip()]
     if len(documents) < 2:
-        what = "lines" if config.documents == "lines" else "files"
+        unit = "lines" if config.documents == "lines" else "files"
         raise UserError(
-            f"data.documents={config.documents!r}: there are fewer than two {what}, one to train on and one to "
+            f"data.documents={config.documents!r}: there are fewer than two {unit}, one to train on and one to "
             "validate on. Give more, or take data.documents=''."
         )
     order = np.random.default_rng(0).permutation(len(documents))
     num_val = max(1, round(len(documents) * config.val_fraction))
-    return tuple([documents[i] for i in sorted(part)] for part in (order[num_val:], order[:num_val]))
+    train, validation = ([documents[i] for i in sorted(part)] for part in (order[num_val:], order[:num_val]))
+    return train, validation
 
 
 def load_text(config: DataConfig) -> str:
-    """All text of `config.source`, as it is: no normalisation of Unicode, line ends or spaces.
+    """Load all text of `config.source` unchanged: no normalization of Unicode, line ends or spaces.
 
-    An empty line stands between files; one file comes back exactly.
+    An empty line separates files; a single file is returned exactly.
 
     Raises:
-      UserError: an unknown source, an empty text, and what the source itself refuses.
+      UserError: an unknown source, an empty text, an error of the source.
     """
-    loaded = BETWEEN.join(choose(SOURCES, config.source, "data.source")(config))
+    loaded = FILE_SEPARATOR.join(choose(SOURCES, config.source, "data.source")(config))
     if not loaded:
         where = f", data.path={config.path!r}" if config.source == "text" else ""
         raise UserError(f"data.source={config.source!r}{where}: must not be empty. Give a text with characters in it.")
@@ -125,13 +131,13 @@ def load_text(config: DataConfig) -> str:
 
 
 def split_text(text: str, val_fraction: float) -> tuple[str, str]:
-    """(training part, validation part): the first and the last characters, which never overlap.
+    """Split a text into (training, validation): its first and its last characters, without overlap.
 
-    The training part has `int(len(text) * (1 - val_fraction))` characters, reckoned in decimals: 1 - 0.9 is a little
-    less than 0.1 in floating point, and would cost ten characters their one.
+    Training gets `int(len(text) * (1 - val_fraction))` characters, computed exactly: in floating point 1 - 0.9 is a
+    little less than 0.1, so that one tenth of ten characters would be none.
 
     Raises:
-      UserError: a part would be empty.
+      UserError: a split would be empty.
     """
     num_train = int(len(text) * (1 - Fraction(str(val_fraction))))
     if not 0 < num_train < len(text):
@@ -143,11 +149,11 @@ def split_text(text: str, val_fraction: float) -> tuple[str, str]:
     return text[:num_train], text[num_train:]
 
 
-def files_under(folder: str, endings: tuple[str, ...], left_out: frozenset | set = frozenset()) -> list[str]:
-    """Files below `folder` with these endings, sorted; not what is hidden, nor folders named in `left_out`."""
+def files_under(folder: str, endings: tuple[str, ...], excluded_folders: frozenset | set = frozenset()) -> list[str]:
+    """List the files below `folder` with these endings, sorted; skip hidden ones and folders named as excluded."""
     files = []
     for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if name not in left_out and not name.startswith(".")]
+        folders[:] = [name for name in folders if name not in excluded_folders and not name.startswith(".")]
         files += [os.path.join(parent, n) for n in names if n.endswith(endings) and not n.startswith(".")]
     return sorted(files)
 
@@ -157,16 +163,16 @@ def _read(file: str) -> bytes:
         with (gzip.open if file.endswith(".gz") else open)(file, "rb") as stream:
             return stream.read()
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"data.path: {file!r} cannot be read: {error}. Mend or remove the file.") from error
+        raise UserError(f"data.path: {file!r} cannot be read: {error}. Fix or remove the file.") from error
 
 
 def read_file(file: str) -> str:
-    """The text of a file, .gz too. Raises UserError: it cannot be read, is a damaged .gz or not UTF-8."""
+    """Read a text file, .gz too. Raises UserError: it cannot be read, is a damaged .gz or not UTF-8."""
     data = _read(file)
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(
             f"data.path: {file!r} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}. "
-            "Convert the file to UTF-8, or leave it out."
+            "Convert the file to UTF-8, or remove it."
         ) from error
