@@ -132,8 +132,9 @@ def count_entities(
     is_end, first, kinds = entity_ends(tag)
     is_predicted_end, predicted_first, predicted_kinds = entity_ends(predicted)
     is_correct = is_end & is_predicted_end & (first == predicted_first) & (kinds == predicted_kinds)
-    num_correct_twice = jnp.sum(2 * is_correct, dtype=jnp.float32)
-    return num_correct_twice, jnp.sum(is_end + 1 * is_predicted_end, dtype=jnp.float32)
+    numerator = 2 * is_correct
+    denominator = is_end + 1 * is_predicted_end
+    return jnp.sum(numerator, dtype=jnp.float32), jnp.sum(denominator, dtype=jnp.float32)
 
 
 def _label_table(labels: tuple[str, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
