@@ -18,8 +18,8 @@ import numpy as np  # noqa: E402
 
 import transformer_jax as tj  # noqa: E402
 from transformer_jax import sampling  # noqa: E402
-from transformer_jax.inference.engine import write_all  # noqa: E402
-from transformer_jax.inference.generate import begin_search  # noqa: E402
+from transformer_jax.inference.engine import generate_tokens  # noqa: E402
+from transformer_jax.inference.prefill import beam_search_inputs  # noqa: E402
 from transformer_jax.models import GPT  # noqa: E402
 from transformer_jax.nn.layers import num_input_axes  # noqa: E402
 
@@ -52,9 +52,9 @@ def generate(run, rows: list[list[int]], num_new: int, num_beams: int) -> list[l
     rows = [np.array(row, np.int32) for row in rows]
     if num_beams == 1:
         keys = jax.random.split(jax.random.key(0), len(rows))
-        return [row.tolist() for row in write_all(run, rows, keys, (), "greedy", num_new)]
+        return [row.tolist() for row in generate_tokens(run, rows, keys, (), "greedy", num_new)]
     beams = sampling.beam_search(
-        *begin_search(run, rows, num_new),
+        *beam_search_inputs(run, rows, num_new),
         num_beams=num_beams,
         max_new_tokens=num_new,
         eos_ids=(),

@@ -1,4 +1,4 @@
-"""The name tj.attention_maps, and the command that draws, as a user meets them: in processes of their own."""
+"""The attention command, in processes of its own: its files, errors, help and labels."""
 
 import os
 import subprocess
@@ -35,7 +35,7 @@ def assert_is_picture(path):
     assert all(300 < int.from_bytes(data[i : i + 4], "big") <= 8000 for i in (16, 20))
 
 
-def test_the_command_writes_pictures_and_numbers_of_an_own_run(tmp_path):
+def test_the_command_writes_pictures_and_numbers_of_a_run(tmp_path):
     tokenizer = CharTokenizer.train(TEXT)
     config = tj.TransformerConfig(vocab_size=tokenizer.vocab_size, max_len=19, num_layers=2, d_model=10, num_heads=5)
     params = random_like(parameter_shapes(GPT(config)))
@@ -53,7 +53,7 @@ def test_the_command_writes_pictures_and_numbers_of_an_own_run(tmp_path):
         assert_is_picture(output.parent / name)
 
 
-def test_the_command_draws_both_sides_of_a_seq2seq_and_what_is_between_them(tmp_path):
+def test_the_command_draws_three_kinds_of_attention_of_a_seq2seq(tmp_path):
     done = command(
         f"--run_dir={FIXTURES / 'marian'}", "--text=The cat sat.", "--target=this text", f"--output={tmp_path / 'maps'}"
     )
@@ -82,7 +82,7 @@ def test_the_command_draws_both_sides_of_a_seq2seq_and_what_is_between_them(tmp_
         (["--run_dir=tests/fixtures/t5", "--text=a"], "target: a Seq2Seq needs one"),
     ],
 )
-def test_a_mistake_on_the_command_line_is_one_line(flags, words, tmp_path):
+def test_a_wrong_command_line_is_an_error_of_one_line(flags, words, tmp_path):
     output = [] if any(flag.startswith("--output") for flag in flags) else [f"--output={tmp_path / 'maps'}"]
     done = command(*flags[:1], *output, *flags[1:])
     assert done.returncode == 2 and done.stdout == "", done.stderr
@@ -97,7 +97,7 @@ def test_help_names_the_flags():
         assert f"  --{flag}" in done.stdout
 
 
-def test_labels_show_what_cannot_be_seen_and_no_token_is_taken_for_a_formula(tmp_path):
+def test_labels_show_invisible_characters_and_no_token_is_read_as_a_formula(tmp_path):
     assert [label(token) for token in (" cat", "\n", "中", "\ud800", "é", "$x$")] == [
         "␣cat",
         "\\n",

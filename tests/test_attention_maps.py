@@ -1,4 +1,4 @@
-"""What a model looks at: the weights are those that it attends with, and looking changes nothing."""
+"""Attention maps: the recorded weights are those of the computation, and recording changes no output."""
 
 import functools
 from pathlib import Path
@@ -10,7 +10,7 @@ import pytest
 from helpers.arrays import close, random_like
 
 import transformer_jax as tj
-from transformer_jax.models import GPT, MODELS, Encoder, Seq2Seq, Seq2SeqConfig, first_params, parameter_shapes
+from transformer_jax.models import GPT, MODELS, Encoder, Seq2Seq, Seq2SeqConfig, init_params, parameter_shapes
 from transformer_jax.nn.attention import Attention
 from transformer_jax.nn.kv_cache import KVCache
 from transformer_jax.nn.masks import Mask
@@ -43,8 +43,8 @@ def seq2seq(**changes):
     return Seq2Seq(Seq2SeqConfig(config_of(num_heads=4, num_layers=3, **changes), config_of(**changes)))
 
 
-def seen(model, params, *args):
-    """What a model gives, and the weights that it records, by their path."""
+def recorded_by(model, params, *args):
+    """Output of a model, and the attention weights that it records, by path."""
     out, recorded = jax.jit(functools.partial(model.apply, mutable=["attention"]))(params, *args)
     leaves = jax.tree_util.tree_leaves_with_path(recorded["attention"])
     return out, {"/".join(key.key for key in path if hasattr(key, "key")): np.asarray(leaf) for path, leaf in leaves}
@@ -68,7 +68,7 @@ def test_weights_of_the_module_are_the_softmax_of_its_scores(positions, num_kv_h
     table = random_like(jax.eval_shape(make_bias(config).init, jax.random.key(0), True)) if make_bias else None
     bias = make_bias(config).apply(table, True) if make_bias else None
     params = random_like(jax.eval_shape(model.init, jax.random.key(0), x, mask))
-    _, recorded = seen(model, params, x, mask, bias)
+    _, recorded = recorded_by(model, params, x, mask, bias)
     own = params["params"]
     q, k = (jnp.einsum("BTD,DNH->BTNH", x, own[name]["kernel"]) for name in ("query", "key"))
     if turn := POSITIONS[positions].rotate:
@@ -89,7 +89,7 @@ def test_weights_of_the_module_are_the_softmax_of_its_scores(positions, num_kv_h
     assert np.all(recorded["weights"][~np.broadcast_to(may_attend, recorded["weights"].shape)] == 0)
 
 
-def test_weights_times_values_are_what_attention_gives_for_either_kind_of_attention():
+def test_weights_times_values_are_the_output_of_self_and_cross_attention():
     lengths = np.array([[5], [2], [0]])
     for is_cross, mask in ((False, Mask(is_causal=True)), (True, Mask(is_key=jnp.arange(S) < lengths))):
         model = Attention(config_of(positions="none"), is_cross=is_cross)
@@ -98,54 +98,54 @@ def test_weights_times_values_are_what_attention_gives_for_either_kind_of_attent
         shapes = jax.eval_shape(Attention(config_of(positions="none")).init, jax.random.key(0), x, Mask())
         params = random_like(shapes)
         keys, values = model.apply(params, source if is_cross else x, method="keys_values")
-        cache = KVCache.of(keys, values) if is_cross else None
-        (out, _), recorded = seen(model, params, x, mask, None, cache)
+        cache = KVCache.from_projections(keys, values) if is_cross else None
+        (out, _), recorded = recorded_by(model, params, x, mask, None, cache)
         weights = recorded["weights"]
         assert weights.shape == (B, N, T, S if is_cross else T)
         mixed = jnp.einsum("BNTS,BSNH->BTNH", weights, jnp.repeat(values, N // 2, axis=2))
         own = params["params"]["out"]
         close(out, jnp.einsum("BTNH,NHD->BTD", mixed, own["kernel"].reshape(N, H, 11)) + own["bias"])
-        if is_cross:  # a source without a token gives nothing, the others all that there is
+        if is_cross:  # a source without tokens has weights 0
             assert_sums_to_one(weights[:2])
             assert np.all(weights[2] == 0)
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
 @pytest.mark.parametrize("changes", [{}, {"window": 3, "attention_softcap": 2.0, "qk_norm": True}])
-def test_every_backend_shows_the_same(positions, changes):
+def test_every_backend_records_the_same_weights(positions, changes):
     maps = []
     for backend in BACKENDS:
         try:
             model = GPT(config_of(positions=positions, backend=backend, **changes))
             params = {"params": random_like(parameter_shapes(model), scale=0.4)}
-        except tj.UserError:  # these do not go together
+        except tj.UserError:  # an unsupported combination
             continue
-        maps.append(seen(model, params, TOKENS, RAGGED)[1])
+        maps.append(recorded_by(model, params, TOKENS, RAGGED)[1])
     assert len(maps) >= 2 and maps[0].keys() == {f"stack/block_{i}/attention/weights" for i in range(L)}
     for other in maps[1:]:
         jax.tree.map(close, other, maps[0])
     for weights in maps[0].values():
         above = ~np.tril(np.ones((T, T), bool))
         assert np.all(weights[..., above] == 0)
-        assert np.all(np.moveaxis(weights, 3, 1)[~RAGGED] == 0)  # padding is not looked at
+        assert np.all(np.moveaxis(weights, 3, 1)[~RAGGED] == 0)  # padding gets no attention
         assert_sums_to_one(np.moveaxis(weights, 2, 1)[RAGGED])
 
 
-def test_an_encoder_looks_both_ways_and_never_at_padding():
+def test_an_encoder_attends_both_ways_and_never_to_padding():
     model = Encoder(config_of(window=3))
     params = {"params": random_like(parameter_shapes(model), scale=0.4)}
-    for weights in seen(model, params, TOKENS, RAGGED)[1].values():
+    for weights in recorded_by(model, params, TOKENS, RAGGED)[1].values():
         assert np.all(np.moveaxis(weights, 3, 1)[~RAGGED] == 0) and np.all(weights[0, :, 0, 1:3] > 0)
         assert np.all(weights[0, :, 0, 3:] == 0) and np.all(weights[0, :, -1, :-3] == 0)  # outside the window
         assert_sums_to_one(np.moveaxis(weights, 2, 1)[RAGGED])
 
 
-def test_pieces_read_from_a_cache_look_where_the_whole_text_does():
+def test_pieces_read_with_a_cache_have_the_weights_of_the_whole_text():
     from transformer_jax.nn.kv_cache import make_cache
 
     model = GPT(config_of(positions="rotary"))
     params = {"params": random_like(parameter_shapes(model), scale=0.4)}
-    whole = seen(model, params, TOKENS)[1]
+    whole = recorded_by(model, params, TOKENS)[1]
     cache, done = make_cache(model.config, B, T), 0
     extend = jax.jit(functools.partial(model.apply, mutable=["attention"], method="extend"))
     for num in (4, 3):
@@ -157,7 +157,7 @@ def test_pieces_read_from_a_cache_look_where_the_whole_text_does():
         done += num
 
 
-# Looking changes nothing
+# Recording changes nothing
 
 
 @pytest.mark.parametrize(
@@ -171,21 +171,21 @@ def test_pieces_read_from_a_cache_look_where_the_whole_text_does():
     ids=str,
 )
 @pytest.mark.parametrize("make", [lambda **changes: GPT(config_of(**changes)), seq2seq], ids=["gpt", "seq2seq"])
-def test_what_a_model_gives_is_the_same_to_the_bit_while_it_is_looked_at(make, changes):
+def test_outputs_are_the_same_to_the_bit_while_weights_are_recorded(make, changes):
     model = make(**changes)
     params = {"params": random_like(parameter_shapes(model), scale=0.4)}
     args = (TOKENS, RAGGED) if isinstance(model, GPT) else (TOKENS[:, :S], TOKENS, RAGGED[:, :S], RAGGED)
     plain = jax.jit(model.apply)(params, *args)
-    out, recorded = seen(model, params, *args)
+    out, recorded = recorded_by(model, params, *args)
     np.testing.assert_array_equal(np.asarray(out, np.float32), np.asarray(plain, np.float32))
     assert len(recorded) == (L if isinstance(model, GPT) else 3 + 2 * L)
 
 
-def test_nothing_is_recorded_that_was_not_asked_for():
+def test_nothing_is_recorded_unless_it_is_requested():
     model = GPT(config_of())
     variables = jax.eval_shape(model.init, jax.random.key(0), TOKENS)  # for which every collection is mutable
     assert variables.keys() == {"params"}
-    args = ({"params": first_params(model, jax.random.key(0))}, TOKENS)
+    args = ({"params": init_params(model, jax.random.key(0))}, TOKENS)
     assert len(jax.make_jaxpr(model.apply)(*args).eqns) < len(
         jax.make_jaxpr(functools.partial(model.apply, mutable=["attention"]))(*args).eqns
     )
@@ -197,7 +197,7 @@ def test_nothing_is_recorded_that_was_not_asked_for():
 
 
 @pytest.mark.parametrize("kind", [kind for kind in MODELS if kind != "seq2seq"])
-def test_every_kind_of_run_can_be_looked_at(kind):
+def test_every_kind_of_model_has_attention_maps(kind):
     settings = {"classifier": {"num_classes": 3}, "tagger": {"num_tags": 5}}.get(kind, {})
     run = run_of(MODELS[kind](config_of(), **settings))
     maps = tj.attention_maps(run, TEXT)
@@ -207,11 +207,11 @@ def test_every_kind_of_run_can_be_looked_at(kind):
     assert_sums_to_one(maps.weights)
     assert kind != "gpt" or np.all(maps.weights[..., ~np.tril(np.ones((length, length), bool))] == 0)
     tokens = CHARS.encode(TEXT) if kind == "gpt" else CHARS.encode_whole(TEXT)
-    recorded = seen(run.model, {"params": run.params}, tokens[None])[1]
+    recorded = recorded_by(run.model, {"params": run.params}, tokens[None])[1]
     close(maps.weights, np.stack([weights[0] for _, weights in sorted(recorded.items())]))
 
 
-def test_a_seq2seq_shows_three_kinds_of_attention():
+def test_a_seq2seq_has_three_kinds_of_attention_maps():
     maps = tj.attention_maps(run_of(seq2seq(positions="t5")), "a cat", "on a mat")
     assert maps.source_tokens == [*"a cat", "<eos>"] and maps.target_tokens == ["<bos>", *"on a mat"]
     source, target = 6, 9
@@ -223,9 +223,9 @@ def test_a_seq2seq_shows_three_kinds_of_attention():
     assert np.all(maps.encoder > 0) and np.all(maps.cross > 0)
 
 
-def test_layers_are_in_order_where_there_are_more_than_ten():
+def test_more_than_ten_layers_stay_in_order():
     run = run_of(GPT(config_of(num_layers=11, d_model=6, num_heads=2)))
-    recorded = seen(run.model, {"params": run.params}, CHARS.encode(TEXT)[None])[1]
+    recorded = recorded_by(run.model, {"params": run.params}, CHARS.encode(TEXT)[None])[1]
     weights = tj.attention_maps(run, TEXT).weights
     for i in range(11):
         close(weights[i], recorded[f"stack/block_{i}/attention/weights"][0])
@@ -241,7 +241,7 @@ def test_layers_are_in_order_where_there_are_more_than_ten():
         ("roberta", None),
     ],
 )
-def test_models_from_elsewhere_are_looked_at_as_own_ones_are(folder, tokens):
+def test_pretrained_models_have_attention_maps(folder, tokens):
     run = tj.from_pretrained(FIXTURES / folder)
     maps = tj.attention_maps(run, "the cat")
     assert tokens is None or maps.tokens == tokens
@@ -252,7 +252,7 @@ def test_models_from_elsewhere_are_looked_at_as_own_ones_are(folder, tokens):
 
 
 @pytest.mark.parametrize("folder, first", [("t5", "<pad>"), ("marian", "<pad>"), ("bart", "</s>")])
-def test_the_decoder_of_a_model_from_elsewhere_reads_what_it_would_have_written(folder, first):
+def test_the_decoder_of_a_pretrained_model_reads_the_target_as_in_generation(folder, first):
     run = tj.from_pretrained(FIXTURES / folder)
     maps = tj.attention_maps(run, "The cat sat.", "this text")
     source = run.tokenizer.encode("The cat sat.")
@@ -262,11 +262,11 @@ def test_the_decoder_of_a_model_from_elsewhere_reads_what_it_would_have_written(
     config, sizes = run.config, (len(target), len(source))
     assert maps.cross.shape == (config.decoder.num_layers, config.decoder.num_heads, *sizes)
     assert_sums_to_one(maps.cross)
-    _, recorded = seen(run.model, {"params": run.params}, source[None], np.array(target)[None])
+    _, recorded = recorded_by(run.model, {"params": run.params}, source[None], np.array(target)[None])
     close(maps.cross[0], recorded["decoder/stack/block_0/cross/weights"][0])
 
 
-def test_pieces_read_well_or_are_shown_as_ids():
+def test_pieces_are_readable_or_shown_as_ids():
     text = "naïve 中\n"
     maps = tj.attention_maps(run_of(GPT(config_of(vocab_size=259)), ByteTokenizer()), text)
     half = [f"<{byte + 3}>" for byte in "ï中".encode()]
@@ -295,12 +295,12 @@ def test_pieces_read_well_or_are_shown_as_ids():
         (lambda: GPT(config_of(vocab_size=5)), ("the cat",), "text: has token .*, and the model knows 0 to 4"),
     ],
 )
-def test_a_mistake_is_one_line(make, args, message):
+def test_a_wrong_argument_is_an_error_of_one_line(make, args, message):
     with pytest.raises(tj.UserError, match=message) as error:
         tj.attention_maps(run_of(make()), *args)
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_without_a_tokenizer_there_is_no_text():
-    with pytest.raises(tj.UserError, match="without a tokenizer"):
+def test_a_run_without_a_tokenizer_is_refused():
+    with pytest.raises(tj.UserError, match="no supported tokenizer found"):
         tj.attention_maps(run_of(GPT(config_of()), None), "a")

@@ -1,4 +1,4 @@
-"""What runs write: completions, streams, stop strings, the context's end; and how few programs it takes."""
+"""Generation with the engine: completions, streams, stop strings, the end of the context, compiled programs."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ import transformer_jax as tj
 from transformer_jax import sampling
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
-from transformer_jax.inference import engine, generate
+from transformer_jax.inference import engine, generate, prefill
 from transformer_jax.models import GPT, parameter_shapes
 from transformer_jax.run import Run, step_function
 from transformer_jax.sampling import GenerationDefaults
@@ -25,8 +25,8 @@ TEXT = "the cat sät on a mat, 狐 and €5 😀 dogs ran over green hills.\n" *
 
 
 @functools.cache
-def made(kind, vocab_size=283):
-    """A run that was never trained: its texts are of all bytes, wrong ones too."""
+def make_run(kind, vocab_size=283):
+    """A run with random parameters: its texts contain all bytes, invalid UTF-8 too."""
     tokenizer = train_tokenizer(kind, 540 if kind == "wordpiece" else vocab_size, TEXT)
     model = GPT(
         TransformerConfig(vocab_size=tokenizer.vocab_size, max_len=CONTEXT, num_layers=1, d_model=10, num_heads=2)
@@ -45,8 +45,8 @@ def texts_of(run, **settings):
 
 
 @pytest.mark.parametrize("kind", ["byte", "bpe", "wordpiece"])
-def test_the_pieces_of_a_stream_are_what_generate_puts_after_the_prompt(kind):
-    run, num_stopped, num_pieces = made(kind), 0, 0
+def test_the_pieces_of_a_stream_join_to_the_text_of_generate(kind):
+    run, num_stopped, num_pieces = make_run(kind), 0, 0
     for seed in range(17):
         for stop in ((), ("a", "\n"), ("th", "sä", "  "), ("\ufffd\ufffd\ufffd", "the cat")):
             settings = dict(
@@ -62,7 +62,7 @@ def test_the_pieces_of_a_stream_are_what_generate_puts_after_the_prompt(kind):
 
 
 def test_a_stream_never_ends_a_piece_within_a_character_or_a_stop_string():
-    run = made("byte")
+    run = make_run("byte")
     for text, stop, expected in (
         ("aé€😀b", (), ["a", "é", "€", "😀", "b"]),
         ("abcabd", ("abd",), ["abc"]),
@@ -71,14 +71,14 @@ def test_a_stream_never_ends_a_piece_within_a_character_or_a_stop_string():
         ("aabc", ("ab", "bc"), ["a"]),
         ("ab\ufffdc", (), ["a", "b", "\ufffdc"]),
     ):
-        pieces = list(generate._pieces(following(run, text, stop), stop))
+        pieces = list(generate._stream_pieces(engine_that_writes(run, text, stop), stop))
         assert pieces == expected, (text, stop)
 
 
-def following(run, text, stop):
-    """A writer that writes this text, a token at a time."""
+def engine_that_writes(run, text, stop):
+    """An engine that generates this text, one token in each call."""
     tokens = run.tokenizer.encode(text)
-    writer = engine.Engine(
+    made = engine.Engine(
         run,
         [run.tokenizer.encode("the")],
         jax.random.split(jax.random.key(0), 1),
@@ -87,28 +87,28 @@ def following(run, text, stop):
         len(tokens),
         stop,
     )
-    write = writer.write
-    writer.write = lambda num: write(1)
-    return writer
+    advance = made.advance
+    made.advance = lambda num: advance(1)
+    return made
 
 
-def test_what_a_stream_cannot_do_is_refused_at_once():
+def test_a_stream_refuses_what_it_cannot_do_before_its_first_piece():
     for settings, words in (({"num_samples": 2}, "num_samples=2"), ({"method": "beam"}, "method='beam'")):
         with pytest.raises(UserError, match=words):
-            tj.stream(made("byte"), "the", **settings)
+            tj.stream(make_run("byte"), "the", **settings)
     with pytest.raises(UserError, match="prompt=''"):
-        tj.stream(made("byte"), "")
+        tj.stream(make_run("byte"), "")
 
 
 # Completions
 
 
-def test_completions_say_what_each_token_was_worth_and_why_they_ended():
-    run = made("byte")
-    decoding = tj.GenerationConfig(max_new_tokens=11, num_samples=5, seed=5, logit_bias={run.tokenizer.eos_id: 1.5})
-    found = tj.complete(run, ["the cat", "狐"], decoding, num_top=2)
-    assert {completion.finish for completion in found} == {"eos", "length"}
-    for i, completion in enumerate(found):
+def test_completions_have_the_log_probability_of_each_token_and_why_they_ended():
+    run = make_run("byte")
+    config = tj.GenerationConfig(max_new_tokens=11, num_samples=5, seed=5, logit_bias={run.tokenizer.eos_id: 1.5})
+    completions = tj.complete(run, ["the cat", "狐"], config, num_top=2)
+    assert {completion.finish for completion in completions} == {"eos", "length"}
+    for i, completion in enumerate(completions):
         assert completion.prompt == ["the cat", "狐"][i // 5]
         prompt = run.tokenizer.encode(completion.prompt)
         row = np.append(prompt, completion.tokens)
@@ -117,19 +117,19 @@ def test_completions_say_what_each_token_was_worth_and_why_they_ended():
         expected = log_probs[np.arange(len(completion.tokens)), completion.tokens]
         np.testing.assert_allclose(completion.log_probs, expected, atol=1e-4)
         assert completion.log_prob == pytest.approx(sum(expected), abs=1e-3)
-        for place, top in enumerate(completion.top):
-            assert [token for token, _ in top] == np.argsort(-log_probs[place])[:2].tolist()
+        for position, top in enumerate(completion.top):
+            assert [token for token, _ in top] == np.argsort(-log_probs[position])[:2].tolist()
         is_eos = completion.tokens[-1] == run.tokenizer.eos_id
         assert completion.finish == ("eos" if is_eos else "length") and (is_eos or len(completion.tokens) == 11)
         assert run.tokenizer.decode(row) == completion.prompt + completion.text
 
 
-def test_a_text_ends_before_its_first_stop_string_with_the_token_that_completes_it():
-    run = made("byte")
-    ask = functools.partial(tj.GenerationConfig, max_new_tokens=43, min_new_tokens=43, seed=2)
-    whole = tj.complete(run, ["the cat", "狐"], ask())
+def test_a_text_ends_before_its_first_stop_string_and_keeps_the_completing_token():
+    run = make_run("byte")
+    config = functools.partial(tj.GenerationConfig, max_new_tokens=43, min_new_tokens=43, seed=2)
+    whole = tj.complete(run, ["the cat", "狐"], config())
     stop = whole[0].text[9:11]
-    cut, other = tj.complete(run, ["the cat", "狐"], ask(stop=(stop,)))
+    cut, other = tj.complete(run, ["the cat", "狐"], config(stop=(stop,)))
     assert cut.finish == "stop" and cut.text == whole[0].text[: whole[0].text.index(stop)]
     assert cut.tokens == whole[0].tokens[: len(cut.tokens)] and len(cut.tokens) < len(whole[0].tokens)
     assert stop in whole[1].text or other == whole[1]
@@ -138,12 +138,12 @@ def test_a_text_ends_before_its_first_stop_string_with_the_token_that_completes_
 @pytest.mark.parametrize("settings", [{"choices": ("yes", "no", "狐")}, {"regex": "(yes|no|狐)"}], ids=str)
 @pytest.mark.parametrize("kind", ["byte", "bpe", "wordpiece"])
 def test_a_constrained_text_is_one_of_those_allowed(kind, settings):
-    texts = {text for seed in range(5) for text in texts_of(made(kind), max_new_tokens=13, seed=seed, **settings)}
+    texts = {text for seed in range(5) for text in texts_of(make_run(kind), max_new_tokens=13, seed=seed, **settings)}
     assert texts <= {"yes", "no", "狐"} and len(texts) > 1
 
 
-def test_beam_search_finds_the_likelier_texts_best_first():
-    run = made("bpe")
+def test_beam_search_finds_more_likely_texts_than_greedy_best_first():
+    run = make_run("bpe")
     beam = tj.complete(
         run,
         ["the cat", "a"],
@@ -161,8 +161,8 @@ def test_beam_search_finds_the_likelier_texts_best_first():
 # The context
 
 
-def test_what_outgrows_the_context_is_refused_unless_it_may_be_read_again():
-    run = made("byte")
+def test_a_text_that_outgrows_the_context_is_refused_unless_re_prefill_is_allowed():
+    run = make_run("byte")
     run = dataclasses.replace(run, generation_defaults=GenerationDefaults((), 0, 1))
     assert len(tj.complete(run, ["the cat"], tj.GenerationConfig(max_new_tokens=CONTEXT - 7))[0].tokens) == CONTEXT - 7
     with pytest.raises(UserError) as error:
@@ -170,21 +170,21 @@ def test_what_outgrows_the_context_is_refused_unless_it_may_be_read_again():
     for words in (f"max_new_tokens={CONTEXT - 6}", "7 tokens", f"context of {CONTEXT}", f"at most {CONTEXT - 7}"):
         assert words in str(error.value)
     long = tj.GenerationConfig(max_new_tokens=2 * CONTEXT + 11, on_overflow="re-prefill", seed=1)
-    found = tj.complete(run, ["the cat", "a"], long)
-    assert [len(completion.tokens) for completion in found] == [2 * CONTEXT + 11] * 2
+    completions = tj.complete(run, ["the cat", "a"], long)
+    assert [len(completion.tokens) for completion in completions] == [2 * CONTEXT + 11] * 2
     pieces = tj.stream(run, "the cat", **long.to_dict())
     assert "".join(pieces) == tj.complete(run, ["the cat"], long)[0].text
 
 
-def test_a_prompt_with_a_seed_of_its_own_has_the_text_that_it_has_alone():
-    run, prompts, seeds = made("byte"), ["the cat", "a", "the cat"], [7, 11, 13]
+def test_a_prompt_with_its_own_seed_has_the_same_text_alone_and_in_a_batch():
+    run, prompts, seeds = make_run("byte"), ["the cat", "a", "the cat"], [7, 11, 13]
     together = tj.complete(run, prompts, tj.GenerationConfig(max_new_tokens=17, num_samples=2), seeds=seeds)
     alone = [
         tj.complete(run, [prompt], tj.GenerationConfig(max_new_tokens=17, num_samples=2, seed=seed))
         for prompt, seed in zip(prompts, seeds, strict=True)
     ]
-    assert [found.tokens for found in together] == [found.tokens for two in alone for found in two]
-    assert len({found.tokens for found in together}) > 4
+    assert [completion.tokens for completion in together] == [completion.tokens for two in alone for completion in two]
+    assert len({completion.tokens for completion in together}) > 4
     with pytest.raises(UserError, match="seeds: 1 of them, and 3 prompts"):
         tj.complete(run, prompts, tj.GenerationConfig(), seeds=[3])
 
@@ -192,8 +192,8 @@ def test_a_prompt_with_a_seed_of_its_own_has_the_text_that_it_has_alone():
 # Programs
 
 
-def test_prompts_of_ten_lengths_take_two_programs_to_read_and_one_to_go_on(monkeypatch):
-    run, traced = made("byte"), []
+def test_ten_prompt_lengths_compile_two_prefill_programs_and_one_decode_loop(monkeypatch):
+    run, traced = make_run("byte"), []
     step = step_function(run)
 
     def counting(params, tokens, is_token, cache):
@@ -208,8 +208,8 @@ def test_prompts_of_ten_lengths_take_two_programs_to_read_and_one_to_go_on(monke
 
 
 def test_results_do_not_depend_on_the_bucket(monkeypatch):
-    run = made("byte")
+    run = make_run("byte")
     settings = dict(max_new_tokens=19, seed=3, num_samples=2)
     usual = tj.generate(run, ["the cat sat", "a"], **settings)
-    monkeypatch.setattr(engine, "bucket", lambda size, most, smallest=0: size)
+    monkeypatch.setattr(prefill, "bucket", lambda size, max_size, smallest=0: size)
     assert tj.generate(run, ["the cat sat", "a"], **settings) == usual

@@ -1,4 +1,4 @@
-"""Long prompts are read in chunks, and texts of models with a window go on past the context; nothing else changes."""
+"""Prefill in chunks, and texts past the context with a rolling cache: results stay the same."""
 
 import dataclasses
 import functools
@@ -16,7 +16,7 @@ from transformer_jax.models import GPT, parameter_shapes
 from transformer_jax.nn.kv_cache import make_cache, make_rolling_cache
 from transformer_jax.run import Run, step_function
 from transformer_jax.sampling import GenerationDefaults
-from transformer_jax.sampling.decode import read
+from transformer_jax.sampling.decode import chunked_prefill
 from transformer_jax.tokenizers import train_tokenizer
 
 B, T, NUM_UNUSED, WINDOW, CONTEXT = 5, 29, 6, 7, 41
@@ -26,7 +26,7 @@ KINDS = {
     "ring": dict(positions="rotary", window=WINDOW),
     "linear": dict(positions="none", attention="linear"),
 }
-LEFT = np.ones((B, T), bool)  # padded on the left, and NUM_UNUSED places on the right of every row
+LEFT = np.ones((B, T), bool)  # padded on the left, and NUM_UNUSED positions on the right of every row
 for row, start in enumerate((0, 3, 11, 17, 22)):
     LEFT[row, :start] = False
 LEFT[:, T - NUM_UNUSED :] = False
@@ -36,8 +36,8 @@ PROMPTS = ["the cat sat on a mat " * 5, "a", "dogs ran"]
 
 
 @functools.cache
-def made(kind="ring", context=CONTEXT, **kwargs):
-    """A run that was never trained, and ends no text."""
+def make_run(kind="ring", context=CONTEXT, **kwargs):
+    """A run with random parameters and no end token."""
     tokenizer = train_tokenizer("byte", 283, "the cat")
     config = TransformerConfig(
         vocab_size=tokenizer.vocab_size,
@@ -53,7 +53,7 @@ def made(kind="ring", context=CONTEXT, **kwargs):
 
 
 def longer(run):
-    """The same parameters as a model whose context has room for all."""
+    """The same parameters in a model whose context has room for all tokens."""
     config = dataclasses.replace(run.config, max_len=1999)
     return dataclasses.replace(run, model=GPT(config), config=config)
 
@@ -63,41 +63,44 @@ def longer(run):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("chunk", [2, 7, 29])
-def test_a_prompt_read_in_chunks_is_one_read_at_once(kind, chunk):
-    run = made(kind)
+def test_a_prompt_read_in_chunks_gives_the_logits_of_one_read_at_once(kind, chunk):
+    run = make_run(kind)
     tokens = np.random.default_rng(1).integers(0, 283, (B, T))
-    step, reading = step_function(run), jax.jit(read, static_argnames="chunk")
+    step = step_function(run)
+    prefill = jax.jit(chunked_prefill, static_argnames="chunk")
     for is_token, unused in ((LEFT, NUM_UNUSED), (RAGGED, NUM_UNUSED)):
         cache = make_rolling_cache(run.config, B, chunk) if kind == "ring" else make_cache(run.config, B, CONTEXT)
-        logits, cache = reading(step, cache, tokens, is_token, unused, chunk=chunk)
+        logits, cache = prefill(step, cache, tokens, is_token, unused, chunk=chunk)
         expected, whole = step(tokens, is_token, make_cache(run.config, B, CONTEXT))
         close(logits, expected)
         np.testing.assert_array_equal(cache.num_tokens, whole.num_tokens)
         assert kind == "linear" or cache.num_written == T - unused
-        newest = np.full((B, 1), 11)  # and it goes on as it should
+        newest = np.full((B, 1), 11)  # and the next token gets the same logits
         close(step(newest, newest > 0, cache)[0], step(newest, newest > 0, whole)[0])
 
 
 def test_chunks_of_padding_alone_are_not_read():
-    run, read_by_host = made("full"), []
+    run, read_by_host = make_run("full"), []
     step = step_function(run)
 
     def counting(tokens, is_token, cache):
         jax.debug.callback(lambda: read_by_host.append(tokens.shape[1]))
         return step(tokens, is_token, cache)
 
-    jax.block_until_ready(read(counting, make_cache(run.config, B, CONTEXT), jax.numpy.ones((B, T), int), LEFT, 17, 4))
+    jax.block_until_ready(
+        chunked_prefill(counting, make_cache(run.config, B, CONTEXT), jax.numpy.ones((B, T), int), LEFT, 17, 4)
+    )
     jax.effects_barrier()
-    assert read_by_host == [1, 4, 4, 4]  # 12 places in use: 1 that fills no chunk, and 3 chunks
+    assert read_by_host == [1, 4, 4, 4]  # 12 positions in use: 1 that fills no chunk, and 3 chunks
 
 
-def test_texts_do_not_depend_on_the_chunk(monkeypatch):
-    run = made("full", context=149)
-    decoding = tj.GenerationConfig(max_new_tokens=23, seed=3, num_samples=2)
-    usual = tj.complete(run, PROMPTS, decoding)
-    for chunk in (50, 64):  # of 128 places
-        monkeypatch.setattr(sampling, "CHUNK", chunk)
-        for ours, expected in zip(tj.complete(run, PROMPTS, decoding), usual, strict=True):
+def test_texts_do_not_depend_on_the_chunk_size(monkeypatch):
+    run = make_run("full", context=149)
+    config = tj.GenerationConfig(max_new_tokens=23, seed=3, num_samples=2)
+    usual = tj.complete(run, PROMPTS, config)
+    for chunk in (50, 64):  # of 128 positions
+        monkeypatch.setattr(sampling, "PREFILL_CHUNK", chunk)
+        for ours, expected in zip(tj.complete(run, PROMPTS, config), usual, strict=True):
             assert ours.tokens == expected.tokens
             np.testing.assert_allclose(ours.log_probs, expected.log_probs, atol=1e-4)
 
@@ -106,8 +109,8 @@ def test_texts_do_not_depend_on_the_chunk(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["ring", "linear"])
-def test_a_text_that_slides_past_the_context_is_that_of_a_model_with_a_longer_one(kind):
-    run = made(kind)
+def test_a_text_that_slides_past_the_context_equals_that_of_a_longer_context(kind):
+    run = make_run(kind)
     settings = dict(max_new_tokens=211, seed=3, num_samples=2)  # prompts of 105 tokens, 1 and 8; the context is 41
     expected = tj.generate(longer(run), PROMPTS, **settings)
     assert tj.generate(run, PROMPTS, on_overflow="slide", **settings) == expected
@@ -116,16 +119,16 @@ def test_a_text_that_slides_past_the_context_is_that_of_a_model_with_a_longer_on
 
 
 @pytest.mark.parametrize("window", [1, 300])  # the least; more than a chunk, and than the text
-def test_a_text_slides_whatever_the_window(window):
-    run = made("ring", window=window)
+def test_a_text_slides_with_any_window(window):
+    run = make_run("ring", window=window)
     settings = dict(max_new_tokens=67, method="greedy")
     assert tj.generate(run, PROMPTS, on_overflow="slide", **settings) == tj.generate(longer(run), PROMPTS, **settings)
 
 
-def test_a_text_that_slides_within_the_context_is_the_usual_one():
+def test_within_the_context_slide_changes_nothing():
     settings = dict(max_new_tokens=13, seed=5)
-    usual = tj.generate(made(), PROMPTS[1:], **settings)
-    assert tj.generate(made(), PROMPTS[1:], on_overflow="slide", **settings) == usual
+    usual = tj.generate(make_run(), PROMPTS[1:], **settings)
+    assert tj.generate(make_run(), PROMPTS[1:], on_overflow="slide", **settings) == usual
 
 
 @pytest.mark.parametrize(
@@ -138,19 +141,19 @@ def test_a_text_that_slides_within_the_context_is_the_usual_one():
     ],
     ids=str,
 )
-def test_a_model_that_ends_with_its_context_does_not_slide(kwargs, words):
-    for ask in (tj.generate, tj.stream):  # a stream at once, not at its first piece
+def test_a_model_that_cannot_pass_its_context_refuses_to_slide(kwargs, words):
+    for call in (tj.generate, tj.stream):  # a stream at once, not at its first piece
         with pytest.raises(UserError, match=words) as error:
-            ask(made(**kwargs), "a", on_overflow="slide")
+            call(make_run(**kwargs), "a", on_overflow="slide")
         assert "\n" not in str(error.value) and "on_overflow=re-prefill" in str(error.value)
 
 
-def test_what_outgrows_the_context_is_told_how_it_may_go_on():
+def test_a_text_that_outgrows_the_context_gets_an_error_that_names_the_fix():
     with pytest.raises(UserError, match="on_overflow=slide"):
-        tj.generate(made(), "a", max_new_tokens=CONTEXT)
+        tj.generate(make_run(), "a", max_new_tokens=CONTEXT)
     with pytest.raises(UserError, match="on_overflow=re-prefill"):
-        tj.generate(made("full"), "a", max_new_tokens=CONTEXT)
+        tj.generate(make_run("full"), "a", max_new_tokens=CONTEXT)
     with pytest.raises(UserError, match=f"prompt: 105 tokens, and the model's context is {CONTEXT}"):
-        tj.generate(made(), PROMPTS, max_new_tokens=1)
-    with pytest.raises(UserError, match="a beam search stays within the context"):
+        tj.generate(make_run(), PROMPTS, max_new_tokens=1)
+    with pytest.raises(UserError, match="beam search stays within the context"):
         tj.GenerationConfig(method="beam", on_overflow="slide")

@@ -1,4 +1,4 @@
-"""Labels, numbers, tags and likelihoods of texts, from runs that were trained here, as functions and as commands."""
+"""Batched prediction with trained runs, as functions and as commands: classify, tag, score."""
 
 import dataclasses
 import subprocess
@@ -73,7 +73,7 @@ def test_labels_do_not_depend_on_the_batch_and_keep_their_order(runs):
     assert tj.classify(run, []) == []
 
 
-def test_a_regressor_gives_numbers_and_learns_them(runs):
+def test_a_regressor_predicts_numbers_that_do_not_depend_on_the_batch(runs):
     workdir, config = runs["regress"]
     run = tj.load(workdir)
     numbers = tj.classify(run, TEXTS, batch_size=2)
@@ -83,7 +83,7 @@ def test_a_regressor_gives_numbers_and_learns_them(runs):
     assert values["root_mean_squared_error"] >= values["mean_absolute_error"] > 0
 
 
-def test_each_word_gets_a_tag_also_beyond_the_context(runs):
+def test_each_word_gets_a_tag_even_beyond_the_context(runs):
     run = tj.load(runs["tag"][0])
     sentences = [*SENTENCES, "w " * 30, ["a list", "of words"]]
     together = tj.tag(run, sentences, batch_size=2)
@@ -92,7 +92,7 @@ def test_each_word_gets_a_tag_also_beyond_the_context(runs):
     assert together[3][-1] == "O" and set(run.labels) == {"O", "B-x"}
 
 
-def test_what_is_longer_than_the_context_is_cut_and_counted_on_stderr(runs, capfd):
+def test_texts_longer_than_the_context_are_cut_and_counted_on_stderr(runs, capfd):
     long, short = "what a bad bad film it was in all ways, all of it", "good"
     calls = {
         "texts": [
@@ -115,7 +115,7 @@ def test_what_is_longer_than_the_context_is_cut_and_counted_on_stderr(runs, capf
     assert capfd.readouterr().err == ""
 
 
-def test_a_text_is_as_likely_as_its_tokens_one_by_one(runs):
+def test_the_log_probability_of_a_text_is_the_sum_of_its_tokens(runs):
     run = tj.load(runs["causal_lm"][0])
     texts = ["the fox", "q", "", "the quick brown fox. the quick brown fox. the"]  # the last is longer than the context
     scores = tj.score(run, texts, batch_size=3)
@@ -130,7 +130,7 @@ def test_a_text_is_as_likely_as_its_tokens_one_by_one(runs):
     assert scores[3].perplexity == pytest.approx(np.exp(-total / (len(tokens) - 1)), rel=1e-5)
 
 
-def test_a_target_is_scored_beside_its_source_in_small_letters_as_in_training(runs):
+def test_a_target_is_scored_given_its_source_in_lower_case_as_in_training(runs):
     run = tj.load(runs["seq2seq"][0])
     assert run.lowercase
     scores = tj.score(run, TEXTS[:2], ["GOOD", "no"], batch_size=5)
@@ -153,7 +153,7 @@ def test_a_target_is_scored_beside_its_source_in_small_letters_as_in_training(ru
         ("score", "seq2seq", "a\tb\n", 1),
     ],
 )
-def test_commands_answer_line_by_line(runs, name, task, stdin, num_lines):
+def test_commands_print_results_line_by_line(runs, name, task, stdin, num_lines):
     done = command(name, f"--run_dir={runs[task][0]}", stdin=stdin)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -168,12 +168,12 @@ def test_commands_answer_line_by_line(runs, name, task, stdin, num_lines):
     "name, stdin, message",
     [("classify", "", "--run_dir: is missing"), ("score", "a b\n", "line 1: must be a source, a tab and a target")],
 )
-def test_what_is_asked_wrongly_is_one_line_and_code_2(runs, name, stdin, message):
+def test_a_wrong_command_is_an_error_of_one_line_and_exit_code_2(runs, name, stdin, message):
     done = command(name, *([f"--run_dir={runs['seq2seq'][0]}"] if stdin else []), stdin=stdin)
     assert done.returncode == 2 and message in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
 
-def test_evaluating_saves_lines_numbers_and_a_picture_of_who_is_taken_for_whom(runs):
+def test_evaluation_saves_lines_scores_and_a_confusion_matrix(runs):
     workdir, config = runs["classify"]
     done = subprocess.run(
         [sys.executable, "-m", "train.evaluate", f"--run_dir={workdir}"],
@@ -192,7 +192,7 @@ def test_evaluating_saves_lines_numbers_and_a_picture_of_who_is_taken_for_whom(r
     assert macro_f1(counts) == pytest.approx((2 / 3 + 2 / 3 + 0) / 3)
 
 
-def test_while_training_other_tokens_are_left_out_of_a_text_in_each_step_but_never_its_first(runs):
+def test_token_dropout_hides_new_tokens_in_each_training_step_but_never_the_first(runs):
     config = runs["classify"][1]
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, token_dropout=0.4))
     task, plain = load_task(config, InitFrom(), None), load_task(runs["classify"][1], InitFrom(), None)
@@ -209,13 +209,13 @@ def test_while_training_other_tokens_are_left_out_of_a_text_in_each_step_but_nev
         np.testing.assert_array_equal(batch["is_token"], whole["is_token"])
 
 
-def test_a_task_that_leaves_no_tokens_out_says_so():
+def test_token_dropout_is_refused_for_a_task_without_it():
     with pytest.raises(tj.UserError, match="train.token_dropout=0.3: leaves nothing out where train.task='tag'"):
         Config.from_dict({"train": {"task": "tag", "token_dropout": 0.3}})
 
 
 @pytest.mark.parametrize("task", ["classify", "regress", "tag", "seq2seq"])
-def test_where_chance_leaves_out_merges_each_example_comes_in_16_versions_of_the_same_text(runs, task):
+def test_bpe_dropout_makes_16_versions_of_each_example_with_the_same_text(runs, task):
     plain, dropping = (
         load_task(
             dataclasses.replace(
@@ -252,8 +252,8 @@ def test_where_chance_leaves_out_merges_each_example_comes_in_16_versions_of_the
         jax.tree.map(np.testing.assert_array_equal, batch, same)
 
 
-def test_of_very_many_examples_each_has_a_part_of_the_versions_and_words_have_them_all(runs, monkeypatch):
-    monkeypatch.setattr(supervised, "MOST_EXAMPLES", 16 * 3)  # of 16 texts: 3 versions of each
+def test_bpe_dropout_makes_fewer_versions_of_very_many_examples(runs, monkeypatch):
+    monkeypatch.setattr(supervised, "MAX_EXAMPLES", 16 * 3)  # of 16 texts: 3 versions of each
     config = dataclasses.replace(
         runs["classify"][1],
         tokenizer=TokenizerConfig(kind="bpe", vocab_size=290, dropout=0.5),
@@ -268,7 +268,7 @@ def test_of_very_many_examples_each_has_a_part_of_the_versions_and_words_have_th
     assert set(texts) <= set(TEXTS) and texts["a bad one"] > 3
 
 
-def test_a_task_on_running_text_has_no_versions_to_leave_merges_out_of():
+def test_bpe_dropout_is_refused_for_a_task_on_running_text():
     with pytest.raises(tj.UserError, match="tokenizer.dropout=0.1: is for classify.*train.task='causal_lm'. Take 0"):
         Config.from_dict({"tokenizer": {"kind": "bpe", "dropout": 0.1}})
 

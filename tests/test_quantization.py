@@ -1,4 +1,4 @@
-"""Weights and caches of 8 and 16 bits: how far off they may be, and that all that holds for decoding still holds."""
+"""Weights and KV caches of 8 and 16 bits: rounding errors, and the laws of decoding that still hold."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
 from transformer_jax.models import GPT, Seq2Seq, Seq2SeqConfig, parameter_shapes
 from transformer_jax.nn.kv_cache import as_type, make_cache, make_rolling_cache
-from transformer_jax.nn.quantization import Int8, product, read, to_int8
+from transformer_jax.nn.quantization import Int8, dequantize, matmul, to_int8
 from transformer_jax.run import Run
 from transformer_jax.sampling import GenerationDefaults
 from transformer_jax.tokenizers import train_tokenizer
@@ -29,8 +29,8 @@ LOOSE = 0.03  # of the largest logit
 
 
 @functools.cache
-def made(**kwargs):
-    """A run that was never trained."""
+def make_run(**kwargs):
+    """A run with random parameters."""
     tokenizer = train_tokenizer("byte", 283, TEXT)
     sizes = dict(
         vocab_size=tokenizer.vocab_size,
@@ -68,41 +68,41 @@ def nearly(actual, expected):
 # Numbers
 
 
-def test_a_vector_is_off_by_half_a_step_at_most_and_one_of_zeros_is_exact():
+def test_int8_rounds_by_at_most_half_a_step_and_keeps_zeros():
     x = np.random.default_rng(0).normal(size=(3, 5, 7)).astype(np.float32) * np.array([1e-6, 1, 1e6])[:, None, None]
     x[1, 2] = 0
     small = to_int8(jnp.asarray(x))
     assert small.numbers.dtype == jnp.int8 and small.scales.shape == (3, 5, 1)
     assert np.all(np.abs(small.numbers).max(-1) == np.where(np.any(x, axis=-1), 127, 0))
-    assert np.all(np.abs(read(small, jnp.float32) - x) <= np.asarray(small.scales) * 0.501)
-    assert not np.any(read(small, jnp.float32)[1, 2])
+    assert np.all(np.abs(dequantize(small, jnp.float32) - x) <= np.asarray(small.scales) * 0.501)
+    assert not np.any(dequantize(small, jnp.float32)[1, 2])
 
 
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("columns", [1, 63, 64, 131])  # blocks have 64
-def test_a_product_in_blocks_is_the_product(rows, columns):
+def test_a_matrix_product_in_blocks_equals_the_product(rows, columns):
     random = np.random.default_rng(columns)
     x, kernel = jnp.asarray(random.normal(size=(rows, 11)), jnp.float32), to_int8(random.normal(size=(columns, 11)))
-    close(product(x, kernel), x @ read(kernel, jnp.float32).T)
+    close(matmul(x, kernel), x @ dequantize(kernel, jnp.float32).T)
 
 
 # Weights
 
 
-def test_all_kernels_and_embeddings_become_int8_and_nothing_else():
-    run = made(positions="learned")
+def test_all_kernels_and_embeddings_become_int8_and_nothing_else_does():
+    run = make_run(positions="learned")
     small = tj.quantize(run)
     sizes = [sum(x.nbytes for x in jax.tree.leaves(one.params)) for one in (run, small)]
-    assert sizes[1] < 0.42 * sizes[0]  # scales and norms weigh much in a model so narrow
+    assert sizes[1] < 0.42 * sizes[0]  # scales and norms are a large part of so narrow a model
     is_int8 = lambda x: isinstance(x, Int8)  # noqa: E731
     for path, leaf in jax.tree_util.tree_leaves_with_path(small.params, is_leaf=is_int8):
         assert is_int8(leaf) == (path[-1].key == "int8") and (is_int8(leaf) or path[-1].key in ("bias", "scale"))
     assert small.params["stack"]["block_1"]["attention"]["out"]["int8"].numbers.shape == (20, 6 * 4)
-    assert jax.tree.leaves(run.params)[0].dtype == jnp.float32  # the run itself stays
+    assert jax.tree.leaves(run.params)[0].dtype == jnp.float32  # the run itself is unchanged
 
 
-def test_perplexity_changes_by_less_than_a_hundredth_in_a_trained_model():
-    run = made()
+def test_int8_changes_the_perplexity_of_a_trained_model_by_less_than_one_percent():
+    run = make_run()
     text = run.tokenizer.encode(TEXT)
     rows = np.stack([text[i : i + 24] for i in range(0, 200, 7)])
 
@@ -137,8 +137,8 @@ def test_perplexity_changes_by_less_than_a_hundredth_in_a_trained_model():
     ],
     ids=str,
 )
-def test_a_model_of_int8_answers_nearly_the_same_and_decodes_as_it_reads(kwargs):
-    run = made(**kwargs)
+def test_an_int8_model_has_nearly_the_same_logits_and_decodes_like_a_full_pass(kwargs):
+    run = make_run(**kwargs)
     small, tokens = tj.quantize(run), tokens_of(run)
     full = np.asarray(tj.logits(small, tokens, RAGGED))[RAGGED]
     expected = np.asarray(tj.logits(run, tokens, RAGGED))[RAGGED]
@@ -149,7 +149,7 @@ def test_a_model_of_int8_answers_nearly_the_same_and_decodes_as_it_reads(kwargs)
         nearly(logits, full) if run.config.dtype == "bfloat16" else close(logits, full)
 
 
-def test_a_sequence_to_sequence_model_of_int8_answers_nearly_the_same():
+def test_an_int8_seq2seq_has_nearly_the_same_logits():
     side = TransformerConfig(
         vocab_size=23, max_len=17, num_layers=1, d_model=12, num_heads=3, positions="t5", relative_buckets=4
     )
@@ -161,10 +161,10 @@ def test_a_sequence_to_sequence_model_of_int8_answers_nearly_the_same():
     assert set(small.params["shared"]) == {"int8"}
 
 
-def test_a_run_of_int8_is_not_saved(tmp_path):
+def test_an_int8_run_cannot_be_saved(tmp_path):
     for save in (tj.save, tj.save_pretrained):
         with pytest.raises(UserError, match="int8 weights"):
-            save(tj.quantize(made()), tmp_path / "new")
+            save(tj.quantize(make_run()), tmp_path / "new")
 
 
 # Caches
@@ -172,8 +172,8 @@ def test_a_run_of_int8_is_not_saved(tmp_path):
 
 @pytest.mark.parametrize("cache_type", TYPES)
 @pytest.mark.parametrize("window", [0, WINDOW])
-def test_a_cache_of_any_type_gives_the_same_for_every_split_and_nearly_what_no_cache_gives(cache_type, window):
-    run = made(window=window)
+def test_a_cache_of_any_type_agrees_between_splits_and_with_the_full_pass(cache_type, window):
+    run = make_run(window=window)
     full = np.asarray(tj.logits(run, tokens_of(run), RAGGED))[RAGGED]
     empty = make_rolling_cache(run.config, B, 4) if window else make_cache(run.config, B, 17)
     first = None
@@ -185,7 +185,7 @@ def test_a_cache_of_any_type_gives_the_same_for_every_split_and_nearly_what_no_c
     assert (cache_type == "float32") == np.allclose(logits[RAGGED], full, atol=1e-5)  # it was really rounded
 
 
-def test_an_int8_cache_takes_little_memory():
+def test_an_int8_cache_needs_about_a_quarter_of_the_memory():
     config = TransformerConfig(vocab_size=3, num_layers=1, d_model=128, num_heads=2)
     cache = make_cache(config, 2, 31)
     sizes = [sum(x.nbytes for x in jax.tree.leaves(as_type(cache, name).layers)) for name in TYPES]
@@ -193,21 +193,21 @@ def test_an_int8_cache_takes_little_memory():
 
 
 @pytest.mark.parametrize("settings", [{}, {"method": "beam", "num_beams": 3}], ids=str)
-def test_texts_are_written_with_any_cache_type(settings):
-    run = made()
+def test_texts_are_generated_with_any_cache_type(settings):
+    run = make_run()
     usual = tj.complete(run, ["the cat", "a"], tj.GenerationConfig(max_new_tokens=7, seed=1, **settings))
     for cache_type in TYPES:
-        decoding = tj.GenerationConfig(max_new_tokens=7, seed=1, cache_type=cache_type, **settings)
-        for ours, expected in zip(tj.complete(run, ["the cat", "a"], decoding), usual, strict=True):
+        config = tj.GenerationConfig(max_new_tokens=7, seed=1, cache_type=cache_type, **settings)
+        for ours, expected in zip(tj.complete(run, ["the cat", "a"], config), usual, strict=True):
             same = [a == b for a, b in zip(ours.tokens, expected.tokens, strict=True)]
             num = same.index(False) if False in same else len(same)
             nearly(ours.log_probs[:num], expected.log_probs[:num])
             assert num > 0 and (cache_type != "float32" or num == 7)
 
 
-def test_what_cannot_be_is_refused():
+def test_unknown_and_impossible_cache_types_are_refused():
     with pytest.raises(UserError, match="cache_type='int4': unknown. Choose one of: model, float32, bfloat16, int8"):
         tj.GenerationConfig(cache_type="int4")
-    run = made(attention="linear", positions="none")
+    run = make_run(attention="linear", positions="none")
     with pytest.raises(UserError, match="cache_type='int8': linear attention"):
         tj.generate(run, "a", max_new_tokens=3, cache_type="int8")

@@ -1,6 +1,6 @@
-"""`python -m transformer_jax classify`: a line in; its label, a tab and the label's probability out."""
+"""`python -m transformer_jax classify`: classify each line of stdin; print label, tab, probability."""
 
-from transformer_jax.commands.lines import begin, define_flags, progress_of
+from transformer_jax.commands.lines import define_flags, progress_printer, read_lines
 
 EXAMPLE = "python -m transformer_jax classify --run_dir=runs/sst2 <reviews.txt >labels.tsv"
 
@@ -9,15 +9,17 @@ _RUN_DIR, _CHECKPOINT, _BATCH_SIZE = define_flags("task classify or regress")
 
 def main(argv: list[str]) -> None:
     """Parse, load, classify stdin."""
-    what = "Give each line of stdin its label and the label's probability, or its number."
-    lines = begin(argv, __name__, _RUN_DIR, what, EXAMPLE)
+    summary = (
+        "Classify each line of stdin: print its label and the probability, or the number that a regressor predicts."
+    )
+    lines = read_lines(argv, __name__, _RUN_DIR, summary, EXAMPLE)
     if lines is None:
         return
-    import transformer_jax as tj  # its functions load JAX, so that a mistake above is answered before
+    import transformer_jax as tj  # its functions load JAX; errors above are reported before that
 
-    texts = [line for line in lines if line.strip()]  # an empty line stays one
+    texts = [line for line in lines if line.strip()]  # an empty line stays empty
     run = tj.open_run(_RUN_DIR.value, _CHECKPOINT.value)
-    answers = iter(tj.classify(run, texts, batch_size=_BATCH_SIZE.value, progress=progress_of(len(texts))))
+    results = iter(tj.classify(run, texts, batch_size=_BATCH_SIZE.value, progress=progress_printer(len(texts))))
     for line in lines:
-        answer = next(answers) if line.strip() else ""
-        print(f"{answer.label}\t{answer.probability:.4f}" if isinstance(answer, tuple) else answer)
+        result = next(results) if line.strip() else ""
+        print(result if isinstance(result, float | str) else f"{result.label}\t{result.probability:.4f}")

@@ -1,7 +1,9 @@
-"""What every command does around its own work: parse flags, and answer a mistake with one line."""
+"""Command line helpers: parse absl flags, show help, report errors in one line, set UTF-8."""
 
+import io
 import sys
 from collections.abc import Callable
+from typing import TextIO
 
 from absl import flags
 
@@ -11,14 +13,14 @@ HELP_FLAGS = {"--help", "-h", "-help", "--helpfull", "--helpshort"}
 
 
 class UsageError(UserError):
-    """A mistake on the command line."""
+    """A wrong flag, value or file on the command line."""
 
 
 def parse_flags(argv: list[str], example: str) -> None:
-    """Parse absl flags from `argv`, the program's name first.
+    """Parse absl flags from `argv`, whose first item is the program's name.
 
     Raises:
-      UsageError: an unknown flag, a value of the wrong type, or words that belong to no flag.
+      UsageError: an unknown flag, a value of the wrong type, or a word that belongs to no flag.
     """
     try:
         rest = flags.FLAGS(argv)[1:]
@@ -28,19 +30,26 @@ def parse_flags(argv: list[str], example: str) -> None:
         raise UsageError(f"{rest[0]!r}: belongs to no flag; text with spaces needs quotes. Example: {example}")
 
 
+def required(flag: flags.FlagHolder, example: str) -> str:
+    """Value of a flag. Raises UsageError if it was not given."""
+    if not flag.value:
+        raise UsageError(f"--{flag.name}: is missing. Example: {example}")
+    return flag.value
+
+
 def show_help(head: str, *modules: str) -> None:
     """Print `head` and the flags that the modules of a command define, with their defaults."""
     print(head)
-    modules = [sys.argv[0] if module == "__main__" else module for module in modules]  # as absl names what runs
     known = flags.FLAGS.flags_by_module_dict()
-    for flag in [flag for module in modules for flag in known.get(module, [])]:
+    names = [sys.argv[0] if module == "__main__" else module for module in modules]  # absl's name of the main module
+    for flag in [flag for name in names for flag in known.get(name, [])]:
         default = "" if flag.default is None else f"={flag.default}"
         meaning = flag.help.split(";\n")[0]  # absl adds a line to flags that may be repeated
-        print(f"  {f'--{flag.name}{default}':<27}{meaning}")
+        print(f"  {f'--{flag.name}{default}':<28}{meaning}")
 
 
 def report_errors(main: Callable[[list[str]], None], argv: list[str]) -> int | None:
-    """Run `main(argv)`. Mistakes become one line on stderr and an exit code: 2 asked wrongly, 1 failed."""
+    """Run `main(argv)`. An error becomes one line on stderr and an exit code: 2 for the user's, 1 for a failure."""
     try:
         try:
             main(argv)
@@ -55,3 +64,9 @@ def report_errors(main: Callable[[list[str]], None], argv: list[str]) -> int | N
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def use_utf8(stream: TextIO) -> None:
+    """Set a standard stream to UTF-8, whatever the locale; bytes that are no UTF-8 pass unchanged."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(encoding="utf-8", errors="surrogateescape")

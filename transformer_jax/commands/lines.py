@@ -1,4 +1,4 @@
-"""What the commands share that answer stdin line by line."""
+"""Commands that answer stdin line by line: shared flags, reading the lines, progress on stderr."""
 
 import sys
 from collections.abc import Callable
@@ -6,43 +6,42 @@ from collections.abc import Callable
 from absl import flags
 
 from transformer_jax import startup
-from transformer_jax.commands.cli import HELP_FLAGS, UsageError, parse_flags, show_help
+from transformer_jax.commands.cli import HELP_FLAGS, UsageError, parse_flags, required, show_help, use_utf8
 
 
-def define_flags(kind: str) -> tuple[flags.FlagHolder, flags.FlagHolder, flags.FlagHolder]:
-    """--run_dir, of a training run of this kind, --checkpoint and --batch_size."""
+def define_flags(task: str) -> tuple[flags.FlagHolder, flags.FlagHolder, flags.FlagHolder]:
+    """Define --run_dir, a training run of this task, --checkpoint and --batch_size."""
     return (
-        flags.DEFINE_string("run_dir", None, f"A training run of {kind}, or a Hugging Face folder."),
-        flags.DEFINE_string("checkpoint", "best", "best (on validation) | latest | a step"),
-        flags.DEFINE_integer("batch_size", 32, "Lines that are read at once."),
+        flags.DEFINE_string("run_dir", None, f"training run ({task}) or Hugging Face folder"),
+        flags.DEFINE_string("checkpoint", "best", "of a training run: best (on validation) | latest | a step"),
+        flags.DEFINE_integer("batch_size", 32, "lines that are read together"),
     )
 
 
-def begin(argv: list[str], module: str, run_dir: flags.FlagHolder, what: str, example: str) -> list[str] | None:
-    """Parse the flags and read stdin: its lines, or None where help was asked for and shown.
+def read_lines(argv: list[str], module: str, run_dir: flags.FlagHolder, summary: str, example: str) -> list[str] | None:
+    """Parse the flags and read the lines of stdin; for --help, show the help and return None.
 
     Raises:
       UsageError: wrong flags, no --run_dir, or stdin that is not UTF-8.
     """
     if HELP_FLAGS & set(argv):
-        show_help(f"{what}\n\n  {example}\n", __name__, module)
+        show_help(f"{summary}\n\n  {example}\n", __name__, module)
         return None
     parse_flags(argv, example)
-    if not run_dir.value:
-        raise UsageError(f"--run_dir: is missing. Example: {example}")
-    startup.prepare(is_training=False)  # before stdin is read: it may start this process again
+    required(run_dir, example)
+    startup.prepare(is_training=False)  # before stdin is read, since it may start this process again
     try:
         lines = sys.stdin.buffer.read().decode().splitlines()
     except UnicodeDecodeError as error:
         raise UsageError(f"stdin: is not UTF-8 at byte {error.start}.") from error
-    sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
+    use_utf8(sys.stdout)
     return lines
 
 
-def progress_of(total: int) -> Callable[[int], None]:
-    """Tells stderr how many lines are done."""
+def progress_printer(total: int) -> Callable[[int], None]:
+    """A function that prints the number of lines done, of `total`, to stderr."""
 
-    def progress(done: int) -> None:
+    def print_progress(done: int) -> None:
         print(f"\r{done:,}/{total:,}", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
-    return progress
+    return print_progress

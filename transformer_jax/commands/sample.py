@@ -3,29 +3,35 @@
 import dataclasses
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from transformer_jax import startup
-from transformer_jax.commands.cli import HELP_FLAGS, UsageError, parse_flags, show_help
-from transformer_jax.inference.generation_settings import Settings
+from transformer_jax.commands.cli import HELP_FLAGS, UsageError, parse_flags, required, show_help, use_utf8
+from transformer_jax.errors import UserError
+from transformer_jax.inference.generation_config import GenerationConfig
+
+if TYPE_CHECKING:  # these modules load JAX
+    from transformer_jax.inference.generate import Completion
+    from transformer_jax.run import Run
 
 EXAMPLE = 'python -m transformer_jax sample --run_dir=runs/a --prompt="To be or not to be" --top_k=40'
 
-_RUN_DIR = flags.DEFINE_string("run_dir", None, "The directory of a training run, or a Hugging Face folder.")
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest | best | a step")
+_RUN_DIR = flags.DEFINE_string("run_dir", None, "training run or Hugging Face folder")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "of a training run: latest | best | a step")
 _WEIGHTS = flags.DEFINE_string(
-    "weights", "model", "model | int8: a quarter of float32's memory; decoding is faster on a CPU"
+    "weights", "model", "model | int8: a quarter of the memory of float32, and faster decoding on a CPU"
 )
-_PROMPT = flags.DEFINE_string("prompt", None, "Text to continue; a new line if there is none.")
-_PROMPT_FILE = flags.DEFINE_string("prompt_file", None, "A file with the text to continue; - for stdin.")
-_PROMPTS_FILE = flags.DEFINE_string("prompts_file", None, "A file with a text to continue in each line; - for stdin.")
-_INTERACTIVE = flags.DEFINE_bool("interactive", False, "Continue each line that is typed; Ctrl-D ends.")
-_OUTPUT = flags.DEFINE_string("output", "text", "text | jsonl: a line of JSON each, with tokens and settings")
-_BENCHMARK = flags.DEFINE_bool("benchmark", False, "Measure instead: seconds and tokens per second, as JSON.")
-_DEFINE = {
+_PROMPT = flags.DEFINE_string("prompt", None, "text to continue; without any prompt, a line break")
+_PROMPT_FILE = flags.DEFINE_string("prompt_file", None, "file with the text to continue; - for stdin")
+_PROMPTS_FILE = flags.DEFINE_string("prompts_file", None, "file with a text to continue in each line; - for stdin")
+_INTERACTIVE = flags.DEFINE_bool("interactive", False, "continue each line that is typed, until Ctrl-D")
+_OUTPUT = flags.DEFINE_string("output", "text", "text | jsonl: a JSON object a line, with tokens and settings")
+_BENCHMARK = flags.DEFINE_bool("benchmark", False, "measure speed instead; print seconds and tokens per second as JSON")
+_DEFINE: dict[Any, Callable[..., flags.FlagHolder]] = {
     str: flags.DEFINE_string,
     int: flags.DEFINE_integer,
     float: flags.DEFINE_float,
@@ -35,61 +41,69 @@ _SETTINGS = {
     field.name: _DEFINE[field.type](
         field.name,
         None if field.type is tuple else field.default,
-        field.metadata["meaning"] + ("; once for each" if field.type is tuple else ""),
+        field.metadata["meaning"] + (" (repeat the flag for each)" if field.type is tuple else ""),
     )
-    for field in dataclasses.fields(Settings)
+    for field in dataclasses.fields(GenerationConfig)
 }
 
 
 def main(argv: list[str]) -> None:
-    """Parse, load, print."""
+    """Parse, load, generate, print."""
     if HELP_FLAGS & set(argv):
-        show_help(f"Continue a prompt with a trained model.\n\n  {EXAMPLE}\n", __name__)
+        show_help(f"Continue prompts with a trained model.\n\n  {EXAMPLE}\n", __name__)
         return
     parse_flags(argv, EXAMPLE)
-    if not _RUN_DIR.value:
-        raise UsageError(f"--run_dir: is missing. Example: {EXAMPLE}")
+    run_dir = required(_RUN_DIR, EXAMPLE)
     if _OUTPUT.value not in ("text", "jsonl"):
         raise UsageError(f"--output={_OUTPUT.value}: unknown. Choose text or jsonl.")
     if _WEIGHTS.value not in ("model", "int8"):
         raise UsageError(f"--weights={_WEIGHTS.value}: unknown. Choose model or int8.")
-    settings = _settings()
-    startup.prepare(is_training=False)  # before stdin is read: it may start this process again
+    config = GenerationConfig.from_dict(_settings())
+    startup.prepare(is_training=False)  # before stdin is read, since it may start this process again
     prompts = _prompts()
 
-    import transformer_jax as tj  # its functions load JAX, so that a mistake above is answered before
+    import transformer_jax as tj  # its functions load JAX; errors above are reported before that
+    from transformer_jax.inference.logits_processing import check_ranges
 
-    decoding = tj.GenerationConfig.from_dict(settings)
-    path = Path(_RUN_DIR.value).expanduser()
+    check_ranges(config)
+    path = Path(run_dir).expanduser()
     is_pretrained = (path / "config.json").is_file() and not (path / "checkpoints").is_dir()
-    run = tj.from_pretrained(path) if is_pretrained else tj.load(_RUN_DIR.value, _CHECKPOINT.value)
-    run = tj.quantize(run) if _WEIGHTS.value == "int8" else run
-    sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
+    run = tj.from_pretrained(path) if is_pretrained else tj.load(run_dir, _CHECKPOINT.value)
+    if _WEIGHTS.value == "int8":
+        run = tj.quantize(run)
+    use_utf8(sys.stdout)
     if _INTERACTIVE.value:
-        _say_where(run)
-        _talk(tj, run, decoding)
-    elif _BENCHMARK.value:
-        print(json.dumps(tj.benchmark(run, prompts[0], decoding)))
-        _say_where(run)
+        _print_origin(run)
+        _chat(run, config)
+    else:
+        _generate(run, prompts, config)
+
+
+def _generate(run: "Run", prompts: list[str], config: GenerationConfig) -> None:
+    """Print the texts in the format of the flags, and the run and its step on stderr."""
+    import transformer_jax as tj
+
+    if _BENCHMARK.value:
+        print(json.dumps(tj.benchmark(run, prompts[0], config)))
     elif _OUTPUT.value == "jsonl":
-        for completion in tj.complete(run, prompts, decoding):
-            print(json.dumps(_record(completion, decoding, run)))
-        _say_where(run)
-    elif len(prompts) == 1 and decoding.num_samples == 1 and decoding.method != "beam":
-        pieces = tj.stream(run, prompts[0], **decoding.to_dict())
+        for completion in tj.complete(run, prompts, config):
+            print(json.dumps(_record(completion, config, run)))
+    elif len(prompts) == 1 and config.num_samples == 1 and config.method != "beam":
+        pieces = tj.stream(run, prompts[0], **config.to_dict())
         print(tj.prompt_text(run, prompts[0]), end="", flush=True)
         for piece in pieces:
             print(piece, end="", flush=True)
         print()
-        _say_where(run)
     else:
-        texts = tj.generate(run, prompts, **decoding.to_dict())
-        _say_where(run)
+        texts = tj.generate(run, prompts, **config.to_dict())
+        _print_origin(run)
         print("\n---------------\n".join(texts))
+        return
+    _print_origin(run)
 
 
 def _settings() -> dict[str, Any]:
-    """What the flags say, as GenerationConfig wants it: numbers are ids of tokens, "the:2.5" is a token and its bias."""
+    """Fields of GenerationConfig from the flags: a number is a token id, "the:2.5" is a token and its bias."""
     settings = {name: flag.value for name, flag in _SETTINGS.items() if flag.value is not None}
     settings["suppress"] = [_token(text) for text in settings.get("suppress", [])]
     pairs = [text.rpartition(":") for text in settings.get("logit_bias", [])]
@@ -130,15 +144,17 @@ def _read(flag: flags.FlagHolder) -> str:
         raise UsageError(f"--{flag.name}={flag.value}: cannot be read as UTF-8 text ({error}).") from error
 
 
-def _say_where(run: Any) -> None:
+def _print_origin(run: "Run") -> None:
     print(f"{_RUN_DIR.value}, step {run.step}", file=sys.stderr)
 
 
-def _talk(tj: Any, run: Any, decoding: Any) -> None:
-    """Answer line by line. A line that cannot be continued is told why, and the next one is read."""
-    if decoding.method == "beam" or decoding.num_samples != 1:
-        raise UsageError("--interactive: streams one answer to a line. Take --method=sample or greedy, one sample.")
-    sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+def _chat(run: "Run", config: GenerationConfig) -> None:
+    """Continue stdin line by line. A line that cannot be continued gets an error on stderr, and the next is read."""
+    import transformer_jax as tj
+
+    if config.method == "beam" or config.num_samples != 1:
+        raise UsageError("--interactive: streams one text for each line. Take --method=sample or greedy, one sample.")
+    use_utf8(sys.stdin)
     while True:
         print("> ", end="", file=sys.stderr, flush=True)
         line = sys.stdin.readline()
@@ -146,19 +162,19 @@ def _talk(tj: Any, run: Any, decoding: Any) -> None:
             print(file=sys.stderr)
             return
         try:
-            for piece in tj.stream(run, line.rstrip("\n"), **decoding.to_dict()):
+            for piece in tj.stream(run, line.rstrip("\n"), **config.to_dict()):
                 print(piece, end="", flush=True)
             print(flush=True)
-        except tj.UserError as error:
+        except UserError as error:
             print(f"error: {error}", file=sys.stderr)
 
 
-def _record(completion: Any, decoding: Any, run: Any) -> dict[str, Any]:
-    """What --output=jsonl says of one text: all that it takes to make it again."""
+def _record(completion: "Completion", config: GenerationConfig, run: "Run") -> dict[str, Any]:
+    """JSON object of one text: the text, and all that is needed to generate it again."""
     return {
         **dataclasses.asdict(completion),
         "log_prob": completion.log_prob,
-        "settings": decoding.to_dict(),
+        "settings": config.to_dict(),
         "run": _RUN_DIR.value,
         "step": run.step,
         "weights": _WEIGHTS.value,

@@ -1,24 +1,24 @@
-"""`python -m transformer_jax translate`: a line in, its translation out, in the same order."""
+"""`python -m transformer_jax translate`: translate stdin to stdout, line by line."""
 
 from absl import flags
 
-from transformer_jax.commands.lines import begin, define_flags, progress_of
+from transformer_jax.commands.lines import define_flags, progress_printer, read_lines
 
 EXAMPLE = "python -m transformer_jax translate --run_dir=runs/dates <english.txt >german.txt"
 
 _RUN_DIR, _CHECKPOINT, _BATCH_SIZE = define_flags("task seq2seq")
-_NUM_BEAMS = flags.DEFINE_integer("num_beams", 4, "Beams; 1: the likeliest token at every step.")
-_LENGTH_PENALTY = flags.DEFINE_float("length_penalty", 1.0, "Above 0 longer translations are favoured.")
+_NUM_BEAMS = flags.DEFINE_integer("num_beams", 4, "number of beams; 1: greedy, the most likely token at every step")
+_LENGTH_PENALTY = flags.DEFINE_float("length_penalty", 1.0, "above 0 favours longer translations, below 0 shorter ones")
 
 
 def main(argv: list[str]) -> None:
     """Parse, load, translate stdin to stdout."""
-    lines = begin(argv, __name__, _RUN_DIR, "Translate stdin, line by line, to stdout.", EXAMPLE)
+    lines = read_lines(argv, __name__, _RUN_DIR, "Translate stdin to stdout, line by line.", EXAMPLE)
     if lines is None:
         return
-    import transformer_jax as tj  # its functions load JAX, so that a mistake above is answered before
+    import transformer_jax as tj  # its functions load JAX; errors above are reported before that
 
-    texts = [line for line in lines if line.strip()]  # an empty line stays one
+    texts = [line for line in lines if line.strip()]  # an empty line stays empty
     run = tj.open_run(_RUN_DIR.value, _CHECKPOINT.value)
     translations = iter(
         tj.translate(
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
             num_beams=_NUM_BEAMS.value,
             length_penalty=_LENGTH_PENALTY.value,
             batch_size=_BATCH_SIZE.value,
-            progress=progress_of(len(texts)),
+            progress=progress_printer(len(texts)),
         )
     )
     for line in lines:

@@ -1,4 +1,4 @@
-"""What a model looks at: the attention weights of every layer and head, of one text."""
+"""Attention maps: the attention weights of every layer and head for one text."""
 
 import functools
 import json
@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
 from transformer_jax.models import GPT, Seq2Seq
 from transformer_jax.nn import linear_attention
@@ -15,9 +16,9 @@ from transformer_jax.tokenizers import Tokenizer
 
 
 class AttentionMaps(NamedTuple):
-    """`weights[l, n, t, s]`: how much head n of layer l takes from token s for token t.
+    """Self-attention of one text: `weights[l, n, t, s]` is the weight of token s for token t in head n of layer l.
 
-    Each row of a map sums to 1, and what may not be attended is 0.
+    Each row of a map sums to 1; a weight is 0 where attention is not allowed.
     """
 
     tokens: list[str]  # T: the pieces of the text, and the special tokens around it
@@ -25,86 +26,100 @@ class AttentionMaps(NamedTuple):
 
 
 class Seq2SeqAttentionMaps(NamedTuple):
-    """The same for both sides of a Seq2Seq, and for what the target takes from the source."""
+    """Self-attention of both sides of a Seq2Seq, and cross-attention from target to source."""
 
     source_tokens: list[str]  # S
-    target_tokens: list[str]  # T: the token that starts a target, and its pieces; from each the next one is told
+    target_tokens: list[str]  # T: the token that starts a target, then its pieces; each position predicts the next
     encoder: np.ndarray  # [L, N, S, S] float32
     decoder: np.ndarray  # [L, N, T, T]
     cross: np.ndarray  # [L, N, T, S]
 
 
 def attention_maps(run: Run, text: str, target: str | None = None) -> AttentionMaps | Seq2SeqAttentionMaps:
-    """The attention weights of all layers and heads while a model reads a text.
+    """Attention weights of all layers and heads while a model reads a text.
 
-    They are made by the formula from the queries and keys that the model has, whatever its backend does with these.
+    They are computed from the model's own queries and keys by the attention formula, whatever its backend.
 
     Args:
-      text: as long as the context at most; the source of a Seq2Seq.
-      target: a Seq2Seq's alone: what its decoder reads, say `tj.translate(run, [text])[0]`.
+      text: at most as long as the context; the source of a Seq2Seq.
+      target: for a Seq2Seq only: the text that its decoder reads, such as `tj.translate(run, [text])[0]`.
     Raises:
-      UserError: linear attention, no tokenizer, a target that is missing or one too many, a text that does not fit.
+      UserError: linear attention, no tokenizer, a missing or superfluous target, a text that does not fit.
     """
     is_seq2seq = isinstance(run.model, Seq2Seq)
-    sides = (run.config.encoder, run.config.decoder) if is_seq2seq else (run.config,)
-    if any(side.attention == "linear" for side in sides):
-        raise UserError(linear_attention.cannot("weights to see"))
-    if run.tokenizer is None:
-        raise UserError("this model came without a tokenizer that is known here, so no text can be given to it.")
+    config = run.config
+    if "linear" in (config.encoder.attention, config.decoder.attention):
+        raise UserError(linear_attention.unsupported("weights to see"))
     if is_seq2seq != (target is not None):
         rule = "needs one, say tj.translate(run, [text])[0]" if is_seq2seq else "has no decoder, so no target"
         raise UserError(f"target: a {type(run.model).__name__} {rule}.")
-    names = ("text", "target")[: len(sides)]
-    rows = [_encode(run, *args) for args in zip(names, (text, target), sides, strict=False)]
-    recorded = jax.device_get(_record(run.model, run.params, *(row[None] for row in rows)))
-    tokenizers = (run.tokenizer.source, run.tokenizer)
-    tokens = [_pieces(tokenizer, row) for tokenizer, row in zip(tokenizers, rows, strict=False)]
-    if is_seq2seq:
-        encoder, decoder = recorded["encoder"], recorded["decoder"]
-        parts = (encoder, "attention"), (decoder, "attention"), (decoder, "cross")
-        return Seq2SeqAttentionMaps(*tokens, *(_layers(*part) for part in parts))
-    while "stack" not in recorded:  # the model is a head, and the one part of it that attends is the encoder
-        (recorded,) = recorded.values()
-    return AttentionMaps(*tokens, _layers(recorded, "attention"))
+    tokenizer = run.text_tokenizer
+    source = _encode(run, "text", text, config.encoder)
+    source_tokens = _pieces(tokenizer.source, source)
+    if target is None:
+        weights = jax.device_get(_record(run.model, run.params, source[None]))
+        while "stack" not in weights:  # a head around the encoder, which alone has attention
+            (weights,) = weights.values()
+        return AttentionMaps(source_tokens, _stack_layers(weights, "attention"))
+    target_ids = _encode(run, "target", target, config.decoder)
+    weights = jax.device_get(_record(run.model, run.params, source[None], target_ids[None]))
+    return Seq2SeqAttentionMaps(
+        source_tokens,
+        _pieces(tokenizer, target_ids),
+        encoder=_stack_layers(weights["encoder"], "attention"),
+        decoder=_stack_layers(weights["decoder"], "attention"),
+        cross=_stack_layers(weights["decoder"], "cross"),
+    )
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _record(model: Any, params: Any, *inputs: jax.Array) -> dict:
+    """Attention weights that the model records in its collection "attention"."""
     return model.apply({"params": params}, *inputs, mutable=["attention"])[1]["attention"]
 
 
-def _layers(recorded: dict, part: str) -> np.ndarray:
-    """What `block` of every block of a stack recorded for the only row: [L, N, T, S]."""
+def _stack_layers(recorded: dict, part: str) -> np.ndarray:
+    """Weights of `part` ("attention" or "cross") of every block, for the only row: [L, N, T, S]."""
     blocks = recorded["stack"]
     return np.stack([blocks[f"block_{i}"][part]["weights"][0][0] for i in range(len(blocks))])
 
 
-def _encode(run: Run, name: str, text: str, side: Any) -> np.ndarray:
-    """Token ids [T] as this side of the model reads them while it is trained."""
+def _encode(run: Run, name: str, text: str, side: TransformerConfig) -> np.ndarray:
+    """Token ids [T] as this side of the model reads them in training."""
     if not isinstance(text, str):
         raise UserError(f"{name}={text!r:.80}: must be one text.")
-    tokenizer = run.tokenizer
+    tokenizer = run.text_tokenizer
     if name == "target":
-        start, tokens = run.generation_defaults.start_id, tokenizer.encode_target(run.prepare(text)).tolist()
-        tokens = tokens[tokens[:1] == [start] :]  # what begins any text is what starts a target in some models only
-        tokens = [start, *(tokens[:-1] if tokens[-1:] and tokens[-1] in run.generation_defaults.eos_ids else tokens)]
+        tokens = _decoder_inputs(run, text)
     elif isinstance(run.model, Seq2Seq):
         tokens = tokenizer.encode_source(run.prepare(text))
     else:
         tokens = tokenizer.encode(text) if isinstance(run.model, GPT) else tokenizer.encode_whole(text)
-    tokens = np.array(tokens, np.int32)
+    tokens = np.asarray(tokens, np.int32)
     if not tokens.size or name == "text" and not text:
         raise UserError(f"{name}={text!r:.80}: has no tokens. Give at least one character.")
     if len(tokens) > side.max_len:
         raise UserError(f"{name}: {len(tokens)} tokens, and the model's context is {side.max_len}. Shorten it.")
     if tokens.min() < 0 or tokens.max() >= side.vocab_size:
-        i = tokens.min() if tokens.min() < 0 else tokens.max()
-        raise UserError(f"{name}: has token {i}, and the model knows 0 to {side.vocab_size - 1}. Is the tokenizer its?")
+        wrong = tokens.min() if tokens.min() < 0 else tokens.max()
+        rule = f"the model knows 0 to {side.vocab_size - 1}. Take the tokenizer that it was trained with"
+        raise UserError(f"{name}: has token {wrong}, and {rule}.")
     return tokens
 
 
+def _decoder_inputs(run: Run, text: str) -> np.ndarray:
+    """Token ids of a target as the decoder reads them: the start token first, no end token."""
+    start_id = run.generation_defaults.start_id
+    tokens = run.text_tokenizer.encode_target(run.prepare(text)).tolist()
+    if tokens[:1] == [start_id]:  # in some models the start token is the one that begins every text
+        tokens = tokens[1:]
+    if tokens and tokens[-1] in run.generation_defaults.eos_ids:
+        tokens = tokens[:-1]
+    return np.array([start_id, *tokens], np.int32)
+
+
 def _pieces(tokenizer: Tokenizer, tokens: np.ndarray) -> list[str]:
-    """The text of each token alone; the name of a special one, and <7> for what is no text, as half a character."""
+    """Text of each token alone; the name of a special token; <7>, the id, for part of a character."""
     names = {getattr(tokenizer, f"{name}_id"): f"<{name}>" for name in ("bos", "eos", "pad")}
     files = getattr(tokenizer, "files", {})
     if "tokenizer.json" in files:

@@ -1,98 +1,93 @@
-"""Whom a run asks for drafts of what it writes: a smaller run, or the text so far. What is done with them: sampling."""
+"""Draft sources for speculative decoding: a smaller model or prompt lookup."""
 
 import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
 
-from transformer_jax.errors import UserError
+import jax
+
+from transformer_jax.errors import UserError, check
 from transformer_jax.inference.generation_config import GenerationConfig
 from transformer_jax.run import Run, open_run, step_function
-from transformer_jax.sampling.logits_processors import check
 from transformer_jax.tokenizers.token_bytes import token_bytes
 
 
 @dataclasses.dataclass(frozen=True)
 class DraftSource:
-    """Where drafts come from, and how many tokens each has."""
+    """Source of drafted tokens, and the length of a draft."""
 
-    run: Run | None  # None: from the text
-    prompt_lookup: int  # so many tokens are looked up in the text; 0: a run is asked
-    num_draft: int
+    run: Run | None  # the draft model; None: drafts are looked up in the text itself
+    prompt_lookup: int  # length of the n-gram that is looked up; 0: there is a draft model
+    num_draft: int  # tokens of a draft
 
     @property
-    def step(self) -> Any:
-        """The step function of the run that is asked, or None."""
+    def step(self) -> jax.tree_util.Partial | None:
+        """Step function of the draft model, or None."""
         return None if self.run is None else step_function(self.run)
 
 
-def make_draft_source(decoding: GenerationConfig, run: Run) -> DraftSource | None:
-    """What the settings say of drafts; None: there are to be none.
+def make_draft_source(config: GenerationConfig, run: Run) -> DraftSource | None:
+    """Draft source that a generation config asks for; None: no speculative decoding.
 
     Raises:
-      UserError: linear attention, which takes no token back; a draft that cannot be opened, or that is another kind of
-        model, or has another vocabulary, another tokenizer or a shorter context.
+      UserError: linear attention, which cannot forget a refused token; a draft model that cannot be opened, is another
+        kind of model, or has another vocabulary, another tokenizer or a shorter context.
     """
-    if decoding.prompt_lookup:
-        _check_slots("prompt_lookup", decoding.prompt_lookup, "the model", run)
-        return DraftSource(None, decoding.prompt_lookup, decoding.num_draft)
-    if decoding.draft:
-        draft = _open(decoding.draft, _stamp(decoding.draft))
-        _check_slots("draft", decoding.draft, "the model", run)
-        _check_slots("draft", decoding.draft, "the draft", draft)
-        _check_fits(decoding.draft, draft, run)
-        return DraftSource(draft, 0, decoding.num_draft)
+    if config.prompt_lookup:
+        _check_can_rewind("prompt_lookup", config.prompt_lookup, "the model", run)
+        return DraftSource(None, config.prompt_lookup, config.num_draft)
+    if config.draft:
+        draft = _open(config.draft, _modification_time(config.draft))
+        _check_can_rewind("draft", config.draft, "the model", run)
+        _check_can_rewind("draft", config.draft, "the draft", draft)
+        _check_compatible(config.draft, draft, run)
+        return DraftSource(draft, 0, config.num_draft)
     return None
 
 
 @functools.lru_cache(maxsize=2)
-def _open(path: str, stamp: int) -> Run:
+def _open(path: str, modified: int) -> Run:
+    """The draft model, kept for later texts: `modified` is part of the cache's key, so that a new one is opened."""
     return open_run(path)
 
 
-def _stamp(path: str) -> int:
-    """Something that changes with what a folder has: a draft is read once for many texts, but not an old one."""
+def _modification_time(path: str) -> int:
+    """Modification time of a run's checkpoints or of a folder, in nanoseconds; 0 if there is none."""
     folder = Path(path).expanduser()
-    inner = folder / "checkpoints"
-    return next((one.stat().st_mtime_ns for one in (inner, folder) if one.is_dir()), 0)
+    candidates = (folder / "checkpoints", folder)
+    return next((candidate.stat().st_mtime_ns for candidate in candidates if candidate.is_dir()), 0)
 
 
-def _check_slots(field: str, value: Any, whose: str, run: Run) -> None:
-    rule = f"{whose} has linear attention, a sum from which refused tokens cannot be taken back. Leave it away"
+def _check_can_rewind(field: str, value: Any, owner: str, run: Run) -> None:
+    rule = f"{owner} has linear attention, a sum from which refused tokens cannot be removed. Omit {field}"
     check(run.config.decoder.attention != "linear", field, value, rule)
 
 
-def _check_fits(path: str, draft: Run, run: Run) -> None:
-    kinds = [type(one.model).__name__ for one in (draft, run)]
-    check(kinds[0] == kinds[1], "draft", path, f"is a {kinds[0]}, and must be a {kinds[1]}, as the model")
-    sizes = [one.config.decoder.vocab_size for one in (draft, run)]
-    check(
-        sizes[0] == sizes[1],
-        "draft",
-        path,
-        f"has a vocabulary of {sizes[0]} tokens, and the model one of {sizes[1]}. Take one of the same",
-    )
-    check(
-        _mean_the_same(draft, run),
-        "draft",
-        path,
-        "has another tokenizer than the model. Take a model that was trained with the same",
-    )
+def _check_compatible(path: str, draft: Run, run: Run) -> None:
+    kind = type(run.model).__name__
+    draft_kind = type(draft.model).__name__
+    check(draft_kind == kind, "draft", path, f"is a {draft_kind}, and must be a {kind} like the model")
+    size = run.config.decoder.vocab_size
+    draft_size = draft.config.decoder.vocab_size
+    rule = f"has a vocabulary of {draft_size} tokens, and the model one of {size}. Take one of the same"
+    check(draft_size == size, "draft", path, rule)
+    rule = "has another tokenizer than the model. Take a model that was trained with the same"
+    check(_has_same_tokens(draft, run), "draft", path, rule)
     for side in ("encoder", "decoder"):
-        contexts = [getattr(one.config, side, one.config).max_len for one in (draft, run)]
-        check(
-            contexts[0] >= contexts[1],
-            "draft",
-            path,
-            f"has a context of {contexts[0]} tokens, and must have the model's {contexts[1]} or more",
-        )
+        context = getattr(run.config, side).max_len
+        draft_context = getattr(draft.config, side).max_len
+        rule = f"has a context of {draft_context} tokens, and must have the model's {context} or more"
+        check(draft_context >= context, "draft", path, rule)
 
 
-def _mean_the_same(draft: Run, run: Run) -> bool:
-    """Whether ids are the same tokens; files of tokenizers may differ in what does not matter here."""
+def _has_same_tokens(draft: Run, run: Run) -> bool:
+    """Whether ids mean the same tokens; the files of two tokenizers may differ in what does not matter here."""
     if draft.tokenizer == run.tokenizer:
         return True
+    if draft.tokenizer is None or run.tokenizer is None:
+        return False
     try:
-        return draft.tokenizer is not None and token_bytes(draft.tokenizer) == token_bytes(run.tokenizer)
-    except UserError:  # bytes that are not known
+        return token_bytes(draft.tokenizer) == token_bytes(run.tokenizer)
+    except UserError:  # the bytes of its tokens are not known
         return False

@@ -1,13 +1,11 @@
-"""How rows of tokens are written with a run: what is read when, in which shapes, and where each row ends.
+"""Batched generation engine: prefill, decode loop, stop conditions.
 
-Only few shapes are compiled, whatever the lengths: prompts are padded to a bucket, caches have a bucket's slots, and
-the loop takes the number of tokens as a number. Results do not depend on the bucket: padding is on the left up to
-the longest prompt, and the cache takes back the slots of the padding behind it.
+Few shapes are compiled, whatever the lengths: prompts are padded to a bucket, caches have a bucket's slots, and the
+decode loop takes the number of tokens as an argument. Results do not depend on the bucket: padding is on the left, up
+to the longest prompt, and the cache gives back the slots of the padding behind it.
 """
 
-import functools
-import sys
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,47 +13,27 @@ import numpy as np
 
 from transformer_jax import sampling
 from transformer_jax.inference.draft_model import DraftSource
+from transformer_jax.inference.prefill import (
+    Prefill,
+    plan_prefill,
+    plan_rolling_prefill,
+    plan_source_prefill,
+    prefill_source,
+)
 from transformer_jax.models import Seq2Seq
-from transformer_jax.nn.kv_cache import DecodeCache, as_type, make_cache, make_rolling_cache
+from transformer_jax.nn.kv_cache import as_type, make_cache
 from transformer_jax.run import Run, step_function
 from transformer_jax.tokenizers.token_bytes import settled_text
 
-SMALLEST_BUCKET = 32  # of prompts and caches: 32, 64, 96, 128, 192, 256, 384, 512, ... up to the context
-SMALLEST_SOURCE = 8  # of sources, which are read once for many tokens: 8, 16, 24, 32, 48, ...
-USUAL_PROMPT = 64  # shorter prompts have the cache of one so long: then they share the loop too
-STOP_TOKENS = 16  # written between two looks for stop strings
-
-
-def bucket(size: int, most: int, smallest: int = SMALLEST_BUCKET) -> int:
-    """The smallest bucket that has room for `size`, but no more than `most`: `smallest`, 2, 3, 4, 6, 8, ... times it.
-
-    Every slot is read at every step, so that 192 tokens in 256 slots cost a tenth more.
-    """
-    double = max(smallest, 1 << (size - 1).bit_length())
-    between = double // 4 * 3
-    return min(between if max(size, 3 * smallest) <= between else double, most)
-
-
-class Prefill(NamedTuple):
-    """What is read before tokens are written."""
-
-    cache: DecodeCache  # with nothing in it but a source
-    tokens: np.ndarray  # [B, T]
-    is_token: np.ndarray  # [B, T]
-    unused: np.int32 | None  # places at the end of `tokens` that no row has
-    piece: int  # tokens that are written before there is something to read again,
-    num_places: int  # and the bucket that has room for them
-    text_size: int  # places that processors have for the whole text
-    chunk: int  # places that are read at once
-    capacity: int = 0  # slots of the cache, without spare ones
+STOP_CHECK_TOKENS = 16  # new tokens between two searches for stop strings
 
 
 class Engine:
-    """Rows of a run as they are written, some tokens at a time: `write`, until `is_done`.
+    """Rows of a run while they are generated: call `advance` until `is_done`.
 
-    A row ends at a token that ends texts ("eos"), where its text has a stop string ("stop"), after `num_new` tokens
-    ("length"), or where every token is ruled out ("ruled_out"). What outgrows the context is read again, unless it
-    `slides`.
+    A row ends at an end token ("eos"), where its text contains a stop string ("stop"), after `max_new_tokens` tokens
+    ("length"), or where every token is ruled out ("ruled_out"). Rows that outgrow the context are prefilled again with
+    its last half, unless they use a rolling cache.
     """
 
     def __init__(
@@ -65,174 +43,183 @@ class Engine:
         keys: jax.Array,
         processors: tuple,
         choice: str,
-        num_new: int,
+        max_new_tokens: int,
         stop: tuple[str, ...] = (),
         num_top: int = 0,
         draft_source: DraftSource | None = None,
-        slides: bool = False,
+        has_rolling_cache: bool = False,
         cache_type: str = "model",
     ):
-        self.draft_source, self._ahead = draft_source, None
-        self.num_drafted = self.num_accepted = np.zeros(len(prompts), np.int32)  # drafted tokens of each row
-        self.run, self.prompts, self.keys, self.processors = run, prompts, keys, processors
-        self.num_new, self.stop, self.num_top = num_new, stop, num_top
-        self.slides, self.cache_type = slides, cache_type
-        self.settings = dict(
-            choice=choice, eos_ids=run.generation_defaults.eos_ids, pad_id=run.generation_defaults.pad_id
-        )
-        self.is_target = isinstance(run.model, Seq2Seq)
-        nothing = np.zeros(0, np.int32)
-        self.tokens = [nothing] * len(prompts)  # new ones of each row, the one that ends it included
-        self.log_probs = [nothing.astype(np.float32)] * len(prompts)
-        self.top = [(nothing.reshape(0, num_top), nothing.astype(np.float32).reshape(0, num_top))] * len(prompts)
-        self.finish, self.stop_at = [""] * len(prompts), [-1] * len(prompts)
-        self.num_written = 0  # tokens of rows that have not ended
-        lengths = jnp.array([1 if self.is_target else len(row) for row in prompts], jnp.int32)
-        self._states = sampling.start(processors, jnp.zeros((len(prompts), 0), jnp.int32), lengths, num_new)
-        self._heads = ["" if self.is_target else run.tokenizer.decode(row) for row in prompts] if run.tokenizer else []
-        self._decode, self._first, self._piece = None, 0, 0  # of what was read last: its first token, and its size
+        self.run = run
+        self.prompts = prompts
+        self.keys = keys
+        self.processors = processors
+        self.max_new_tokens = max_new_tokens
+        self.stop = stop
+        self.num_top = num_top
+        self.draft_source = draft_source
+        self.has_rolling_cache = has_rolling_cache
+        self.cache_type = cache_type
+        self.is_seq2seq = isinstance(run.model, Seq2Seq)
+        self.eos_ids = run.generation_defaults.eos_ids
+        self._static: dict[str, Any] = {
+            "choice": choice,
+            "eos_ids": self.eos_ids,
+            "pad_id": run.generation_defaults.pad_id,
+        }
+        # Results, row by row.
+        B = len(prompts)
+        no_log_probs = np.zeros(0, np.float32)
+        no_top = (np.zeros((0, num_top), np.int32), np.zeros((0, num_top), np.float32))
+        self.tokens = [np.zeros(0, np.int32)] * B  # new tokens, the end token included
+        self.log_probs = [no_log_probs] * B
+        self.top: list[tuple[np.ndarray, ...]] = [no_top] * B  # ids and log-probabilities [T, num_top]
+        self.finish = [""] * B
+        self.stop_index = [-1] * B  # index of the stop string in the new text; -1: none
+        self.num_drafted = np.zeros(B, np.int32)
+        self.num_accepted = np.zeros(B, np.int32)
+        self.num_generated = 0  # new tokens of the rows that have not ended
+        # Where decoding stands.
+        lengths = jnp.array([1 if self.is_seq2seq else len(row) for row in prompts], jnp.int32)
+        no_text = jnp.zeros((B, 0), jnp.int32)
+        self._processor_states = sampling.init_states(processors, no_text, lengths, max_new_tokens)
+        self._prompt_texts = []
+        if tokenizer := run.tokenizer:
+            self._prompt_texts = ["" if self.is_seq2seq else tokenizer.decode(row) for row in prompts]
+        self._state: sampling.DecodeState | None = None
+        self._speculative: sampling.SpeculativeState | None = None
+        self._segment_start = 0  # index of the first new token after the latest prefill
+        self._segment_length = 0
 
     @property
     def is_done(self) -> bool:
         """Whether all rows have ended."""
         return all(self.finish)
 
-    def write(self, num_tokens: int) -> None:
-        """Add up to so many tokens to each row that has not ended."""
-        until = min(self.num_written + num_tokens, self.num_new)
-        while not self.is_done and self.num_written < until:
-            if self._decode is None or self.num_written == self._first + self._piece:
-                self._read()
-            num = np.int32(min(until - self._first, self._piece))
-            if num > 1:
-                self._advance(num)
-            self._take(int(num))
-
-    def _advance(self, until: np.int32) -> None:
-        first, draft_source = np.int32(self._first), self.draft_source
-        if draft_source is None:
-            self._decode = sampling.decode(
-                step_function(self.run), self._decode, self.keys, until, first, self.processors, **self.settings
-            )
-            return
-        verify, most = step_function(self.run, last_only=False), np.int32(self._piece)
-        self._decode, self._ahead = sampling.decode_speculative(
-            verify,
-            self._decode,
-            self._ahead,
-            self.keys,
-            until,
-            most,
-            first,
-            self.processors,
-            draft_source.step,
-            num_draft=draft_source.num_draft,
-            prompt_lookup=draft_source.prompt_lookup,
-            **self.settings,
-        )
+    def advance(self, num_tokens: int) -> None:
+        """Generate up to `num_tokens` more tokens for each row that has not ended."""
+        end = min(self.num_generated + num_tokens, self.max_new_tokens)
+        while not self.is_done and self.num_generated < end:
+            state = self._state
+            if state is None or self.num_generated == self._segment_start + self._segment_length:
+                state = self._prefill()
+            num = np.int32(min(end - self._segment_start, self._segment_length))
+            if num > 1:  # prefill has chosen the first token
+                state = self._decode(state, num)
+            self._state = state
+            self._collect(state, int(num))
 
     def text(self, i: int) -> str:
-        """What row i goes on with after its prompt; before its end, the part that no later token changes."""
-        row = self._row(i)
-        text = self.run.tokenizer.decode(row) if self.finish[i] else settled_text(self.run.tokenizer, row)
-        text = text[len(self._heads[i]) :]
-        return text[: self.stop_at[i]] if self.stop_at[i] >= 0 else text
+        """New text of row i; while the row has not ended, the part that no later token changes."""
+        text = self._new_text(i, len(self.tokens[i]))
+        return text[: self.stop_index[i]] if self.stop_index[i] >= 0 else text
 
-    def _row(self, i: int, num: int | None = None) -> np.ndarray:
-        tokens = self.tokens[i][:num]
-        return tokens if self.is_target else np.concatenate([self.prompts[i], tokens])
+    def _new_text(self, i: int, num_tokens: int) -> str:
+        """Text of the first `num_tokens` new tokens of row i."""
+        tokenizer = self.run.text_tokenizer
+        is_complete = self.finish[i] and num_tokens == len(self.tokens[i])
+        row = self._row(i, num_tokens)
+        text = tokenizer.decode(row) if is_complete else settled_text(tokenizer, row)
+        return text[len(self._prompt_texts[i]) :]
 
-    def _read(self) -> None:
-        """Read the rows, or the last half of the context where they have outgrown it, and choose a token for each."""
-        self._first, num_left = self.num_written, self.num_new - self.num_written
-        read = self._from_sources if self.is_target else self._past_context if self.slides else self._in_context
-        reading = read(num_left)
-        self._piece = reading.piece
-        self._decode = sampling.prefill(
+    def _row(self, i: int, num_new: int | None = None) -> np.ndarray:
+        tokens = self.tokens[i][:num_new]
+        return tokens if self.is_seq2seq else np.concatenate([self.prompts[i], tokens])
+
+    # Prefill
+
+    def _prefill(self) -> sampling.DecodeState:
+        """Read the rows, or the last half of the context once they have outgrown it, and choose a token for each."""
+        self._segment_start = self.num_generated
+        num_left = self.max_new_tokens - self.num_generated
+        num_draft = self.draft_source.num_draft if self.draft_source else 0
+        if self.is_seq2seq:
+            prefill = plan_source_prefill(self.run, self.prompts, num_left, num_draft)
+        elif self.has_rolling_cache:
+            prefill = plan_rolling_prefill(self.run, self.prompts, num_left)
+        else:
+            rows = [self._row(i) for i in range(len(self.prompts))]
+            if self._segment_start:
+                rows = [row[-max(self.run.config.decoder.max_len // 2, 1) :] for row in rows]
+            prefill = plan_prefill(self.run, rows, num_left, num_draft)
+        self._segment_length = prefill.segment_length
+        state = sampling.prefill(
             step_function(self.run),
-            as_type(reading.cache, self.cache_type),
-            reading.tokens,
-            reading.is_token,
+            as_type(prefill.cache, self.cache_type),
+            prefill.tokens,
+            prefill.is_token,
             self.keys,
             np.int32(num_left),
-            np.int32(self._first),
+            np.int32(self._segment_start),
             self.processors,
-            self._states,
-            reading.unused,
-            num_places=reading.num_places,
-            text_size=reading.text_size,
+            self._processor_states,
+            prefill.trailing_padding,
+            output_length=prefill.output_length,
+            buffer_length=prefill.buffer_length,
             num_top=self.num_top,
-            chunk=reading.chunk,
-            **self.settings,
+            chunk=prefill.chunk,
+            **self._static,
         )
         if self.draft_source is not None:
-            self._begin_ahead(reading)
-        self._hold()
+            self._speculative = self._prefill_drafts(self.draft_source, prefill)
+        return self._with_ended_rows(state)
 
-    def _from_sources(self, num_left: int) -> Prefill:
-        """Of a Seq2Seq: the encoder reads the prompts, the decoder the token that starts a target."""
-        places = bucket(num_left, self.run.config.decoder.max_len)
-        _, cache, tokens, is_token = begin_targets(self.run, self.prompts, places, self._extra_slots(places))
-        return Prefill(cache, tokens, is_token, None, num_left, places, 1 + places, sampling.CHUNK, places)
-
-    def _in_context(self, num_left: int) -> Prefill:
-        """All that fits into the context, as many tokens as there is room for then."""
-        context, rows = self.run.config.max_len, [self._row(i) for i in range(len(self.prompts))]
-        if self._first:
-            rows = [row[-max(context // 2, 1) :] for row in rows]
-        longest = max(map(len, rows))
-        # So many more have slots: the last token chosen is not read.
-        piece = min(num_left, context - longest + 1)
-        places, capacity = bucket(piece, context), bucket(max(longest, USUAL_PROMPT) + piece, context)
-        tokens, is_token = batch(rows, longest, bucket(longest, context), self.run.generation_defaults.pad_id)
-        cache = make_cache(self.run.config, len(rows), capacity, self._extra_slots(places))
-        unused = np.int32(tokens.shape[1] - longest)
-        return Prefill(cache, tokens, is_token, unused, piece, places, capacity + 1, sampling.CHUNK, capacity)
-
-    def _past_context(self, num_left: int) -> Prefill:
-        """Rows of any length, into a ring of slots."""
-        longest = max(map(len, self.prompts))
-        places, width = bucket(num_left, sys.maxsize), bucket(longest, sys.maxsize)
-        tokens, is_token = batch(self.prompts, longest, width, self.run.generation_defaults.pad_id)
-        chunk = bucket(self.run.config.window or sampling.CHUNK, sampling.CHUNK)  # about as long as the window
-        cache = make_rolling_cache(self.run.config, len(self.prompts), chunk)
-        unused = np.int32(width - longest)
-        return Prefill(cache, tokens, is_token, unused, num_left, places, width + places, chunk)
-
-    def _extra_slots(self, places: int) -> int:
-        """Slots for drafts that are refused; with half as many more as there are new ones, rows need hardly wait."""
-        if self.draft_source is None:
-            return 0
-        return self.draft_source.num_draft + (places // 2 if len(self.prompts) > 1 else 0)
-
-    def _begin_ahead(self, reading: Prefill) -> None:
-        """The run that drafts, if there is one, reads what the other has read."""
-        draft, cache, before = self.draft_source.run, None, self._ahead
-        size = reading.capacity, self._extra_slots(reading.num_places)
-        if draft is not None and self.is_target:
-            cache = begin_targets(draft, self.prompts, *size)[1]
-        elif draft is not None:
-            cache = make_cache(draft.config, len(reading.tokens), *size)
-        self._ahead = sampling.prefill_speculative(
-            reading.tokens, reading.is_token, self.draft_source.step, cache, reading.unused
+    def _prefill_drafts(self, source: DraftSource, prefill: Prefill) -> sampling.SpeculativeState:
+        """Start speculative decoding; the draft model, if there is one, reads what the model has read."""
+        cache = None
+        if source.run is not None and self.is_seq2seq:
+            cache = prefill_source(source.run, self.prompts, prefill.capacity, prefill.extra_slots).cache
+        elif source.run is not None:
+            config = source.run.config.decoder
+            cache = make_cache(config, len(prefill.tokens), prefill.capacity, prefill.extra_slots)
+        state = sampling.prefill_speculative(
+            prefill.tokens, prefill.is_token, source.step, cache, prefill.trailing_padding
         )
-        if before is not None:
-            self._ahead = self._ahead._replace(num_drafted=before.num_drafted, num_accepted=before.num_accepted)
+        if (before := self._speculative) is not None:
+            state = state._replace(num_drafted=before.num_drafted, num_accepted=before.num_accepted)
+        return state
 
-    def _hold(self) -> None:
-        """Rows that have ended here are to end there as well."""
-        ended = np.array([bool(finish) for finish in self.finish])
-        if ended.any():
-            self._decode = self._decode._replace(is_done=self._decode.is_done | ended)
+    # Decode
 
-    def _take(self, num: int) -> None:
-        """Fetch what was chosen, up to token `num` of what was read last, and see which rows have ended."""
-        found, first = self._decode.found, self.num_written - self._first
-        self._states = found.states
-        if self._ahead is not None:
-            self.num_drafted, self.num_accepted = jax.device_get((self._ahead.num_drafted, self._ahead.num_accepted))
+    def _decode(self, state: sampling.DecodeState, end: np.int32) -> sampling.DecodeState:
+        """Run the decode loop until the segment has `end` tokens."""
+        first = np.int32(self._segment_start)
+        source = self.draft_source
+        if source is None:
+            step = step_function(self.run)
+            return sampling.decode(step, state, self.keys, end, first, self.processors, **self._static)
+        state, self._speculative = sampling.decode_speculative(
+            step_function(self.run, last_only=False),
+            state,
+            self._speculative,
+            self.keys,
+            end,
+            np.int32(self._segment_length),
+            first,
+            self.processors,
+            source.step,
+            num_draft=source.num_draft,
+            prompt_lookup=source.prompt_lookup,
+            **self._static,
+        )
+        return state
+
+    def _with_ended_rows(self, state: sampling.DecodeState) -> sampling.DecodeState:
+        """The state with the rows done that have ended here: stop strings are found outside the decode loop."""
+        has_ended = np.array([bool(finish) for finish in self.finish])
+        return state._replace(is_done=state.is_done | has_ended) if has_ended.any() else state
+
+    # Results and stop conditions
+
+    def _collect(self, state: sampling.DecodeState, num: int) -> None:
+        """Fetch the new tokens, up to token `num` of the segment, and find the rows that have ended."""
+        generated = state.generated
+        first = self.num_generated - self._segment_start
+        self._processor_states = generated.states
+        if (speculative := self._speculative) is not None:
+            self.num_drafted, self.num_accepted = jax.device_get((speculative.num_drafted, speculative.num_accepted))
         tokens, log_probs, lengths, top_tokens, top_log_probs = jax.device_get(
-            (found.tokens, found.log_probs, found.lengths, found.top_tokens, found.top_log_probs)
+            (generated.tokens, generated.log_probs, generated.lengths, generated.top_tokens, generated.top_log_probs)
         )
         for i, finish in enumerate(self.finish):
             if finish:
@@ -240,71 +227,42 @@ class Engine:
             end = min(int(lengths[i]), num)
             self.tokens[i] = np.append(self.tokens[i], tokens[i, first:end])
             self.log_probs[i] = np.append(self.log_probs[i], log_probs[i, first:end])
-            both = zip(self.top[i], (top_tokens[i, first:end], top_log_probs[i, first:end]), strict=True)
-            self.top[i] = tuple(np.concatenate(pair) for pair in both)
-            if end > first and tokens[i, end - 1] in self.settings["eos_ids"]:
+            new_top = (top_tokens[i, first:end], top_log_probs[i, first:end])
+            self.top[i] = tuple(np.concatenate(pair) for pair in zip(self.top[i], new_top, strict=True))
+            if end > first and tokens[i, end - 1] in self.eos_ids:
                 self.finish[i] = "eos"
             elif end < num:
                 self.finish[i] = "ruled_out"
-            elif self._first + num == self.num_new:
+            elif self._segment_start + num == self.max_new_tokens:
                 self.finish[i] = "length"
             if self.stop:
-                self._stop(i, end - first)
-        self.num_written = self._first + num
+                self._end_at_stop_string(i, end - first)
+        self.num_generated = self._segment_start + num
         if self.stop:
-            self._hold()
+            self._state = self._with_ended_rows(state)
 
-    def _stop(self, i: int, num_newest: int) -> None:
-        """End row i after the first token with which its text has a stop string, if there is one."""
+    def _end_at_stop_string(self, i: int, num_newest: int) -> None:
+        """End row i after the first token with which its text contains a stop string, if there is one."""
         num = len(self.tokens[i])
-        if self._place_of_stop(i, num) < 0:
+        if self._find_stop_string(i, num) < 0:
             return
-        num = next(n for n in range(max(num - num_newest, 0), num + 1) if self._place_of_stop(i, n) >= 0)
-        self.stop_at[i], self.finish[i] = self._place_of_stop(i, num), "stop"
-        self.tokens[i], self.log_probs[i] = self.tokens[i][:num], self.log_probs[i][:num]
-        self.top[i] = tuple(of_tokens[:num] for of_tokens in self.top[i])
+        num = next(n for n in range(max(num - num_newest, 0), num + 1) if self._find_stop_string(i, n) >= 0)
+        self.stop_index[i] = self._find_stop_string(i, num)
+        self.finish[i] = "stop"
+        self.tokens[i] = self.tokens[i][:num]
+        self.log_probs[i] = self.log_probs[i][:num]
+        self.top[i] = tuple(values[:num] for values in self.top[i])
 
-    def _place_of_stop(self, i: int, num: int) -> int:
-        """Where the text of the first `num` new tokens has the first stop string; -1: it has none."""
-        is_whole = self.finish[i] and num == len(self.tokens[i])
-        text_of = self.run.tokenizer.decode if is_whole else functools.partial(settled_text, self.run.tokenizer)
-        text = text_of(self._row(i, num))[len(self._heads[i]) :]
-        return min((place for place in map(text.find, self.stop) if place >= 0), default=-1)
+    def _find_stop_string(self, i: int, num_tokens: int) -> int:
+        """Index of the first stop string in the text of the first `num_tokens` new tokens; -1: none."""
+        text = self._new_text(i, num_tokens)
+        return min((index for index in map(text.find, self.stop) if index >= 0), default=-1)
 
 
-def write_all(
-    run: Run, prompts: list[np.ndarray], keys: jax.Array, processors: tuple, choice: str, num_new: int
+def generate_tokens(
+    run: Run, prompts: list[np.ndarray], keys: jax.Array, processors: tuple, choice: str, max_new_tokens: int
 ) -> list[np.ndarray]:
-    """The new tokens of each row, all at once."""
-    writer = Engine(run, prompts, keys, processors, choice, num_new)
-    writer.write(num_new)
-    return writer.tokens
-
-
-def cut(tokens: jax.Array, lengths: jax.Array) -> list[np.ndarray]:
-    """Each row up to its length."""
-    return [row[:length] for row, length in zip(np.asarray(tokens), np.asarray(lengths).tolist(), strict=True)]
-
-
-def batch(rows: list[np.ndarray], longest: int, width: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows that end at place `longest`, with padding on both sides, and where they are: [B, width] each."""
-    lengths, place = np.array([[len(row)] for row in rows]), np.arange(width)
-    is_token = (place >= longest - lengths) & (place < longest)
-    tokens = np.full((len(rows), width), pad_id, np.int32)
-    tokens[is_token] = np.concatenate(rows)
-    return tokens, is_token
-
-
-@functools.partial(jax.jit, static_argnums=(0, 4, 5))
-def _start(model: Seq2Seq, params: Any, source: jax.Array, is_token: jax.Array, capacity: int, extra_slots: int) -> Any:
-    return model.apply({"params": params}, source, is_token, capacity, extra_slots, method="start")
-
-
-def begin_targets(run: Run, sources: list[np.ndarray], capacity: int, extra_slots: int = 0) -> tuple:
-    """What decoding wants: the step, a cache that has read the sources, the first token of each, and that it is one."""
-    longest = max(map(len, sources))
-    width = bucket(longest, run.config.encoder.max_len, SMALLEST_SOURCE)
-    source, is_token = batch(sources, longest, width, run.generation_defaults.pad_id)
-    first = np.full((len(sources), 1), run.generation_defaults.start_id, np.int32)
-    cache = _start(run.model, run.params, source, is_token, capacity, extra_slots)
-    return step_function(run), cache, first, first >= 0
+    """New tokens of each row, generated in one call."""
+    engine = Engine(run, prompts, keys, processors, choice, max_new_tokens)
+    engine.advance(max_new_tokens)
+    return engine.tokens

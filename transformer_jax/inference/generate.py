@@ -1,4 +1,4 @@
-"""What a run writes: continuations of prompts, and targets of sources, at once or as they are made."""
+"""Text generation with a run: generate, complete, stream, benchmark."""
 
 import dataclasses
 import time
@@ -12,68 +12,70 @@ import numpy as np
 from transformer_jax import sampling
 from transformer_jax.errors import UserError
 from transformer_jax.inference.draft_model import make_draft_source
-from transformer_jax.inference.engine import STOP_TOKENS, Engine, batch, begin_targets, bucket
-from transformer_jax.inference.generation_config import GenerationConfig, logits_processors
+from transformer_jax.inference.engine import STOP_CHECK_TOKENS, Engine
+from transformer_jax.inference.generation_config import GenerationConfig
+from transformer_jax.inference.logits_processing import logits_processors
+from transformer_jax.inference.prefill import beam_search_inputs
 from transformer_jax.models import GPT, Seq2Seq
-from transformer_jax.nn.kv_cache import as_type, make_cache, overflow_error
-from transformer_jax.run import Run, step_function
+from transformer_jax.nn.kv_cache import as_type, overflow_error
+from transformer_jax.run import Run
 
-STREAM_SECONDS = 0.05  # a piece of a stream takes about so long, however fast the model is
+STREAM_SECONDS = 0.05  # target time between two pieces of a stream, however fast the model is
 
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """What one prompt was continued with. Log-probabilities are natural, and the model's own: before any method."""
+    """Generated text of one prompt. Log-probabilities are natural, and the model's own: before logits processors."""
 
     prompt: str
-    text: str  # the continuation, or the target; a stop string and what follows are cut off
-    tokens: tuple[int, ...]  # new ones, the one that ended the text included
-    log_probs: tuple[float, ...]  # of each of them
-    finish: str  # eos | stop | length | ruled_out: the model, a stop string, max_new_tokens, or no token was allowed
-    top: tuple[tuple[tuple[int, float], ...], ...] = ()  # the likeliest (token, log-probability) at each place
-    num_drafted: int = 0  # tokens that were proposed, with a draft or prompt_lookup
-    num_accepted: int = 0  # those that are in the text
+    text: str  # the continuation, or the target; cut before a stop string
+    tokens: tuple[int, ...]  # new tokens, the one that ended the text included
+    log_probs: tuple[float, ...]  # of each token
+    finish: str  # eos | stop | length | ruled_out: an end token, a stop string, max_new_tokens, no token allowed
+    top: tuple[tuple[tuple[int, float], ...], ...] = ()  # most likely (token, log-probability) pairs at each position
+    num_drafted: int = 0  # tokens proposed by speculative decoding
+    num_accepted: int = 0  # proposed tokens that are in the text
 
     @property
     def log_prob(self) -> float:
-        """Of all tokens together."""
+        """Log-probability of all tokens together."""
         return float(sum(self.log_probs))
 
 
 def generate(run: Run, prompt: str | Sequence[str], **settings: Any) -> str | list[str]:
-    """Continue one prompt or several, which may differ in length; a Seq2Seq writes the target of each.
+    """Continue one prompt or several of any lengths; a Seq2Seq generates the target of each.
 
     Args:
-      settings: fields of `GenerationConfig` by name: max_new_tokens=200, method="sample", temperature=1.0, top_k=0, top_p=1.0,
-        seed=0, num_samples=1, stop=("\\n",) and so on. Sample i of a prompt is the same however many are asked for.
+      settings: fields of `GenerationConfig` by name: max_new_tokens=200, method="sample", temperature=1.0, top_k=0,
+        top_p=1.0, seed=0, num_samples=1, stop=("\\n",) and so on. Sample i of a prompt does not depend on num_samples.
     Returns:
       The prompt with its continuation, or the target alone. A list, prompt by prompt, for several prompts or samples.
     Raises:
-      UserError: an empty prompt; a number out of range; more than the context has room for, unless
-        on_overflow="re-prefill": then, whenever the context is full, its last half is kept and read again, so that
-        later tokens are chosen from half a context or more; or "slide": then a model with a window (or linear
-        attention) and with positions that go on has no context, and memory of one size for texts of any length.
+      UserError: an empty prompt; a number out of range; more tokens than the context has room for, unless
+        on_overflow="re-prefill": whenever the context is full, its last half is kept and read again, so that later
+        tokens are chosen from half a context or more; or on_overflow="slide": for a model with a window (or linear
+        attention) and with positions that do not end, which needs constant memory for texts of any length.
     """
-    decoding = GenerationConfig.from_dict(settings)
+    config = GenerationConfig.from_dict(settings)
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    found = complete(run, prompts, decoding)
-    texts = [prompt_text(run, completion.prompt) + completion.text for completion in found]
-    return texts[0] if isinstance(prompt, str) and decoding.num_samples == 1 else texts
+    completions = complete(run, prompts, config)
+    texts = [prompt_text(run, completion.prompt) + completion.text for completion in completions]
+    return texts[0] if isinstance(prompt, str) and config.num_samples == 1 else texts
 
 
 def prompt_text(run: Run, prompt: str) -> str:
-    """What `generate` puts before the continuation: the prompt as its tokens spell it; before a target nothing."""
-    return "" if isinstance(run.model, Seq2Seq) else run.tokenizer.decode(_encode(run, prompt))
+    """Text that `generate` puts before a continuation: the prompt as its tokens decode; "" before a target."""
+    return "" if isinstance(run.model, Seq2Seq) else run.text_tokenizer.decode(_encode(run, prompt))
 
 
 def complete(
-    run: Run, prompts: Sequence[str], decoding: GenerationConfig, num_top: int = 0, seeds: Sequence[int] | None = None
+    run: Run, prompts: Sequence[str], config: GenerationConfig, num_top: int = 0, seeds: Sequence[int] | None = None
 ) -> list[Completion]:
-    """`num_samples` continuations of each prompt, prompt by prompt, with their tokens and log-probabilities.
+    """Generate `num_samples` completions of each prompt, prompt by prompt, with tokens and log-probabilities.
 
     Args:
-      num_top: how many of the likeliest tokens to tell at each place.
-      seeds: one for each prompt, instead of decoding.seed for all.
+      num_top: number of most likely tokens to report at each position.
+      seeds: one for each prompt, instead of config.seed for all.
     Raises:
       UserError: as `generate`; not as many seeds as prompts.
     """
@@ -83,193 +85,195 @@ def complete(
         raise UserError(f"seeds: {len(seeds)} of them, and {len(prompts)} prompts. Give one for each, or none.")
     if not prompts:
         return []
-    writer = _writer(run, prompts, decoding, num_top, seeds)
-    while not writer.is_done:
-        writer.write(STOP_TOKENS if decoding.stop else decoding.max_new_tokens)
+    engine = _make_engine(run, prompts, config, num_top, seeds)
+    while not engine.is_done:
+        engine.advance(STOP_CHECK_TOKENS if config.stop else config.max_new_tokens)
     return [
         Completion(
-            prompts[i // decoding.num_samples],
-            writer.text(i),
-            tuple(tokens.tolist()),
-            tuple(writer.log_probs[i].tolist()),
-            writer.finish[i],
-            tuple(
-                tuple(zip(ids, values, strict=True))
-                for ids, values in zip(*map(np.ndarray.tolist, writer.top[i]), strict=True)
-            )
-            if num_top
-            else (),
-            int(writer.num_drafted[i]),
-            int(writer.num_accepted[i]),
+            prompt=prompts[i // config.num_samples],
+            text=engine.text(i),
+            tokens=tuple(tokens.tolist()),
+            log_probs=tuple(engine.log_probs[i].tolist()),
+            finish=engine.finish[i],
+            top=_pairs(*engine.top[i]) if num_top else (),
+            num_drafted=int(engine.num_drafted[i]),
+            num_accepted=int(engine.num_accepted[i]),
         )
-        for i, tokens in enumerate(writer.tokens)
+        for i, tokens in enumerate(engine.tokens)
     ]
 
 
-def stream(run: Run, prompt: str, **settings: Any) -> Iterator[str]:
-    """The continuation of a prompt in pieces, as it is made; joined they are what `generate` puts after the prompt.
+def _pairs(ids: np.ndarray, log_probs: np.ndarray) -> tuple[tuple[tuple[int, float], ...], ...]:
+    """Pairs (token, log-probability) of arrays [T, num_top]."""
+    rows = zip(ids.tolist(), log_probs.tolist(), strict=True)
+    return tuple(tuple(zip(row_ids, values, strict=True)) for row_ids, values in rows)
 
-    No piece ends within a character, and what may be the start of a stop string waits until it is known not to be.
+
+def stream(run: Run, prompt: str, **settings: Any) -> Iterator[str]:
+    """Stream the continuation of a prompt in pieces; joined they are what `generate` puts after the prompt.
+
+    No piece ends within a character. Text that may be the start of a stop string is held back until that is decided.
 
     Args:
-      settings: fields of `GenerationConfig` by name, but for num_samples, and method="beam", which knows its text at the end.
+      settings: fields of `GenerationConfig` by name, except num_samples and method="beam", which has its text only at
+        the end.
     Raises:
-      UserError: as `generate`, at once.
+      UserError: as `generate`, at once and not at the first piece.
     """
-    decoding = GenerationConfig.from_dict(settings)
-    if decoding.method == "beam" or decoding.num_samples != 1:
-        name = "method" if decoding.method == "beam" else "num_samples"
-        raise UserError(f"{name}={getattr(decoding, name)!r}: a stream is one text that is sampled or greedy.")
-    return _pieces(_writer(run, [prompt], decoding), decoding.stop)
+    config = GenerationConfig.from_dict(settings)
+    if config.method == "beam" or config.num_samples != 1:
+        name = "method" if config.method == "beam" else "num_samples"
+        raise UserError(f"{name}={getattr(config, name)!r}: a stream is one text, from method=sample or greedy.")
+    return _stream_pieces(_make_engine(run, [prompt], config), config.stop)
 
 
-def benchmark(run: Run, prompt: str, decoding: GenerationConfig) -> dict[str, float]:
-    """How fast `num_samples` rows are written, once all is compiled.
+def benchmark(run: Run, prompt: str, config: GenerationConfig) -> dict[str, float]:
+    """Measure the speed of generating `num_samples` rows, once everything is compiled.
 
     Returns:
-      prefill_seconds, to read the prompt and choose a token; decode_seconds, for all others; tokens_per_second, those
-      of all rows in decode_seconds; compile_seconds, what the first time took longer; and num_tokens, of all rows.
-      With drafts also accepted_share, of the tokens that were drafted.
+      prefill_seconds: reading the prompt and choosing a token. decode_seconds: all later tokens. tokens_per_second:
+      those of all rows in decode_seconds. compile_seconds: the extra time of the first run. num_tokens: of all rows.
+      With speculative decoding also accepted_share, of the drafted tokens.
     """
     seconds = []
     for _ in range(2):
         start = time.perf_counter()
-        writer = _writer(run, [prompt], decoding)
-        writer.write(1)
-        read = time.perf_counter()
-        writer.write(decoding.max_new_tokens)
-        seconds.append((read - start, time.perf_counter() - read))
-    num_tokens = sum(map(len, writer.tokens))
-    share = {"accepted_share": float(writer.num_accepted.sum() / max(writer.num_drafted.sum(), 1))}
-    return {
+        engine = _make_engine(run, [prompt], config)
+        engine.advance(1)
+        prefilled = time.perf_counter()
+        engine.advance(config.max_new_tokens)
+        seconds.append((prefilled - start, time.perf_counter() - prefilled))
+    num_tokens = sum(map(len, engine.tokens))
+    result = {
         "prefill_seconds": seconds[1][0],
         "decode_seconds": seconds[1][1],
-        "tokens_per_second": (num_tokens - len(writer.tokens)) / seconds[1][1],
+        "tokens_per_second": (num_tokens - len(engine.tokens)) / seconds[1][1],
         "compile_seconds": max(0.0, sum(seconds[0]) - sum(seconds[1])),
         "num_tokens": num_tokens,
-        **(share if writer.draft_source else {}),
     }
+    if engine.draft_source:
+        result["accepted_share"] = float(engine.num_accepted.sum() / max(engine.num_drafted.sum(), 1))
+    return result
 
 
-def _pieces(writer: Engine, stop: tuple[str, ...]) -> Iterator[str]:
-    sent, num = "", 1
-    while not writer.is_done:
+def _stream_pieces(engine: Engine, stop: tuple[str, ...]) -> Iterator[str]:
+    num_sent = 0
+    num = 1
+    while not engine.is_done:
         start = time.perf_counter()
-        writer.write(num)
+        engine.advance(num)
         seconds = time.perf_counter() - start
-        num = num * 2 if seconds < STREAM_SECONDS / 2 else max(1, num // 2) if seconds > STREAM_SECONDS * 2 else num
-        text = writer.text(0)
-        if not writer.is_done:
-            text = text[: len(text) - _held_back(text, stop)]
-        if len(text) > len(sent):
-            yield text[len(sent) :]
-            sent = text
+        if seconds < STREAM_SECONDS / 2:
+            num *= 2
+        elif seconds > STREAM_SECONDS * 2:
+            num = max(1, num // 2)
+        text = engine.text(0)
+        if not engine.is_done:
+            text = text[: len(text) - _num_held_back(text, stop)]
+        if len(text) > num_sent:
+            yield text[num_sent:]
+            num_sent = len(text)
 
 
-def _held_back(text: str, stop: tuple[str, ...]) -> int:
-    """How many characters at the end of a text may be the start of a stop string."""
+def _num_held_back(text: str, stop: tuple[str, ...]) -> int:
+    """Number of characters at the end of a text that may be the start of a stop string."""
     return max((n for end in stop for n in range(1, min(len(end), len(text) + 1)) if text.endswith(end[:n])), default=0)
 
 
-def _writer(
-    run: Run, prompts: Sequence[str], decoding: GenerationConfig, num_top: int = 0, seeds: Sequence[int] | None = None
+def _make_engine(
+    run: Run, prompts: Sequence[str], config: GenerationConfig, num_top: int = 0, seeds: Sequence[int] | None = None
 ) -> Engine:
-    """The rows to be written, everything about them checked."""
+    """Engine of all rows, prompt by prompt. Everything a user can get wrong is checked here, before the first token."""
     if not isinstance(run.model, GPT | Seq2Seq):
-        raise UserError(f"a {type(run.model).__name__} writes no text. Ask it with logits.")
-    if run.tokenizer is None:
-        raise UserError("this model came without a tokenizer that is known here. Give tokens to logits.")
-    processors, num_new = logits_processors(decoding, run), decoding.max_new_tokens
+        raise UserError(f"run: a {type(run.model).__name__} generates no text. Take a GPT or a Seq2Seq, or tj.logits.")
+    processors = logits_processors(config, run)
     encoded = [_encode(run, text) for text in prompts]
-    _check_room(run, encoded, decoding)
-    rows = [row for row in encoded for _ in range(decoding.num_samples)]
-    sample_index = jnp.tile(jnp.arange(decoding.num_samples), len(prompts))
-    seed_keys = jnp.stack([jax.random.key(seed) for seed in ([decoding.seed] if seeds is None else seeds)])
-    seed_index = np.repeat(np.arange(len(prompts)) % len(seed_keys), decoding.num_samples)
-    keys = jax.vmap(jax.random.fold_in)(seed_keys[seed_index], sample_index)
-    choice = decoding.method
-    if choice == "beam":  # the texts are known then, and written again for what the model says of each token
-        choice, processors = "greedy", (sampling.ForcedTokens(_search(run, encoded, decoding, processors)),)
-    slides = decoding.on_overflow == "slide"
+    _check_fits_context(run, encoded, config)
+    rows = [row for row in encoded for _ in range(config.num_samples)]
+    choice = config.method
+    if choice == "beam":  # the texts are known then; generated again for the model's own log-probabilities
+        choice = "greedy"
+        processors = (sampling.ForcedTokens(_beam_search(run, encoded, config, processors)),)
     return Engine(
         run,
         rows,
-        keys,
+        _row_keys(len(prompts), config, seeds),
         processors,
         choice,
-        num_new,
-        decoding.stop,
+        config.max_new_tokens,
+        config.stop,
         num_top,
-        make_draft_source(decoding, run),
-        slides,
-        decoding.cache_type,
+        make_draft_source(config, run),
+        has_rolling_cache=config.on_overflow == "slide",
+        cache_type=config.cache_type,
     )
 
 
-def _search(run: Run, prompts: list[np.ndarray], decoding: GenerationConfig, processors: tuple) -> jax.Array:
-    """The new tokens of the best `num_samples` texts of each prompt, one below the other: [prompts samples, any]."""
-    num_new = decoding.max_new_tokens
-    step, cache, *first = begin_search(run, prompts, num_new)
+def _row_keys(num_prompts: int, config: GenerationConfig, seeds: Sequence[int] | None) -> jax.Array:
+    """Random key of each row: the seed of its prompt, folded with the index of the sample."""
+    sample_index = jnp.tile(jnp.arange(config.num_samples), num_prompts)
+    seed_keys = jnp.stack([jax.random.key(seed) for seed in ([config.seed] if seeds is None else seeds)])
+    seed_index = np.repeat(np.arange(num_prompts) % len(seed_keys), config.num_samples)
+    return jax.vmap(jax.random.fold_in)(seed_keys[seed_index], sample_index)
+
+
+def _beam_search(run: Run, prompts: list[np.ndarray], config: GenerationConfig, processors: tuple) -> jax.Array:
+    """New tokens of the best `num_samples` texts of each prompt: [prompts * num_samples, max_new_tokens]."""
+    max_new_tokens = config.max_new_tokens
+    inputs = beam_search_inputs(run, prompts, max_new_tokens)
     beams = sampling.beam_search(
-        step,
-        as_type(cache, decoding.cache_type),
-        *first,
+        inputs.step,
+        as_type(inputs.cache, config.cache_type),
+        inputs.tokens,
+        inputs.is_token,
         processors,
-        num_beams=decoding.num_beams,
-        max_new_tokens=num_new,
+        num_beams=config.num_beams,
+        max_new_tokens=max_new_tokens,
         eos_ids=run.generation_defaults.eos_ids,
         pad_id=run.generation_defaults.pad_id,
-        length_penalty=decoding.length_penalty,
-        num_return=decoding.num_samples,
-        penalty=decoding.length_normalization,
-        stopping=decoding.stopping,
-        num_groups=decoding.num_groups,
-        diversity=decoding.diversity,
+        length_penalty=config.length_penalty,
+        num_return=config.num_samples,
+        length_normalization=config.length_normalization,
+        stopping=config.stopping,
+        num_groups=config.num_groups,
+        diversity=config.diversity,
     )
     if not jnp.all(beams.lengths):
-        raise UserError(f"num_samples={decoding.num_samples}: beam search found fewer texts. Ask for fewer of them.")
-    return jnp.reshape(beams.tokens, (-1, num_new))
-
-
-def begin_search(run: Run, prompts: list[np.ndarray], num_new: int) -> tuple:
-    """What beam search wants: the step, a cache, and what is read first with where its tokens are."""
-    if isinstance(run.model, Seq2Seq):
-        return begin_targets(run, prompts, num_new)
-    width = min(bucket(max(map(len, prompts)), run.config.max_len), run.config.max_len - num_new)
-    cache = make_cache(run.config, len(prompts), width + num_new)
-    return step_function(run), cache, *batch(prompts, width, width, run.generation_defaults.pad_id)
+        raise UserError(f"num_samples={config.num_samples}: beam search found fewer texts. Ask for fewer of them.")
+    return jnp.reshape(beams.tokens, (-1, max_new_tokens))
 
 
 def _encode(run: Run, text: str) -> np.ndarray:
     is_source = isinstance(run.model, Seq2Seq)
-    tokens = run.tokenizer.encode_source(run.prepare(text)) if is_source else run.tokenizer.encode(text)
+    tokenizer = run.text_tokenizer
+    tokens = tokenizer.encode_source(run.prepare(text)) if is_source else tokenizer.encode(text)
     if not len(tokens):
-        raise UserError("prompt='': must have at least one character; a new line will do.")
+        raise UserError("prompt='': must have at least one character. A line break is enough.")
     return tokens
 
 
-def _check_room(run: Run, prompts: list[np.ndarray], decoding: GenerationConfig) -> None:
-    """What is asked for must fit into the context, unless it may be read again, or there is no end to it."""
-    num_new, longest = decoding.max_new_tokens, max(map(len, prompts))
+def _check_fits_context(run: Run, prompts: list[np.ndarray], config: GenerationConfig) -> None:
+    """Raise UserError if prompts or new tokens outgrow the context and the config does not allow that."""
+    num_new = config.max_new_tokens
+    longest = max(map(len, prompts))
     context = run.config.encoder.max_len
-    if decoding.on_overflow == "slide" and isinstance(run.model, GPT):
-        if why := overflow_error(run.config):
-            raise UserError(why)
+    if config.on_overflow == "slide" and isinstance(run.model, GPT):
+        if reason := overflow_error(run.config.decoder):
+            raise UserError(reason)
         return
     if longest > context:
-        raise UserError(
-            f"prompt: {longest} tokens, and the model's context is {context}. "
-            f"Give at most {context} tokens, say the end of the text."
-        )
+        fix = f"Give at most {context} tokens, for example the end of the text"
+        raise UserError(f"prompt: {longest} tokens, and the model's context is {context}. {fix}.")
     if isinstance(run.model, Seq2Seq):
         context = run.config.decoder.max_len
         if num_new > context:
             raise UserError(f"max_new_tokens={num_new}: the decoder's context is {context}. Take at most {context}.")
         return
-    if longest + num_new > context and decoding.on_overflow == "error":
+    if longest + num_new > context and config.on_overflow == "error":
         room = context - longest
         fix = f"Take at most {room}" if room else "Shorten the prompt"
-        way = "reread, which keeps the last half and reads it again" if overflow_error(run.config) else "slide"
+        can_slide = overflow_error(run.config.decoder) is None
+        way = "slide" if can_slide else "re-prefill, which keeps the last half and reads it again"
         raise UserError(
             f"max_new_tokens={num_new}: with a prompt of {longest} tokens that is beyond the model's context of "
             f"{context}. {fix}, or on_overflow={way}."

@@ -1,0 +1,104 @@
+"""Logits processors of a generation config and a run: penalties, forbidden tokens, constraints, sampling filters."""
+
+import functools
+from collections.abc import Callable, Sequence
+
+from transformer_jax import sampling
+from transformer_jax.errors import UserError, check
+from transformer_jax.inference.generation_config import GenerationConfig
+from transformer_jax.run import Run
+from transformer_jax.sampling.logits_processors import LogitsProcessor
+from transformer_jax.tokenizers import Tokenizer
+from transformer_jax.tokenizers.token_bytes import token_bytes
+
+# Rows of a processor, its number, and the number that turns it off.
+_Table = tuple[tuple[Callable[..., LogitsProcessor], float, float], ...]
+
+
+def logits_processors(config: GenerationConfig, run: Run) -> tuple[LogitsProcessor, ...]:
+    """The logits processors of a run in their order: its own defaults first, then those that the config asks for.
+
+    Penalties come first, then forbidden tokens and constraints, and then, among what is left, temperature, top-k, top-p
+    and so on. A setting that changes nothing gets no processor.
+
+    Raises:
+      UserError: a number outside its range; a string that is no token; choices or a regex that no tokens spell, or that
+        need more than max_new_tokens; no tokenizer.
+    """
+    tokenizer = run.text_tokenizer
+    eos_ids = run.generation_defaults.eos_ids
+    processors = (*run.generation_defaults.processors, *_penalties(config))
+    if config.bad_words:
+        words = tuple(word for text in config.bad_words for word in _spellings(tokenizer, text))
+        processors += (sampling.BadWords(words),)
+    if config.suppress:
+        processors += (sampling.Suppress(tuple(_token_id(tokenizer, "suppress", token) for token in config.suppress)),)
+    if config.logit_bias:
+        pairs = ((_token_id(tokenizer, "logit_bias", token), float(bias)) for token, bias in config.logit_bias)
+        processors += (sampling.LogitBias(tuple(pairs)),)
+    if config.min_new_tokens:
+        processors += (sampling.MinLength(config.min_new_tokens, eos_ids),)
+    if config.choices or config.regex:
+        vocab_size = run.config.decoder.vocab_size
+        constraint, min_tokens = _constraint(config.choices, config.regex, tokenizer, vocab_size, eos_ids)
+        rule = f"the shortest text allowed has {min_tokens} tokens. Allow as many"
+        check(min_tokens <= config.max_new_tokens, "max_new_tokens", config.max_new_tokens, rule)
+        processors += (constraint,)
+    return processors + _sampling_filters(config)
+
+
+def check_ranges(config: GenerationConfig) -> None:
+    """Raise UserError if a number of the config is outside the range of its logits processor. Needs no run."""
+    _penalties(config)  # a processor checks its number when it is built
+    _sampling_filters(config)
+
+
+def _penalties(config: GenerationConfig) -> tuple[LogitsProcessor, ...]:
+    table: _Table = (
+        (sampling.RepetitionPenalty, config.repetition_penalty, 1),
+        (sampling.NoRepeatNgram, config.no_repeat_ngram_size, 0),
+        (sampling.PresencePenalty, config.presence_penalty, 0),
+        (sampling.FrequencyPenalty, config.frequency_penalty, 0),
+    )
+    return tuple(processor(value) for processor, value, off in table if value != off)
+
+
+def _sampling_filters(config: GenerationConfig) -> tuple[LogitsProcessor, ...]:
+    table: _Table = (
+        (sampling.Temperature, config.temperature, 1),
+        (sampling.TopK, config.top_k, 0),
+        (sampling.TopP, config.top_p, 1),
+        (sampling.MinP, config.min_p, 0),
+        (sampling.TypicalP, config.typical_p, 1),
+    )
+    return tuple(processor(value) for processor, value, off in table if value != off)
+
+
+def _spellings(tokenizer: Tokenizer, text: str) -> Sequence[tuple[int, ...]]:
+    """Token ids of a text, alone and after a space: many tokenizers put the space into the first token."""
+    words = {tuple(tokenizer.encode_piece(text).tolist())}
+    try:
+        words.add(tuple(tokenizer.encode_piece(" " + text).tolist()))
+    except UserError:
+        pass  # no token has a space
+    return sorted(word for word in words if word)
+
+
+def _token_id(tokenizer: Tokenizer, field: str, token: int | str) -> int:
+    if isinstance(token, int):
+        check(0 <= token < tokenizer.vocab_size, field, token, f"must be a token id below {tokenizer.vocab_size}")
+        return token
+    ids = tokenizer.encode_piece(token)
+    check(len(ids) == 1, field, token, f"is {len(ids)} tokens, and must be one. Give ids, or take bad_words")
+    return int(ids[0])
+
+
+@functools.lru_cache(maxsize=8)
+def _constraint(
+    choices: tuple[str, ...], regex: str, tokenizer: Tokenizer, vocab_size: int, eos_ids: tuple[int, ...]
+) -> tuple[sampling.Constraint, int]:
+    """The constraint, and the number of tokens of its shortest text."""
+    known = token_bytes(tokenizer)
+    known += (b"",) * (vocab_size - len(known))  # ids that the model has beyond the tokenizer's
+    constraint = sampling.one_of(choices, known, eos_ids) if choices else sampling.matching(regex, known, eos_ids)
+    return constraint, int(constraint.num_to_go[0])
