@@ -1,10 +1,11 @@
-"""Parts of speech of questions about flights, from scratch: UD English ATIS (its UPOS tags).
+"""Part-of-speech tagger for questions about flights, from scratch: UD English ATIS (UPOS tags).
 
     python -m train --config=configs/atis_pos.py --workdir=runs/atis \
         --config.data.path=en_atis-ud-train.conllu.gz --config.data.val_path=en_atis-ud-dev.conllu.gz
     python -m train.evaluate --run_dir=runs/atis --split=val
 
-98.0 to 98.3 % of the words of dev, in a minute and a half on two cores; the most frequent tag of each word has 96.0.
+Accuracy on the words of dev 98.0 to 98.3 %, in a minute and a half on two cores; the most frequent tag of each word
+reaches 96.0.
 """
 
 from configs import default

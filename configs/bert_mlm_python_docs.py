@@ -1,4 +1,4 @@
-"""A small BERT on Python's documentation: it learns to fill gaps.
+"""Masked language model: a small BERT on Python's documentation.
 
 python -m train --config=configs/bert_mlm_python_docs.py --workdir=runs/bert
 """

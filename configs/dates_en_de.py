@@ -1,6 +1,6 @@
-"""English dates, times, durations and quantities to German, character by character. Nothing is downloaded.
+"""Translation of dates, times, durations and quantities, English to German, by characters. Nothing is downloaded.
 
-make demo-translate      two and a half minutes on two cores; 99.6 % of unseen ones are exactly right
+make demo-translate      two and a half minutes on two cores; 99.6 % of unseen examples are exactly right
 """
 
 from configs import default

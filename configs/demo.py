@@ -1,4 +1,4 @@
-"""`make demo`: a GPT on Python's own documentation, in subwords, so that what it samples are words."""
+"""`make demo`: a GPT on Python's own documentation, in subwords, so that its samples are made of words."""
 
 from configs import default
 

@@ -1,9 +1,9 @@
-"""A classifier of texts from a BERT (or RoBERTa), with a new head on its first token. Devlin et al. 2019, section 4.1.
+"""Text classifier fine-tuned from a BERT (or RoBERTa), with a new head on its first token (Devlin et al. 2019, 4.1).
 
     python -m train --config=configs/finetune_bert.py --workdir=runs/sentiment \
         --config.train.init_from=bert-base-uncased --config.data.path=train.tsv --config.data.val_path=dev.tsv
 
-A line of the files is a text, a tab and a label; .csv and .jsonl do as well.
+Each line of the files is a text, a tab and a label; .csv and .jsonl work as well.
 """
 
 from configs import default

@@ -1,10 +1,10 @@
-"""Go on training a GPT-2 (or Llama, or a run of one's own) on a text of one's own.
+"""Fine-tune a GPT-2 (or a Llama, or a run of your own) on your own text.
 
     python -m train --config=configs/finetune_gpt2.py --workdir=runs/mine --config.train.init_from=gpt2 \
         --config.data.path=my.txt
 
-`init_from` is a Hugging Face folder, the name of a model on the hub, or a run directory. The shape and the tokenizer
-are the model's; fields under `model` stay as they are.
+`init_from` is a Hugging Face folder, the name of a model on the hub, or a run directory. Shape and tokenizer come from
+that model; leave the fields under `model` unset.
 """
 
 from configs import default

@@ -1,9 +1,9 @@
-"""The standard library's own code in 4,096 pieces, file by file: a GPT that never looks from one file into the next.
+"""GPT on the standard library's code, 4,096 subwords, packed documents: no file attends to another.
 
     python -m train --config=configs/gpt_bpe_python_source.py --workdir=runs/python_source
     python -m transformer_jax sample --run_dir=runs/python_source --prompt="def main("
 
-Files are packed into rows; the loss is that of tokens within a file.
+Files are packed into rows; the loss counts only targets within a file.
 """
 
 from configs import default

@@ -1,11 +1,11 @@
-"""Shakespeare in 2,000 pieces of words: a GPT of some 5 million parameters.
+"""GPT on Shakespeare, 2,000 subwords, about 5 million parameters.
 
     python -m train --config=configs/gpt_bpe_shakespeare.py --workdir=runs/bpe_shakespeare \
         --config.data.path=input.txt
     python -m transformer_jax sample --run_dir=runs/bpe_shakespeare --checkpoint=best --prompt="ROMEO:"
 
-Of the last tenth of the text, a quarter of an hour (750 steps) into the run: perplexity 53.1, 2.25 bits a byte; at step
-1,250: 45.2 and 2.16. It was stopped at 1,345.
+On the last tenth of the text, a quarter of an hour (750 steps) into the run: perplexity 53.1, 2.25 bits per byte; at
+step 1,250: 45.2 and 2.16. It was stopped at 1,345.
 """
 
 from configs import default

@@ -1,4 +1,4 @@
-"""A small character GPT on any text; here the documentation that comes with Python.
+"""Small character GPT on any text; by default Python's documentation.
 
 python -m train --config=configs/gpt_char.py --workdir=runs/a --config.data.source=text --config.data.path=my.txt
 """

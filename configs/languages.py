@@ -1,13 +1,12 @@
-"""Which of ten languages is this name in? Names of countries, languages, scripts and currencies, as CLDR has them.
+"""Language classifier for names of countries, languages, scripts and currencies, in ten languages (CLDR).
 
     python -m train --config=configs/languages.py --workdir=runs/languages
     python -m train.evaluate --run_dir=runs/languages --split=test
     echo Jugoslawien | python -m transformer_jax classify --run_dir=runs/languages
 
-77.9 % of unseen names (mean of 3 seeds), in a minute or two on two cores; naive Bayes on pieces of one to three
-characters has 76.4.
-Pieces that chance chooses (tokenizer.dropout) are worth ten points: of a name alone the model would see one cut, or
-characters, with which it has 67 %.
+Accuracy on unseen names 77.9 % (mean of 3 seeds), in a minute or two on two cores; naive Bayes on character n-grams up
+to 3 reaches 76.4. BPE-dropout (tokenizer.dropout) is worth ten points: without it each name is always split the same
+way, and with single characters the model reaches 67 %.
 """
 
 from configs import default

@@ -1,15 +1,15 @@
-"""A small GPT on texts whose true entropy is known, so that what is left to win is known, too. Nothing is downloaded.
+"""Small GPT on texts of known entropy, so that the distance to the best possible loss is known. Nothing is downloaded.
 
     python -m train --config=configs/markov_floor.py --workdir=runs/markov
     python -m train --config=configs/markov_floor.py --workdir=runs/hmm --config.data.source=hmm
     python -m train --config=configs/markov_floor.py --workdir=runs/grammar --config.data.source=grammar
 
-0.10M parameters, 1,000 steps of 32 x 64 characters, 66 to 75 s on two cores that others used, too. Validation loss in
-nats per character, and the least that any model can have of the same context (train/data/entropy.py):
+0.10M parameters, 1,000 steps of 32 x 64 characters, 66 to 75 s on two shared cores. Validation loss in nats per
+character, and the entropy floor, the lowest possible loss with the same context (train/data/entropy.py):
 
     markov   2.2568, floor 2.2534, 0.1 % above it      a chain of 27 characters
-    hmm      2.0591, floor 2.0513, 0.4 % above it      8 hidden states; the best of two characters alone: 2.27
-    grammar  1.7358, floor 1.7318, 0.2 % above it      bracketed arithmetic; the best of two characters alone: 1.97
+    hmm      2.0591, floor 2.0513, 0.4 % above it      8 hidden states; the best bigram model: 2.27
+    grammar  1.7358, floor 1.7318, 0.2 % above it      bracketed arithmetic; the best bigram model: 1.97
 
 A loss that is significantly below the floor is reported as a leak (train/entropy_floor.py).
 """

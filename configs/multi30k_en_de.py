@@ -1,4 +1,4 @@
-"""Multi30k, English to German, lower-cased: captions of pictures (Elliott et al. 2016), a small Transformer.
+"""Translation of image captions, English to German, lower-cased: Multi30k (Elliott et al. 2016), a small Transformer.
 
     python -m train --config=configs/multi30k_en_de.py --workdir=runs/multi30k \
         --config.data.path=train.en.gz --config.data.target_path=train.de.gz \
@@ -7,8 +7,8 @@
         --path=test_2016_flickr.en.gz --target_path=test_2016_flickr.de.gz
 
 2.3 million parameters, 5,000 steps, about an hour on two cores: 39.95 lower-cased sacreBLEU (13a) on test_2016_flickr
-with the mean of the last five checkpoints and five beams. Gone on to 8,000 steps (--config.train.num_steps=8000), chrF
-rises from 64.4 to 65.3, and BLEU stays where it was (39.94 as chosen on validation, which has 41.28).
+with the mean of the last five checkpoints and five beams. Continued to 8,000 steps (--config.train.num_steps=8000),
+chrF rises from 64.4 to 65.3, and BLEU stays the same (39.94 with the checkpoint chosen on validation, which has 41.28).
 """
 
 from configs import default

@@ -1,10 +1,10 @@
-"""What each character of Python code is: keyword, name, number, string, comment, operator or space.
+"""Tagger for the characters of Python code: keyword, name, number, string, comment, operator or space.
 
     python -m train --config=configs/python_tokens.py --workdir=runs/python_tokens
     python -m train.evaluate --run_dir=runs/python_tokens --split=test
     echo 'print("hello")  # twice' | python -m transformer_jax tag --run_dir=runs/python_tokens
 
-An example is a few lines of a file, so that now and then nothing tells whether they stand in a long string.
+An example is a few lines of a file, so sometimes nothing shows that they are inside a long string.
 """
 
 from configs import default

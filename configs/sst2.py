@@ -1,12 +1,13 @@
-"""Sentiment of film reviews, from scratch: SST-2 (Socher et al. 2013), a small encoder.
+"""Sentiment classifier for film reviews, from scratch: SST-2 (Socher et al. 2013), a small encoder.
 
     python -m train --config=configs/sst2.py --workdir=runs/sst2 \
         --config.data.path=train.tsv --config.data.val_path=dev.tsv
     python -m train.evaluate --run_dir=runs/sst2 --split=val
     python -m transformer_jax classify --run_dir=runs/sst2 <reviews.txt
 
-About a minute on two cores. Accuracy on dev 78 to 81 % from seed to seed; naive Bayes has 81.0 (benchmarks/tasks.py).
-Lines are a text, a tab and a label; with a header, name its columns in data.text_field and data.label_field.
+About a minute on two cores. Accuracy on dev 78 to 81 %, depending on the seed; naive Bayes reaches 81.0
+(benchmarks/tasks.py). Each line is a text, a tab and a label; with a header, name its columns in data.text_field and
+data.label_field.
 """
 
 from configs import default

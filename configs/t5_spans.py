@@ -1,4 +1,4 @@
-"""A small T5 on Python's documentation: it writes the spans that are missing.
+"""Span corruption: a small T5 on Python's documentation learns to generate the missing spans.
 
 python -m train --config=configs/t5_spans.py --workdir=runs/spans
 """

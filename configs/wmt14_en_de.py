@@ -1,10 +1,10 @@
-"""WMT 2014, English to German, through TFDS: the base Transformer of Vaswani et al. 2017, for accelerators.
+"""Translation, English to German, WMT 2014 through TFDS: the base Transformer of Vaswani et al. 2017, for accelerators.
 
     python -m train --config=configs/wmt14_en_de.py --workdir=runs/wmt14 --config.data.tfds_dir=tfds
     python -m train.evaluate --run_dir=runs/wmt14 --split=test --average=5 --num_beams=4 --length_penalty=0.6
 
-65 million parameters, 100,000 steps of about 25,000 target tokens: some 12 hours on eight GPUs of 2017. The paper has
-27.3 BLEU on newstest2014 (tokenised; sacreBLEU has a little less). Not run here: it needs the download and an
+65 million parameters, 100,000 steps of about 25,000 target tokens: about 12 hours on eight GPUs of 2017. The paper
+reports 27.3 BLEU on newstest2014 (tokenized; sacreBLEU gives a little less). Not run here: it needs the download and an
 accelerator.
 """
 
