@@ -1,15 +1,20 @@
-"""Settings of decoding as data and as flags, and the bytes of tokens."""
+"""GenerationConfig as data and as flags of the sample command; the bytes of tokens."""
 
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from test_commands import SAMPLE, assert_is_one_error, python
+from helpers.commands import assert_is_one_error, command, process
 
 import transformer_jax as tj
+from transformer_jax import sampling
 from transformer_jax.errors import UserError
-from transformer_jax.tokenizers import PairTokenizer, train_tokenizer
+from transformer_jax.inference.generation_config import NAMES
+from transformer_jax.inference.logits_processing import check_ranges
+from transformer_jax.models import GPT
+from transformer_jax.nn.kv_cache import CACHE_TYPES
+from transformer_jax.tokenizers import ByteTokenizer, PairTokenizer, train_tokenizer
 from transformer_jax.tokenizers.token_bytes import settled_text, token_bytes
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -43,14 +48,14 @@ SETTINGS = {
 }
 
 
-# Settings
+# GenerationConfig
 
 
-def test_settings_come_back_through_json_and_the_defaults_change_nothing():
-    decoding = tj.GenerationConfig.from_dict(SETTINGS)
-    again = tj.GenerationConfig.from_dict(json.loads(json.dumps(decoding.to_dict())))
-    assert again == decoding != tj.GenerationConfig() and hash(again) == hash(decoding)
-    changed = {name for name, value in decoding.to_dict().items() if value != tj.GenerationConfig().to_dict()[name]}
+def test_a_generation_config_survives_json_and_has_no_field_set_by_default():
+    config = tj.GenerationConfig.from_dict(SETTINGS)
+    again = tj.GenerationConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert again == config != tj.GenerationConfig() and hash(again) == hash(config)
+    changed = {name for name, value in config.to_dict().items() if value != tj.GenerationConfig().to_dict()[name]}
     assert changed == SETTINGS.keys()
     assert tj.GenerationConfig(temperature=np.float32(2), logit_bias={3: 1}) == tj.GenerationConfig(
         temperature=2, logit_bias=((3, 1),)
@@ -61,29 +66,69 @@ def test_settings_come_back_through_json_and_the_defaults_change_nothing():
     "settings, words",
     [
         ({"temprature": 1.0}, "temprature: no such field. Did you mean temperature?"),
-        ({"temperature": 0}, "method=greedy"),
         ({"temperature": "hot"}, "temperature='hot': must be of type float"),
         ({"top_k": 1.5}, "top_k=1.5: must be of type"),
-        ({"min_p": 2}, "min_p=2.0"),
-        ({"typical_p": 0}, "typical_p=0.0"),
         ({"stop": "end"}, "stop='end': must be a list"),
         ({"stop": [""]}, "stop="),
         ({"suppress": [1.5]}, "suppress="),
         ({"logit_bias": [[1]]}, "logit_bias="),
         ({"choices": ["a"], "regex": "b"}, "give one of them"),
-        ({"on_overflow": "cut"}, "refuse, reread"),
+        ({"on_overflow": "cut"}, "error, re-prefill, slide"),
         ({"min_new_tokens": 9, "max_new_tokens": 8}, "at most max_new_tokens=8"),
-        ({"length_normalization": "none"}, "wu, average"),
+        ({"length_normalization": "none"}, "gnmt, mean"),
         ({"method": "beam", "num_samples": 9}, "at most num_beams=4"),
-        ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size=-1"),
         ({"method": "beam", "on_overflow": "re-prefill"}, "stays within the context"),
         ({"top_p": float("nan")}, "top_p=nan"),
     ],
 )
-def test_a_setting_that_will_not_do_is_named_in_a_line(settings, words):
+def test_an_invalid_setting_is_refused_in_one_line_that_names_it(settings, words):
     with pytest.raises(UserError) as error:
         tj.GenerationConfig.from_dict(settings)
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"temperature": 0}, "method=greedy"),
+        ({"top_k": -1}, "top_k=-1"),
+        ({"top_p": 1.5}, "top_p=1.5"),
+        ({"min_p": 2}, "min_p=2.0"),
+        ({"typical_p": 0}, "typical_p=0.0"),
+        ({"repetition_penalty": 0}, "penalty=0.0"),
+        ({"presence_penalty": 1e9}, "penalty=1000000000.0"),
+        ({"frequency_penalty": 1e9}, "penalty=1000000000.0"),
+        ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size=-1"),
+    ],
+)
+def test_a_number_outside_its_range_is_refused_before_the_model_is_used(settings, words):
+    config = tj.GenerationConfig.from_dict(settings)
+    run = tj.Run(GPT(tj.TransformerConfig(vocab_size=259)), None, ByteTokenizer(), None)  # no parameters to use
+    for use in (
+        lambda: check_ranges(config),
+        lambda: tj.generate(run, "a", **settings),
+        lambda: tj.stream(run, "a", **settings),
+        lambda: tj.complete(run, ["a"], config),
+        lambda: tj.benchmark(run, "a", config),
+    ):
+        with pytest.raises(UserError) as error:
+            use()
+        assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_names_that_a_field_may_have_are_those_of_the_tables_that_need_jax():
+    assert NAMES["cache_type"] == tuple(CACHE_TYPES)
+    assert NAMES["length_normalization"] == tuple(sampling.LENGTH_PENALTIES)
+    assert NAMES["stopping"] == tuple(sampling.STOPPING)
+    assert NAMES["method"] == (*sampling.CHOICES, "beam")
+
+
+def test_flags_are_checked_without_importing_jax():
+    code = (
+        "import sys, transformer_jax.commands.sample as s; s.GenerationConfig(top_k=3); assert 'jax' not in sys.modules"
+    )
+    done = process("-c", code)
+    assert done.returncode == 0, done.stderr
 
 
 # Bytes
@@ -99,21 +144,21 @@ def test_the_bytes_of_a_text_are_those_of_its_tokens(kind):
 
 
 @pytest.mark.parametrize("name, head", [("gpt2", ""), ("llama", " "), ("t5", " ")])
-def test_so_are_those_of_tokenizers_that_come_as_files(name, head):
+def test_the_bytes_of_a_text_are_those_of_its_tokens_for_pretrained_tokenizers(name, head):
     tokenizer = tj.from_pretrained(FIXTURES / name).tokenizer
     text = "the cat sat"
     data = b"".join(token_bytes(tokenizer)[i] for i in tokenizer.encode(text))
     assert data.decode() in (text, head + text)
 
 
-def test_a_tokenizer_whose_tokens_are_no_bytes_is_refused():
+def test_a_tokenizer_without_bytes_of_its_tokens_is_refused():
     for name in ("bert", "marian"):
         with pytest.raises(UserError, match="bytes of its tokens are not known"):
             token_bytes(tj.from_pretrained(FIXTURES / name).tokenizer)
 
 
 @pytest.mark.parametrize("kind", ["byte", "bpe"])
-def test_settled_text_only_grows_and_has_no_part_of_a_character(kind):
+def test_settled_text_only_grows_and_never_ends_within_a_character(kind):
     tokenizer, random = train_tokenizer(kind, 300, TEXT), np.random.default_rng(0)
     for ids in (tokenizer.encode("é狐😀\ud800"[: 4 if kind == "byte" else 3]), *random.integers(3, 259, (101, 7))):
         texts = [settled_text(tokenizer, ids[:n]) for n in range(len(ids) + 1)] + [tokenizer.decode(ids)]
@@ -139,14 +184,14 @@ def test_settled_text_only_grows_and_has_no_part_of_a_character(kind):
         (["--max_new_tokens=500", "--on_overflow=slide", "--prompt=a"], ["model.window=0", "on_overflow=re-prefill"]),
     ],
 )
-def test_a_wrong_flag_of_sampling_is_one_line(flags, words):
-    assert_is_one_error(python(*SAMPLE, f"--run_dir={FIXTURES / 'gpt2'}", *flags), *words)
+def test_a_wrong_flag_of_the_sample_command_is_an_error_of_one_line(flags, words):
+    assert_is_one_error(command("sample", f"--run_dir={FIXTURES / 'gpt2'}", *flags), *words)
 
 
-def test_lines_of_json_have_all_that_it_takes_to_make_a_text_again(tmp_path):
+def test_a_text_can_be_generated_again_from_its_json_line(tmp_path):
     (tmp_path / "prompts").write_text("the cat\nthis\n")
-    process = python(
-        *SAMPLE,
+    done = command(
+        "sample",
         f"--run_dir={FIXTURES / 'gpt2'}",
         f"--prompts_file={tmp_path / 'prompts'}",
         "--output=jsonl",
@@ -159,8 +204,8 @@ def test_lines_of_json_have_all_that_it_takes_to_make_a_text_again(tmp_path):
         "--stop=zz",
         "--weights=int8",
     )
-    assert process.returncode == 0, process.stderr
-    lines = [json.loads(line) for line in process.stdout.splitlines()]
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert {line["weights"] for line in lines} == {"int8"}
     run = tj.quantize(tj.from_pretrained(FIXTURES / "gpt2"))
     again = tj.complete(run, ["the cat", "this"], tj.GenerationConfig.from_dict(lines[0]["settings"]))
@@ -174,9 +219,9 @@ def test_lines_of_json_have_all_that_it_takes_to_make_a_text_again(tmp_path):
         assert line["log_prob"] == pytest.approx(completion.log_prob, abs=1e-4) and line["step"] == 0
 
 
-def test_a_talk_answers_line_by_line_and_goes_on_after_a_mistake():
-    process = python(
-        *SAMPLE,
+def test_the_interactive_mode_answers_line_by_line_and_survives_an_error():
+    done = command(
+        "sample",
         f"--run_dir={FIXTURES / 'gpt2'}",
         "--interactive",
         "--max_new_tokens=4",
@@ -185,13 +230,13 @@ def test_a_talk_answers_line_by_line_and_goes_on_after_a_mistake():
     )
     run = tj.from_pretrained(FIXTURES / "gpt2")
     answers = ["".join(tj.stream(run, text, max_new_tokens=4, method="greedy")) for text in ("the cat", "this")]
-    assert process.stdout == "".join(answer + "\n" for answer in answers), process.stderr
-    assert "error: prompt=''" in process.stderr
+    assert done.stdout == "".join(answer + "\n" for answer in answers), done.stderr
+    assert "error: prompt=''" in done.stderr
 
 
-def test_a_benchmark_tells_seconds_and_tokens():
-    process = python(*SAMPLE, f"--run_dir={FIXTURES / 'gpt2'}", "--benchmark", "--max_new_tokens=5", "--prompt=this")
-    measured = json.loads(process.stdout)
+def test_a_benchmark_reports_seconds_and_tokens():
+    done = command("sample", f"--run_dir={FIXTURES / 'gpt2'}", "--benchmark", "--max_new_tokens=5", "--prompt=this")
+    measured = json.loads(done.stdout)
     assert measured.keys() == {
         "prefill_seconds",
         "decode_seconds",
