@@ -1,10 +1,10 @@
-"""What is each ingredient of the Shakespeare recipe worth? Take one away at a time, three seeds each.
+"""Ablation of the Shakespeare recipe: change one ingredient at a time, three seeds each.
 
     python benchmarks/ablation.py --data=input.txt [--workdir=runs/ablation] [--jobs=2] [--only=NAME,NAME]
 
 Every run is the command `python -m train --config=configs/shakespeare_char.py` with the fields below changed,
-on one core (`--jobs` at a time). What is trained already is not trained again, so it may be stopped and started.
-Writes benchmarks/results/ablation.json and ablation.png: nats a character over the whole validation split.
+on one core (`--jobs` at a time). Finished runs are not trained again, so it can be stopped and restarted.
+Writes benchmarks/results/ablation.json and ablation.png: nats per character over the whole validation split.
 """
 
 import argparse
@@ -55,7 +55,7 @@ VARIANTS = {
 
 
 def train(data: str, workdir: Path, name: str, seed: int, core: int) -> float | None:
-    """One run, or what an earlier one found: its validation loss; None if it failed."""
+    """Train one run, or reuse a finished one; return its validation loss, None if it failed."""
     folder = workdir / f"{name.replace(' ', '_').replace('%', 'percent')}-{seed}"
     changes = {"data.path": data, "train.seed": seed, **VARIANTS[name]}
     flags = [f"--config.{field}={value}" for field, value in changes.items()]
@@ -74,7 +74,7 @@ def train(data: str, workdir: Path, name: str, seed: int, core: int) -> float | 
 
 
 def draw(results: dict[str, list[float]], path: Path) -> None:
-    """A line for each variant: its seeds as points, their mean as a bar's end."""
+    """Plot one line per variant: its seeds as points, their mean as a bar."""
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
@@ -89,34 +89,35 @@ def draw(results: dict[str, list[float]], path: Path) -> None:
     if best:
         axes.axvline(best, color="#999999", linewidth=0.8, linestyle=":")
     axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel("validation loss, nats a character (points: seeds; bars and numbers: means)")
+    axes.set_xlabel("validation loss, nats per character (points: seeds; bars and numbers: means)")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True)
+    parser.add_argument("--data", required=True, help="text file to train on")
     parser.add_argument("--workdir", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--only", default="", help="names of variants, with commas between them")
+    parser.add_argument("--only", default="", help="names of variants, separated by commas")
     args = parser.parse_args()
     names = args.only.split(",") if args.only else list(VARIANTS)
     for name in names:
         if name not in VARIANTS:
-            parser.error(f"--only={name}: unknown. Choose among: {', '.join(VARIANTS)}")
-    cores = Queue()
+            parser.error(f"--only={name}: unknown. Choose one of: {', '.join(VARIANTS)}")
+    cores: Queue[int] = Queue()
     for core in sorted(os.sched_getaffinity(0))[: args.jobs]:
         cores.put(core)
 
     def job(name_and_seed):
+        name, seed = name_and_seed
         core = cores.get()
-        loss = train(args.data, args.workdir, *name_and_seed, core)
+        loss = train(args.data, args.workdir, name, seed, core)
         cores.put(core)
-        print(*name_and_seed, "failed" if loss is None else f"{loss:.4f}", flush=True)
-        return name_and_seed[0], loss
+        print(name, seed, "failed" if loss is None else f"{loss:.4f}", flush=True)
+        return name, loss
 
-    results = {}
+    results: dict[str, list[float]] = {}
     jobs = [(name, seed) for name in names for seed in SEEDS]
     with ThreadPoolExecutor(cores.qsize()) as pool:
         for name, loss in pool.map(job, jobs):

@@ -1,13 +1,13 @@
-"""How fast is decoding, beside the reference library's `generate` and CTranslate2?
+"""Decoding speed, compared with the reference library's `generate` and CTranslate2.
 
-    make bench-env                          once: the rivals in an environment of their own, .bench
+    make bench-env                          once: the rivals in their own environment, .bench
     python benchmarks/decode.py             about ten minutes; writes benchmarks/results/decode.json
-    python benchmarks/decode.py --device=gpu    the cases for a GPU, beside the reference library compiled
+    python benchmarks/decode.py --device=gpu    the GPU cases, compared with the compiled reference library
 
 GPT-2's shape (124M parameters), prompts of 32 tokens, 128 new ones; Marian's (6 + 6 layers, width 512, 32,000 ids),
 sources of 24 tokens, 32 new ones. float32 on a CPU, bfloat16 on a GPU. All have the same random weights and the same
-prompts, and work in turn: medians of rounds, prefill included, compilation not. First they have to write the same
-tokens; a text that differs is counted (its two best tokens may be equals but for rounding).
+prompts, and take turns: medians of rounds, with prefill, without compilation. Their tokens are compared first, and
+sequences that differ are counted (two best tokens may be equal up to rounding).
 """
 
 import argparse
@@ -33,7 +33,7 @@ GPU_CASES = {"gpt2_greedy_1": CASES["gpt2_greedy_1"], "gpt2_greedy_64": (64, 32,
 
 
 def measure(workers: dict[str, Worker], rows: list[list[int]], order: dict, rounds: int) -> dict:
-    """One case: seconds of each worker, medians, and our advantage."""
+    """Time one case: seconds of each worker, medians, and our speed relative to each rival."""
     first = {name: worker.ask(rows=rows, **order) for name, worker in workers.items()}
     seconds = {name: [] for name in workers}
     for _ in range(rounds):
@@ -72,23 +72,24 @@ def main() -> int:
         parser.error(f"--only={args.only}: must be one of {', '.join(cases)}")
     cases = {args.only: cases[args.only]} if args.only else cases
     python = torch_python(parser, args.torch_python)
-    rng, found = np.random.default_rng(0), {}
+    rng = np.random.default_rng(0)
+    results = {}
     with tempfile.TemporaryDirectory() as folder:
         setup = {"folder": folder, "device": {"cpu": "cpu", "gpu": "cuda"}[args.device]}
-        rivals = {  # the first makes the models
+        rivals = {  # the first one creates the models
             name: Worker(python, "decode_rivals.py", {**setup, "rival": name, "make_models": name == RIVALS[0]}, {})
             for name in (RIVALS if args.device == "cpu" else RIVALS[:1])
         }
         workers = {"ours": Worker(sys.executable, "decode_ours.py", setup, {}), **rivals}
         for name, (num_rows, length, order) in cases.items():
             rows = rng.integers(1, 30000, (num_rows, length)).tolist()
-            found[name] = measure(workers, rows, order, args.rounds)
-            print(name, json.dumps(found[name]), flush=True)
+            results[name] = measure(workers, rows, order, args.rounds)
+            print(name, json.dumps(results[name]), flush=True)
         bare = {"model": "bare", "rows": [], "num_new": 128, "num_beams": 1}
         bare = [workers["ours"].ask(**bare)["seconds"] for _ in range(1 + args.rounds)][1:]
-        found["bare_products_ms"] = round(statistics.median(bare) / 128 * 1e3, 2)
+        results["bare_products_ms"] = round(statistics.median(bare) / 128 * 1e3, 2)
     name = f"decode_{args.only}" if args.only else "decode" if args.device == "cpu" else "decode_gpu"
-    print(f"written: {report.save(name, found, rivals[RIVALS[0]].hello)}")
+    print(f"written: {report.save(name, results, rivals[RIVALS[0]].hello)}")
     return 0
 
 

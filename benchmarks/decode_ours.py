@@ -1,4 +1,4 @@
-"""Our decoding, as `tj.generate` and `tj.translate` do it: a worker of benchmarks/decode.py, see decode_rivals.py."""
+"""Worker of benchmarks/decode.py: our decoding, as in `tj.generate` and `tj.translate`; protocol: decode_rivals.py."""
 
 import dataclasses
 import json
@@ -25,21 +25,21 @@ from transformer_jax.nn.layers import num_input_axes  # noqa: E402
 
 
 def matrices(params) -> list[jax.Array]:
-    """Every weight that a token is multiplied with, as [in, out]."""
-    found = []
+    """List every weight matrix that a token is multiplied with, as [in, out]."""
+    weights = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         names = [key.key for key in path]
         if names[-1] == "kernel":
             num_in = num_input_axes(tuple(names), leaf.ndim)
-            found.append(leaf.reshape(int(np.prod(leaf.shape[:num_in])), -1))
+            weights.append(leaf.reshape(int(np.prod(leaf.shape[:num_in])), -1))
         elif names[-2:] == ["tokens", "embedding"]:
-            found.append(leaf.T)
-    return found
+            weights.append(leaf.T)
+    return weights
 
 
 @jax.jit
 def bare_products(weights, passes):
-    """Each vector times each matrix, `passes` times; every pass depends on the one before."""
+    """Multiply a vector with each matrix, `passes` times; every pass depends on the previous one."""
 
     def one(_, x):
         outs = [jnp.full((1, w.shape[0]), x) @ w for w in weights]
@@ -71,7 +71,7 @@ def main():
         run = dataclasses.replace(
             run, generation_defaults=dataclasses.replace(run.generation_defaults, eos_ids=(), processors=())
         )
-        if setup["device"] == "cuda" and name == "gpt2":  # as the rival: weights, cache and products
+        if setup["device"] == "cuda" and name == "gpt2":  # weights, cache and products, as the rival does
             config = dataclasses.replace(run.config, dtype="bfloat16")
             params = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), run.params)
             run = dataclasses.replace(run, model=GPT(config), config=config, params=params)

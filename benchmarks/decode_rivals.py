@@ -1,7 +1,7 @@
-"""The reference library and CTranslate2: workers of benchmarks/decode.py, in an environment of their own.
+"""Workers of benchmarks/decode.py: the reference library and CTranslate2, in their own environment.
 
-They read one JSON order a line and answer with one JSON line. The first order names the rival and, for the first of
-them, asks for the models: random weights at the real shapes, since speed does not ask what they say.
+They read one JSON order per line and answer with one JSON line. The first order names the rival and, for the first of
+them, requests the models: random weights of the real shapes, because speed does not depend on their values.
 """
 
 import json
@@ -19,7 +19,7 @@ NUM_THREADS = 2
 
 
 class NoTokenizer:
-    """A vocabulary of numbers, for a converter that wants words."""
+    """Vocabulary of numbers, for a converter that needs words."""
 
     bos_token = eos_token = unk_token = "0"
 
@@ -39,12 +39,13 @@ class Converter(TransformersConverter):
         return self.model
 
     def load_tokenizer(self, tokenizer_class, path, **kwargs):
-        size, is_marian = self.model.config.vocab_size, self.model.config.model_type == "marian"
+        size = self.model.config.vocab_size
+        is_marian = self.model.config.model_type == "marian"
         return NoTokenizer(size - 1 if is_marian else size)  # Marian's last token, padding, is not in its vocabulary
 
 
 def make_models(folder: Path) -> None:
-    """gpt2 and marian, as the reference library writes them, and for CTranslate2."""
+    """Write gpt2 and marian in the reference library's format and in CTranslate2's."""
     torch.manual_seed(0)
     marian = MarianConfig(
         vocab_size=32000,
@@ -70,17 +71,18 @@ def make_models(folder: Path) -> None:
 
 
 class Transformers:
-    """`generate`, in PyTorch; on a GPU in bfloat16, with a static cache, which makes it compile."""
+    """The reference library's `generate` in PyTorch; on a GPU in bfloat16, compiled by its static cache."""
 
     def __init__(self, folder: Path, device: str):
-        self.device, dtype = device, torch.bfloat16 if device == "cuda" else torch.float32
+        self.device = device
+        dtype = torch.bfloat16 if device == "cuda" else torch.float32
         torch.set_num_threads(NUM_THREADS)
         classes = {"gpt2": GPT2LMHeadModel, "marian": MarianMTModel}
         self.models = {
             name: c.from_pretrained(folder / name, dtype=dtype).to(device).eval() for name, c in classes.items()
         }
         for model in self.models.values():
-            model.generation_config.eos_token_id = None  # every text is as long as it may be
+            model.generation_config.eos_token_id = None  # every sequence runs to its maximal length
 
     def generate(self, model: str, rows: list[list[int]], num_new: int, num_beams: int) -> list[list[int]]:
         static = {"cache_implementation": "static"} if self.device == "cuda" else {}
@@ -99,25 +101,25 @@ class Transformers:
 
 
 class CTranslate2:
-    """float32, as it comes."""
+    """CTranslate2 in float32, with its default settings."""
 
     def __init__(self, folder: Path, device: str):
-        how = dict(device=device, compute_type="float32", inter_threads=1, intra_threads=NUM_THREADS)
-        self.gpt2 = ctranslate2.Generator(str(folder / "gpt2_ct2"), **how)
-        self.marian = ctranslate2.Translator(str(folder / "marian_ct2"), **how)
+        options = dict(device=device, compute_type="float32", inter_threads=1, intra_threads=NUM_THREADS)
+        self.gpt2 = ctranslate2.Generator(str(folder / "gpt2_ct2"), **options)
+        self.marian = ctranslate2.Translator(str(folder / "marian_ct2"), **options)
 
     def generate(self, model: str, rows: list[list[int]], num_new: int, num_beams: int) -> list[list[int]]:
         words = [[str(token) for token in row] for row in rows]
-        how = dict(beam_size=num_beams, max_batch_size=len(rows), batch_type="examples")
-        if model == "marian":  # a length counts no padding, and its shortest length forbids the end
-            found = self.marian.translate_batch(
-                words, max_decoding_length=num_new, min_decoding_length=num_new, max_input_length=0, **how
+        options = dict(beam_size=num_beams, max_batch_size=len(rows), batch_type="examples")
+        if model == "marian":  # its lengths count no padding, and a minimal length forbids the end token
+            results = self.marian.translate_batch(
+                words, max_decoding_length=num_new, min_decoding_length=num_new, max_input_length=0, **options
             )
-            return [[int(word) for word in one.hypotheses[0]] for one in found]
-        found = self.gpt2.generate_batch(
-            words, max_length=num_new, min_length=num_new, include_prompt_in_result=False, sampling_topk=1, **how
+            return [[int(word) for word in result.hypotheses[0]] for result in results]
+        results = self.gpt2.generate_batch(
+            words, max_length=num_new, min_length=num_new, include_prompt_in_result=False, sampling_topk=1, **options
         )
-        return [one.sequences_ids[0] for one in found]
+        return [result.sequences_ids[0] for result in results]
 
 
 def main():

@@ -1,4 +1,4 @@
-"""What every benchmark writes: its figures, and on what they were taken."""
+"""Benchmark reports: the figures with machine, versions, date and command."""
 
 import datetime
 import json
@@ -12,7 +12,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
 def processor() -> str:
-    """The processor's name, where the system tells it."""
+    """Name of the processor, if the system reports it."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -20,7 +20,7 @@ def processor() -> str:
 
 
 def package_version(name: str) -> str | None:
-    """The installed version, or None."""
+    """Installed version of a package, or None."""
     try:
         return version(name)
     except PackageNotFoundError:

@@ -1,14 +1,14 @@
-"""What small models learn from scratch of labels and tags, beside a baseline that is computed here from the same data.
+"""Classifiers and taggers trained from scratch, compared with a baseline computed here on the same data.
 
-    python benchmarks/tasks.py sst2 --data=FOLDER --seeds=3       FOLDER: where the files of the recipe are
+    python benchmarks/tasks.py sst2 --data=FOLDER --seeds=3       FOLDER: holds the files of the recipe
     python benchmarks/tasks.py languages
 
-Trains the recipe once for each seed, scores its last checkpoint on the validation part, and writes
+Trains the recipe once per seed, scores its last checkpoint on the validation split, and writes
 benchmarks/results/NAME.json: every seed, their mean, the baseline, and the seconds of each training.
 
-Baselines: for texts naive Bayes (words, or character n-grams up to 3 for names; add-one smoothing), for tags the most
-frequent tag of each word in training, and of all words for one that training does not have. For atis_pos also how far
-the treebank agrees with itself.
+Baselines: for texts naive Bayes (words, or character n-grams up to 3 for names; add-one smoothing); for tags the most
+frequent tag of each word in training, or of all words for an unknown word. For atis_pos also the consistency of the
+treebank.
 """
 
 import argparse
@@ -34,19 +34,20 @@ from train.data.tagged import entity_f1, tagged_split  # noqa: E402
 
 
 def words(text: str) -> list[str]:
-    """The words of a text and whatever else stands between spaces."""
+    """Split a text at spaces, lower-cased."""
     return text.lower().split()
 
 
 def ngrams(text: str) -> list[str]:
-    """All pieces of one to three characters, with the ends of the text marked."""
+    """List all character n-grams up to 3, with the ends of the text marked."""
     marked = f"^{text}$"
     return [marked[i : i + n] for n in (1, 2, 3) for i in range(len(marked) - n + 1)]
 
 
 def naive_bayes(config, features) -> float:
     """Accuracy of naive Bayes with add-one smoothing."""
-    counts, labels = defaultdict(Counter), Counter()
+    counts: dict[str, Counter] = defaultdict(Counter)
+    labels: Counter[str] = Counter()
     for text, label, _ in labelled_split(config, "train"):
         labels[label] += 1
         counts[label].update(features(text))
@@ -67,30 +68,32 @@ def naive_bayes(config, features) -> float:
 
 
 def frequent_tags(config) -> tuple[list[list[str]], list[list[str]]]:
-    """The right tags of the validation part, and each word's most frequent tag in training."""
-    counts, of_all = defaultdict(Counter), Counter()
+    """Most-frequent-tag baseline: the reference tags of the validation split, and each word's usual tag in training."""
+    counts: dict[str, Counter] = defaultdict(Counter)
+    all_words: Counter[str] = Counter()
     for sentence in tagged_split(config, "train"):
         for word, tag in zip(sentence.words, sentence.tags, strict=True):
             counts[word][tag] += 1
-            of_all[tag] += 1
-    usual = of_all.most_common(1)[0][0]
+            all_words[tag] += 1
+    usual = all_words.most_common(1)[0][0]
     best = {word: counter.most_common(1)[0][0] for word, counter in counts.items()}
     sentences = tagged_split(config, "val")
     return [s.tags for s in sentences], [[best.get(word, usual) for word in s.words] for s in sentences]
 
 
 def tag_accuracy(config) -> float:
-    """The share of words that have their most frequent tag."""
+    """Share of the validation words that have their most frequent tag."""
     pairs = [pair for tags in zip(*frequent_tags(config), strict=True) for pair in zip(*tags, strict=True)]
     return statistics.mean(right == guess for right, guess in pairs)
 
 
 def self_agreement(config, reach: int = 4) -> tuple[float, int]:
-    """Of validation words that training has with the same `reach` words on either side: how many have its usual tag.
+    """Consistency of the annotation: share of words in a known context that have its usual tag; number of such words.
 
-    What no tagger passes by much: beyond it, one would have to know when the annotators disagreed with themselves.
+    A context is a word with `reach` words on either side. No tagger can do much better: it would have to predict when
+    the annotators disagreed with themselves.
     """
-    usual = defaultdict(Counter)
+    usual: dict[tuple[str, ...], Counter] = defaultdict(Counter)
 
     def contexts(sentence):
         ends = [""] * reach
@@ -106,7 +109,7 @@ def self_agreement(config, reach: int = 4) -> tuple[float, int]:
     return statistics.mean(usual[context].most_common(1)[0][0] == tag for context, tag in known), len(known)
 
 
-TASKS = {  # files of the recipe, the number that counts, the baseline
+TASKS = {  # files of the recipe, the metric, the baseline
     "sst2": ({"path": "train.tsv", "val_path": "dev.tsv"}, "accuracy", lambda config: naive_bayes(config, words)),
     "languages": ({}, "accuracy", lambda config: naive_bayes(config, ngrams)),
     "atis_pos": (
@@ -126,7 +129,7 @@ TASKS = {  # files of the recipe, the number that counts, the baseline
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=TASKS)
-    parser.add_argument("--data", default=".")
+    parser.add_argument("--data", default=".", help="folder with the files of the recipe")
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
     files, metric, baseline = TASKS[args.task]
@@ -139,13 +142,14 @@ def main() -> None:
         figures |= {"self_agreement": round(share, 4), "of_words": number}
     print(f"baseline {figures['baseline']:.4f}", flush=True)
     for seed in range(args.seeds):
-        workdir, began = ROOT / "runs" / f"{args.task}_seed{seed}", time.perf_counter()
+        workdir = ROOT / "runs" / f"{args.task}_seed{seed}"
+        began = time.perf_counter()
         flags = [f"--config.data.{field}={path}" for field, path in paths.items()]
         command = [sys.executable, "-m", "train", f"--config=configs/{args.task}.py", f"--workdir={workdir}"]
         command += [f"--config.train.seed={seed}", *flags]
         done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
         seconds = time.perf_counter() - began
-        # The last checkpoint: the best one was chosen on the part that is scored here.
+        # The last checkpoint, because the best one was chosen on the split that is scored here.
         command = [sys.executable, "-m", "train.evaluate", f"--run_dir={workdir}", "--checkpoint=latest"]
         score = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
         result = json.loads(score.stdout)

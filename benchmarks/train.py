@@ -1,11 +1,11 @@
-"""How fast is a training step, beside a PyTorch twin of the same model?
+"""Training speed, compared with a PyTorch twin of the same model.
 
-    make bench-env                                    once: PyTorch in an environment of its own, .bench
+    make bench-env                                    once: PyTorch in its own environment, .bench
     python benchmarks/train.py --shape=small|large    a few minutes; writes benchmarks/results/train_SHAPE.json
 
-Both start from the same weights and take the same batches; first they have to compute the same losses, over
-ten steps of the optimizer. Then they are timed in turn, one resting while the other works: medians of
-rounds, and their ratio, which is what carries over to another hour or machine. Exit code 1 if losses differ.
+Both start from the same weights and take the same batches; first they must compute the same losses over ten optimizer
+steps. Then they are timed in turn, one idle while the other works: medians of rounds, and their ratio, which depends
+least on the hour and the machine. Exit code 1 if losses differ.
 """
 
 import argparse
@@ -19,8 +19,10 @@ import numpy as np
 import report
 from worker import TORCH_PYTHON, Worker, torch_python
 
-VOCAB_SIZE, LR, COMPARED_STEPS = 68, 1e-3, 10
-SHAPES = {  # nanoGPT's recipes for a CPU and for a GPU; rounds x steps are timed
+VOCAB_SIZE = 68
+LR = 1e-3
+COMPARED_STEPS = 10
+SHAPES = {  # nanoGPT's recipes for a CPU and for a GPU: shape, batch size, timed rounds, steps in a round
     "small": ({"num_layers": 4, "d_model": 128, "num_heads": 4, "max_len": 64}, 12, 15, 50),
     "large": ({"num_layers": 6, "d_model": 384, "num_heads": 6, "max_len": 256}, 64, 5, 1),
 }
@@ -57,13 +59,16 @@ def main() -> int:
         if difference > 1e-4:
             return 1
         tokens = batch_size * shape["max_len"]
-        seconds, gflops = ([], []), ([], [])
+        seconds: tuple[list[float], list[float]] = ([], [])
+        gflops: tuple[list[float], list[float]] = ([], [])
         for i in range(rounds):
             for worker, s, g in zip((ours, torch), seconds, gflops, strict=True):
-                worker.ask(do="losses", steps=1)  # not timed: a virtual machine may have lent out the memory meanwhile
+                worker.ask(do="losses", steps=1)  # not timed: a virtual machine may have reclaimed the memory meanwhile
                 s.append(worker.ask(do="time", steps=steps))
                 g.append(worker.ask(do="matmul", rows=tokens))
-            print(f"round {i + 1}: ours {seconds[0][-1] * 1e3:,.1f} ms, PyTorch {seconds[1][-1] * 1e3:,.1f} ms a step")
+            print(
+                f"round {i + 1}: ours {seconds[0][-1] * 1e3:,.1f} ms, PyTorch {seconds[1][-1] * 1e3:,.1f} ms per step"
+            )
         memory = [worker.ask(do="memory") for worker in (ours, torch)]
     medians = [statistics.median(s) for s in seconds]
     flops = tokens * ours.hello["flops_per_token"]

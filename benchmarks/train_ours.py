@@ -1,4 +1,4 @@
-"""Our training step, as `python -m train` runs it: a worker of benchmarks/train.py, speaking as train_torch.py does."""
+"""Worker of benchmarks/train.py: our training step, as in `python -m train`; protocol: train_torch.py."""
 
 import json
 import resource
@@ -25,8 +25,9 @@ from transformer_jax.models import GPT  # noqa: E402
 
 
 def matmul_gflops(rows: int, width: int) -> float:
-    """Billions of operations a second of a feed-forward product and its two gradients."""
-    x, w = jnp.ones((rows, width)), jnp.ones((width, 4 * width))
+    """Rate of a feed-forward product and its two gradients, in billions of operations per second."""
+    x = jnp.ones((rows, width))
+    w = jnp.ones((width, 4 * width))
 
     @jax.jit
     def products(x, w):
@@ -56,7 +57,7 @@ def main():
     optimizer = make_optimizer(config.optimizer, config.train.num_steps)
     parallel = loop.build_parallel(config, model, causal_lm, optimizer)
     state = parallel.put(loop.init_state(config, model, optimizer, InitFrom())[0])
-    steps_per_call = 10 if config.model.d_model < 256 else 1  # as the loop chooses for these shapes
+    steps_per_call = 10 if config.model.d_model < 256 else 1  # as the training loop chooses for these shapes
     leaves = jax.tree_util.tree_leaves_with_path(state.params)
     np.savez(setup["weights"], **{"/".join(key.key for key in path): np.asarray(leaf) for path, leaf in leaves})
     done = 0

@@ -1,7 +1,7 @@
-"""The PyTorch twin of our plain GPT: a worker of benchmarks/train.py, in an environment of its own (`make bench-env`).
+"""Worker of benchmarks/train.py: the PyTorch twin of our plain GPT, in its own environment (`make bench-env`).
 
-Written as PyTorch is written at its best on a CPU: one product for queries, keys and values, its fused
-attention, its fused AdamW. It reads one JSON order a line and answers with one JSON line.
+Uses the fastest PyTorch for a CPU: one product for queries, keys and values, fused attention, fused AdamW. It reads
+one JSON order per line and answers with one JSON line.
 """
 
 import json
@@ -19,7 +19,8 @@ class Block(nn.Module):
     def __init__(self, width, heads):
         super().__init__()
         self.heads = heads
-        self.attention_norm, self.feed_forward_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention_norm = nn.LayerNorm(width)
+        self.feed_forward_norm = nn.LayerNorm(width)
         self.query_key_value = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
         self.up = nn.Linear(width, 4 * width, bias=False)
@@ -37,7 +38,8 @@ class Block(nn.Module):
 class GPT(nn.Module):
     def __init__(self, vocab, layers, width, heads, context):
         super().__init__()
-        self.embed, self.position_embed = nn.Embedding(vocab, width), nn.Embedding(context, width)
+        self.embed = nn.Embedding(vocab, width)
+        self.position_embed = nn.Embedding(context, width)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
 
@@ -50,7 +52,7 @@ class GPT(nn.Module):
 
 
 def load(model: GPT, path: str) -> None:
-    """Our weights, by our names: kernels [in, ..., out] become matrices [out, in]."""
+    """Load our weights by our names: kernels [in, ..., out] become matrices [out, in]."""
     ours = {name: torch.tensor(array) for name, array in np.load(path).items()}
 
     def matrix(name, num_in=1):
@@ -77,8 +79,9 @@ def load(model: GPT, path: str) -> None:
 
 
 def matmul_gflops(rows: int, width: int) -> float:
-    """Billions of operations a second of a feed-forward product and its two gradients."""
-    x, w = torch.randn(rows, width), torch.randn(width, 4 * width)
+    """Rate of a feed-forward product and its two gradients, in billions of operations per second."""
+    x = torch.randn(rows, width)
+    w = torch.randn(width, 4 * width)
     seconds = []
     for _ in range(11):
         began = time.perf_counter()

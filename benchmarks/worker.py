@@ -1,4 +1,4 @@
-"""A process beside which another is measured, spoken to in lines of JSON: each works while the others rest."""
+"""Benchmark worker: a process controlled by lines of JSON, so that workers take turns and others stay idle."""
 
 import json
 import os
@@ -10,7 +10,7 @@ HERE = Path(__file__).parent
 
 
 class Worker:
-    """`script` of this folder, run by `python`. Its first answer, to `setup`, is kept as `hello`."""
+    """Process that runs `script` of this folder with `python`. Its first answer, to `setup`, is kept as `hello`."""
 
     def __init__(self, python: str, script: str, setup: dict, environment: dict[str, str]):
         self.process = subprocess.Popen(
@@ -23,7 +23,7 @@ class Worker:
         self.hello = self.ask(**setup)
 
     def ask(self, **order):
-        """The answer to one order. Ends the benchmark where the worker has ended."""
+        """Send one order and return the answer. Exits if the worker has ended."""
         print(json.dumps(order), file=self.process.stdin, flush=True)
         answer = self.process.stdout.readline()
         if not answer:
@@ -32,9 +32,9 @@ class Worker:
 
 
 def torch_python(parser, given: str) -> str:
-    """The Python of the rivals' environment, or an error that says how to make it."""
+    """Return the Python of the rivals' environment, or exit with the command that creates it."""
     if not Path(given).exists():
-        parser.error(f"--torch_python={given}: there is no such file. Make it with: make bench-env")
+        parser.error(f"--torch_python={given}: there is no such file. Create it with: make bench-env")
     return given
 
 
