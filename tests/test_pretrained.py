@@ -1,49 +1,44 @@
-"""Folders as Hugging Face's library writes them (tests/fixtures, made by it), loaded, asked, saved and loaded again."""
+"""Hugging Face folders written by the reference library (tests/fixtures): loading, logits, greedy tokens, saving."""
 
+import functools
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.arrays import random_like
+from helpers.commands import command
 from safetensors.numpy import load_file, save_file
 
 import transformer_jax as tj
+from transformer_jax.huggingface import pretrained
 from transformer_jax.huggingface.files import PretrainedError
-from transformer_jax.models import GPT, Encoder, MaskedLM, TokenTagger
+from transformer_jax.models import GPT, Encoder, MaskedLM, TokenTagger, parameter_shapes
 from transformer_jax.nn.kv_cache import make_cache
 from transformer_jax.run import step_function
 from transformer_jax.sampling import generate
 
 FIXTURES = Path(__file__).parent / "fixtures"
-FOLDERS = [
-    "gpt2",
-    "llama",
-    "llama3",
-    "llama_sharded_bf16",
-    "bert",
-    "bert_classifier",
-    "roberta",
-    "t5",
-    "t5_v1_1",
-    "bart",
-    "marian",
-]
+FOLDERS = "gpt2 llama llama3 llama_sharded_bf16 bert bert_classifier roberta t5 t5_v1_1 bart marian".split()
 OLD = ["gpt2_old", "bert_old"]
-WRITERS = ["gpt2", "llama", "llama3", "t5", "t5_v1_1", "bart", "marian"]
+WITH_DECODER = ["gpt2", "llama", "llama3", "t5", "t5_v1_1", "bart", "marian"]
 
 
+@functools.cache
+def run_of(folder):
+    return tj.from_pretrained(FIXTURES / folder)
+
+
+@functools.cache
 def expected(folder):
     return dict(np.load(FIXTURES / folder / "expected.npz"))
 
 
-def ask(run, given):
-    """The logits, and which of them are of real tokens."""
+def logits_of(run, given):
+    """The logits, and a mask of the real tokens among them."""
     if "source" in given:
         out = tj.logits(
             run, given["source"], given["source_is_token"], given["target"], target_is_token=given["target_is_token"]
@@ -53,10 +48,10 @@ def ask(run, given):
     return out, given["is_token"]
 
 
-def assert_as_the_reference(out, is_real, reference):
-    is_real = is_real if out.ndim == 3 else np.ones(len(out), bool)
-    difference = np.abs(np.asarray(out) - reference)[is_real].max()
-    assert difference <= 1e-5 * max(1, np.abs(reference[is_real]).max())
+def assert_equals_reference(out, is_token, reference):
+    is_token = is_token if out.ndim == 3 else np.ones(len(out), bool)
+    difference = np.abs(np.asarray(out) - reference)[is_token].max()
+    assert difference <= 1e-5 * max(1, np.abs(reference[is_token]).max())
 
 
 def tensors_of(folder):
@@ -73,14 +68,14 @@ def change(folder, **values):
 
 
 @pytest.mark.parametrize("folder", FOLDERS + OLD)
-def test_logits_of_real_tokens_are_those_of_the_reference_library(folder):
-    run, given = tj.from_pretrained(FIXTURES / folder), expected(folder)
-    assert_as_the_reference(*ask(run, given), given["logits"])
+def test_logits_equal_those_of_the_reference_library(folder):
+    given = expected(folder)
+    assert_equals_reference(*logits_of(run_of(folder), given), given["logits"])
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_saved_back_every_tensor_is_the_same_to_the_byte(folder, tmp_path):
-    tj.save_pretrained(tj.from_pretrained(FIXTURES / folder), tmp_path / "back")
+def test_loaded_and_saved_every_tensor_is_the_same_to_the_byte(folder, tmp_path):
+    tj.save_pretrained(run_of(folder), tmp_path / "back")
     before, after = tensors_of(FIXTURES / folder), tensors_of(tmp_path / "back")
     assert before.keys() == after.keys()
     for name, tensor in before.items():
@@ -91,14 +86,15 @@ def test_saved_back_every_tensor_is_the_same_to_the_byte(folder, tmp_path):
 
 
 @pytest.mark.parametrize("folder", ["gpt2", "llama_sharded_bf16", "bert_classifier", "marian"])
-def test_through_a_run_directory_and_back_nothing_changes(folder, tmp_path):
-    run, given = tj.from_pretrained(FIXTURES / folder), expected(folder)
+def test_a_run_directory_in_between_changes_nothing(folder, tmp_path):
+    run = run_of(folder)
+    given = expected(folder)
     tj.save(run, tmp_path / "run")
-    again = tj.load(tmp_path / "run")
-    np.testing.assert_array_equal(ask(again, given)[0], ask(run, given)[0])
-    assert jax.tree.map(lambda x: x.dtype, again.params) == jax.tree.map(lambda x: x.dtype, run.params)
-    assert again.generation_defaults == run.generation_defaults
-    tj.save_pretrained(again, tmp_path / "back")
+    loaded = tj.load(tmp_path / "run")
+    np.testing.assert_array_equal(logits_of(loaded, given)[0], logits_of(run, given)[0])
+    assert jax.tree.map(lambda x: x.dtype, loaded.params) == jax.tree.map(lambda x: x.dtype, run.params)
+    assert loaded.generation_defaults == run.generation_defaults
+    tj.save_pretrained(loaded, tmp_path / "back")
     before, after = tensors_of(FIXTURES / folder), tensors_of(tmp_path / "back")
     assert {name: tensor.tobytes() for name, tensor in before.items()} == {
         name: tensor.tobytes() for name, tensor in after.items()
@@ -106,22 +102,25 @@ def test_through_a_run_directory_and_back_nothing_changes(folder, tmp_path):
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_texts_become_the_ids_and_ids_the_texts_of_the_reference_library(folder):
+def test_tokenizers_encode_and_decode_as_the_reference_library(folder):
     texts = FIXTURES / folder / "texts.json"
     if not texts.exists():
         pytest.skip("has no tokenizer")
-    tokenizer = tj.from_pretrained(FIXTURES / folder).tokenizer
+    tokenizer = run_of(folder).tokenizer
     for entry in json.loads(texts.read_text()):
         assert tokenizer.encode(entry["text"], allow_special=True).tolist() == entry["ids"], entry
         assert tokenizer.decode(entry["ids"]) == entry["decoded"]
 
 
-@pytest.mark.parametrize("folder", WRITERS)
-def test_greedy_tokens_are_those_of_the_reference_library(folder):
-    run, given = tj.from_pretrained(FIXTURES / folder), expected(folder)
+@pytest.mark.parametrize("folder", WITH_DECODER)
+def test_greedy_tokens_equal_those_of_the_reference_library(folder):
+    run = run_of(folder)
+    given = expected(folder)
     num_new = given["greedy"].shape[1]
     if "source" in given:
-        start = jax.jit(lambda p, *args: run.model.apply({"params": p}, *args, capacity=num_new, method="start"))
+        start = jax.jit(
+            lambda p, *args: run.model.apply({"params": p}, *args, capacity=num_new, method="encode_source")
+        )
         cache = start(run.params, given["source"], given["source_is_token"])
         tokens = np.full((len(given["source"]), 1), run.generation_defaults.start_id, np.int32)
         is_token = np.ones_like(tokens, bool)
@@ -144,23 +143,23 @@ def test_greedy_tokens_are_those_of_the_reference_library(folder):
     np.testing.assert_array_equal(new.tokens, given["greedy"])
 
 
-def test_a_text_goes_in_and_a_text_comes_out():
-    gpt2 = tj.from_pretrained(FIXTURES / "gpt2")
+def test_texts_are_generated_from_texts():
+    gpt2 = run_of("gpt2")
     texts = tj.generate(gpt2, ["the cat", "a"], max_new_tokens=5, method="greedy")
     assert [text.startswith(prompt) for text, prompt in zip(texts, ("the cat", "a"), strict=True)] == [True, True]
     assert texts[1] == tj.generate(gpt2, "a", max_new_tokens=5, method="greedy")
     for folder in ("t5", "marian", "bart"):
-        run = tj.from_pretrained(FIXTURES / folder)
-        one, two = tj.generate(run, ["The cat sat.", "this text"], max_new_tokens=7, method="greedy")
-        assert isinstance(one, str) and two == tj.generate(run, "this text", max_new_tokens=7, method="greedy")
-    with pytest.raises(tj.UserError, match="MaskedLM writes no text"):
-        tj.generate(tj.from_pretrained(FIXTURES / "bert"), "the cat")
+        first, second = tj.generate(run_of(folder), ["The cat sat.", "this text"], max_new_tokens=7, method="greedy")
+        assert isinstance(first, str)
+        assert second == tj.generate(run_of(folder), "this text", max_new_tokens=7, method="greedy")
+    with pytest.raises(tj.UserError, match="MaskedLM generates no text"):
+        tj.generate(run_of("bert"), "the cat")
 
 
-# What a user can do wrong
+# Malformed folders and other mistakes of a user
 
 
-def test_every_tensor_that_does_not_fit_is_named_in_one_error(tmp_path):
+def test_one_error_names_every_tensor_that_does_not_fit(tmp_path):
     folder = copy("gpt2", tmp_path)
     tensors = load_file(folder / "model.safetensors")
     del tensors["transformer.h.1.ln_2.bias"], tensors["transformer.wpe.weight"]
@@ -170,14 +169,14 @@ def test_every_tensor_that_does_not_fit_is_named_in_one_error(tmp_path):
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(PretrainedError) as error:
         tj.from_pretrained(folder)
-    for said in (
+    for problem in (
         "transformer.h.1.ln_2.bias is missing",
         "transformer.wpe.weight is missing",
         "transformer.h.7.ln_2.bias is unknown",
         "transformer.ln_f.weight has shape [19] and not [20]",
         "transformer.ln_f.bias is of type I32",
     ):
-        assert said in str(error.value)
+        assert problem in str(error.value)
     assert len(str(error.value).splitlines()) == 1
 
 
@@ -201,7 +200,7 @@ def test_every_tensor_that_does_not_fit_is_named_in_one_error(tmp_path):
         ({"vocab_size": 102}, r"transformer.wte.weight has shape \[101, 20\] and not \[102, 20\]"),
     ],
 )
-def test_a_config_that_will_not_do_is_told_in_a_line(values, message, tmp_path):
+def test_an_unsupported_config_is_refused_in_one_line(values, message, tmp_path):
     folder = copy("gpt2", tmp_path)
     change(folder, **values)
     with pytest.raises(tj.UserError, match=message) as error:
@@ -209,7 +208,7 @@ def test_a_config_that_will_not_do_is_told_in_a_line(values, message, tmp_path):
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_pickled_weights_are_refused_with_the_way_to_convert_them(tmp_path):
+def test_the_error_for_pickled_weights_shows_how_to_convert_them(tmp_path):
     folder = copy("gpt2", tmp_path)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(PretrainedError, match="pytorch_model.bin, a pickle.*save_pretrained"):
@@ -221,10 +220,10 @@ def test_pickled_weights_are_refused_with_the_way_to_convert_them(tmp_path):
         tj.from_pretrained(tmp_path / "nowhere")
 
 
-def test_nothing_is_written_over(tmp_path):
-    run = tj.from_pretrained(FIXTURES / "gpt2")
+def test_nothing_is_overwritten(tmp_path):
+    run = run_of("gpt2")
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(PretrainedError, match="there is something already"):
+    with pytest.raises(PretrainedError, match="exists already"):
         tj.save_pretrained(run, tmp_path)
     tj.save(run, tmp_path / "run")
     with pytest.raises(tj.UserError, match="there is a run already"):
@@ -232,13 +231,12 @@ def test_nothing_is_written_over(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.txt", "run"]
 
 
-# Models of our own, and what others have
+# Models of our own, other ways to store a model
 
 
 def own_run(config, model=GPT):
     model = model(config)
-    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-    return tj.Run(model, params, None, config)
+    return tj.Run(model, random_like(parameter_shapes(model)), None, config)
 
 
 LLAMA_LIKE = dict(
@@ -255,17 +253,17 @@ LLAMA_LIKE = dict(
 
 
 @pytest.mark.parametrize("changes", [{"feed_forward": "gelu_tanh"}, LLAMA_LIKE, {"tie_embeddings": False}])
-def test_a_model_of_ones_own_is_saved_as_the_family_that_it_is_of(changes, tmp_path):
+def test_a_model_of_our_own_is_saved_as_the_family_that_has_it(changes, tmp_path):
     run = own_run(
         tj.TransformerConfig(**dict(vocab_size=23, max_len=19, num_layers=2, d_model=20, num_heads=2) | changes)
     )
     tj.save_pretrained(run, tmp_path / "folder")
-    again = tj.from_pretrained(tmp_path / "folder")
+    loaded = tj.from_pretrained(tmp_path / "folder")
     tokens = np.random.default_rng(0).integers(0, 23, (3, 7))
-    np.testing.assert_array_equal(tj.logits(again, tokens), tj.logits(run, tokens))
+    np.testing.assert_array_equal(tj.logits(loaded, tokens), tj.logits(run, tokens))
 
 
-def test_a_model_that_no_family_has_is_told_why(tmp_path):
+def test_the_error_for_a_model_that_no_family_has_tells_the_differences(tmp_path):
     run = own_run(tj.TransformerConfig(vocab_size=23, num_layers=1, window=5, positions="alibi"))
     with pytest.raises(PretrainedError, match=r"gpt2 has 'learned' only.*llama has 'rmsnorm' only"):
         tj.save_pretrained(run, tmp_path / "folder")
@@ -275,42 +273,43 @@ def test_a_model_that_no_family_has_is_told_why(tmp_path):
     assert not (tmp_path / "folder").exists()
 
 
-def test_a_name_is_looked_up_in_the_hubs_cache(tmp_path):
+def test_a_name_is_looked_up_in_the_cache_of_the_hub(tmp_path, monkeypatch):
     model = tmp_path / "hub" / "models--me--tiny"
     snapshot = model / "snapshots" / "0123abcd"
     for part in (snapshot, model / "blobs", model / "refs"):
         part.mkdir(parents=True)
     (model / "refs" / "main").write_text("0123abcd")
-    for file in (FIXTURES / "gpt2").glob("*"):  # as the hub's library keeps them: links to files named by their content
+    for file in (FIXTURES / "gpt2").glob("*"):  # as huggingface_hub keeps them: links to files named by their content
         if file.suffix in (".json", ".safetensors"):
             shutil.copy(file, model / "blobs" / f"blob-{file.name}")
             (snapshot / file.name).symlink_to(f"../../blobs/blob-{file.name}")
-    program = (
-        "import transformer_jax as tj\nprint(tj.logits(tj.from_pretrained('me/tiny'), [[1, 2]]).shape)\n"
-        "try: tj.from_pretrained('me/other')\nexcept tj.UserError as error: print(error)"
-    )
-    env = os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(command, env=env, cwd=FIXTURES.parents[1], text=True, capture_output=True)
-    shape, error = done.stdout.splitlines()
-    assert shape == "(1, 2, 101)"
-    assert error.startswith("me/other: there is no such folder, and the hub did not give one")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert tj.logits(tj.from_pretrained("me/tiny"), [[1, 2]]).shape == (1, 2, 101)
+    with pytest.raises(PretrainedError, match="^me/other: no such folder, and the hub did not provide it") as error:
+        tj.from_pretrained("me/other")
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_name_without_huggingface_hub_installed_is_refused_with_the_pip_command(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # as if it were not installed
+    with pytest.raises(tj.UserError, match=r'^huggingface_hub: .*pip install "transformer_jax\[hub\]"') as error:
+        tj.from_pretrained("me/tiny")
+    assert len(str(error.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("folder, model", [("bert", MaskedLM), ("gpt2", GPT)])
-def test_several_files_hold_what_one_would(folder, model, tmp_path, monkeypatch):
-    from transformer_jax.huggingface import pretrained
-
+def test_shards_hold_the_same_tensors_as_one_file(folder, model, tmp_path, monkeypatch):
     monkeypatch.setattr(pretrained, "SHARD_BYTES", 5000)
-    run = tj.from_pretrained(FIXTURES / folder)
+    run = run_of(folder)
     tj.save_pretrained(run, tmp_path / "folder")
     assert len(list((tmp_path / "folder").glob("model-*-of-*.safetensors"))) > 3
-    again = tj.from_pretrained(tmp_path / "folder")
-    assert isinstance(again.model, model)
-    jax.tree.map(np.testing.assert_array_equal, again.params, run.params)
+    loaded = tj.from_pretrained(tmp_path / "folder")
+    assert isinstance(loaded.model, model)
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, run.params)
 
 
-def test_a_folder_without_a_head_is_the_encoder_itself(tmp_path):
+def test_a_folder_without_a_head_is_loaded_as_an_encoder(tmp_path):
     folder = copy("bert", tmp_path)
     body = {
         name.removeprefix("bert."): tensor
@@ -322,10 +321,10 @@ def test_a_folder_without_a_head_is_the_encoder_itself(tmp_path):
     run, given = tj.from_pretrained(folder), expected("bert")
     assert isinstance(run.model, Encoder)
     hidden = tj.logits(run, given["tokens"], given["is_token"], token_types=given["token_types"])
-    assert_as_the_reference(hidden, given["is_token"], given["hidden"])
+    assert_equals_reference(hidden, given["is_token"], given["hidden"])
 
 
-def test_a_tagger_has_as_many_tags_as_the_config_has_names(tmp_path):
+def test_a_tagger_has_one_tag_per_label_name_in_the_config(tmp_path):
     folder = copy("bert_classifier", tmp_path)
     tensors = load_file(folder / "model.safetensors")
     kept = {name: tensor for name, tensor in tensors.items() if "pooler" not in name}
@@ -336,20 +335,16 @@ def test_a_tagger_has_as_many_tags_as_the_config_has_names(tmp_path):
     assert tj.logits(run, [[1, 2, 5, 7, 3]]).shape == (1, 5, 3)
 
 
-def test_the_command_converts_there_and_back_and_what_it_made_can_be_sampled(tmp_path):
-    def command(*arguments):
-        env = os.environ | {"JAX_PLATFORMS": "cpu"}
-        words = [sys.executable, "-m", "transformer_jax", *map(str, arguments)]
-        return subprocess.run(words, env=env, cwd=FIXTURES.parents[1], text=True, capture_output=True)
-
-    there = command("convert", f"--from={FIXTURES / 'gpt2'}", f"--to={tmp_path / 'run'}")
-    assert there.returncode == 0 and "a GPT, written to" in there.stdout, there.stderr
+def test_the_convert_command_converts_a_folder_to_a_run_directory_and_back(tmp_path):
+    done = command("convert", f"--from={FIXTURES / 'gpt2'}", f"--to={tmp_path / 'run'}")
+    assert done.returncode == 0 and "a GPT, written to" in done.stdout, done.stderr
     sample = command("sample", f"--run_dir={tmp_path / 'run'}", "--prompt=the cat", "--max_new_tokens=3")
     assert sample.returncode == 0 and sample.stdout.startswith("the cat"), sample.stderr
     back = command("convert", f"--from={tmp_path / 'run'}", f"--to={tmp_path / 'folder'}")
     assert back.returncode == 0, back.stderr
-    before, after = tensors_of(FIXTURES / "gpt2"), tensors_of(tmp_path / "folder")
+    before = tensors_of(FIXTURES / "gpt2")
+    after = tensors_of(tmp_path / "folder")
     assert all(tensor.tobytes() == after[name].tobytes() for name, tensor in before.items())
     assert (tmp_path / "folder" / "tokenizer.json").read_bytes() == (FIXTURES / "gpt2" / "tokenizer.json").read_bytes()
-    again = command("convert", f"--from={FIXTURES / 'gpt2'}", f"--to={tmp_path / 'folder'}")
-    assert again.returncode == 2 and "there is something already" in again.stderr
+    refused = command("convert", f"--from={FIXTURES / 'gpt2'}", f"--to={tmp_path / 'folder'}")
+    assert refused.returncode == 2 and "exists already" in refused.stderr
