@@ -1,4 +1,4 @@
-"""The same steps on one device and on four. Run as a program, this file is what the process with four does."""
+"""Training steps on four devices equal those on one. Run as a program, this file is the process with four devices."""
 
 import functools
 import json
@@ -32,14 +32,14 @@ CASES = [(name, accumulation) for name in PARALLEL for accumulation in (1, 2)]
 
 
 def make_batch(seed):
-    """Rows of very different lengths; whole devices get nothing but padding."""
+    """A batch with rows of very different lengths; some devices get only padding."""
     rng = np.random.default_rng(seed)
     is_token = np.arange(T + 1) < np.array([8, 0, 3, 0, 1, 2, 8, 5])[:, None]
     return {"tokens": rng.integers(0, V, (B, T + 1), dtype=np.int32), "is_token": is_token}
 
 
 def make(name, accumulation=1):
-    optimizer = optax.sgd(0.5)  # a plain one: the parameters follow the gradients
+    optimizer = optax.sgd(0.5)  # without state: the parameters show the gradients
     step = functools.partial(
         train_step,
         model=MODEL,
@@ -57,7 +57,7 @@ def make(name, accumulation=1):
 
 
 def train(name, accumulation) -> tuple[TrainState, list[float]]:
-    """The state after NUM_STEPS steps, and the sums of an evaluation."""
+    """Train NUM_STEPS steps; return the state, and the sums of an evaluation."""
     parallel, state = make(name, accumulation)
     batches = jax.tree.map(lambda *x: np.stack(x), *map(make_batch, range(NUM_STEPS)))
     state = parallel.train(parallel.put(state), batches, NUM_STEPS)
@@ -66,7 +66,7 @@ def train(name, accumulation) -> tuple[TrainState, list[float]]:
 
 
 def on_four_devices(folder: Path) -> None:
-    """Train in every way, save, and print what came of it."""
+    """Train every case, save checkpoints, and print a report."""
     report = {"devices": jax.device_count(), "sums": {}, "refused": {}}
     for name, accumulation in CASES:
         state, report["sums"][f"{name}-{accumulation}"] = train(name, accumulation)
@@ -84,7 +84,7 @@ def on_four_devices(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def one_device():
-    """The states on a single device, the truth of this file, and the sums of an evaluation."""
+    """The state on a single device, the reference of this file, and the sums of an evaluation."""
     assert jax.device_count() == 1
     return train("jit", 1)
 
@@ -115,7 +115,7 @@ def test_steps_on_four_devices_equal_those_on_one(one_device, four_devices, name
 
 
 @pytest.mark.parametrize("name, accumulation", [("pmap", 2)])
-def test_steps_on_one_device_are_the_same_in_every_way(one_device, name, accumulation):
+def test_steps_on_one_device_are_the_same_under_pmap(one_device, name, accumulation):
     state, sums = train(name, accumulation)
     jax.tree.map(assert_close, state.params, one_device[0].params)
     np.testing.assert_allclose(sums, one_device[1], rtol=1e-5)
@@ -126,14 +126,12 @@ def test_an_evaluation_counts_every_target_once(one_device):
 
 
 @pytest.mark.parametrize("name", PARALLEL)
-def test_a_batch_that_the_devices_cannot_share_is_refused(four_devices, name):
+def test_a_batch_that_the_devices_do_not_divide_is_refused(four_devices, name):
     assert "= 6: must be divisible by the 4 devices" in four_devices[1]["refused"][name]
 
 
 @pytest.mark.parametrize("name, accumulation", CASES)
-def test_a_checkpoint_of_four_devices_is_restored_on_one_with_equal_arrays(
-    one_device, four_devices, name, accumulation
-):
+def test_a_checkpoint_of_four_devices_is_restored_exactly_on_one(one_device, four_devices, name, accumulation):
     folder, _ = four_devices
     checkpoints = Checkpoints(folder / f"{name}-{accumulation}")
     state, _ = one_device

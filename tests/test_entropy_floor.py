@@ -1,4 +1,4 @@
-"""The comparison of a loss with the floor: what is below it is called a leak, and nothing else is."""
+"""Entropy floor: a loss clearly below it is reported as a leak, and no other loss is."""
 
 import json
 import math
@@ -29,32 +29,32 @@ each_source = pytest.mark.parametrize("source", TRUTHS)
 
 
 def in_jax(truth, mix=lambda probabilities, tokens: probabilities):
-    """The truth as a model, with a forward algorithm of its own; `mix` makes other probabilities of the true ones.
+    """The true distribution as a model, with its own forward algorithm; `mix` changes the true probabilities.
 
-    Called as `losses.causal_lm` calls a model: first for activations, here the tokens, and then for logits.
+    `losses.causal_lm` calls it as it calls a model: first for activations (here the tokens), then for logits.
     """
     arcs = jnp.array(truth.arcs)
 
     def logits(tokens):
-        def read(belief, column):
+        def advance(belief, column):
             belief = jnp.einsum("bi,bij->bj", belief, arcs[column])
             belief /= belief.sum(axis=1, keepdims=True)
             return belief, jnp.einsum("bj,vjk->bv", belief, arcs)
 
         start = jnp.tile(jnp.array(truth.stationary), (len(tokens), 1))
-        probabilities = jax.lax.scan(read, start, tokens.T)[1].swapaxes(0, 1)
+        probabilities = jax.lax.scan(advance, start, tokens.T)[1].swapaxes(0, 1)
         return jnp.log(jnp.maximum(mix(probabilities, tokens), 1e-30))
 
     return lambda x, method, **_: x[..., None] if method == "activations" else logits(x[..., 0])
 
 
 def evaluation(model):
-    """The compiled step of an evaluation; model: params -> apply."""
+    """Compiled evaluation step of a model; model: params -> apply."""
     return jax.jit(lambda params, batch: paired(losses.causal_lm)(model(params), batch))
 
 
 def compared(truth, text, step, params=None, rows=29):
-    """What a run would say of this model on this text. Padding is the truth's character 0, which is no matter."""
+    """Evaluation of this model on this text, as in a run. Padding is character 0 of the truth, and is not counted."""
     tokens = windows(truth, text, 1)[:, 0].astype(np.int32)
 
     def floor(batch):
@@ -64,7 +64,7 @@ def compared(truth, text, step, params=None, rows=29):
 
 
 def noise(key, size):
-    """Somewhat other odds: what a model that has learned well says."""
+    """Slightly different probabilities, as of a well trained model."""
 
     def mix(probabilities, tokens):
         noisy = probabilities * jnp.exp(size * jax.random.normal(key, probabilities.shape))
@@ -74,7 +74,7 @@ def noise(key, size):
 
 
 def sees_targets(share):
-    """The truth with a part of a model that knows what comes, as one whose mask is off by one does."""
+    """The truth mixed with a model that sees the target, as one whose mask is off by one."""
 
     def mix(probabilities, tokens):
         seen = jax.nn.one_hot(jnp.roll(tokens, -1, axis=1), probabilities.shape[-1])
@@ -84,7 +84,7 @@ def sees_targets(share):
 
 
 @each_source
-def test_twenty_honest_models_on_twenty_texts_raise_no_alarm(source):
+def test_twenty_models_without_a_leak_on_twenty_texts_report_none(source):
     truth = known_truth(source)
     step = evaluation(lambda key: in_jax(truth, noise(key, 0.02)))
     for seed in range(20):
@@ -94,20 +94,20 @@ def test_twenty_honest_models_on_twenty_texts_raise_no_alarm(source):
 
 
 @each_source
-def test_the_truth_itself_is_at_the_floor_and_no_leak(source):
+def test_the_true_distribution_is_at_the_floor_and_no_leak(source):
     truth = known_truth(source)
     values = compared(truth, truth.draw(5_003, 7), evaluation(lambda _: in_jax(truth)))
     assert abs(values["gap"]) < 1e-5 and not values["leak"]
 
 
 @each_source
-def test_a_model_that_sees_a_thousandth_of_the_target_is_reported(source):
+def test_a_model_with_a_thousandth_of_the_target_mixed_in_is_reported(source):
     truth = known_truth(source)
     values = compared(truth, truth.draw(20_011, 8), evaluation(lambda _: in_jax(truth, sees_targets(0.001))))
     assert values["leak"] and -0.1 < values["gap"] < -3 * values["gap_error"] < 0
 
 
-def test_the_gap_and_its_error_are_those_of_the_differences_of_windows_whatever_the_batches():
+def test_gap_and_error_come_from_differences_by_window_for_any_batch_size():
     truth = known_truth("hmm")
     text, step = truth.draw(1_009, 9), evaluation(lambda _: in_jax(truth, lambda p, _: 0.7 * p + 0.3 / p.shape[-1]))
     results = [compared(truth, text, step, rows=rows) for rows in (1, 7, 53)]
@@ -127,7 +127,7 @@ def test_the_gap_and_its_error_are_those_of_the_differences_of_windows_whatever_
 
 
 @pytest.mark.parametrize("errors, is_leak", [(2.9, False), (3.1, True)])
-def test_a_leak_begins_at_three_standard_errors_below_the_floor(errors, is_leak):
+def test_a_leak_is_more_than_three_standard_errors_below_the_floor(errors, is_leak):
     scatter = np.random.default_rng(0).normal(size=101)
     differences = scatter - scatter.mean() - errors * scatter.std(ddof=1) / 101**0.5
     values = compare(
@@ -138,7 +138,7 @@ def test_a_leak_begins_at_three_standard_errors_below_the_floor(errors, is_leak)
     assert values["leak"] == is_leak
 
 
-def test_one_window_is_too_little_to_call_anything_a_leak():
+def test_a_single_window_is_never_a_leak():
     values = compare({"loss": 1.0, "floor": 9.0, "gap_squares": 64.0, "windows": 1.0}, 7.0)
     assert math.isnan(values["gap_error"]) and not values["leak"]
 
@@ -167,7 +167,7 @@ def config_of(source, **changes):
 
 
 @each_source
-def test_a_run_of_20_steps_writes_floor_and_gap_and_so_does_its_evaluation(source, tmp_path, capsys):
+def test_a_run_and_its_evaluation_write_floor_and_gap(source, tmp_path, capsys):
     workdir = train(config_of(source, train__tensorboard=True), tmp_path / "run")
     events = [event for event in read_metrics(workdir / "metrics.jsonl") if event["split"] == "val"]
     assert [event["step"] for event in events] == [10, 20]
@@ -186,10 +186,10 @@ def test_a_run_of_20_steps_writes_floor_and_gap_and_so_does_its_evaluation(sourc
     assert again["loss"] == pytest.approx(events[1]["loss"], rel=1e-5)
     assert again["floor"] == pytest.approx(events[1]["floor"], rel=1e-6)
     assert test["floor"] != again["floor"] and test["gap"] > 0
-    assert "floor" not in learned  # what was learned by heart may be below it
+    assert "floor" not in learned  # memorized text may be below it
 
 
-def test_targets_that_are_not_shifted_are_a_leak_that_is_loud(monkeypatch, tmp_path, capsys):
+def test_targets_that_are_not_shifted_are_reported_as_a_leak(monkeypatch, tmp_path, capsys):
     def unshifted(apply, batch, deterministic=True):
         tokens, is_target = batch["tokens"][:, :-1], batch["is_token"][:, :-1]
         x = apply(tokens, deterministic=deterministic, method="activations")
@@ -205,7 +205,7 @@ def test_targets_that_are_not_shifted_are_a_leak_that_is_loud(monkeypatch, tmp_p
     assert json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])["leak"] is True
 
 
-def test_where_tokens_are_characters_the_floor_is_the_same_and_else_there_is_none():
+def test_only_tokens_that_are_characters_have_a_floor_and_it_is_the_same():
     text = draw_part("grammar", "val", 503)
     floors = []
     for tokenizer in (train_tokenizer("char", 0, text), ByteTokenizer()):

@@ -11,10 +11,11 @@ from train import flops
 from train.data.batches import eval_batches
 from train.evaluation import evaluate
 from train.losses import causal_lm
-from train.metrics import MetricsLog, bits_per_byte, perplexity, read_metrics, text_metrics
+from train.metrics import MetricsLog, bits_per_byte, read_metrics, text_metrics
 from train.plot import draw_loss
 from train.step import eval_step
 from transformer_jax.config import TransformerConfig
+from transformer_jax.inference.predict import perplexity
 from transformer_jax.models import GPT
 
 NUMBERS = {
@@ -50,14 +51,14 @@ def line(step, split="train", loss=1.5):
 # Numbers
 
 
-def test_perplexity_is_how_many_equally_likely_tokens_are_as_hard_to_guess():
+def test_perplexity_is_the_number_of_equally_likely_tokens():
     assert perplexity(math.log(64)) == pytest.approx(64)
     assert perplexity(0.0) == 1.0
     assert math.isfinite(perplexity(1e9))
 
 
-def test_bits_per_byte_do_not_depend_on_how_text_is_cut_into_tokens():
-    assert bits_per_byte(math.log(256), 1.0) == pytest.approx(8)  # a guess among all bytes
+def test_bits_per_byte_do_not_depend_on_the_tokenizer():
+    assert bits_per_byte(math.log(256), 1.0) == pytest.approx(8)  # a uniform guess among all bytes
     assert bits_per_byte(3 * math.log(256), 3.0) == pytest.approx(8)  # the same, for tokens of three bytes
     assert bits_per_byte(math.log(2), 2.0) == pytest.approx(0.5)
 
@@ -65,7 +66,7 @@ def test_bits_per_byte_do_not_depend_on_how_text_is_cut_into_tokens():
 # metrics.jsonl
 
 
-def test_each_event_is_a_line(open_log, tmp_path):
+def test_each_event_is_a_line_of_json(open_log, tmp_path):
     log = open_log()
     log.train(10, NUMBERS, 0.25)
     log.val(10, {"loss": math.log(16)} | text_metrics(math.log(16), 2.0))
@@ -82,7 +83,7 @@ def test_each_event_is_a_line(open_log, tmp_path):
     }
 
 
-def test_what_is_no_number_becomes_null(open_log, tmp_path):
+def test_nan_and_infinity_become_null(open_log, tmp_path):
     log = open_log(tensorboard=True)
     log.train(10, NUMBERS | {"weight_sum": np.float32(0), "grad_norm": np.float32("inf")}, 0.25)
     log.val(10, {"loss": math.nan} | text_metrics(math.nan, 2.0))
@@ -93,7 +94,7 @@ def test_what_is_no_number_becomes_null(open_log, tmp_path):
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
 
 
-def test_lines_after_the_resumed_step_are_dropped_and_those_before_stay(open_log, tmp_path):
+def test_only_lines_after_the_resumed_step_are_dropped(open_log, tmp_path):
     kept = [line(5), line(10), line(10, "val")]
     write_lines(tmp_path, *kept, line(11), line(20), line(20, "val"))
     log = open_log(first_step=10)
@@ -111,13 +112,13 @@ def test_a_line_that_a_kill_cut_off_is_dropped(open_log, tmp_path, length):
     assert [json.loads(text)["step"] for text in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [5, 15]
 
 
-def test_a_last_line_that_lacks_nothing_but_its_end_is_kept(open_log, tmp_path):
+def test_a_last_line_that_lacks_only_its_newline_is_kept(open_log, tmp_path):
     write_lines(tmp_path, line(5), line(10).rstrip())
     open_log(first_step=10).train(15, NUMBERS, 0.25)
     assert [json.loads(text)["step"] for text in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [5, 10, 15]
 
 
-def test_metrics_that_are_not_there_are_none(tmp_path):
+def test_a_missing_metrics_file_has_no_events(tmp_path):
     assert read_metrics(tmp_path / "metrics.jsonl") == []
 
 
@@ -130,7 +131,7 @@ def test_the_loss_curve_is_a_png(tmp_path):
     assert path == tmp_path / "loss.png" and path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
-def test_a_run_without_events_has_a_curve_too(tmp_path):
+def test_a_run_without_events_has_a_loss_curve_too(tmp_path):
     assert draw_loss(tmp_path).stat().st_size > 0
 
 
@@ -148,7 +149,7 @@ def test_evaluation_does_not_depend_on_the_batch_size():
     step = jax.jit(functools.partial(eval_step, model=model, loss_fn=causal_lm))
     losses = [evaluate(step, params, eval_batches(tokens, max_len, rows))["loss"] for rows in (1, 3, 17)]
     np.testing.assert_allclose(losses, losses[0], rtol=1e-6)
-    # By hand, window by window: each predicts max_len tokens, or what is left.
+    # The same window by window: each predicts max_len tokens, the last one the remaining tokens.
     apply, nats = jax.jit(model.apply), []
     for start in range(0, len(tokens) - 1, max_len):
         window = tokens[start : start + max_len + 1]
@@ -160,11 +161,11 @@ def test_evaluation_does_not_depend_on_the_batch_size():
     np.testing.assert_allclose(losses[0], np.mean(nats), rtol=1e-5)
 
 
-# What a model costs
+# Cost of a model
 
 
 @pytest.mark.parametrize("tie_embeddings", [True, False])
-def test_parameters_and_operations_are_those_counted_by_hand(tie_embeddings):
+def test_parameters_and_operations_equal_a_count_by_hand(tie_embeddings):
     config = TransformerConfig(
         vocab_size=10, max_len=3, num_layers=1, d_model=4, num_heads=2, d_ff=8, tie_embeddings=tie_embeddings
     )
@@ -175,5 +176,5 @@ def test_parameters_and_operations_are_those_counted_by_hand(tie_embeddings):
     unembed = 0 if tie_embeddings else 4 * 10
     assert flops.count_params(params) == kernels + biases + norms + 10 * 4 + 3 * 4 + unembed
     assert flops.num_bytes(params) == 4 * flops.count_params(params)
-    # 6 for each weight, the output projection's too; 12 for each of the 3 places, 2 heads and 2 numbers of a head
+    # 6 for each weight, the output projection included; 12 for each of 3 positions, 2 heads and 2 numbers of a head
     assert flops.flops_per_token(params, config) == 6 * (kernels + 10 * 4) + 12 * 3 * 2 * 2

@@ -15,14 +15,14 @@ D, N, H, F, V = 13, 3, 5, 17, 23
 
 
 def gpt_params(**changes):
-    """Shapes of a real model's parameters."""
+    """Shapes of the parameters of a GPT."""
     fields = dict(vocab_size=V, max_len=11, num_layers=1, d_model=D, num_heads=N, head_dim=H, d_ff=F) | changes
     model = GPT(TransformerConfig(**fields))
     return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((2, 7), jnp.int32))["params"]
 
 
 def random_like(tree, seed):
-    """Random numbers, none of them near 0."""
+    """Random numbers with the shapes of `tree`, none of them near 0."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: jnp.float32(rng.choice([-1, 1], x.shape) * rng.uniform(0.5, 2, x.shape)), tree)
 
@@ -33,7 +33,7 @@ def named(tree, is_leaf=None):
 
 
 def updates_of(config, params, gradients):
-    """The update of each of these gradients in turn, from a fresh optimizer."""
+    """Updates of a new optimizer for each of these gradients in turn."""
     optimizer = make_optimizer(config, NUM_STEPS)
     state, all_updates = optimizer.init(params), []
     update = jax.jit(optimizer.update)
@@ -48,7 +48,7 @@ def updates_of(config, params, gradients):
 
 @pytest.mark.parametrize("warmup_steps", [0, WARMUP])
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_the_learning_rate_rises_from_0_to_its_peak_and_ends_where_it_should(name, warmup_steps):
+def test_the_learning_rate_rises_from_0_to_its_peak_and_falls_to_its_final_value(name, warmup_steps):
     config = OptimizerConfig(schedule=name, peak_lr=0.5, final_lr_fraction=0.2, warmup_steps=warmup_steps)
     rates = jax.vmap(make_schedule(config, NUM_STEPS))(jnp.arange(NUM_STEPS + 1))
     last, middle = (0.5, 0.5) if name == "constant" else (0.1, 0.3)
@@ -73,14 +73,14 @@ def test_a_warmup_takes_at_most_half_of_the_run(name):
     assert max(rates[0]) == pytest.approx(OptimizerConfig().peak_lr)
 
 
-def test_unknown_names_are_answered_with_the_known_ones():
+def test_an_unknown_optimizer_or_schedule_is_refused_with_the_known_names():
     with pytest.raises(UserError, match="optimizer.schedule='cosine'.*warmup_cosine, warmup_linear, constant"):
         make_schedule(OptimizerConfig(schedule="cosine"), NUM_STEPS)
     with pytest.raises(UserError, match="optimizer.name='adam'.*adamw, muon"):
         make_optimizer(OptimizerConfig(name="adam", warmup_steps=0), NUM_STEPS)
 
 
-# What is done to which parameter
+# Which parameters decay, and which are for Muon
 
 
 @pytest.mark.parametrize("tie_embeddings", [True, False])
@@ -91,7 +91,7 @@ def test_kernels_and_embeddings_decay_and_biases_and_norms_do_not(tie_embeddings
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_weight_decay_pulls_kernels_and_embeddings_to_zero_and_leaves_the_rest(optimizer):
+def test_weight_decay_shrinks_kernels_and_embeddings_only(optimizer):
     params = random_like(gpt_params(tie_embeddings=False), 0)
     config = OptimizerConfig(name=optimizer, schedule="constant", warmup_steps=0, weight_decay=0.3, clip_norm=0.0)
     [updates] = updates_of(config, params, [jax.tree.map(jnp.zeros_like, params)])
@@ -99,12 +99,12 @@ def test_weight_decay_pulls_kernels_and_embeddings_to_zero_and_leaves_the_rest(o
         param = named(params)[name]
         if name.rsplit("/", 1)[-1] in ("kernel", "embedding"):
             assert np.all(np.sign(update) == -np.sign(param)), name
-            assert np.ptp(update / param) < 1e-6, name  # the same share of each
+            assert np.ptp(update / param) < 1e-6, name  # the same fraction of every number
         else:
             assert np.all(update == 0), name
 
 
-def test_muon_takes_the_matrices_between_activations_with_their_true_rows_and_columns():
+def test_muon_gets_the_rows_and_columns_of_every_matrix_between_activations():
     expected = {
         "query": ((0,), (1, 2)),
         "key": ((0,), (1, 2)),
@@ -127,14 +127,16 @@ def test_muon_takes_the_matrices_between_activations_with_their_true_rows_and_co
     assert seen == set(expected)
 
 
-def test_under_muon_adam_moves_embeddings_norms_and_biases_and_muon_the_kernels():
+def test_with_muon_embeddings_norms_and_biases_are_updated_by_adam():
     params = random_like(gpt_params(tie_embeddings=False), 0)
     config = OptimizerConfig(
         name="muon", schedule="constant", warmup_steps=0, peak_lr=1e-3, muon_lr=1e-2, weight_decay=0.0, clip_norm=0.0
     )
     [updates] = updates_of(config, params, [random_like(params, 1)])
     for name, update in named(updates).items():
-        is_adam = np.ptp(np.abs(update)) < 0.05 * np.abs(update).max()  # Adam's first update is as large everywhere
+        is_adam = (
+            np.ptp(np.abs(update)) < 0.05 * np.abs(update).max()
+        )  # Adam's first update has the same size everywhere
         assert is_adam == ("kernel" not in name or "unembed" in name), name
         if not is_adam:
             num_in = 2 if "out/" in name else 1
@@ -144,7 +146,7 @@ def test_under_muon_adam_moves_embeddings_norms_and_biases_and_muon_the_kernels(
 
 
 @pytest.mark.parametrize("name, shape, num_in", [("query", (D, N, H), 1), ("out", (N, H, D), 2)])
-def test_muon_treats_a_kernel_of_three_axes_as_the_matrix_it_stands_for(name, shape, num_in):
+def test_muon_treats_a_kernel_of_three_axes_as_its_flattened_matrix(name, shape, num_in):
     flat_shape = (int(np.prod(shape[:num_in])), int(np.prod(shape[num_in:])))
     config = OptimizerConfig(name="muon", schedule="constant", warmup_steps=0, weight_decay=0.2)
     tensors = [random_like({name: {"kernel": jnp.zeros(shape)}}, seed) for seed in range(4)]
@@ -159,13 +161,13 @@ def test_muon_treats_a_kernel_of_three_axes_as_the_matrix_it_stands_for(name, sh
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_a_gradient_beyond_clip_norm_counts_as_one_of_that_norm_in_the_same_direction(optimizer):
+def test_a_gradient_above_clip_norm_is_scaled_to_that_norm(optimizer):
     params = random_like(gpt_params(), 2)
     large, small = random_like(params, 3), random_like(params, 4)
     scale = float(optax.tree.norm(large))
     assert scale > 2
     clipped = jax.tree.map(lambda x: x * (0.5 / scale), large)
-    small = jax.tree.map(lambda x: x * (0.3 / optax.tree.norm(small)), small)  # below clip_norm: as it is
+    small = jax.tree.map(lambda x: x * (0.3 / optax.tree.norm(small)), small)  # below clip_norm: unchanged
     settings = dict(name=optimizer, schedule="constant", warmup_steps=0)
     with_clip = updates_of(OptimizerConfig(**settings, clip_norm=0.5), params, [large, small])
     by_hand = updates_of(OptimizerConfig(**settings, clip_norm=0.0), params, [clipped, small])

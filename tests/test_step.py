@@ -17,7 +17,7 @@ from transformer_jax.models import GPT
 B, T, V = 6, 7, 23  # B is a product, so that micro-batches can divide it
 CONFIG = TransformerConfig(vocab_size=V, max_len=11, num_layers=1, d_model=13, num_heads=2, head_dim=5, d_ff=17)
 LENGTHS = (8, 3, 1, 5, 0, 8)  # tokens in each row; a row of one token, or none, has no target
-FINE, NAN_LOSS, NAN_GRADIENT = range(3)
+FINITE, NAN_LOSS, NAN_GRADIENT = range(3)
 
 
 def make_batch(seed, lengths=LENGTHS):
@@ -30,7 +30,7 @@ def stack(batches):
 
 
 class Bigrams(nn.Module):
-    """Each token predicts the next through a hidden layer: what a step does to it, it does to any model."""
+    """A small model, each token predicts the next through a hidden layer: a step treats all models alike."""
 
     dropout_rate: float = 0.0
 
@@ -54,8 +54,8 @@ def first_params(model):
 
 
 def make(optimizer=None, loss_fn=causal_lm, dropout_rate=0.0, model=None, **options):
-    """A step that is not yet compiled, and a state."""
-    optimizer = optimizer or optax.sgd(1.0)  # then the change of the parameters is the gradient
+    """Make a training step, not yet compiled, and its state."""
+    optimizer = optimizer or optax.sgd(1.0)  # so that the change of the parameters is the gradient
     options = dict(seed=0, accumulation=1, max_consecutive_skips=3, log_every=1000) | options
     model = model or Bigrams(dropout_rate)
     step = functools.partial(train_step, model=model, loss_fn=loss_fn, optimizer=optimizer, **options)
@@ -63,7 +63,7 @@ def make(optimizer=None, loss_fn=causal_lm, dropout_rate=0.0, model=None, **opti
 
 
 def marked_lm(apply, batch, deterministic=True):
-    """causal_lm, but a batch may be marked to have a loss, or only a gradient, that is NaN."""
+    """causal_lm, but a mark of the batch makes its loss, or only its gradient, NaN."""
     loss, weight, counts = causal_lm(apply, {name: batch[name] for name in ("tokens", "is_token")}, deterministic)
     mark = batch["mark"][0]
     root = jnp.sqrt(jnp.where(mark == NAN_GRADIENT, 0.0 * loss, loss))  # sqrt has no finite slope at 0
@@ -87,10 +87,10 @@ def differ(a, b):
     return any(np.any(x != y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
-# The loss_fn
+# Losses
 
 
-def test_the_loss_sums_what_a_loop_over_real_targets_sums():
+def test_causal_lm_equals_a_loop_over_the_targets():
     batch = make_batch(3)
     logits = np.random.default_rng(4).normal(size=(B, T, V)).astype(np.float32)
     expected, num_targets = 0.0, 0
@@ -112,8 +112,8 @@ def test_the_loss_sums_what_a_loop_over_real_targets_sums():
     np.testing.assert_allclose(loss_sum, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("pieces_of", [1, 2, 3, 5])
-def test_cross_entropy_in_pieces_has_the_loss_and_the_gradient_of_all_logits_at_once(pieces_of):
+@pytest.mark.parametrize("positions_in_piece", [1, 2, 3, 5])
+def test_cross_entropy_in_pieces_equals_loss_and_gradient_of_all_logits_at_once(positions_in_piece):
     random = np.random.default_rng(11)
     x, table = random.normal(size=(B, T, 13)).astype(np.float32), random.normal(size=(13, V)).astype(np.float32)
     targets, weights = random.integers(0, V, (B, T)), random.normal(size=(B, T)).astype(np.float32)
@@ -123,7 +123,7 @@ def test_cross_entropy_in_pieces_has_the_loss_and_the_gradient_of_all_logits_at_
         return jnp.sum(weights * nats), nats
 
     both = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
-    assert_close(both(x, table, pieces_of * B * V), both(x, table, 10**9))
+    assert_close(both(x, table, positions_in_piece * B * V), both(x, table, 10**9))
 
 
 def test_logits_of_a_large_vocabulary_are_never_all_in_memory():
@@ -149,12 +149,12 @@ def test_padding_changes_neither_loss_nor_gradient():
 
 
 @pytest.mark.parametrize("accumulation", [2, 3, 6])
-def test_accumulated_micro_batches_equal_one_big_batch_however_uneven_their_padding(accumulation):
-    whole, state = make()
-    parts, _ = make(accumulation=accumulation)
-    whole, parts = jax.jit(whole), jax.jit(parts)
+def test_accumulated_micro_batches_equal_one_batch_despite_uneven_padding(accumulation):
+    one_batch, state = make()
+    micro_batches, _ = make(accumulation=accumulation)
+    one_batch, micro_batches = jax.jit(one_batch), jax.jit(micro_batches)
     for seed in (7, 8):
-        one, many = whole(state, make_batch(seed)), parts(state, make_batch(seed))
+        one, many = one_batch(state, make_batch(seed)), micro_batches(state, make_batch(seed))
         assert differ(one.params, state.params)
         assert_close(many.params, one.params)
         np.testing.assert_allclose(many.grad_norm, one.grad_norm, rtol=1e-5)
@@ -182,13 +182,13 @@ def test_ten_steps_in_one_call_are_bit_equal_to_ten_calls_of_one():
     steps = jax.jit(functools.partial(train_steps, step=step))
     at_once = steps(state, stack(batches), 10)
     one_by_one = state
-    for i in range(10):  # what stands beyond the first is not looked at
+    for i in range(10):  # batches after the first are ignored
         one_by_one = steps(one_by_one, stack(batches[i:] + batches[:i]), 1)
     assert at_once.step == 10
     assert_equal(at_once, one_by_one)
 
 
-def test_a_batch_of_padding_only_is_finite_and_moves_nothing():
+def test_a_batch_of_padding_only_is_finite_and_changes_no_parameter():
     step, state = make()
     after = jax.jit(step)(state, make_batch(0, lengths=(0,) * B))
     assert_equal(after.params, state.params)
@@ -197,33 +197,33 @@ def test_a_batch_of_padding_only_is_finite_and_moves_nothing():
 
 
 @pytest.mark.parametrize("mark", [NAN_LOSS, NAN_GRADIENT])
-def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(mark):
+def test_a_non_finite_step_is_skipped_and_counted(mark):
     step, state = make(optax.adamw(1e-2), marked_lm)
     step = jax.jit(step)
-    before = step(state, marked(0, FINE))
+    before = step(state, marked(0, FINITE))
     bad = step(before, marked(1, mark))
     assert differ(before.params, state.params)
     assert_equal((bad.params, bad.opt_state, bad.accumulator), (before.params, before.opt_state, before.accumulator))
     assert (bad.step, bad.consecutive_skips, bad.skipped_steps) == (2, 1, 1)
     bad = step(bad, marked(2, mark))
     assert (bad.step, bad.consecutive_skips, bad.skipped_steps) == (3, 2, 2)
-    good = step(bad, marked(3, FINE))
+    good = step(bad, marked(3, FINITE))
     assert (good.step, good.consecutive_skips, good.skipped_steps) == (4, 0, 2)
     assert differ(good.params, bad.params)
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(good))
 
 
-def test_after_too_many_bad_steps_in_a_row_no_later_step_updates():
+def test_after_too_many_skipped_steps_in_a_row_every_later_step_is_skipped():
     step, state = make(loss_fn=marked_lm, max_consecutive_skips=3)
     step = jax.jit(step)
     for seed in range(3):
         state = step(state, marked(seed, NAN_LOSS))
-    after = step(step(state, marked(3, FINE)), marked(4, FINE))
+    after = step(step(state, marked(3, FINITE)), marked(4, FINITE))
     assert_equal((after.params, after.opt_state), (state.params, state.opt_state))
     assert (after.consecutive_skips, after.skipped_steps) == (5, 5)
 
 
-def test_the_window_holds_the_sums_since_the_last_line_of_the_log():
+def test_the_accumulator_holds_the_sums_since_the_last_log_line():
     step, state = make(optax.sgd(0.0), log_every=3)
     lengths = [(n, *LENGTHS[1:]) for n in (8, 5, 2, 7, 3, 4, 6)]
     batches = [make_batch(seed, n) for seed, n in enumerate(lengths)]
@@ -250,7 +250,7 @@ def test_dropout_is_a_function_of_seed_and_step():
     assert differ(step(state, batch).params, jax.jit(other_seed)(state, batch).params)
 
 
-def test_each_micro_batch_drops_anew():
+def test_each_micro_batch_has_its_own_dropout():
     row = make_batch(0, lengths=(T + 1,))
     twice = jax.tree.map(lambda x: np.repeat(x, 2, axis=0), row)
     for dropout_rate in (0.0, 0.5):
@@ -260,7 +260,7 @@ def test_each_micro_batch_drops_anew():
         assert (abs(a - b) > 1e-3) == (dropout_rate > 0)
 
 
-def test_evaluation_drops_nothing():
+def test_evaluation_has_no_dropout():
     step, state = make(dropout_rate=0.5)
     plain, _ = make()
     one, two = (
@@ -272,15 +272,15 @@ def test_evaluation_drops_nothing():
 # Learning
 
 
-def test_the_loss_begins_near_that_of_a_guess():
+def test_the_initial_loss_is_near_that_of_a_uniform_guess():
     model = GPT(CONFIG)
     loss_sum, weight_sum, _ = eval_step(first_params(model), make_batch(0), model=model, loss_fn=causal_lm)
     assert abs(loss_sum / weight_sum - math.log(V)) < 0.1
 
 
-def test_one_batch_can_be_learned_by_heart():
+def test_one_batch_can_be_memorized():
     step, state = make(optax.adamw(2e-2), log_every=1, model=GPT(CONFIG))
-    # Rows begin with different tokens: the first target cannot be guessed from anything else.
+    # Rows begin with different tokens: nothing else predicts the first target.
     batch = make_batch(2)
     batch["tokens"][:, 0] = np.arange(B)
     steps = jax.jit(functools.partial(train_steps, step=step))

@@ -10,12 +10,9 @@ import rich.console
 import rich.progress
 from tensorboardX import SummaryWriter
 
+from transformer_jax.inference.predict import perplexity
+
 from . import entropy_floor
-
-
-def perplexity(nats_per_token: float) -> float:
-    """Perplexity, exp(loss): the number of equally likely tokens that would be as hard to guess."""
-    return math.exp(min(nats_per_token, 700.0))
 
 
 def bits_per_byte(nats_per_token: float, bytes_per_token: float) -> float:
