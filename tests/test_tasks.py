@@ -1,4 +1,4 @@
-"""Gaps to fill, words to tag, and every recipe for twenty steps."""
+"""Masked tokens, corrupted spans, tagged words, and every recipe for twenty steps."""
 
 import importlib
 import json
@@ -26,40 +26,39 @@ def seeded(seed=0):
     return np.random.default_rng(seed)
 
 
-# Gaps
+# Masked tokens and corrupted spans
 
 
 def test_of_the_chosen_tokens_eight_in_ten_are_masked_one_is_random_and_one_stays():
     tokens = seeded(1).integers(3, 50, (97, 211))
-    gaps, is_chosen = mask_tokens(tokens, seeded(2), 0.15, mask_id=50, vocab_size=50)
+    masked, is_chosen = mask_tokens(tokens, seeded(2), 0.15, mask_id=50, vocab_size=50)
     assert abs(is_chosen.mean() - 0.15) < 0.01
-    assert np.array_equal(gaps[~is_chosen], tokens[~is_chosen])
-    masked, same = gaps[is_chosen] == 50, gaps[is_chosen] == tokens[is_chosen]
-    assert abs(masked.mean() - 0.8) < 0.02 and abs(same.mean() - 0.1 - 0.1 / 50) < 0.02
-    again, _ = mask_tokens(tokens, seeded(3), 0.15, 50, 50)
-    assert np.any(again != gaps)
+    assert np.array_equal(masked[~is_chosen], tokens[~is_chosen])
+    is_mask = masked[is_chosen] == 50
+    is_same = masked[is_chosen] == tokens[is_chosen]
+    assert abs(is_mask.mean() - 0.8) < 0.02 and abs(is_same.mean() - 0.1 - 0.1 / 50) < 0.02
+    with_another_seed, _ = mask_tokens(tokens, seeded(3), 0.15, 50, 50)
+    assert np.any(with_another_seed != masked)
 
 
 @pytest.mark.parametrize("length, fraction, mean_span", [(31, 0.15, 3.0), (7, 0.5, 1.0), (5, 0.15, 3.0), (2, 0.9, 9.0)])
-def test_spans_in_their_places_are_the_text_again(length, fraction, mean_span):
+def test_target_spans_put_into_the_source_give_the_text(length, fraction, mean_span):
     tokens = seeded(1).integers(3, 50, (17, length))
     source, target = corrupt_spans(tokens, seeded(2), fraction, mean_span, 50, (1, 2))
     num_tokens, num_spans = num_masked(length, fraction, mean_span)
-    assert source.shape == (17, length - num_tokens + num_spans + 1) and target.shape == (
-        17,
-        num_tokens + num_spans + 2,
-    )
-    for row, hidden, whole in zip(source, target, tokens, strict=True):
-        assert row[-1] == hidden[-1] == 2 and hidden[0] == 1
-        spans, at = {}, None
-        for token in hidden[1:-1]:
+    assert source.shape == (17, length - num_tokens + num_spans + 1)
+    assert target.shape == (17, num_tokens + num_spans + 2)
+    for source_row, target_row, expected in zip(source, target, tokens, strict=True):
+        assert source_row[-1] == target_row[-1] == 2 and target_row[0] == 1
+        spans: dict[int, list] = {}
+        for token in target_row[1:-1]:
             if token >= 50:
-                at = spans.setdefault(int(token), [])
+                spans[int(token)] = span = []
             else:
-                at.append(token)
+                span.append(token)
         assert list(spans) == list(range(50, 50 + num_spans)) and all(spans.values())
-        text = [piece for token in row[:-1] for piece in (spans[int(token)] if token >= 50 else [token])]
-        np.testing.assert_array_equal(text, whole)
+        text = [piece for token in source_row[:-1] for piece in (spans[int(token)] if token >= 50 else [token])]
+        np.testing.assert_array_equal(text, expected)
 
 
 # Tags
@@ -105,7 +104,7 @@ def test_a_line_with_too_few_columns_is_named(name, content, message, tmp_path):
         read_tagged(str(tmp_path / name), DataConfig())
 
 
-def test_the_tag_of_a_word_stands_at_its_first_piece(tmp_path):
+def test_the_tag_of_a_word_is_at_its_first_token(tmp_path):
     (tmp_path / "a.conll").write_text(CONLL)
     sentence = read_tagged(str(tmp_path / "a.conll"), DataConfig())[0]
     index = {"O": 0, "B-person": 1, "B-place": 2, "I-place": 3}
@@ -134,19 +133,21 @@ def test_entities_need_both_ends_and_the_kind():
 
 
 def tiny(recipe, tmp_path):
-    """A recipe on tiny data: twenty steps of a narrow model, everything else as it is."""
+    """A recipe on tiny data: twenty steps of a narrow model; all other fields as in the recipe."""
     config = importlib.import_module(f"configs.{recipe}").get_config()
     config.train.num_steps = config.train.eval_every = config.checkpoint.save_every = 20
     config.train.log_every = 10
     config.train.tensorboard = False
-    config.train.batch_size = 4
-    config.train.num_buckets = 1  # each is a compilation; test_translation.py trains with more
     if config.train.batch_tokens:
         config.train.batch_tokens = 128
+    else:
+        config.train.batch_size = 4
     if not config.train.init_from:
         config.model.num_layers, config.model.d_model, config.model.num_heads, config.model.d_ff = 1, 16, 2, 24
         config.model.max_len = min(config.model.max_len, 48)
     task = config.train.task
+    if task in ("classify", "tag", "seq2seq"):
+        config.train.num_buckets = 1  # each is compiled; test_translate.py trains with more
     words = "the quick brown fox jumps over a lazy dog while old cats sleep".split()
     random = seeded(4)
     lines = [" ".join(random.choice(words, 5)) for _ in range(60)]
@@ -156,7 +157,6 @@ def tiny(recipe, tmp_path):
             write(tmp_path / "a.txt", "\n".join(lines * 20))
             config.data.path = str(tmp_path / "a.txt")
             config.data.documents = config.data.documents and "lines"
-        config.tokenizer.vocab_size = 300
     elif task == "classify" and config.data.source != "languages":
         write(tmp_path / "a.tsv", "".join(f"{line}\t{i % 2}\n" for i, line in enumerate(lines)))
         config.data.path = str(tmp_path / "a.tsv")
@@ -173,6 +173,7 @@ def tiny(recipe, tmp_path):
         for side in ("path", "val_path", "target_path", "val_target_path"):
             write(tmp_path / side, "".join(f"{line}\n" for line in lines))
             config.data[side] = str(tmp_path / side)
+    if config.tokenizer.kind == "bpe" and task != "classify":
         config.tokenizer.vocab_size = 300
     if config.train.init_from:
         config.train.init_from = str(FIXTURES / ("bert" if task == "classify" else "gpt2"))
