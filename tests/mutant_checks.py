@@ -183,7 +183,7 @@ def processors():
 
     def kept(method, x):
         x = jnp.array([x])
-        out, _ = module.apply((method,), x, jnp.zeros((1, 3), jnp.int32), jnp.ones(1, jnp.int32), ((),))
+        out, _ = module.apply_processors((method,), x, jnp.zeros((1, 3), jnp.int32), jnp.ones(1, jnp.int32), ((),))
         return np.flatnonzero(out[0] > module.RULED_OUT).tolist(), out[0]
 
     for method in (module.TopK(2), module.TopP(0.6)):  # probabilities 0.40, 0.15, 0.40, 0.05
@@ -191,9 +191,9 @@ def processors():
     assert kept(module.TopK(1), [2.0, 2.0, 1.0])[0] == [0]
     assert kept(module.MinP(1.0), [2.0, 1.0, 2.0])[0] == [0, 2]
     np.testing.assert_allclose(kept(module.Temperature(2.0), [2.0, 1.0])[1], [1.0, 0.5])
-    x = np.zeros((1, 3 * module.CHUNK), np.float32)
-    x[0, [1, module.CHUNK + 1, module.CHUNK + 2]] = 2.0, 3.0, 2.0
-    assert module.largest(jnp.array(x), 2)[1].tolist() == [[module.CHUNK + 1, 1]]
+    x = np.zeros((1, 3 * module.TOP_K_CHUNK), np.float32)
+    x[0, [1, module.TOP_K_CHUNK + 1, module.TOP_K_CHUNK + 2]] = 2.0, 3.0, 2.0
+    assert module.largest(jnp.array(x), 2)[1].tolist() == [[module.TOP_K_CHUNK + 1, 1]]
 
 
 def scores(positions, **changes):
@@ -208,7 +208,7 @@ def scores(positions, **changes):
     def fn(q, k, of_q, of_k):
         q, k = scheme.rotate(q, of_q, config), scheme.rotate(k, of_k, config)
         mask = masks.Mask(query_positions=of_q, key_positions=of_k)
-        return attn.attention_scores(q, k, mask, attn.Extras(scale=0.3))
+        return attn.attention_scores(q, k, mask, attn.AttentionOptions(scale=0.3))
 
     return fn
 

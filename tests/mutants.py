@@ -18,18 +18,18 @@ MUTANTS = {
         "causal(T, S, first_query",
         ("cache", {}),
     ),
-    "padding not masked": (M, "parts.append(padding(cut(self.is_key, 1, first_key, S)))", "pass", CAUSAL),
+    "padding not masked": (M, "parts.append(padding(slice_axis(self.is_key, 1, first_key, S)))", "pass", CAUSAL),
     "key padding used for queries": (M, "return is_token[:, None, :]", "return is_token[:, :, None]", CAUSAL),
     "segments ignored": (
         M,
-        "own[:, :, None] == other[:, None]",
-        "own[:, :, None] == own[:, :1, None]",
+        "of_queries[:, :, None] == of_keys[:, None]",
+        "of_queries[:, :, None] == of_queries[:, :1, None]",
         ("packing", {}),
     ),
     "window off by one": (M, "jnp.abs(distance) < self.window", "jnp.abs(distance) <= self.window", ("window", {})),
     "window of slots": (
         M,
-        "distance = self.queries(first_query, T)[:, :, None] - self.keys(first_key, S)[:, None]",
+        "distance = query_positions[:, :, None] - self.key_positions_at(first_key, S)[:, None]",
         "distance = first_query + jnp.arange(T)[None, :, None] - first_key - jnp.arange(S)[None, None]",
         ("cache", {"window": 2}),
     ),
@@ -49,8 +49,8 @@ MUTANTS = {
     ),
     "heads tiled, not repeated": (
         A,
-        "q_BNTH = (q_BTNH * extras.scale).swapaxes(1, 2)",
-        "q_BNTH = (q_BTNH * extras.scale).reshape(B, T, N // K, K, H).transpose(0, 3, 2, 1, 4)",
+        "q_BNTH = (q_BTNH * options.scale).swapaxes(1, 2)",
+        "q_BNTH = (q_BTNH * options.scale).reshape(B, T, N // K, K, H).transpose(0, 3, 2, 1, 4)",
         GROUPED,
     ),
     "soft-cap after the mask": (
@@ -76,8 +76,8 @@ MUTANTS = {
     ),
     "dropout after attention at evaluation": (
         "nn.blocks",
-        "return self.drop(out, deterministic=deterministic)",
-        "return self.drop(out, deterministic=False)",
+        "x = x + self.drop(out, deterministic)",
+        "x = x + self.drop(out, False)",
         ("evaluation", {}),
     ),
     "T5's scale forgotten": (A, "scale=config.attention_scale,", "", ("settings", {})),
@@ -91,8 +91,8 @@ MUTANTS = {
     # Fast paths
     "slices see a block too few": (
         "nn.attention_cpu",
-        "seen = last if is_causal else S",
-        "seen = first + 1 if is_causal else S",
+        "num_keys = last if is_causal else S",
+        "num_keys = first + 1 if is_causal else S",
         ("twins", {"backend": "xla"}),
     ),
     "slices lose the softmax's sum": (
@@ -123,8 +123,8 @@ MUTANTS = {
     "cache slot off by one": ("nn.kv_cache", "(0, slots, 0)", "(0, slots + 1, 0)", ("cache", {})),
     "K and V swapped": (
         A,
-        "return self.key_norm(keys) if self.config.qk_norm else keys, self.value(source)",
-        "return self.value(source), self.key_norm(keys) if self.config.qk_norm else keys",
+        "return keys, self.value(source)",
+        "return self.value(source), keys",
         ("value_passes", {}),
     ),
     "padding counted as tokens": (
@@ -142,8 +142,8 @@ MUTANTS = {
     "beams see each other": ("nn.kv_cache_beams", "jnp.eye(W, dtype=bool)", "jnp.ones((W, W), bool)", ("beams", {})),
     "beams do not take over what they go on from": (
         "nn.kv_cache_beams",
-        "self.seen.reshape(B * W, S)[rows]",
-        "self.seen.reshape(B * W, S)",
+        "self.on_path.reshape(B * W, S)[rows]",
+        "self.on_path.reshape(B * W, S)",
         ("beams", {}),
     ),
     "beams count each other's tokens": (
@@ -186,8 +186,8 @@ MUTANTS = {
     ),
     "linear attention sees ahead": (
         "nn.linear_attention",
-        "is_before = jnp.tril(jnp.ones((chunk, chunk)))",
-        "is_before = jnp.ones((chunk, chunk))",
+        "is_visible = jnp.tril(jnp.ones((chunk, chunk)))",
+        "is_visible = jnp.ones((chunk, chunk))",
         ("gpt", {"attention": "linear", "positions": "learned"}),
     ),
     # Positions
@@ -206,8 +206,8 @@ MUTANTS = {
     "rotary turns one half": (P, "second * cos + first * sin", "second * cos", ("positions", {"positions": "rotary"})),
     "keys not turned": (
         A,
-        "self.scheme.rotate(q, positions, config), self.scheme.rotate(k, positions, config)",
-        "self.scheme.rotate(q, positions, config), k",
+        "k = self.scheme.rotate(k, positions, config)",
+        "pass",
         ("shift", {}),
     ),
     "ALiBi rewards distance": (P, "return -jnp.asarray(slopes)", "return jnp.asarray(slopes)", ("alibi", {})),
@@ -237,8 +237,8 @@ MUTANTS = {
     ),
     "positions run on across texts": (
         P,
-        "return place - jax.lax.cummax(jnp.where(is_first, place, 0), axis=1)",
-        "return place",
+        "return slot - jax.lax.cummax(jnp.where(is_first, slot, 0), axis=1)",
+        "return slot",
         ("packing", {"positions": "learned"}),
     ),
     # Layers, blocks, heads
@@ -254,11 +254,16 @@ MUTANTS = {
         "return (normalize(x - x.mean(-1, keepdims=True), self.epsilon) * scale)",
         ("numbers", {}),
     ),
-    "post-norm missing": ("nn.blocks", "return norm(x + part(x))", "return x + part(x)", ("post_norm", {})),
+    "post-norm missing": (
+        "nn.blocks",
+        '"post": NormPlacement(False, True)',
+        '"post": NormPlacement(False, False)',
+        ("post_norm", {}),
+    ),
     "parallel reads in turn": (
         "nn.blocks",
-        "x = x + attend(y) + feed_forward(y)",
-        "x = x + attend(y); x = x + feed_forward(self.attention_norm(x))",
+        "x = x + self.drop(self.feed_forward(y), deterministic)\n        if self.has_source:",
+        "x = x + self.drop(self.feed_forward(self.attention_norm(x)), deterministic)\n        if self.has_source:",
         ("parallel", {}),
     ),
     "T5 logits not scaled": ("models.embed", "x = x * config.d_model**-0.5", "pass", ("scaled_logits", {})),

@@ -12,7 +12,7 @@ from transformer_jax.config import TransformerConfig
 from transformer_jax.nn import attention_blockwise
 from transformer_jax.nn.attention import attend
 from transformer_jax.nn.masks import Mask
-from transformer_jax.nn.positions import Alibi, DenseBias, T5Bias, alibi_slopes, count_tokens
+from transformer_jax.nn.positions import Alibi, DenseBias, T5Bias, alibi_slopes, token_positions
 
 B, T, S, N, K, H, BLOCK = 2, 13, 17, 6, 3, 5, 4
 
@@ -54,7 +54,7 @@ def tokens(S, left=False):
 
 
 def placed(is_token):
-    positions = count_tokens(is_token)
+    positions = token_positions(is_token)
     return dict(is_key=is_token, query_positions=positions, key_positions=positions)
 
 
@@ -106,7 +106,7 @@ def in_numpy(q, k, v, may_attend, bias, softcap):
 
 def bias_in_numpy(make_bias, weights, mask, S):
     """[B, N, T, S]; the T5 buckets are tested elsewhere."""
-    queries, keys = np.asarray(mask.queries(0, T)), np.asarray(mask.keys(0, S))
+    queries, keys = np.asarray(mask.query_positions_at(0, T)), np.asarray(mask.key_positions_at(0, S))
     if make_bias is dense:
         return np.asarray(weights)
     if make_bias is alibi:

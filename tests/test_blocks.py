@@ -71,7 +71,8 @@ class Parts:
             for name in ("key", "value")
         )
         module = Attention(self.config, is_cross=True)
-        return module.apply({"params": params}, jnp.array(x), SOURCE_MASK, None, kv.KVCache.of(keys, values))[0]
+        source = kv.KVCache.from_projections(keys, values)
+        return module.apply({"params": params}, jnp.array(x), SOURCE_MASK, None, source)[0]
 
     def feed_forward(self, x):
         return FeedForward(self.config).apply({"params": self.params["feed_forward"]}, jnp.array(x))
@@ -151,7 +152,7 @@ def test_a_stack_reads_a_source_layer_by_layer_and_never_its_padding(norm_placem
     stack = Stack(TransformerConfig(**SIZES, norm_placement=norm_placement), has_source=True)
 
     def run(params, encoded):
-        source = stack.apply(params, encoded, SOURCE_IS_TOKEN, method="source")
+        source = stack.apply(params, encoded, SOURCE_IS_TOKEN, method="source_keys_values")
         return source, stack.apply(params, X, MASK, None, source)[0]
 
     blocks = {f"block_{i}": Parts(True, norm_placement=norm_placement).params for i in range(2)}

@@ -10,7 +10,7 @@ import pytest
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
 from transformer_jax.models import GPT
-from transformer_jax.nn.compatibility import EXTRAS, compatibility_table, refusal
+from transformer_jax.nn.compatibility import EXTRAS, compatibility_table, incompatibility
 from transformer_jax.nn.kv_cache import make_cache
 from transformer_jax.nn.masks import Mask
 from transformer_jax.nn.positions import POSITIONS, DenseBias
@@ -96,7 +96,7 @@ def by_the_formula(positions, extra, column):
 
 @pytest.mark.parametrize("cell", YES, ids=name)
 def test_what_the_table_says_goes_together_works_and_agrees_with_the_formula(cell):
-    assert refusal(*arguments(cell)) is None
+    assert incompatibility(*arguments(cell)) is None
     actual, expected = np.asarray(outputs(*cell)), np.asarray(by_the_formula(*cell))
     assert np.all(np.isfinite(actual)) and np.abs(expected[IS_TOKEN]).max() > 0.01
     np.testing.assert_allclose(actual[IS_TOKEN], expected[IS_TOKEN], rtol=0, atol=1e-5)
@@ -107,8 +107,9 @@ def test_what_the_table_says_does_not_go_together_is_refused_with_the_words_of_r
     with pytest.raises(UserError) as error:
         outputs(*cell)
     positions, extra, column = cell
-    without_the_bias = refusal(*arguments((positions, extra.replace("bias", ""), column)))  # the model's own reason
-    assert str(error.value) in (refusal(*arguments(cell)), without_the_bias)
+    cell_without_bias = (positions, extra.replace("bias", ""), column)
+    without_the_bias = incompatibility(*arguments(cell_without_bias))  # the model's own reason
+    assert str(error.value) in (incompatibility(*arguments(cell)), without_the_bias)
 
 
 @pytest.mark.skipif(ON_A_GPU, reason="here there is one")
@@ -119,7 +120,7 @@ def test_cudnn_without_a_gpu_says_what_it_needs(cell):
 
 
 def arguments(cell):
-    """Of `refusal`."""
+    """Of `incompatibility`."""
     positions, extra, column = cell
     is_linear = column == "linear"
     return positions, "auto" if is_linear else column, is_linear, (extra,) if extra else ()
@@ -154,17 +155,17 @@ REFUSALS = {
 @pytest.mark.parametrize("args, message", REFUSALS.values(), ids=REFUSALS)
 def test_a_refusal_says_what_why_and_the_way_out(args, message):
     with pytest.raises(UserError, match=message):
-        raise UserError(refusal(*args))
+        raise UserError(incompatibility(*args))
 
 
 def test_linear_attention_has_no_choice_of_backends():
     with pytest.raises(UserError) as error:
         GPT(TransformerConfig(**SIZES, attention="linear", backend="blockwise")).apply(params_of("learned"), TOKENS)
-    assert str(error.value) == refusal("learned", "blockwise", True)
+    assert str(error.value) == incompatibility("learned", "blockwise", True)
 
 
 def test_unknown_names_are_refused_with_the_known_ones():
     with pytest.raises(UserError, match="model.positions='nonsense': unknown. Choose one of: none, learned"):
-        refusal("nonsense")
+        incompatibility("nonsense")
     with pytest.raises(UserError, match="model.backend='nonsense': unknown. Choose one of: reference, xla"):
-        refusal("none", "nonsense")
+        incompatibility("none", "nonsense")

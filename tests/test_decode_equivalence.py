@@ -117,7 +117,7 @@ def test_an_overfull_cache_is_refused_outside_jit():
     with pytest.raises(UserError, match="12 new slots.*capacity=11"):
         decoder("learned").eager_extend(np.ones((B, 12), int), np.ones((B, 12), bool), cache)
     _, cache = decoder("learned").extend(TOKENS, RAGGED, cache)
-    with pytest.raises(UserError, match="5 new slots.*capacity=11, 7 of it written"):
+    with pytest.raises(UserError, match="5 new slots.*capacity=11 with 7 already written"):
         decoder("learned").eager_extend(TOKENS[:, :5], RAGGED[:, :5], cache)
 
 

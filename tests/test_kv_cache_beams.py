@@ -87,5 +87,5 @@ def test_from_slots_that_beams_share_none_are_taken_back():
     model = plain_decoder("rotary")
     cache = expand_beams(read(model), B, W, T + W * STEPS)
     for take_back in (lambda: rewind(cache, 1), lambda: accept_prefix(cache, 1, jnp.zeros(B, jnp.int32))):
-        with pytest.raises(UserError, match="cache: is forked, and its beams share slots"):
+        with pytest.raises(UserError, match="cache: holds beams, which share slots"):
             take_back()

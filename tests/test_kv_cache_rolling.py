@@ -43,8 +43,8 @@ class Decoder:
         self.extend = jax.jit(functools.partial(GPT(self.config).apply, self.params, method="extend"))
         self.full = jax.jit(functools.partial(GPT(self.long).apply, self.params))
 
-    def ring(self, most_new=MOST):
-        return make_rolling_cache(self.config, B, most_new)
+    def ring(self, max_new=MOST):
+        return make_rolling_cache(self.config, B, max_new)
 
     def in_pieces(self, cache, is_token, sizes, disturb=lambda cache: cache):
         """Logits [B, T, V] of TOKENS, read with a cache in pieces of these sizes."""
@@ -87,11 +87,11 @@ def test_padding_anywhere_takes_no_slot(is_token):
     close(logits[is_token], np.asarray(model.full(TOKENS, is_token))[is_token])
 
 
-@pytest.mark.parametrize("most_new", [1, 2, 7, 31])
-def test_the_size_of_the_ring_does_not_matter(most_new):
+@pytest.mark.parametrize("max_new", [1, 2, 7, 31])
+def test_the_size_of_the_ring_does_not_matter(max_new):
     model = decoder("rotary")
-    sizes = [most_new] * (T // most_new) + [T % most_new] * bool(T % most_new)
-    logits, _ = model.in_pieces(model.ring(most_new), RAGGED, sizes)
+    sizes = [max_new] * (T // max_new) + [T % max_new] * bool(T % max_new)
+    logits, _ = model.in_pieces(model.ring(max_new), RAGGED, sizes)
     close(logits[RAGGED], np.asarray(model.full(TOKENS, RAGGED))[RAGGED])
 
 
@@ -149,7 +149,7 @@ def test_more_than_a_ring_still_has_is_not_taken_back():
     model = decoder("rotary")
     _, cache = model.in_pieces(model.ring(), RAGGED, [3, 3, 3])
     rewound = rewind(rewind(cache, 1), 2)
-    with pytest.raises(UserError, match="num_slots=4: must be from 0 to 3, the places that a ring still has"):
+    with pytest.raises(UserError, match="num_slots=4: must be from 0 to 3, the slots that the rolling cache"):
         rewind(cache, 4)
     with pytest.raises(UserError, match="num_slots=1: must be from 0 to 0"):
         rewind(rewound, 1)
@@ -167,7 +167,7 @@ def test_more_than_a_ring_still_has_is_not_taken_back():
 
 def test_more_tokens_at_once_than_a_ring_was_made_for_are_refused_under_jit_too():
     model = decoder("rotary")
-    with pytest.raises(UserError, match="4 new tokens at once, where the ring was made for 3"):
+    with pytest.raises(UserError, match="4 new tokens at once, where the rolling cache was made for 3"):
         model.extend(TOKENS[:, :4], RAGGED[:, :4], model.ring())
 
 
@@ -187,7 +187,7 @@ def test_a_model_whose_texts_end_with_its_context_gets_no_ring(kwargs, words):
 
 
 def test_a_ring_for_no_tokens_is_refused():
-    with pytest.raises(UserError, match="most_new=0"):
+    with pytest.raises(UserError, match="max_new=0"):
         decoder("rotary").ring(0)
 
 

@@ -11,8 +11,9 @@ from helpers.arrays import random_like
 from transformer_jax import testing
 from transformer_jax.config import TransformerConfig
 from transformer_jax.models import GPT, Encoder, Seq2Seq, Seq2SeqConfig
-from transformer_jax.nn.attention import BACKENDS, Extras, attend, attention_scores
+from transformer_jax.nn.attention import BACKENDS, AttentionOptions, attend, attention_scores
 from transformer_jax.nn.blocks import NORM_PLACEMENTS
+from transformer_jax.nn.dropout import drop
 from transformer_jax.nn.kv_cache import make_cache
 from transformer_jax.nn.layers import FEED_FORWARDS, NORMS
 from transformer_jax.nn.masks import Mask
@@ -124,7 +125,7 @@ def test_the_target_side_of_a_seq2seq_keeps_the_laws_of_a_causal_model_and_of_it
         return model.apply(params, np.repeat(source, len(tokens), axis=0), tokens, None, is_token)
 
     testing.check_causal_lm(apply, vocab_size=V)
-    start = jax.jit(lambda source: model.apply(params, source, None, 9, method="start"))
+    start = jax.jit(lambda source: model.apply(params, source, None, 9, method="encode_source"))
     extend = jax.jit(lambda *args: model.apply(params, *args, method="extend"))
     testing.check_cache(apply, extend, lambda rows: start(np.repeat(source, rows, axis=0)), vocab_size=V)
 
@@ -151,6 +152,19 @@ def test_dropout_of_attention_is_a_function_of_its_key(softcap):
     testing.check_dropout(lambda key: rate(dropout_key=key))
 
 
+@pytest.mark.parametrize("always_drops", [True, False], ids=["drops_without_a_key", "not_rescaled"])
+def test_dropout_that_loses_the_mean_or_drops_without_a_key_breaks_a_law(always_drops):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(7, 11)), jnp.float32)
+
+    def broken(key):
+        kept = drop(x, 0.3, jax.random.key(5) if key is None else key)
+        return kept if always_drops else jnp.where(kept != 0, x, 0.0) if key is not None else x
+
+    with pytest.raises(testing.LawBroken, match="the mean over keys"):
+        testing.check_dropout(broken)
+    testing.check_dropout(lambda key: x if key is None else drop(x, 0.3, key))
+
+
 def scores_of(positions):
     """The scores that a scheme gives, before the softmax."""
     config, scheme = TransformerConfig(**SIZES | dict(positions=positions, head_dim=8)), POSITIONS[positions]
@@ -169,7 +183,7 @@ def scores_of(positions):
         if scheme.rotate:
             q, k = scheme.rotate(q, of_q, config), scheme.rotate(k, of_k, config)
         mask = Mask(query_positions=of_q, key_positions=of_k)
-        return attention_scores(q, k, mask, Extras(bias, 0.3, 0.0, relative))
+        return attention_scores(q, k, mask, AttentionOptions(bias, 0.3, 0.0, relative))
 
     return scores
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from transformer_jax.nn import masks
 from transformer_jax.nn.masks import Mask
-from transformer_jax.nn.positions import POSITIONS, count_in_segments, count_tokens, sinusoid
+from transformer_jax.nn.positions import POSITIONS, segment_positions, sinusoid, token_positions
 
 B, T, S = 5, 7, 11
 lightly = settings(max_examples=50, deadline=None, database=None)
@@ -54,7 +54,7 @@ def test_a_window_hides_keys_at_its_distance_and_beyond_on_both_sides_unless_cau
 
 def test_a_window_counts_positions_not_slots():
     is_token = jnp.array([[1, 1, 0, 0, 1, 1], [0, 1, 0, 1, 0, 1]], bool)
-    positions = count_tokens(is_token)
+    positions = token_positions(is_token)
     mask = Mask(is_key=is_token, query_positions=positions, key_positions=positions, window=2, is_causal=True)
     of_tokens = np.asarray(mask.block(0, 6, 0, 6))
     assert pictures([of_tokens[0][[0, 1, 4, 5]]]) == [["1 . . . . .", "1 1 . . . .", ". 1 . . 1 .", ". . . . 1 1"]]
@@ -165,7 +165,7 @@ def test_a_mask_without_rules_needs_no_picture_until_keys_pad_it():
 def test_positions_count_tokens_whatever_the_side_of_the_padding():
     is_token = jnp.array([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0], [1, 0, 1, 0, 1]], bool)
     expected = [[0, 0, 0, 1, 2], [0, 1, 2, 2, 2], [0, 0, 1, 1, 2]]
-    np.testing.assert_array_equal(count_tokens(is_token), expected)
+    np.testing.assert_array_equal(token_positions(is_token), expected)
 
 
 @given(rows_of_bools, st.lists(st.integers(0, 11), min_size=B, max_size=B))
@@ -177,13 +177,13 @@ def test_counting_goes_on_after_the_tokens_before(is_token, before):
         for t in range(T):
             seen += is_token[b, t]
             expected[b, t] = max(seen - 1, 0)
-    np.testing.assert_array_equal(count_tokens(jnp.array(is_token), jnp.array(before)[:, None]), expected)
+    np.testing.assert_array_equal(token_positions(jnp.array(is_token), jnp.array(before)[:, None]), expected)
 
 
 def test_every_text_of_a_row_is_counted_from_0():
     segments = jnp.array([[4, 4, 4, 1, 1, 0, 4], [2, 2, 2, 2, 2, 2, 2], [0, 1, 2, 2, 0, 0, 0]])
     expected = [[0, 1, 2, 0, 1, 0, 0], [0, 1, 2, 3, 4, 5, 6], [0, 0, 0, 1, 0, 1, 2]]
-    np.testing.assert_array_equal(count_in_segments(segments), expected)
+    np.testing.assert_array_equal(segment_positions(segments), expected)
 
 
 # Vectors

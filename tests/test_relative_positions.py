@@ -19,8 +19,8 @@ from transformer_jax.nn.positions import (
     Relative,
     T5Bias,
     alibi_slopes,
-    count_tokens,
     t5_bucket,
+    token_positions,
 )
 
 B, T, S, N, K, H = 2, 7, 11, 6, 3, 5
@@ -116,7 +116,7 @@ def test_alibi_takes_off_the_slope_for_each_token_between():
 
 def test_alibi_and_t5_depend_on_differences_of_positions_only():
     is_token = jnp.array([[0, 1, 1, 0, 1, 1, 1], [1, 1, 1, 1, 0, 0, 1]], bool)
-    positions = count_tokens(is_token)
+    positions = token_positions(is_token)
     for is_causal in (True, False):
         for bias in (Alibi(config("alibi")).apply({}, is_causal), t5_bias(normal(8, N), is_causal)):
             at_0, later = (

@@ -60,7 +60,8 @@ class Compiled:
         self.model = Seq2Seq(config)
         self.params = random_like(shapes_of(config), seed, scale)
         self.full = jax.jit(self.model.apply)
-        self.start = jax.jit(functools.partial(self.model.apply, method="start"), static_argnames="capacity")
+        encode_source = functools.partial(self.model.apply, method="encode_source")
+        self.encode_source = jax.jit(encode_source, static_argnames="capacity")
         self.extend = jax.jit(functools.partial(self.model.apply, method="extend"), static_argnames="last_only")
 
     def logits(self, source=SOURCE, target=TARGET, source_is_token=SOURCE_IS_TOKEN, is_token=TARGET_IS_TOKEN):
@@ -91,7 +92,7 @@ def other(tokens):
 def test_start_and_extend_equal_a_full_pass_for_every_split_with_padding_on_both_sides(name):
     model = compiled(name)
     expected = model.logits()[TARGET_IS_TOKEN]
-    cache = model.start(model.params, SOURCE, SOURCE_IS_TOKEN)
+    cache = model.encode_source(model.params, SOURCE, SOURCE_IS_TOKEN)
     assert cache.num_written == 0 and cache.capacity == (0 if name == "linear" else 29)
     for cuts in itertools.chain(*(itertools.combinations(range(1, T), num) for num in range(T))):
         close(model.in_pieces(cuts, cache)[TARGET_IS_TOKEN], expected)
@@ -134,7 +135,7 @@ def test_the_target_is_read_causally(name):
 @models
 def test_decoding_never_touches_the_encoder_again(name):
     model = compiled(name)
-    cache = model.start(model.params, SOURCE, SOURCE_IS_TOKEN)
+    cache = model.encode_source(model.params, SOURCE, SOURCE_IS_TOKEN)
     parts = model.params["params"]
     broken = {"params": parts | {"encoder": jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), parts["encoder"])}}
     assert np.all(np.isnan(model.full(broken, SOURCE, TARGET, SOURCE_IS_TOKEN, TARGET_IS_TOKEN)))
@@ -148,7 +149,7 @@ def test_cross_attention_knows_no_order_of_the_encoded_source(name):
 
     def run(model, order):
         encoded, is_token = model.encoder(SOURCE, SOURCE_IS_TOKEN), jnp.array(SOURCE_IS_TOKEN)
-        source = model.decoder.read_source(encoded[:, order], is_token[:, order])
+        source = model.decoder.source_keys_values(encoded[:, order], is_token[:, order])
         return model.decoder(TARGET, TARGET_IS_TOKEN, source=source)
 
     read = jax.jit(functools.partial(model.model.apply, method=run))
@@ -158,7 +159,7 @@ def test_cross_attention_knows_no_order_of_the_encoded_source(name):
 @pytest.mark.parametrize("name", ["t5", "linear"])
 def test_reordering_a_cache_reorders_its_source(name):
     model, rows = compiled(name), np.array([2, 0, 0])
-    cache = model.start(model.params, SOURCE, SOURCE_IS_TOKEN)
+    cache = model.encode_source(model.params, SOURCE, SOURCE_IS_TOKEN)
     _, after_three = model.extend(model.params, TARGET[:, :3], TARGET_IS_TOKEN[:, :3], cache)
     rest, is_token = TARGET[:, 3:], TARGET_IS_TOKEN[:, 3:]
     expected, _ = model.extend(model.params, rest, is_token, after_three)
@@ -169,7 +170,7 @@ def test_reordering_a_cache_reorders_its_source(name):
 @pytest.mark.parametrize("name", ["t5", "linear"])
 def test_beams_that_share_their_rows_source_see_what_each_would_with_a_source_of_its_own(name):
     model, rows = compiled(name), np.repeat(np.arange(B), 2)
-    cache = model.start(model.params, SOURCE, SOURCE_IS_TOKEN)
+    cache = model.encode_source(model.params, SOURCE, SOURCE_IS_TOKEN)
     shared = reorder(cache, rows, with_source=False)
     assert shared.source is cache.source and shared.num_tokens.shape == (2 * B, 1)
     target = np.random.default_rng(4).integers(0, V, (2 * B, T))
@@ -195,7 +196,7 @@ def test_each_side_refuses_more_tokens_than_its_own_context():
         jax.eval_shape(model.model.apply, model.params, long, TARGET)
     jax.eval_shape(model.model.apply, model.params, SOURCE, long)
     with pytest.raises(UserError, match="capacity=31.*model.max_len=29"):
-        model.start(model.params, SOURCE, SOURCE_IS_TOKEN, capacity=31)
+        model.encode_source(model.params, SOURCE, SOURCE_IS_TOKEN, capacity=31)
 
 
 def test_dropout_is_active_on_both_sides_in_training_only_and_a_function_of_its_rng():
@@ -269,7 +270,7 @@ def decode(search, rows, places=slice(None)):
     """`search(step, cache, tokens, is_token)` over the sources of these rows."""
 
     def run(params, source, is_token):
-        cache = small().model.apply(params, source, is_token, capacity=NUM_NEW, method="start")
+        cache = small().model.apply(params, source, is_token, capacity=NUM_NEW, method="encode_source")
         step = functools.partial(small().model.apply, params, method="extend", last_only=True)
         return search(jax.tree_util.Partial(step), cache, STARTS[: len(source)], np.ones((len(source), 1), bool))
 

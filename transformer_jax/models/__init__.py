@@ -1,4 +1,4 @@
-"""The models, by what they read and write."""
+"""Models: GPT, encoders with their heads, and Seq2Seq; their registry, description and initial parameters."""
 
 import dataclasses
 import functools
@@ -33,9 +33,10 @@ __all__ = [
     "SequenceClassifier",
     "TokenTagger",
     "describe_model",
-    "first_params",
+    "init_params",
     "make_model",
     "parameter_shapes",
+    "path_names",
 ]
 
 MODELS = {
@@ -48,36 +49,45 @@ MODELS = {
     "embedder": SentenceEmbedder,
     "seq2seq": Seq2Seq,
 }
-_SETTINGS = {"num_classes": int, "num_tags": int, "pooling": str}  # of some heads
+_HEAD_SETTINGS = {"num_classes": int, "num_tags": int, "pooling": str}
 
 
 def describe_model(model: nn.Module) -> dict[str, Any]:
-    """A model as plain data for JSON: its kind, configuration and settings. `make_model` is the way back."""
+    """Describe a model as plain data for JSON: its kind, configuration and settings. Inverse of `make_model`."""
     kind = next(kind for kind, cls in MODELS.items() if type(model) is cls)
-    settings = {name: getattr(model, name) for name in _SETTINGS if hasattr(model, name)}
+    settings = {name: getattr(model, name) for name in _HEAD_SETTINGS if hasattr(model, name)}
     return {"kind": kind, "config": dataclasses.asdict(model.config), **settings}
 
 
 def make_model(values: dict[str, Any]) -> nn.Module:
-    """The model that `describe_model` described. Raises UserError for what it cannot have described."""
+    """Create the model that `describe_model` described.
+
+    Raises:
+      UserError: an unknown kind, field or setting, or a value of the wrong type.
+    """
     values = dict(values)
     cls = choose(MODELS, values.pop("kind", None), "model.kind")
     config = from_dict(cls.__dataclass_fields__["config"].type, values.pop("config", {}), "model.")
     for name, value in values.items():
-        if name not in _SETTINGS or name not in cls.__dataclass_fields__:
-            raise UserError(f"model.{name}: a {cls.__name__} has no such setting.")
-        if type(value) is not _SETTINGS[name]:
-            raise UserError(f"model.{name}={value!r}: must be of type {_SETTINGS[name].__name__}.")
+        if name not in _HEAD_SETTINGS or name not in cls.__dataclass_fields__:
+            raise UserError(f"model.{name}: a {cls.__name__} has no such setting. Remove it.")
+        if type(value) is not _HEAD_SETTINGS[name]:
+            raise UserError(f"model.{name}={value!r}: must be of type {_HEAD_SETTINGS[name].__name__}.")
     return cls(config, **values)
 
 
 def parameter_shapes(model: nn.Module) -> Any:
-    """Shapes and types of a model's parameters, nothing of it allocated."""
-    return jax.eval_shape(functools.partial(first_params, model), jax.random.key(0))
+    """Parameter shapes and types of a model, without allocating the parameters."""
+    return jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
 
 
-def first_params(model: nn.Module, key: jax.Array) -> Any:
-    """Random parameters, as before any training."""
+def path_names(path: tuple[Any, ...]) -> tuple[str, ...]:
+    """Names along the path of a parameter, ("stack", "block_0", "norm", "scale"), from the keys of jax.tree_util."""
+    return tuple(key.key for key in path)
+
+
+def init_params(model: nn.Module, key: jax.Array) -> Any:
+    """Initialize a model's parameters at random."""
     tokens = jnp.zeros((1, 1), jnp.int32)  # no parameter's shape depends on the length
     inputs = (tokens, tokens) if isinstance(model, Seq2Seq) else (tokens,)
     return model.init(key, *inputs)["params"]

@@ -1,4 +1,4 @@
-"""Encoder: every token sees every other one, Devlin et al. 2019, and the heads that make it useful."""
+"""Bidirectional encoder, Devlin et al. 2019, and its heads: masked LM, classifier, regressor, tagger, embedder."""
 
 from typing import Any
 
@@ -15,14 +15,14 @@ from transformer_jax.nn.layers import FEED_FORWARDS, Dense, Embedding, make_norm
 
 
 class Encoder(nn.Module):
-    """Embed, stack of blocks that look both ways: tokens [B, T] to vectors [B, T, D]."""
+    """Encoder: embedding and a stack of bidirectional blocks, tokens [B, T] -> vectors [B, T, D]."""
 
     config: TransformerConfig
     shared: Embedding | None = None
-    is_output: bool = False  # has the output projection, for heads that name tokens
+    has_output: bool = False  # has the output projection, for heads that predict tokens
 
     def setup(self):
-        self.embed = Embedder(self.config, self.shared, self.is_output)
+        self.embed = Embedder(self.config, self.shared, self.has_output)
         self.stack = Stack(self.config)
 
     def __call__(
@@ -33,31 +33,32 @@ class Encoder(nn.Module):
         deterministic: bool = True,
         segments: jax.Array | None = None,
     ) -> jax.Array:
-        """What each token means in its place.
+        """Encode tokens to one vector each.
 
         Args:
           tokens: [B, T] int, T <= max_len.
           is_token: [B, T] bool, False for padding, on either side; None: no padding.
-          token_types: [B, T] int below num_token_types, say 0 for the first sentence and 1 for the second; None: 0.
-          deterministic: False while training: dropout, with an rng named "dropout".
-          segments: [B, T] int, for texts packed into a row: a number for each (and for padding); none sees another.
+          token_types: [B, T] int below num_token_types, such as 0 for the first sentence and 1 for the second; None: 0.
+          deterministic: False in training: dropout, with an rng named "dropout".
+          segments: [B, T] int, for texts packed into a row: one number for each text (and for padding); a token attends
+            to its own segment only.
         Returns:
-          [B, T, D]; what stands at padding means nothing.
+          [B, T, D]; values at padding are arbitrary.
         Raises:
           UserError: T > max_len.
         """
         check_length(self.config, tokens)
         mask = sequence_mask(is_token, segments)
-        x = self.embed(tokens, mask.queries(0, tokens.shape[1]), token_types, deterministic)
+        x = self.embed(tokens, mask.query_positions_at(0, tokens.shape[1]), token_types, deterministic)
         return self.stack(x, mask, deterministic=deterministic)[0]
 
     def logits(self, x: jax.Array) -> jax.Array:
-        """The output projection: [B, T, D] -> [B, T, V]."""
+        """Output projection: [B, T, D] -> [B, T, V] float32."""
         return self.embed.logits(x)
 
 
 def _first(x, is_token, score):
-    """The first token of each row, which is not its first place where padding stands on the left."""
+    """First token of each row: not slot 0 if there is padding on the left."""
     return jnp.take_along_axis(x, jnp.argmax(is_token, axis=1)[:, None, None], axis=1)[:, 0]
 
 
@@ -67,13 +68,13 @@ def _mean(x, is_token, score):
 
 
 def _max(x, is_token, score):
-    # By its place: the gradient of jnp.max divides by the number of equals, 0 where XLA rounds x anew to look for them.
-    largest = jnp.argmax(jnp.where(is_token[:, :, None], x, jnp.finfo(jnp.float32).min), axis=1, keepdims=True)
-    return jnp.take_along_axis(x, largest, axis=1)[:, 0]
+    # By index: the gradient of jnp.max divides by the number of ties, which is 0 where XLA rounds x differently again.
+    index = jnp.argmax(jnp.where(is_token[:, :, None], x, jnp.finfo(jnp.float32).min), axis=1, keepdims=True)
+    return jnp.take_along_axis(x, index, axis=1)[:, 0]
 
 
 def _attention(x, is_token, score):
-    """A learned score for each token: the softmax over them weighs the mean. Lin et al. 2017, section 2.1, one hop."""
+    """Attention pooling: a mean weighted by the softmax of learned scores. Lin et al. 2017, section 2.1, one hop."""
     scores = jnp.where(is_token, score(x)[:, :, 0], jnp.finfo(jnp.float32).min)
     return jnp.einsum("BT,BTD->BD", jax.nn.softmax(scores, axis=1), x)
 
@@ -82,28 +83,28 @@ POOLINGS = {"first": _first, "mean": _mean, "max": _max, "attention": _attention
 
 
 class Pool(nn.Module):
-    """One vector for a row: [B, T, D] -> [B, D], in float32. Padding plays no part."""
+    """Pooling to one vector per row, padding excluded: [B, T, D] -> [B, D] float32."""
 
     pooling: str
 
     @nn.compact
     def __call__(self, x: jax.Array, is_token: jax.Array | None = None) -> jax.Array:
-        """`is_token` [B, T]; None: no padding."""
+        """Pool x [B, T, D] over the tokens, `is_token` [B, T]; None: no padding."""
         is_token = jnp.ones(x.shape[:2], bool) if is_token is None else is_token
         score = Dense((1,), name="score") if self.pooling == "attention" else None
         return choose(POOLINGS, self.pooling, "pooling")(x.astype(jnp.float32), is_token, score)
 
 
 class MaskedLM(nn.Module):
-    """Which token stood where the mask is: logits [B, T, V] float32. Devlin et al. 2019, section 3.1."""
+    """Masked language model: logits [B, T, V] float32 of the original tokens. Devlin et al. 2019, section 3.1."""
 
     config: TransformerConfig
 
     @nn.compact
     def __call__(self, tokens: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
-        """Arguments as for Encoder."""
+        """Compute the masked LM logits; arguments as for Encoder."""
         config = self.config
-        encoder = Encoder(config, is_output=True, name="encoder")
+        encoder = Encoder(config, has_output=True, name="encoder")
         x = Dense((config.d_model,), init_std=config.init_std, dtype=config.dtype, name="transform")(
             encoder(tokens, *args, **kwargs)
         )
@@ -112,7 +113,7 @@ class MaskedLM(nn.Module):
 
 
 class SequenceClassifier(nn.Module):
-    """One answer for a row: logits [B, num_classes] float32 of its classes, through a layer with tanh, as in BERT."""
+    """Sequence classifier: logits [B, num_classes] float32, after a dense layer with tanh, as in BERT."""
 
     config: TransformerConfig
     num_classes: int
@@ -126,7 +127,7 @@ class SequenceClassifier(nn.Module):
         token_types: jax.Array | None = None,
         deterministic: bool = True,
     ) -> jax.Array:
-        """Arguments as for Encoder."""
+        """Compute the class logits; arguments as for Encoder."""
         config = self.config
         x = Encoder(config, name="encoder")(tokens, is_token, token_types, deterministic)
         pooled = Pool(self.pooling, name="pool")(x, is_token)
@@ -136,19 +137,19 @@ class SequenceClassifier(nn.Module):
 
 
 class Regressor(nn.Module):
-    """One number for a row: [B] float32."""
+    """Regression head: one number per row, [B] float32."""
 
     config: TransformerConfig
     pooling: str = "first"
 
     @nn.compact
     def __call__(self, tokens: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
-        """Arguments as for Encoder."""
+        """Predict the numbers; arguments as for Encoder."""
         return SequenceClassifier(self.config, 1, self.pooling, name="classifier")(tokens, *args, **kwargs)[:, 0]
 
 
 class TokenTagger(nn.Module):
-    """A tag for each token: logits [B, T, num_tags] float32."""
+    """Token tagger: logits [B, T, num_tags] float32 for each token."""
 
     config: TransformerConfig
     num_tags: int
@@ -161,7 +162,7 @@ class TokenTagger(nn.Module):
         token_types: jax.Array | None = None,
         deterministic: bool = True,
     ) -> jax.Array:
-        """Arguments as for Encoder."""
+        """Compute the tag logits; arguments as for Encoder."""
         config = self.config
         x = Encoder(config, name="encoder")(tokens, is_token, token_types, deterministic)
         x = Dropout(config.dropout_rate)(x, deterministic).astype(jnp.float32)
@@ -169,15 +170,15 @@ class TokenTagger(nn.Module):
 
 
 class SentenceEmbedder(nn.Module):
-    """A vector of length 1 for a row, [B, D] float32: the product of two is their cosine. Reimers & Gurevych 2019."""
+    """Sentence embedder: unit vectors [B, D] float32, so a dot product is a cosine. Reimers & Gurevych 2019."""
 
     config: TransformerConfig
     pooling: str = "mean"
 
     @nn.compact
     def __call__(self, tokens: jax.Array, is_token: jax.Array | None = None, *args: Any, **kwargs: Any) -> jax.Array:
-        """Arguments as for Encoder."""
+        """Compute the sentence vectors; arguments as for Encoder."""
         x = Encoder(self.config, name="encoder")(tokens, is_token, *args, **kwargs)
         pooled = Pool(self.pooling, name="pool")(x, is_token)
-        # The root of the larger one: where a row is padding alone, the root of 0 would have a gradient of NaN.
+        # Maximum before the root: in a row of padding only, the root of 0 would have a NaN gradient.
         return pooled * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(pooled), axis=-1, keepdims=True), 1e-24))

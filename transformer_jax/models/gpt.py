@@ -1,4 +1,4 @@
-"""GPT: a decoder-only language model, Radford et al. 2019; beside a source, the decoder of Seq2Seq."""
+"""GPT: a decoder-only language model, Radford et al. 2019; with cross-attention, the decoder of Seq2Seq."""
 
 import flax.linen as nn
 import jax
@@ -12,14 +12,14 @@ from transformer_jax.nn.layers import Embedding
 
 
 class GPT(nn.Module):
-    """Embed, stack of causal blocks, project to the vocabulary. Logits are float32.
+    """Decoder-only language model: embedding, causal blocks, output projection to float32 logits.
 
     `model.apply(params, tokens)` runs a whole sequence, `model.apply(params, tokens, is_token, cache,
-    method="extend")` the next piece of one; both give the same logits.
+    method="extend")` the next chunk of one; both give the same logits.
     """
 
     config: TransformerConfig
-    has_source: bool = False  # every block attends to a source, too
+    has_source: bool = False  # every block has cross-attention to a source
     shared: Embedding | None = None
 
     def setup(self):
@@ -32,18 +32,19 @@ class GPT(nn.Module):
         is_token: jax.Array | None = None,
         deterministic: bool = True,
         segments: jax.Array | None = None,
-        source: kv.Source | None = None,
+        source: kv.EncodedSource | None = None,
     ) -> jax.Array:
-        """Logits of the next token at every place.
+        """Next-token logits at every position.
 
         Args:
           tokens: [B, T] int, T <= max_len.
           is_token: [B, T] bool, False for padding, on either side; None: no padding.
-          deterministic: False while training: dropout, with an rng named "dropout".
-          segments: [B, T] int, for texts packed into a row: a number for each (and for padding); none sees another.
-          source: what cross-attention looks at.
+          deterministic: False in training: dropout, with an rng named "dropout".
+          segments: [B, T] int, for texts packed into a row: one number for each text (and for padding); a token attends
+            to its own segment only.
+          source: keys and values for cross-attention.
         Returns:
-          [B, T, V] float32; what stands at padding means nothing.
+          [B, T, V] float32; values at padding are arbitrary.
         Raises:
           UserError: T > max_len.
         """
@@ -55,37 +56,37 @@ class GPT(nn.Module):
         is_token: jax.Array | None = None,
         deterministic: bool = True,
         segments: jax.Array | None = None,
-        source: kv.Source | None = None,
+        source: kv.EncodedSource | None = None,
     ) -> jax.Array:
-        """What `logits` projects: [B, T, D]. Arguments as for `__call__`.
+        """Final activations [B, T, D], the input of `logits`. Arguments as for `__call__`.
 
-        Apart, for whoever does not want all logits [B, T, V] at once.
+        Separate from `__call__`, for callers that cannot afford all logits [B, T, V] at once.
         """
         check_length(self.config, tokens)
         mask = sequence_mask(is_token, segments, is_causal=True)
-        x = self.embed(tokens, mask.queries(0, tokens.shape[1]), deterministic=deterministic)
+        x = self.embed(tokens, mask.query_positions_at(0, tokens.shape[1]), deterministic=deterministic)
         return self.stack(x, mask, None, source, deterministic)[0]
 
     def logits(self, x: jax.Array) -> jax.Array:
-        """The output projection: [..., D] -> [..., V] float32."""
+        """Output projection: [..., D] -> [..., V] float32."""
         return self.embed.logits(x)
 
     def extend(
         self, tokens: jax.Array, is_token: jax.Array, cache: kv.DecodeCache, last_only: bool = False
     ) -> tuple[jax.Array, kv.DecodeCache]:
-        """Read the next T tokens of every row after those in the cache: prefill, a chunk of one, or a decode step.
+        """Run the next T tokens of every row, after those in the KV cache: a prefill, a chunk of one, or a decode step.
 
         Args:
           tokens: [B, T] int; is_token: [B, T] bool, False for padding.
-          cache: from `cache.make_cache` or `make_rolling_cache` (with a source, from Seq2Seq's `start`) or an earlier call.
-          last_only: logits of each row's last token alone (what decoding wants: no [T, V] for the prompt).
+          cache: from `kv_cache.make_cache`, `make_rolling_cache`, Seq2Seq's `encode_source` or an earlier call.
+          last_only: logits of each row's last token only, as decoding needs (no [T, V] for the prompt).
         Returns:
           Logits [B, T, V] (or [B, V]) float32, and the cache. NaN if the cache was already full.
         Raises:
-          UserError: more tokens than the cache has room for, where that can be known.
+          UserError: more tokens than the cache has free slots, if that is known (outside jit).
         """
         shape = tokens.shape
-        if cache.beams:  # W beams of a row are read in it
+        if cache.beams:  # the W beams of a row are its queries: [B W, 1] -> [B, W]
             tokens, is_token = (x.reshape(-1, cache.beams.num_beams) for x in (tokens, is_token))
         cache = kv.append(cache, is_token)
         mask = kv.newest_mask(cache, is_token)
@@ -98,6 +99,6 @@ class GPT(nn.Module):
         logits = jnp.where(kv.is_overrun(cache), jnp.nan, self.embed.logits(x))
         return logits, cache._replace(layers=layers)
 
-    def read_source(self, encoded: jax.Array, is_token: jax.Array) -> kv.Source:
-        """Every layer's keys and values of an encoded source [B, S, D]."""
-        return self.stack.source(encoded, is_token)
+    def source_keys_values(self, encoded: jax.Array, is_token: jax.Array) -> kv.EncodedSource:
+        """Project an encoded source [B, S, D] to the KV caches of all layers' cross-attention."""
+        return self.stack.source_keys_values(encoded, is_token)

@@ -1,4 +1,4 @@
-"""Seq2Seq: an encoder reads the source, a decoder writes the target and looks at it. Vaswani et al. 2017."""
+"""Seq2Seq: encoder-decoder model, with cross-attention from the target to the source. Vaswani et al. 2017."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
-from transformer_jax.models.embed import token_table
+from transformer_jax.models.embed import token_embedding
 from transformer_jax.models.encoder import Encoder
 from transformer_jax.models.gpt import GPT
 from transformer_jax.nn import kv_cache as kv
@@ -16,36 +16,40 @@ from transformer_jax.nn import kv_cache as kv
 
 @dataclasses.dataclass(frozen=True)
 class Seq2SeqConfig:
-    """A shape for each side; they may differ in everything but, where embeddings are shared, vocabulary and width."""
+    """Config of an encoder-decoder: one for each side, which may differ in everything.
+
+    With shared embeddings, vocab_size and d_model must be equal.
+    """
 
     encoder: TransformerConfig
     decoder: TransformerConfig
-    share_embeddings: bool = True  # one table of tokens for source and target
+    share_embeddings: bool = True  # one token table for source and target
 
     def __post_init__(self):
         if not self.share_embeddings:
             return
         for name in ("vocab_size", "d_model"):
-            ours, theirs = getattr(self.encoder, name), getattr(self.decoder, name)
-            if ours != theirs:
+            of_encoder = getattr(self.encoder, name)
+            of_decoder = getattr(self.decoder, name)
+            if of_encoder != of_decoder:
                 raise UserError(
-                    f"encoder.{name}={ours}: must equal decoder.{name}={theirs} where embeddings are shared. "
+                    f"encoder.{name}={of_encoder}: must equal decoder.{name}={of_decoder} where embeddings are shared. "
                     "Take share_embeddings=False, or the same number."
                 )
 
 
 class Seq2Seq(nn.Module):
-    """Source tokens and target tokens so far to logits of the next target token.
+    """Encoder-decoder: logits of the next target token from the source and the target tokens so far.
 
-    `__call__` trains on whole targets; `start` encodes a source once, and `extend` then reads target tokens piece by
-    piece, as GPT's does: what decoding sees is the same for both.
+    `__call__` runs whole targets, for training. For decoding, `encode_source` encodes a source once and returns a KV
+    cache; `extend` then runs target tokens chunk by chunk, as GPT's does, so the decoding engine needs no special case.
     """
 
     config: Seq2SeqConfig
 
     def setup(self):
         config = self.config
-        self.shared = token_table(config.decoder) if config.share_embeddings else None
+        self.shared = token_embedding(config.decoder) if config.share_embeddings else None
         self.encoder = Encoder(config.encoder, self.shared)
         self.decoder = GPT(config.decoder, has_source=True, shared=self.shared)
 
@@ -57,14 +61,14 @@ class Seq2Seq(nn.Module):
         target_is_token: jax.Array | None = None,
         deterministic: bool = True,
     ) -> jax.Array:
-        """Logits of the next target token at every place of the target.
+        """Next-token logits at every position of the target.
 
         Args:
-          source: [B, S] int; target: [B, T] int, shifted: it begins with the token that starts a target.
+          source: [B, S] int; target: [B, T] int, shifted right: it begins with the decoder's start token.
           source_is_token, target_is_token: bool of the same shapes, False for padding; None: no padding.
-          deterministic: False while training: dropout, with an rng named "dropout".
+          deterministic: False in training: dropout, with an rng named "dropout".
         Returns:
-          [B, T, V] float32; what stands at padding means nothing.
+          [B, T, V] float32; values at padding are arbitrary.
         Raises:
           UserError: a row longer than its side's max_len.
         """
@@ -78,35 +82,37 @@ class Seq2Seq(nn.Module):
         target_is_token: jax.Array | None = None,
         deterministic: bool = True,
     ) -> jax.Array:
-        """What `logits` projects: [B, T, D]. Arguments as for `__call__`."""
-        read = self.read(source, source_is_token, deterministic)
-        return self.decoder.activations(target, target_is_token, deterministic, source=read)
+        """Final activations of the decoder [B, T, D], the input of `logits`. Arguments as for `__call__`."""
+        encoded_source = self.encode(source, source_is_token, deterministic)
+        return self.decoder.activations(target, target_is_token, deterministic, source=encoded_source)
 
     def logits(self, x: jax.Array) -> jax.Array:
-        """The output projection: [..., D] -> [..., V] float32."""
+        """Output projection: [..., D] -> [..., V] float32."""
         return self.decoder.logits(x)
 
-    def start(
+    def encode_source(
         self, source: jax.Array, is_token: jax.Array | None = None, capacity: int = 0, extra_slots: int = 0
     ) -> kv.DecodeCache:
-        """Encode the source and project it to every layer's keys and values, once for all that is decoded from it.
+        """Encode the source and return an empty KV cache for its target, with the source's keys and values.
 
         Args:
           source: [B, S] int; is_token: [B, S] bool, False for padding; None: no padding.
-          capacity: target tokens that the cache has room for; 0: the decoder's max_len. extra_slots: see `make_cache`.
+          capacity: maximum number of target tokens; 0: the decoder's max_len. extra_slots: see `make_cache`.
         """
         config = self.config.decoder
         cache = kv.make_cache(config, source.shape[0], capacity or config.max_len, extra_slots)
-        return cache._replace(source=self.read(source, is_token))
+        return cache._replace(source=self.encode(source, is_token))
 
     def extend(
         self, tokens: jax.Array, is_token: jax.Array, cache: kv.DecodeCache, last_only: bool = False
     ) -> tuple[jax.Array, kv.DecodeCache]:
-        """The next target tokens [B, T] after those in the cache: see GPT.extend."""
+        """Run the next target tokens [B, T], after those in the KV cache: see GPT.extend."""
         return self.decoder.extend(tokens, is_token, cache, last_only)
 
-    def read(self, source: jax.Array, is_token: jax.Array | None = None, deterministic: bool = True) -> kv.Source:
-        """The source as cross-attention looks at it."""
+    def encode(
+        self, source: jax.Array, is_token: jax.Array | None = None, deterministic: bool = True
+    ) -> kv.EncodedSource:
+        """Encode the source [B, S] and project it to keys and values for cross-attention."""
         encoded = self.encoder(source, is_token, None, deterministic)
         is_token = jnp.ones(source.shape, bool) if is_token is None else is_token
-        return self.decoder.read_source(encoded, is_token)
+        return self.decoder.source_keys_values(encoded, is_token)

@@ -1,6 +1,6 @@
-"""A block, and a stack of blocks: what every model of the family is built from."""
+"""Transformer block, and a stack of blocks: the body of every model of the family."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -9,31 +9,32 @@ from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError, choose
 from transformer_jax.nn import kv_cache as kv
 from transformer_jax.nn.attention import Attention
-from transformer_jax.nn.compatibility import refusal
+from transformer_jax.nn.compatibility import incompatibility
 from transformer_jax.nn.dropout import Dropout
 from transformer_jax.nn.layers import FeedForward, make_norm
 from transformer_jax.nn.masks import Mask
-from transformer_jax.nn.positions import POSITIONS
+from transformer_jax.nn.positions import POSITIONS, ScoreBias
 
 
-def _pre(x, norm, part):
-    """Xiong et al. 2020: trains without a delicate warmup; GPT-2, Llama, T5."""
-    return x + part(norm(x))
+class NormPlacement(NamedTuple):
+    """Norm placement of a block: before each part, or after its output is added to the residual stream."""
+
+    is_before: bool
+    is_after: bool
+    is_parallel: bool = False  # all parts share the input of one norm and are added together
 
 
-def _post(x, norm, part):
-    """Vaswani et al. 2017, section 3.1: the first paper; BERT, BART, Marian."""
-    return norm(x + part(x))
-
-
-NORM_PLACEMENTS = {"pre": _pre, "post": _post, "parallel": None}
+NORM_PLACEMENTS = {
+    "pre": NormPlacement(True, False),  # Xiong et al. 2020: trains without a delicate warmup; GPT-2, Llama, T5
+    "post": NormPlacement(False, True),  # Vaswani et al. 2017, section 3.1: the first paper; BERT, BART, Marian
+    "parallel": NormPlacement(True, False, is_parallel=True),  # Wang & Komatsuzaki 2021: GPT-J
+}
 
 
 class Block(nn.Module):
-    """Attention, then (where the block has a source) attention to the source, then the feed-forward part.
+    """Transformer block: self-attention, cross-attention (if it has a source) and a feed-forward layer.
 
-    Each is added to the residual stream; `norm_placement` says where its norm stands. In parallel (Wang & Komatsuzaki 2021,
-    GPT-J) all parts read one norm and are added at once.
+    Each part is added to the residual stream; `norm_placement` names a row of NORM_PLACEMENTS.
     """
 
     config: TransformerConfig
@@ -41,12 +42,13 @@ class Block(nn.Module):
 
     def setup(self):
         config = self.config
-        self.place = choose(NORM_PLACEMENTS, config.norm_placement, "model.norm_placement")
-        self.attention, self.feed_forward = Attention(config), FeedForward(config)
+        self.placement = choose(NORM_PLACEMENTS, config.norm_placement, "model.norm_placement")
+        self.attention = Attention(config)
+        self.feed_forward = FeedForward(config)
         self.attention_norm = make_norm(config)
         if self.has_source:
             self.cross = Attention(config, is_cross=True)
-        if self.place:
+        if not self.placement.is_parallel:
             self.feed_forward_norm = make_norm(config)
             if self.has_source:
                 self.cross_norm = make_norm(config)
@@ -56,52 +58,59 @@ class Block(nn.Module):
         self,
         x: jax.Array,  # [B, T, D]
         mask: Mask,
-        bias: Any = None,
+        bias: ScoreBias | None = None,
         cache: Any = None,
         source: kv.KVCache | None = None,
         source_mask: Mask | None = None,
         deterministic: bool = True,
     ) -> tuple[jax.Array, Any]:
-        """Returns [B, T, D] and the layer's cache, if one came in."""
+        """Return [B, T, D] and the layer's KV cache, if one came in."""
+        placement = self.placement
+        if placement.is_parallel:
+            return self._parallel(x, mask, bias, cache, source, source_mask, deterministic)
 
-        def attend(x):
-            nonlocal cache
-            out, cache = self.attention(x, mask, bias, cache, deterministic)
-            return self.drop(out, deterministic=deterministic)
+        y = self.attention_norm(x) if placement.is_before else x
+        out, cache = self.attention(y, mask, bias, cache, deterministic)
+        x = x + self.drop(out, deterministic)
+        x = self.attention_norm(x) if placement.is_after else x
 
-        def attend_to_source(x):
-            out, _ = self.cross(x, source_mask, None, source, deterministic)
-            return self.drop(out, deterministic=deterministic)
-
-        def feed_forward(x):
-            return self.drop(self.feed_forward(x), deterministic=deterministic)
-
-        if self.place is None:
-            y = self.attention_norm(x)
-            x = x + attend(y) + feed_forward(y)
-            return (x + attend_to_source(y) if self.has_source else x), cache
-        x = self.place(x, self.attention_norm, attend)
         if self.has_source:
-            x = self.place(x, self.cross_norm, attend_to_source)
-        return self.place(x, self.feed_forward_norm, feed_forward), cache
+            y = self.cross_norm(x) if placement.is_before else x
+            out, _ = self.cross(y, source_mask, None, source, deterministic)
+            x = x + self.drop(out, deterministic)
+            x = self.cross_norm(x) if placement.is_after else x
+
+        y = self.feed_forward_norm(x) if placement.is_before else x
+        x = x + self.drop(self.feed_forward(y), deterministic)
+        return self.feed_forward_norm(x) if placement.is_after else x, cache
+
+    def _parallel(self, x, mask, bias, cache, source, source_mask, deterministic):
+        y = self.attention_norm(x)
+        out, cache = self.attention(y, mask, bias, cache, deterministic)
+        x = x + self.drop(out, deterministic)
+        x = x + self.drop(self.feed_forward(y), deterministic)
+        if self.has_source:
+            out, _ = self.cross(y, source_mask, None, source, deterministic)
+            x = x + self.drop(out, deterministic)
+        return x, cache
 
     def source_keys_values(self, encoded: jax.Array) -> kv.KVCache:
-        """What cross-attention needs of a source [B, S, D], once for all that is decoded."""
-        return kv.KVCache.of(*self.cross.keys_values(encoded))
+        """Project an encoded source [B, S, D] to the KV cache of cross-attention, once for all decode steps."""
+        return kv.KVCache.from_projections(*self.cross.keys_values(encoded))
 
 
 class Stack(nn.Module):
-    """L blocks, and a last norm unless every block ends in one."""
+    """Stack of L blocks, and a final norm unless every block ends in one."""
 
     config: TransformerConfig
     has_source: bool = False
 
     def setup(self):
         config = self.config
-        extras = {"window": config.window, "softcap": config.attention_softcap}
-        extras = tuple(name for name, is_asked in extras.items() if is_asked)
-        if why_not := refusal(config.positions, config.backend, config.attention == "linear", extras):
-            raise UserError(why_not)
+        options = {"window": config.window, "softcap": config.attention_softcap}
+        extras = tuple(name for name, value in options.items() if value)
+        if error := incompatibility(config.positions, config.backend, config.attention == "linear", extras):
+            raise UserError(error)
         make_bias = choose(POSITIONS, config.positions, "model.positions").bias
         self.position_bias = make_bias(config) if make_bias else None
         self.blocks = [Block(config, self.has_source, name=f"block_{i}") for i in range(config.num_layers)]
@@ -112,10 +121,10 @@ class Stack(nn.Module):
         x: jax.Array,  # [B, T, D]
         mask: Mask,
         layers: tuple[Any, ...] | None = None,
-        source: kv.Source | None = None,
+        source: kv.EncodedSource | None = None,
         deterministic: bool = True,
     ) -> tuple[jax.Array, tuple[Any, ...] | None]:
-        """Returns [B, T, D] and the layers' caches, if they came in."""
+        """Return [B, T, D] and the KV caches of the layers, if they came in."""
         mask = mask.replace(window=self.config.window)
         bias = self.position_bias(mask.is_causal) if self.position_bias else None
         source_mask = Mask(is_key=source.is_token) if source else None
@@ -133,6 +142,6 @@ class Stack(nn.Module):
             new_layers.append(layer)
         return self.norm(x) if self.norm else x, tuple(new_layers) if layers else None
 
-    def source(self, encoded: jax.Array, is_token: jax.Array) -> kv.Source:
-        """All layers' keys and values of an encoded source [B, S, D]."""
-        return kv.Source(tuple(block.source_keys_values(encoded) for block in self.blocks), is_token)
+    def source_keys_values(self, encoded: jax.Array, is_token: jax.Array) -> kv.EncodedSource:
+        """Project an encoded source [B, S, D] to the KV caches of all layers' cross-attention."""
+        return kv.EncodedSource(tuple(block.source_keys_values(encoded) for block in self.blocks), is_token)

@@ -1,7 +1,7 @@
 """Linear layers, norms, feed-forward variants and the token embedding.
 
-Parameters are float32; computation is in `dtype`. A leaf is named for what it is: `kernel`, `bias`,
-`scale` or `embedding`, and the optimizer chooses by these names.
+Parameters are float32; computation is in `dtype`. Every leaf is named `kernel`, `bias`, `scale` or `embedding`, and
+the optimizer chooses weight decay and the like by these names.
 """
 
 import functools
@@ -19,11 +19,10 @@ from transformer_jax.nn import quantization
 
 
 class Dense(nn.Module):
-    """A linear map from the last `num_in` axes to `out_shape`.
+    """Linear layer from the last `num_in` axes to `out_shape`.
 
-    The kernel has the shape [*in_shape, *out_shape], say [D, N, H], for everyone who reads or writes it.
-    The product itself is of two dimensions: XLA on a CPU needs twice the time for the gradient of
-    [B, T, D] @ [D, F] that it needs for [B*T, D] @ [D, F].
+    The kernel has the shape [*in_shape, *out_shape], say [D, N, H]. The product itself is flattened to two dimensions:
+    XLA on a CPU needs twice the time for the gradient of [B, T, D] @ [D, F] that it needs for [B*T, D] @ [D, F].
     """
 
     out_shape: tuple[int, ...]
@@ -35,46 +34,47 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:  # [..., *in_shape] -> [..., *out_shape]
         batch_shape, in_shape = x.shape[: -self.num_in], x.shape[-self.num_in :]
-        fan_in, fan_out = math.prod(in_shape), math.prod(self.out_shape)
+        fan_in = math.prod(in_shape)
+        fan_out = math.prod(self.out_shape)
         x = x.astype(self.dtype).reshape(-1, fan_in)
-        if self.has_variable("params", "int8"):  # quantizing.py put it there
-            y = quantization.product(x, self.get_variable("params", "int8"))
+        if self.has_variable("params", "int8"):  # put there by inference/quantize.py
+            y = quantization.matmul(x, self.get_variable("params", "int8"))
         else:
             kernel = self.param("kernel", nn.initializers.normal(self.init_std), (*in_shape, *self.out_shape))
-            y = product(x, kernel.astype(self.dtype).reshape(fan_in, fan_out))
+            y = matmul(x, kernel.astype(self.dtype).reshape(fan_in, fan_out))
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, self.out_shape)
             y = y + bias.astype(self.dtype).reshape(fan_out)
         return y.reshape(*batch_shape, *self.out_shape)
 
 
-PARTS = 8
+NUM_PARTS = 8
 
 
-def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x [R, D] times a kernel [D, F].
+def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Matrix product of x [R, D] and a kernel [D, F], fast for a single row on a CPU, as in a decode step.
 
-    For the product of one row XLA on a CPU takes one thread, which cannot read memory as fast as two or more can. So
-    that is made in parts, as many products at once, and their sum: a token of GPT-2 then takes a tenth less time.
+    For one row XLA on a CPU uses one thread, which cannot read memory as fast as two or more can. Splitting D into
+    parts gives as many products at once, and their sum: a token of GPT-2 then takes a tenth less time.
     """
     num_rows, width = x.shape
-    if num_rows > 1 or width % PARTS or jax.default_backend() != "cpu":
+    if num_rows > 1 or width % NUM_PARTS or jax.default_backend() != "cpu":
         return x @ kernel
-    parts = jnp.einsum("PD,PDF->PF", x.reshape(PARTS, -1), kernel.reshape(PARTS, width // PARTS, -1))
+    parts = jnp.einsum("PD,PDF->PF", x.reshape(NUM_PARTS, -1), kernel.reshape(NUM_PARTS, width // NUM_PARTS, -1))
     return jnp.sum(parts, axis=0, keepdims=True)
 
 
 def num_input_axes(path: tuple[str, ...], ndim: int) -> int:
-    """How many axes of the kernel at `path` are summed over: two where attention's output reads [N, H], else one."""
+    """Number of input axes of the kernel at `path`: two for attention's output projection from [N, H], else one."""
     return 2 if path[-2] == "out" and ndim == 3 else 1
 
 
 @jax.custom_vjp
 def normalize(x: jax.Array, epsilon: float) -> jax.Array:
-    """x / sqrt(mean of squares + epsilon) over the last axis.
+    """Root-mean-square normalization: x / sqrt(mean of squares + epsilon) over the last axis.
 
-    The gradient is written out (dy - y * mean(dy * y), over the same root) because XLA on a CPU makes more
-    passes over the activations for the one that it derives.
+    The gradient is written out (dy - y * mean(dy * y), over the same root) because automatic differentiation
+    needs more passes over the activations on a CPU.
     """
     return _normalize_forward(x, epsilon)[0]
 
@@ -94,7 +94,7 @@ normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
 class LayerNorm(nn.Module):
-    """(x - mean) / sqrt(variance + epsilon) * scale + bias, in float32. Ba et al. 2016, equation 4."""
+    """LayerNorm: (x - mean) / sqrt(variance + epsilon) * scale + bias, in float32. Ba et al. 2016, equation 4."""
 
     epsilon: float
 
@@ -108,7 +108,7 @@ class LayerNorm(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean of squares + epsilon) * scale, in float32. Zhang & Sennrich 2019, equation 4."""
+    """RMSNorm: x / sqrt(mean of squares + epsilon) * scale, in float32. Zhang & Sennrich 2019, equation 4."""
 
     epsilon: float
 
@@ -122,22 +122,22 @@ NORMS = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}
 
 
 def make_norm(config: TransformerConfig, name: str | None = None) -> nn.Module:
-    """The norm that `config.norm` names."""
+    """Create the norm layer named by `config.norm`."""
     return choose(NORMS, config.norm, "model.norm")(epsilon=config.norm_epsilon, name=name)
 
 
 class FeedForwardVariant(NamedTuple):
-    """An activation, and whether it opens a gate on a second projection."""
+    """Activation of a feed-forward layer, gated (GLU) or not."""
 
     activation: Callable[[jax.Array], jax.Array]
-    is_gated: bool
+    is_gated: bool  # the activation multiplies a second projection
 
 
 @jax.custom_vjp
 def _gelu(x: jax.Array) -> jax.Array:
-    """x P(x), with P the distribution function of the standard normal. Hendrycks & Gimpel 2016, section 2.
+    """GELU: x P(x), with P the distribution function of the standard normal. Hendrycks & Gimpel 2016, section 2.
 
-    jax.nn.gelu takes erfc(-x) for 1 + erf(x): better far below 0, where both are nothing, at twice the cost on a CPU.
+    jax.nn.gelu uses erfc(-x) for 1 + erf(x): more exact far below 0, where both vanish, at twice the cost on a CPU.
     """
     return _gelu_forward(x)[0]
 
@@ -147,7 +147,7 @@ def _gelu_forward(x):
 
 
 def _gelu_backward(x, dy):
-    # Behind the barrier P(x) is computed again, where XLA would keep it, as large as x, from the forward pass.
+    # The barrier makes XLA compute P(x) again. Otherwise it keeps P(x), as large as x, from the forward pass.
     x = jax.lax.optimization_barrier(x)
     density = jnp.exp(-0.5 * jnp.square(x)) / math.sqrt(2.0 * math.pi)
     return (dy * (_normal_distribution(x) + x * density),)
@@ -174,7 +174,7 @@ FEED_FORWARDS = {
 
 
 class FeedForward(nn.Module):
-    """down(f(up(x))), or down(f(gate(x)) * up(x)) where the variant is gated."""
+    """Feed-forward layer: down(f(up(x))), or down(f(gate(x)) * up(x)) where the variant is gated."""
 
     config: TransformerConfig
 
@@ -192,10 +192,10 @@ class FeedForward(nn.Module):
 
 
 def output_std(config: TransformerConfig) -> float:
-    """Initial standard deviation of a layer that writes to the residual stream.
+    """Initial standard deviation of a kernel that writes to the residual stream.
 
-    Each of the 2 L writers adds variance; 1/sqrt(2 L) keeps the sum's in place. Radford et al. 2019, section 2.3.
-    With zero, the whole model starts as the identity (Zhang et al. 2019, section 3).
+    Each of the 2 L such layers adds variance; the factor 1/sqrt(2 L) keeps the variance of the sum constant. Radford
+    et al. 2019, section 2.3. With zero_init, the whole model starts as the identity (Zhang et al. 2019, section 3).
     """
     if config.zero_init:
         return 0.0
@@ -203,7 +203,7 @@ def output_std(config: TransformerConfig) -> float:
 
 
 class Embedding(nn.Module):
-    """A table [V, D]: looked up on the way in, and where embeddings are tied multiplied with on the way out."""
+    """Embedding table [V, D]: a lookup for the input and, with tied embeddings, the output projection."""
 
     num_rows: int
     width: int
@@ -211,16 +211,17 @@ class Embedding(nn.Module):
     dtype: str
 
     def setup(self):
-        if self.has_variable("params", "int8"):  # quantizing.py put it there
+        if self.has_variable("params", "int8"):  # put there by inference/quantize.py
             self.embedding = self.get_variable("params", "int8")
         else:
             self.embedding = self.param("embedding", nn.initializers.normal(self.init_std), (self.num_rows, self.width))
 
     def __call__(self, ids: jax.Array) -> jax.Array:  # [B, T] -> [B, T, D]
-        return quantization.read(jax.tree.map(lambda table: table[ids], self.embedding), self.dtype)
+        return quantization.dequantize(jax.tree.map(lambda table: table[ids], self.embedding), self.dtype)
 
     def unembed(self, x: jax.Array) -> jax.Array:  # [..., D] -> [..., V]
-        flat, table = x.reshape(-1, self.width), self.embedding
+        flat = x.reshape(-1, self.width)
+        table = self.embedding
         is_int8 = isinstance(table, quantization.Int8)
-        logits = quantization.product(flat, table) if is_int8 else flat @ table.astype(self.dtype).T
+        logits = quantization.matmul(flat, table) if is_int8 else flat @ table.astype(self.dtype).T
         return logits.reshape(*x.shape[:-1], self.num_rows)

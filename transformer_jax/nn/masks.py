@@ -1,4 +1,4 @@
-"""Which keys a query may attend. Boolean [B or 1, T, S]; True means: this query (row) may attend this key (column).
+"""Attention masks: boolean [B or 1, T, S], where True means that this query (row) may attend this key (column).
 
     causal, T = S = 4      padding (third key is padding)      both            causal, window 2
     1 . . .                1 1 . 1                             1 . . .         1 . . .
@@ -6,8 +6,8 @@
     1 1 1 .                1 1 . 1                             1 1 . .         . 1 1 .
     1 1 1 1                1 1 . 1                             1 1 . 1         . . 1 1
 
-`Mask` says it in parts, from which any block of the picture can be drawn: a backend that works in blocks never
-needs the whole [T, S]. A slot is a place in the row, padding included; a position counts tokens only.
+`Mask` describes the picture by its parts, and any block of it can be computed from them: a blockwise backend never
+needs all of [T, S]. A slot is an index into the row, padding included; a position counts tokens only.
 """
 
 from typing import Any
@@ -21,57 +21,67 @@ def _static(default: Any) -> Any:  # known when compiling, so that a backend can
     return flax.struct.field(pytree_node=False, default=default)
 
 
-@flax.struct.dataclass
-class Mask:
-    """Keys that every part allows (None, 0 or False: all of them), and where queries and keys stand."""
+class Mask(flax.struct.PyTreeNode):
+    """Attention mask by its parts: a query may attend the keys that all parts allow (None, 0 or False: all keys).
+
+    Queries and keys have slots and positions, both counted from the start of their row.
+    """
 
     may_attend: jax.Array | None = None  # bool [B or 1, T or 1, S]: any other rule
     is_key: jax.Array | None = None  # bool [B, S]: keys that hold a token
-    query_segments: jax.Array | None = None  # int [B, T]: texts packed into a row; a query sees its own text only
+    query_segments: jax.Array | None = None  # int [B, T]: texts packed into a row; a query attends its own text only
     key_segments: jax.Array | None = None  # int [B, S]
     query_positions: jax.Array | None = None  # int [B or 1, T]; None: slots
     key_positions: jax.Array | None = None  # int [B or 1, S]; None: slots
     first_slot: jax.Array | int = 0  # slot of the first query: with a cache, the number of slots already written
-    slots: jax.Array | None = None  # int [B, T]: the queries' own slots, where they do not follow each other: in a ring
-    is_causal: bool = _static(False)  # keys up to the query's own slot; in a ring, up to its position
-    window: int = _static(0)  # keys at a distance below it (either way, unless causal); 0: any
+    query_slots: jax.Array | None = (
+        None  # int [B, T]: slots of the queries in a rolling cache, where they are not in order
+    )
+    is_causal: bool = _static(False)  # keys up to the query's own slot; in a rolling cache, up to its position
+    window: int = _static(0)  # keys at a smaller distance only (in both directions, unless causal); 0: no limit
 
-    def queries(self, first: jax.Array | int, num: int) -> jax.Array:
-        """Positions of `num` queries from the `first` on, [B or 1, num]."""
+    def query_positions_at(self, first: jax.Array | int, num: int) -> jax.Array:
+        """Positions of `num` queries starting at index `first`, [B or 1, num]."""
         if self.query_positions is None:
             return (self.first_slot + first + jnp.arange(num))[None]
-        return cut(self.query_positions, 1, first, num)
+        return slice_axis(self.query_positions, 1, first, num)
 
-    def keys(self, first: jax.Array | int, num: int) -> jax.Array:
-        """Positions of `num` keys from the `first` on, [B or 1, num]."""
-        return (first + jnp.arange(num))[None] if self.key_positions is None else cut(self.key_positions, 1, first, num)
+    def key_positions_at(self, first: jax.Array | int, num: int) -> jax.Array:
+        """Positions of `num` keys starting at index `first`, [B or 1, num]."""
+        if self.key_positions is None:
+            return (first + jnp.arange(num))[None]
+        return slice_axis(self.key_positions, 1, first, num)
 
     def block(self, first_query: jax.Array | int, T: int, first_key: jax.Array | int, S: int) -> jax.Array | None:
-        """The picture of T queries and S keys: bool [B or 1, T or 1, S], or None where all of it is True."""
+        """Compute the mask for T queries and S keys: bool [B or 1, T or 1, S], or None where all of it is True."""
         parts = []
         if self.may_attend is not None:
-            rows = self.may_attend if self.may_attend.shape[1] == 1 else cut(self.may_attend, 1, first_query, T)
-            parts.append(cut(rows, 2, first_key, S))
+            is_one_row = self.may_attend.shape[1] == 1
+            rows = self.may_attend if is_one_row else slice_axis(self.may_attend, 1, first_query, T)
+            parts.append(slice_axis(rows, 2, first_key, S))
         if self.is_key is not None:
-            parts.append(padding(cut(self.is_key, 1, first_key, S)))
+            parts.append(padding(slice_axis(self.is_key, 1, first_key, S)))
         if self.query_segments is not None:
-            own, other = cut(self.query_segments, 1, first_query, T), cut(self.key_segments, 1, first_key, S)
-            parts.append(own[:, :, None] == other[:, None])
-        if self.is_causal and self.slots is None:
+            assert self.key_segments is not None
+            of_queries = slice_axis(self.query_segments, 1, first_query, T)
+            of_keys = slice_axis(self.key_segments, 1, first_key, S)
+            parts.append(of_queries[:, :, None] == of_keys[:, None])
+        if self.is_causal and self.query_slots is None:
             parts.append(causal(T, S, self.first_slot + first_query - first_key))
-        if self.window or self.slots is not None:
-            distance = self.queries(first_query, T)[:, :, None] - self.keys(first_key, S)[:, None]
+        if self.window or self.query_slots is not None:
+            query_positions = self.query_positions_at(first_query, T)
+            distance = query_positions[:, :, None] - self.key_positions_at(first_key, S)[:, None]
             if self.window:
                 parts.append(jnp.abs(distance) < self.window)
-            if self.is_causal and self.slots is not None:
+            if self.is_causal and self.query_slots is not None:
                 parts.append(distance >= 0)
-        both = None
+        combined = None
         for part in parts:
-            both = part if both is None else both & part
-        return both
+            combined = part if combined is None else combined & part
+        return combined
 
     def padded(self, T: int, S: int, more_queries: int, more_keys: int) -> "Mask":
-        """The same for arrays that got more queries and keys at the end, which are no tokens."""
+        """The mask for T queries and S keys, padded at the end with queries and keys that hold no token."""
 
         def pad(x, axis, num, more):
             return x if x is None or x.shape[axis] < num else _pad_end(x, axis, more)
@@ -88,7 +98,7 @@ class Mask:
 
 
 def causal(num_queries: int, num_keys: int, first_slot: jax.Array | int = 0) -> jax.Array:
-    """Keys up to and including the query's own slot: [1, T, S].
+    """Causal mask, keys up to and including the query's own slot: bool [1, T, S].
 
     Args:
       first_slot: the slot of the first query, counted from the first key's.
@@ -98,12 +108,12 @@ def causal(num_queries: int, num_keys: int, first_slot: jax.Array | int = 0) -> 
 
 
 def padding(is_token: jax.Array) -> jax.Array:
-    """Keys that are tokens, from `is_token` [B, S]: [B, 1, S]."""
+    """Padding mask, keys that are tokens, from `is_token` [B, S]: bool [B, 1, S]."""
     return is_token[:, None, :]
 
 
-def cut(x: jax.Array, axis: int, first: jax.Array | int, num: int) -> jax.Array:
-    """`num` entries of an axis from `first` on, where `first` may be known only at run time."""
+def slice_axis(x: jax.Array, axis: int, first: jax.Array | int, num: int) -> jax.Array:
+    """Slice `num` entries of an axis starting at `first`, which may be known only at run time."""
     return x if x.shape[axis] == num else jax.lax.dynamic_slice_in_dim(x, first, num, axis)
 
 

@@ -1,13 +1,14 @@
-"""Where a token stands, as functions of explicit positions [B, T], which count the tokens of a row.
+"""Position schemes (learned, sinusoidal, rotary, T5, ALiBi, Shaw), as functions of explicit positions [B, T].
 
-A scheme adds a vector to the embedding (learned, sinusoidal), turns queries and keys (rotary), adds a number to each
-score (T5, ALiBi), or a vector to each key and value (Shaw). Padding on the left shifts nothing.
+A scheme adds a vector to the embedding (learned, sinusoidal), rotates queries and keys (rotary), adds a bias to each
+score (T5, ALiBi), or a vector to each key and value (Shaw). Positions count the tokens of a row, so padding on the
+left shifts nothing.
 """
 
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import flax.linen as nn
 import flax.struct
@@ -16,26 +17,26 @@ import jax.numpy as jnp
 
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import choose
-from transformer_jax.nn.masks import Mask, cut
+from transformer_jax.nn.masks import Mask, slice_axis
 
 
-def count_tokens(is_token: jax.Array, tokens_before: jax.Array | int = 0) -> jax.Array:
-    """Position of each token of a row, counting tokens only.
+def token_positions(is_token: jax.Array, tokens_before: jax.Array | int = 0) -> jax.Array:
+    """Count tokens: the position of each token of a row, padding not counted.
 
     Args:
       is_token: [B, T] bool.
-      tokens_before: [B, 1], tokens that an earlier call has already seen.
+      tokens_before: [B, 1], number of tokens in earlier calls.
     Returns:
       [B, T] int32; padding gets the position of the token before it (0 at the start).
     """
     return jnp.maximum(tokens_before + jnp.cumsum(is_token, axis=1) - 1, 0)
 
 
-def count_in_segments(segments: jax.Array) -> jax.Array:
-    """Position of each token in its own text, from `segments` [B, T]: texts side by side, each with a number."""
-    place = jnp.broadcast_to(jnp.arange(segments.shape[1]), segments.shape)
+def segment_positions(segments: jax.Array) -> jax.Array:
+    """Position of each token in its own text, from the segment ids [B, T] of texts packed into a row."""
+    slot = jnp.broadcast_to(jnp.arange(segments.shape[1]), segments.shape)
     is_first = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
-    return place - jax.lax.cummax(jnp.where(is_first, place, 0), axis=1)
+    return slot - jax.lax.cummax(jnp.where(is_first, slot, 0), axis=1)
 
 
 def _halves(x):
@@ -46,25 +47,34 @@ def _pairs(x):
     return x[..., 0::2], x[..., 1::2]
 
 
-# How pairs of numbers lie in a vector, (split, join): x[i] with x[i + H/2] (GPT-NeoX, Llama), or x[2i] with x[2i + 1]
-# (GPT-J).
+class PairLayout(NamedTuple):
+    """Layout of the pairs of numbers in a vector: `split` it into first and second numbers, or `join` these."""
+
+    split: Callable
+    join: Callable
+
+
 PAIR_LAYOUTS = {
-    "halves": (_halves, lambda first, second: jnp.concatenate([first, second], axis=-1)),
-    "pairs": (_pairs, lambda first, second: jnp.stack([first, second], axis=-1).reshape(*first.shape[:-1], -1)),
+    # x[i] with x[i + H/2]: GPT-NeoX, Llama
+    "halves": PairLayout(_halves, lambda first, second: jnp.concatenate([first, second], axis=-1)),
+    # x[2i] with x[2i + 1]: GPT-J
+    "pairs": PairLayout(
+        _pairs, lambda first, second: jnp.stack([first, second], axis=-1).reshape(*first.shape[:-1], -1)
+    ),
 }
 
 
 def sinusoid(positions: jax.Array, d_model: int, layout: str = "pairs") -> jax.Array:
-    """Sines and cosines of positions [B, T] at geometrically growing wavelengths: [B, T, D] float32.
+    """Sinusoidal positions: sines and cosines of [B, T] at geometrically growing wavelengths, [B, T, D] float32.
 
     Vaswani et al. 2017, section 3.5: number 2i is sin(p / 10000^(2i/D)), number 2i+1 the cosine of the
-    same angle. (One tutorial in circulation gives the cosine an exponent of its own; the paper does not.)
+    same angle. (One tutorial in circulation gives the cosine a different exponent; the paper does not.)
     The authors' program, and Marian, put all sines before all cosines: layout "halves".
     """
     pair = jnp.arange(0, d_model, 2)
     angle = positions[..., None] / 10000.0 ** (pair / d_model)
-    join = choose(PAIR_LAYOUTS, layout, "model.sinusoid_layout")[1]
-    return join(jnp.sin(angle), jnp.cos(angle))[..., :d_model]
+    pair_layout = choose(PAIR_LAYOUTS, layout, "model.sinusoid_layout")
+    return pair_layout.join(jnp.sin(angle), jnp.cos(angle))[..., :d_model]
 
 
 def _sinusoidal(positions, config):
@@ -76,14 +86,15 @@ def _no_scaling(wavelengths, config):
 
 
 def _linear_scaling(wavelengths, config):
-    """Positions count for less: Chen et al. 2023, equation 4."""
+    """Position interpolation: positions are divided by the factor. Chen et al. 2023, equation 4."""
     return wavelengths * config.rope_factor
 
 
 def _llama3_scaling(wavelengths, config):
-    """Long waves are stretched, short ones stay, between them the frequency is mixed: Llama Team 2024, section 3.2."""
-    turns = config.rope_original_max_len / wavelengths  # of the context that the model was first trained with
-    low, high = config.rope_low_freq_factor, config.rope_high_freq_factor
+    """Stretch long wavelengths, keep short ones, interpolate between them. Llama Team 2024, section 3.2."""
+    turns = config.rope_original_max_len / wavelengths  # in the context that the model was first trained with
+    low = config.rope_low_freq_factor
+    high = config.rope_high_freq_factor
     share = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
     return 1.0 / ((1.0 - share) / (config.rope_factor * wavelengths) + share / wavelengths)
 
@@ -92,69 +103,79 @@ ROPE_SCALINGS = {"none": _no_scaling, "linear": _linear_scaling, "llama3": _llam
 
 
 def rotary(x_BTNH: jax.Array, positions_BT: jax.Array, config: TransformerConfig) -> jax.Array:
-    """Turn each pair of a head by the angle position / theta^(2i/H).
+    """Rotary position embedding (RoPE): rotate each pair of a head's numbers by the angle position / theta^(2i/H).
 
-    The product of a turned query and a turned key depends on the difference of their positions only.
+    The product of a rotated query and a rotated key depends on the difference of their positions only.
     Su et al. 2021, section 3.4.2.
     """
-    split, join = choose(PAIR_LAYOUTS, config.rope_layout, "model.rope_layout")
+    layout = choose(PAIR_LAYOUTS, config.rope_layout, "model.rope_layout")
     scale = choose(ROPE_SCALINGS, config.rope_scaling, "model.rope_scaling")
     half = x_BTNH.shape[-1] // 2
     wavelengths = scale(2.0 * math.pi * config.rope_theta ** (jnp.arange(half) / half), config)
-    angle_BT1F = positions_BT[:, :, None, None] * (2.0 * math.pi / wavelengths)
-    sin, cos = jnp.sin(angle_BT1F), jnp.cos(angle_BT1F)
-    first, second = split(x_BTNH.astype(jnp.float32))  # angles of long contexts need float32
-    return join(first * cos - second * sin, second * cos + first * sin).astype(x_BTNH.dtype)
+    angle = positions_BT[:, :, None, None] * (2.0 * math.pi / wavelengths)  # [B, T, 1, H / 2]
+    sin, cos = jnp.sin(angle), jnp.cos(angle)
+    first, second = layout.split(x_BTNH.astype(jnp.float32))  # angles of long contexts need float32
+    return layout.join(first * cos - second * sin, second * cos + first * sin).astype(x_BTNH.dtype)
 
 
-@flax.struct.dataclass
-class DenseBias:
-    """A number for each score, given as it is."""
+class ScoreBias(Protocol):
+    """Bias that is added to the attention scores, computed for any block of queries and keys."""
+
+    def block(self, mask: Mask, first_query: jax.Array | int, T: int, first_key: jax.Array | int, S: int) -> jax.Array:
+        """Compute the bias for T queries and S keys: [B or 1, N or 1, T, S]."""
+
+    def padded(self, more_queries: int, more_keys: int) -> "ScoreBias":
+        """The bias with more queries and keys at the end."""
+
+
+class DenseBias(flax.struct.PyTreeNode):
+    """Score bias given as an array."""
 
     values: jax.Array  # [B or 1, N or 1, T, S]
 
-    def block(self, mask: Mask, first_query: Any, T: int, first_key: Any, S: int) -> jax.Array:
-        """For T queries and S keys: [B or 1, N or 1, T, S]."""
-        return cut(cut(self.values, 2, first_query, T), 3, first_key, S)
+    def block(self, mask: Mask, first_query: jax.Array | int, T: int, first_key: jax.Array | int, S: int) -> jax.Array:
+        """Slice the bias for T queries and S keys: [B or 1, N or 1, T, S]."""
+        return slice_axis(slice_axis(self.values, 2, first_query, T), 3, first_key, S)
 
     def padded(self, more_queries: int, more_keys: int) -> "DenseBias":
-        """The same with more queries and keys at the end."""
+        """The bias with zeros for more queries and keys at the end."""
         return DenseBias(jnp.pad(self.values, ((0, 0), (0, 0), (0, more_queries), (0, more_keys))))
 
 
-@flax.struct.dataclass
-class DistanceBias:
-    """A number for each score that depends on the head and on the distance from query to key."""
+class DistanceBias(flax.struct.PyTreeNode):
+    """Score bias that depends on the head and on the distance from query to key."""
 
-    weights: Any  # arrays
+    weights: Any  # pytree of arrays
     of_distance: Callable = flax.struct.field(pytree_node=False)  # (weights, key - query [B, T, S]) -> [B, N, T, S]
 
-    def block(self, mask: Mask, first_query: Any, T: int, first_key: Any, S: int) -> jax.Array:
-        """For T queries and S keys: [B or 1, N, T, S]."""
-        distance = mask.keys(first_key, S)[:, None] - mask.queries(first_query, T)[:, :, None]
+    def block(self, mask: Mask, first_query: jax.Array | int, T: int, first_key: jax.Array | int, S: int) -> jax.Array:
+        """Compute the bias for T queries and S keys: [B or 1, N, T, S]."""
+        key_positions = mask.key_positions_at(first_key, S)
+        distance = key_positions[:, None] - mask.query_positions_at(first_query, T)[:, :, None]
         return self.of_distance(self.weights, distance)
 
     def padded(self, more_queries: int, more_keys: int) -> "DistanceBias":
-        """Itself: it is made of positions."""
+        """The same bias: it is computed from positions, which the mask pads."""
         return self
 
 
 def t5_bucket(distance: jax.Array, num_buckets: int, max_distance: int, is_causal: bool) -> jax.Array:
-    """The bucket of a distance (key - query): one each for near keys, wider ones further off, the last for all beyond.
+    """Relative position bucket of a distance (key - query), T5's. Raffel et al. 2020, section 2.1.
 
-    Raffel et al. 2020, section 2.1. Keys after the query have half of the buckets, unless nothing looks there.
+    Small distances have a bucket each, larger ones share buckets of growing width, the last is for all beyond. Keys
+    after the query have half of the buckets, unless attention is causal.
     """
-    first = 0
+    first: jax.Array | int = 0
     if is_causal:
         far = jnp.maximum(-distance, 0)
     else:
         num_buckets //= 2
         first = jnp.where(distance > 0, num_buckets, 0)
         far = jnp.abs(distance)
-    exact = num_buckets // 2
-    ratio = jnp.log(jnp.maximum(far, 1) / exact) / math.log(max_distance / exact)  # in float32, as T5 rounds it
-    wide = exact + (ratio * (num_buckets - exact)).astype(jnp.int32)
-    return first + jnp.where(far < exact, far, jnp.minimum(wide, num_buckets - 1))
+    num_exact = num_buckets // 2
+    ratio = jnp.log(jnp.maximum(far, 1) / num_exact) / math.log(max_distance / num_exact)  # in float32, as T5 rounds it
+    wide = num_exact + (ratio * (num_buckets - num_exact)).astype(jnp.int32)
+    return first + jnp.where(far < num_exact, far, jnp.minimum(wide, num_buckets - 1))
 
 
 def _t5_of_distance(table, distance, *, max_distance, is_causal):
@@ -163,13 +184,13 @@ def _t5_of_distance(table, distance, *, max_distance, is_causal):
 
 
 class T5Bias(nn.Module):
-    """A learned number for each bucket of distances and each head; one table for all layers of a stack."""
+    """T5 relative position bias: a learned number for each bucket of distances and each head, shared by all layers."""
 
     config: TransformerConfig
 
     @nn.compact
     def __call__(self, is_causal: bool) -> DistanceBias:
-        """The table [buckets, N] as a bias."""
+        """Return the learned table [buckets, N] as a score bias."""
         config = self.config
         shape = (config.relative_buckets, config.num_heads)
         table = self.param("embedding", nn.initializers.normal(config.init_std), shape)
@@ -178,9 +199,10 @@ class T5Bias(nn.Module):
 
 
 def alibi_slopes(num_heads: int) -> list[float]:
-    """2^(-8/N), 2^(-16/N), ...; for N that is no power of 2, every other slope of the next one fills up.
+    """ALiBi slopes of N heads: 2^(-8/N), 2^(-16/N), ... Press et al. 2022, section 3.
 
-    Press et al. 2022, section 3, and (for other N) the authors' program.
+    If N is not a power of 2: the slopes of the next smaller one, then every other slope of the next larger one, as in
+    the authors' program.
     """
     below = 2 ** math.floor(math.log2(num_heads))
     slopes = [2.0 ** (-8.0 * i / below) for i in range(1, below + 1)]
@@ -193,39 +215,41 @@ def _alibi_of_distance(slopes, distance):
 
 
 class Alibi(nn.Module):
-    """A penalty that grows with the distance, with a slope of its own for each head. Press et al. 2022, section 3."""
+    """ALiBi: a penalty proportional to the distance, with one slope per head. Press et al. 2022, section 3."""
 
     config: TransformerConfig
 
     @nn.compact
     def __call__(self, is_causal: bool) -> DistanceBias:
-        """No parameters: the slopes as a bias."""
+        """Return the slopes as a score bias; there are no parameters."""
         slopes = tuple(alibi_slopes(self.config.num_heads))
         return DistanceBias((), lambda _, distance: _alibi_of_distance(slopes, distance))
 
 
-@flax.struct.dataclass
-class Relative:
-    """Vectors for the distances -M to M (further ones count as M), added to keys and to values. Shaw et al. 2018."""
+class Relative(flax.struct.PyTreeNode):
+    """Relative position vectors for the distances -m to m (larger ones count as m), added to keys and to values.
 
-    keys: jax.Array  # [2 M + 1, H]
-    values: jax.Array  # [2 M + 1, H]
+    Shaw et al. 2018. C = 2 m + 1 vectors each.
+    """
+
+    keys: jax.Array  # [C, H]
+    values: jax.Array  # [C, H]
 
     def index(self, mask: Mask, T: int, S: int) -> jax.Array:
-        """Which vector belongs to each query and key, [B or 1, T, S]."""
-        most = self.keys.shape[0] // 2
-        distance = mask.keys(0, S)[:, None] - mask.queries(0, T)[:, :, None]
-        return jnp.clip(distance, -most, most) + most
+        """Index of the vector for each query and key, [B or 1, T, S]."""
+        max_distance = self.keys.shape[0] // 2
+        distance = mask.key_positions_at(0, S)[:, None] - mask.query_positions_at(0, T)[:, :, None]
+        return jnp.clip(distance, -max_distance, max_distance) + max_distance
 
 
 class Scheme(NamedTuple):
-    """One way to tell positions apart."""
+    """Position scheme: the ways in which positions enter the model."""
 
     vectors: Callable | None = None  # (positions [B, T], config) -> [B, T, D], added to the embedding
-    is_learned: bool = False  # or the vectors are a parameter [position_offset + max_len, D]
+    is_learned: bool = False  # the vectors are a parameter [position_offset + max_len, D]
     rotate: Callable | None = None  # (x [B, T, N, H], positions [B, T], config) -> the same shape, for queries and keys
     bias: Callable | None = None  # config -> module; module(is_causal) -> a bias for the scores
-    is_relative: bool = False  # each layer learns vectors for distances, beside its keys and values
+    is_relative: bool = False  # each layer learns a Relative
 
 
 POSITIONS = {

@@ -1,10 +1,10 @@
-"""Laws that hold for any attention and any Transformer, as checks for functions of your own.
+"""Testing laws that hold for any attention and any Transformer, as checks for your own functions.
 
     from transformer_jax import testing
     testing.check_attention(my_attention)         # (q, k, v, may_attend) -> out
     testing.check_causal_lm(my_model, vocab_size=100)   # (tokens, is_token) -> logits
 
-A check returns nothing, or raises LawBroken, which says which law, where, and by how much.
+A check returns None, or raises LawBroken, whose message names the law, the index and the difference.
 """
 
 from transformer_jax.testing.attention import check_attention, check_dropout, check_positions
