@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped, damaged and changed, as processes, against one that nothing happened to."""
+"""Resume: runs that are killed, stopped, damaged or changed continue exactly as an uninterrupted run."""
 
 import os
 import shutil
@@ -31,7 +31,7 @@ SETTINGS = {
 
 
 def settings(data, **changes):
-    """Sections of settings; a change is named section__field."""
+    """Settings by section; a change is named section__field."""
     sections = {name: dict(fields) for name, fields in SETTINGS.items()}
     sections["data"] = {"source": "text", "path": str(data)}
     for name, value in changes.items():
@@ -62,12 +62,12 @@ def train(data, workdir, **changes):
 
 
 def train_here(data, workdir, **changes):
-    """The same in this process."""
+    """Train in this process."""
     return run(Config.from_dict(settings(data, **changes)), workdir)
 
 
 def wait_for(process, condition):
-    """Look again and again until the condition holds; say whether the process was still at work then."""
+    """Poll until the condition holds or the process ends; return True if the process is still running."""
     deadline = time.monotonic() + 300
     while not condition() and process.poll() is None:
         assert time.monotonic() < deadline
@@ -81,7 +81,7 @@ def has_logged(workdir, step):
 
 
 def losses(workdir):
-    """Every (step, split, loss) in the file; floats survive JSON exactly, so equal means bit-equal."""
+    """Every (step, split, loss) of metrics.jsonl. Floats survive JSON exactly, so equal means bit-equal."""
     return [(event["step"], event["split"], event["loss"]) for event in read_metrics(workdir / "metrics.jsonl")]
 
 
@@ -115,7 +115,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def uninterrupted(data, tmp_path_factory):
-    """A run that nothing happened to, saving when it suits it."""
+    """An uninterrupted run, with checkpoints at other steps."""
     workdir = tmp_path_factory.mktemp("runs") / "uninterrupted"
     process = train(data, workdir, checkpoint__save_every=25)
     assert process.returncode == 0, process.err
@@ -124,90 +124,90 @@ def uninterrupted(data, tmp_path_factory):
 
 @pytest.fixture
 def finished(uninterrupted, tmp_path):
-    """A copy of that run, to do things to."""
+    """A copy of the uninterrupted run, for a test to change."""
     return shutil.copytree(uninterrupted, tmp_path / "run")
 
 
 @pytest.fixture(scope="module")
 def interrupted(data, tmp_path_factory):
-    """One run through everything that can happen to it, and what each process said."""
+    """A run that is killed, blocked, stopped and damaged in turn, and the output of each of its processes."""
     workdir = tmp_path_factory.mktemp("runs") / "interrupted"
-    checkpoints, said = Checkpoints(workdir), {}
+    checkpoints, results = Checkpoints(workdir), {}
 
     def saving():
         return any(checkpoints.folder.glob("*.orbax-checkpoint-tmp*")) if checkpoints.folder.is_dir() else False
 
-    # Killed before there is anything to resume from, then within a save.
+    # Killed before the first checkpoint, then during a save.
     for condition in (lambda: has_logged(workdir, 2), lambda: has_logged(workdir, 9) and saving()):
         process = start(data, workdir)
         assert wait_for(process, condition)
         process.kill()
-        said[f"killed {len(said)}"] = finish(process)
-    # Held still, while a second process wants the same directory; then killed within a save.
+        results[f"killed {len(results)}"] = finish(process)
+    # Paused during a save while a second process tries the same directory; then killed.
     process = start(data, workdir)
     assert wait_for(process, lambda: has_logged(workdir, 18) and saving())
     process.send_signal(signal.SIGSTOP)
-    said["leftovers"] = saving()
-    said["second"] = train(data, workdir)
+    results["leftovers"] = saving()
+    results["second"] = train(data, workdir)
     process.kill()
-    said["killed 2"] = finish(process)
+    results["killed 2"] = finish(process)
     # Asked to stop.
     for signum, step in ((signal.SIGTERM, 25), (signal.SIGINT, 36)):
         process = start(data, workdir)
         assert wait_for(process, lambda step=step: has_logged(workdir, step))
         process.send_signal(signum)
-        said[signum] = finish(process)
-        said[f"after {signum}"] = losses(workdir)[-1][0], checkpoints.steps()[-1]
-    # Damaged: the newest checkpoint cannot be used.
-    said["damaged"] = checkpoints.steps()[-1], checkpoints.steps()[-2], flip_a_bit(workdir, checkpoints.steps()[-1])
-    said["last"] = train(data, workdir)
-    return workdir, said
+        results[signum] = finish(process)
+        results[f"after {signum}"] = losses(workdir)[-1][0], checkpoints.steps()[-1]
+    # Damaged: the newest checkpoint is not sound.
+    results["damaged"] = checkpoints.steps()[-1], checkpoints.steps()[-2], flip_a_bit(workdir, checkpoints.steps()[-1])
+    results["last"] = train(data, workdir)
+    return workdir, results
 
 
 # Interrupted
 
 
-def test_a_run_that_was_interrupted_again_and_again_logs_the_losses_of_one_that_was_not(uninterrupted, interrupted):
-    workdir, said = interrupted
-    assert [said[f"killed {i}"].returncode for i in range(3)] == [-signal.SIGKILL] * 3
-    assert said["last"].returncode == 0, said["last"].err
+def test_an_interrupted_run_logs_the_losses_of_an_uninterrupted_one(uninterrupted, interrupted):
+    workdir, results = interrupted
+    assert [results[f"killed {i}"].returncode for i in range(3)] == [-signal.SIGKILL] * 3
+    assert results["last"].returncode == 0, results["last"].err
     assert losses(workdir) == losses(uninterrupted)
     assert [step for step, split, _ in losses(workdir) if split == "train"] == list(range(1, NUM_STEPS + 1))
     assert [step for step, split, _ in losses(workdir) if split == "val"] == [20, 40, 60]
 
 
-def test_the_parameters_too_are_bit_equal_to_those_of_a_run_that_was_not(uninterrupted, interrupted):
+def test_its_parameters_are_bit_equal_to_those_of_an_uninterrupted_run(uninterrupted, interrupted):
     ends = [tj.load(workdir) for workdir in (uninterrupted, interrupted[0])]
     assert [end.step for end in ends] == [NUM_STEPS] * 2
     jax.tree.map(np.testing.assert_array_equal, ends[0].params, ends[1].params)
 
 
-def test_what_kills_within_a_save_left_is_gone_at_the_end(interrupted):
-    workdir, said = interrupted
-    assert said["leftovers"]
+def test_leftovers_of_a_save_that_was_killed_are_removed(interrupted):
+    workdir, results = interrupted
+    assert results["leftovers"]
     assert not list((workdir / "checkpoints").glob("*tmp*"))
 
 
 def test_a_second_process_in_the_same_directory_is_refused(interrupted):
-    workdir, said = interrupted
-    assert_is_one_error(said["second"], f"workdir={workdir}", "another process is training here")
+    workdir, results = interrupted
+    assert_is_one_error(results["second"], f"workdir={workdir}", "another process is training here")
 
 
 @pytest.mark.parametrize("signum, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_run_that_is_asked_to_stop_saves_and_says_so_with_its_exit_code(interrupted, signum, code):
-    _, said = interrupted
-    process, (last_logged, last_saved) = said[signum], said[f"after {signum}"]
+def test_a_run_that_is_asked_to_stop_saves_and_exits_with_the_code_of_the_signal(interrupted, signum, code):
+    _, results = interrupted
+    process, (last_logged, last_saved) = results[signum], results[f"after {signum}"]
     assert process.returncode == code, process.err
     assert last_saved == last_logged < NUM_STEPS
     assert f"stopped and saved at step {last_saved}" in process.out
     assert signal.Signals(signum).name in process.err and "Traceback" not in process.err
 
 
-def test_a_flipped_bit_in_the_newest_checkpoint_is_named_and_the_one_before_is_used(interrupted):
-    _, said = interrupted
-    newest, before, file = said["damaged"]
-    assert f"warning: checkpoint {newest} is damaged and skipped: {file}" in said["last"].err
-    assert f"resumed at step {before}" in said["last"].out
+def test_a_flipped_bit_in_the_newest_checkpoint_is_reported_and_the_one_before_used(interrupted):
+    _, results = interrupted
+    newest, before, file = results["damaged"]
+    assert f"warning: checkpoint {newest} is damaged and skipped: {file}" in results["last"].err
+    assert f"resumed at step {before}" in results["last"].out
 
 
 def test_a_second_signal_ends_the_process_at_once():
@@ -224,10 +224,10 @@ def test_a_second_signal_ends_the_process_at_once():
     process.communicate()
 
 
-# Finished, and gone on with
+# Finished, and continued
 
 
-def test_a_finished_run_started_again_says_so_and_changes_nothing(data, finished):
+def test_a_finished_run_that_is_started_again_changes_nothing(data, finished):
     before = files(finished)
     process = train(data, finished, checkpoint__save_every=25)
     assert process.returncode == 0
@@ -235,7 +235,7 @@ def test_a_finished_run_started_again_says_so_and_changes_nothing(data, finished
     assert process.err == "" and files(finished) == before
 
 
-def test_a_larger_num_steps_goes_on_from_the_end(data, finished):
+def test_a_larger_num_steps_continues_from_the_end(data, finished):
     before = losses(finished)
     process = train(data, finished, train__num_steps=NUM_STEPS + 7, checkpoint__save_every=25)
     assert process.returncode == 0, process.err
@@ -246,7 +246,7 @@ def test_a_larger_num_steps_goes_on_from_the_end(data, finished):
     assert Checkpoints(finished).find() == NUM_STEPS + 7
 
 
-def test_a_moved_text_is_the_same_text(data, finished, tmp_path):
+def test_a_text_that_was_moved_is_accepted(data, finished, tmp_path):
     moved = shutil.copy(data, tmp_path / "moved.txt")
     assert train_here(moved, finished) == finished
 
@@ -291,7 +291,7 @@ def test_a_text_that_has_changed_is_refused(data, finished, tmp_path):
     assert files(finished) == before
 
 
-def test_where_no_checkpoint_is_sound_nothing_is_started_afresh(data, finished):
+def test_a_run_with_only_damaged_checkpoints_is_not_started_again(data, finished):
     damaged = [flip_a_bit(finished, step) for step in Checkpoints(finished).steps()]
     before = files(finished)
     process = train(data, finished)
@@ -302,16 +302,16 @@ def test_where_no_checkpoint_is_sound_nothing_is_started_afresh(data, finished):
     assert files(finished) == before
 
 
-def test_where_no_folder_holds_a_checkpoint_nothing_is_started_afresh(data, tmp_path):
+def test_a_run_with_an_empty_checkpoint_folder_is_not_started_again(data, tmp_path):
     (tmp_path / "run" / "checkpoints" / "5").mkdir(parents=True)
     with pytest.raises(CheckpointError, match="none of its checkpoints"):
         train_here(data, tmp_path / "run")
 
 
-# A loss that is no number
+# A loss that is not finite
 
 
-def test_a_loss_that_stays_infinite_stops_the_run_and_none_of_its_checkpoints(data, tmp_path):
+def test_a_loss_that_stays_infinite_stops_the_run_with_finite_checkpoints(data, tmp_path):
     process = train(
         data,
         tmp_path,
