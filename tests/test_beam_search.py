@@ -210,7 +210,7 @@ def test_the_loop_stops_as_soon_as_no_open_beam_can_win(first, alpha, num_steps)
     assert len(calls) == num_steps
 
 
-def test_a_row_with_nan_logits_has_a_nan_score_and_no_tokens_and_no_effect_on_others():
+def test_a_row_with_nan_logits_has_a_nan_score_and_does_not_change_the_others():
     table = STEADY_TABLE.copy()
     table[1, 2] = np.nan
     prompts, kwargs = ((0,), (1,), (2,)), dict(num_beams=3, num_return=2, max_new_tokens=5)

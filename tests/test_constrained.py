@@ -1,4 +1,4 @@
-"""Constrained output: automata against Python's `re`, and texts that match whatever the logits are."""
+"""Constrained decoding: automata against Python's `re`, and texts that match whatever the logits are."""
 
 import functools
 import itertools
@@ -44,7 +44,7 @@ PATTERNS = [
     "(?:a|b)[.] ",
     "",
 ]
-SIGNS = "ab0-é€\n."
+CHARACTERS = "ab0-é€\n."
 
 
 def accepts(automaton, data):
@@ -59,7 +59,7 @@ def accepts(automaton, data):
 # Regular expressions
 
 
-MORE = [
+REGEX_PATTERNS = [
     *PATTERNS,
     "\\D\\S",
     "[]a-]+",
@@ -77,11 +77,11 @@ MORE = [
 ]
 
 
-@pytest.mark.parametrize("pattern", MORE)
+@pytest.mark.parametrize("pattern", REGEX_PATTERNS)
 def test_an_automaton_accepts_what_python_matches(pattern):
     automaton, python = compile_regex(pattern), re.compile(pattern, re.ASCII)
     for size in range(5):
-        for text in map("".join, itertools.product(SIGNS, repeat=size)):
+        for text in map("".join, itertools.product(CHARACTERS, repeat=size)):
             assert accepts(automaton, text.encode()) == (python.fullmatch(text) is not None), text
 
 
@@ -98,7 +98,7 @@ nested = st.recursive(
 
 @given(nested, st.lists(st.text("ab0é€\n", max_size=7), min_size=5, max_size=5))
 @settings(max_examples=200, deadline=None, database=None)
-def test_any_pattern_of_the_subset_accepts_what_python_matches(pattern, texts):
+def test_any_supported_pattern_accepts_what_python_matches(pattern, texts):
     automaton, python = compile_regex(pattern), re.compile(pattern, re.ASCII)
     for text in texts:
         assert accepts(automaton, text.encode()) == (python.fullmatch(text) is not None)
@@ -117,7 +117,7 @@ def test_any_pattern_of_the_subset_accepts_what_python_matches(pattern, texts):
         (0x10010, 0x100F0),
     ],
 )
-def test_a_range_of_characters_is_theirs_in_utf_8(low, high):
+def test_a_range_of_characters_accepts_exactly_their_utf_8(low, high):
     automaton = compile_regex(f"[{chr(low)}-{chr(high)}]".replace("\0", "\\x00"))
     edges = (low, high, 0x80, 0x800, 0x10000, 0xD800, 0xE000, 0x3000)
     for point in {edge + step for edge in edges for step in (-65, -1, 0, 1, 65)}:
@@ -131,31 +131,31 @@ def test_a_range_of_characters_is_theirs_in_utf_8(low, high):
     [
         ("a(b", "at position 3: must be ')'"),
         ("a)", "at position 1: has no opening"),
-        ("*a", "at position 0: '*' means"),
-        ("^a$", "at position 0: '^' means nothing here"),
+        ("*a", "at position 0: '*' has no meaning here"),
+        ("^a$", "at position 0: '^' has no meaning here"),
         ("a**", "at position 2: a repetition cannot"),
         ("a+?", "at position 2: a repetition cannot"),
         ("[ab", "at position 3: must not end here"),
         ("[b-a]", "at position 4: a range must go"),
         ("a{3,2}", "repetitions must go"),
         ("a{x}", "must be a number"),
-        ("\\b", "\\b is not known"),
+        ("\\b", "\\b is not supported"),
         ("(?=a)", "must be ':'"),
         ("a\\", "must not end here"),
-        ("\\xg0", "no hexadecimal"),
-        ("(" * (MAX_DEPTH + 1), f"more than {MAX_DEPTH} groups"),
+        ("\\xg0", "not a hexadecimal"),
+        ("(" * (MAX_DEPTH + 1), f"more than {MAX_DEPTH} nested groups"),
         ("((a{999}){999}){9}", "more than 10000 states"),
         ("a{99999}", "at most 10000"),
         ("(a|b)*a(a|b){17}", "more than 10000 states"),
     ],
 )
-def test_a_pattern_that_is_not_of_the_subset_is_told_where(pattern, message):
+def test_an_unsupported_pattern_is_refused_with_its_position(pattern, message):
     with pytest.raises(UserError) as error:
         compile_regex(pattern)
     assert str(error.value).startswith("pattern=") and message in str(error.value) and "\n" not in str(error.value)
 
 
-# Tables
+# Token tables
 
 
 def spelled(tokens):
@@ -168,19 +168,19 @@ def constraint(pattern):
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_no_state_of_a_table_is_a_dead_end_or_out_of_reach(pattern):
+def test_no_state_of_a_table_is_a_dead_end_or_unreachable(pattern):
     table, num_to_go = np.asarray(constraint(pattern).table), np.asarray(constraint(pattern).num_to_go)
     text = np.delete(table, EOS, axis=1)
     assert np.all(table < len(table)) and np.all(table[:, PAD] == -1)
     assert set(range(len(table))) == {0} | set(text[text >= 0].tolist())
     np.testing.assert_array_equal(table[:, EOS] >= 0, num_to_go == 0)
     for state, following in enumerate(text):
-        ways = num_to_go[following[following >= 0]].tolist()
-        assert num_to_go[state] == 0 or num_to_go[state] == 1 + min(ways)
+        next_to_go = num_to_go[following[following >= 0]].tolist()
+        assert num_to_go[state] == 0 or num_to_go[state] == 1 + min(next_to_go)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_a_table_allows_the_tokens_after_which_a_match_is_possible_and_no_others(pattern):
+def test_a_table_allows_exactly_the_tokens_after_which_a_match_is_possible(pattern):
     table = np.asarray(constraint(pattern).table)
     automaton = compile_regex(pattern)
     ids = [token for token in range(V) if BYTES[token]]
@@ -213,7 +213,7 @@ def test_a_table_allows_the_tokens_after_which_a_match_is_possible_and_no_others
         (lambda: matching("a{9000}", [b"a"] * 30000, ()), "pattern='a{9000}': 9001 states for 30000 tokens need more"),
     ],
 )
-def test_what_cannot_be_written_is_refused(make, message):
+def test_a_constraint_that_no_tokens_spell_is_refused_in_one_line(make, message):
     with pytest.raises(UserError) as error:
         make()
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
@@ -223,7 +223,7 @@ def test_what_cannot_be_written_is_refused(make, message):
 
 
 def random_step(seed, tokens, is_token, cache):
-    """Logits of no meaning, others at each step and for each row; the likeliest are often not allowed."""
+    """Step with random logits at each step and row; the most likely tokens are often not allowed."""
     key = jax.random.fold_in(jax.random.key(seed), cache)
     return 5 * jax.random.normal(key, (len(tokens), V)), cache + 1
 
@@ -232,12 +232,12 @@ ROWS = 29
 PROMPTS = np.tile([[3, PAD, 4], [PAD, 5, EOS]], (ROWS, 1))[:ROWS]
 
 
-def written(pattern, how, max_new_tokens, seed, eos_ids=(EOS,)):
-    """Texts [rows] of bytes, and which of them ended with EOS."""
+def constrained_texts(pattern, method, max_new_tokens, seed, eos_ids=(EOS,)):
+    """Texts [rows], and which of them ended with EOS."""
     step, cache = jax.tree_util.Partial(random_step, jnp.int32(seed)), jnp.int32(0)
     given = PROMPTS, PROMPTS != PAD
-    if how == "beam":
-        found = beam_search(
+    if method == "beam":
+        beams = beam_search(
             step,
             cache,
             *given,
@@ -248,68 +248,68 @@ def written(pattern, how, max_new_tokens, seed, eos_ids=(EOS,)):
             eos_ids=eos_ids,
             pad_id=PAD,
         )
-        tokens, lengths = found.tokens[np.isfinite(found.scores)], found.lengths[np.isfinite(found.scores)]
-        assert np.all(np.isfinite(found.scores[:, 0]))
+        tokens, lengths = beams.tokens[np.isfinite(beams.scores)], beams.lengths[np.isfinite(beams.scores)]
+        assert np.all(np.isfinite(beams.scores[:, 0]))
     else:
         keys = jax.random.split(jax.random.key(seed), ROWS)
-        found = generate(
+        generated = generate(
             step,
             cache,
             *given,
             keys,
             0,
             (constraint(pattern), Temperature(0.7)),
-            choice=how,
+            choice=method,
             max_new_tokens=max_new_tokens,
             eos_ids=eos_ids,
             pad_id=PAD,
         )
-        tokens, lengths = found.tokens, found.lengths
+        tokens, lengths = generated.tokens, generated.lengths
     rows = [row[:length] for row, length in zip(np.asarray(tokens).tolist(), np.asarray(lengths).tolist(), strict=True)]
     return [spelled(row).decode() for row in rows], [EOS in row for row in rows]
 
 
-@pytest.mark.parametrize("how", ["greedy", "sample", "beam"])
+@pytest.mark.parametrize("method", ["greedy", "sample", "beam"])
 @pytest.mark.parametrize("pattern", [pattern for pattern in PATTERNS if pattern])
-def test_every_text_matches_whatever_the_logits_are(pattern, how):
+def test_every_text_matches_whatever_the_logits_are(pattern, method):
     seen = set()
     for seed in range(3):
-        texts, _ = written(pattern, how, 5, seed)
+        texts, _ = constrained_texts(pattern, method, 5, seed)
         assert all(re.fullmatch(pattern, text, re.ASCII) for text in texts)
         seen |= set(texts)
     assert len(seen) > 1 or pattern == "a"
 
 
-@pytest.mark.parametrize("how", ["greedy", "sample", "beam"])
-def test_a_text_still_matches_where_there_is_room_for_the_shortest_only(how):
-    texts, have_ended = written("(ab|bc)+0?-[01]{2}", how, 3, 0)
+@pytest.mark.parametrize("method", ["greedy", "sample", "beam"])
+def test_a_text_still_matches_where_only_the_shortest_one_fits(method):
+    texts, have_ended = constrained_texts("(ab|bc)+0?-[01]{2}", method, 3, 0)
     assert set(texts) <= {"ab-00", "bc0-00"} and not any(have_ended)  # three tokens
-    texts, have_ended = written("(ab|bc)+0?-[01]{2}", how, 4, 0)
+    texts, have_ended = constrained_texts("(ab|bc)+0?-[01]{2}", method, 4, 0)
     assert all(re.fullmatch("(ab|bc)+0?-[01]{2}", text) for text in texts) and len(set(texts)) > 1 and any(have_ended)
 
 
-def test_where_no_text_has_room_a_row_is_empty_and_no_beam_is_left():
-    assert written("a{4}", "sample", 3, 0) == ([""] * ROWS, [False] * ROWS)
+def test_where_no_text_fits_rows_are_empty_and_no_beam_is_possible():
+    assert constrained_texts("a{4}", "sample", 3, 0) == ([""] * ROWS, [False] * ROWS)
     with pytest.raises(AssertionError):
-        written("a{4}", "beam", 3, 0)
+        constrained_texts("a{4}", "beam", 3, 0)
 
 
-def test_without_an_end_a_row_stops_where_nothing_may_follow():
-    texts, _ = written("a|ab|abc|abc00", "sample", 5, 0, eos_ids=())
+def test_without_eos_ids_a_row_ends_where_no_token_is_allowed():
+    texts, _ = constrained_texts("a|ab|abc|abc00", "sample", 5, 0, eos_ids=())
     assert set(texts) <= {"abc00", "abc", "ab", "a"} and "abc00" in texts
 
 
-def test_one_of_some_strings_is_written_however_they_are_cut_into_tokens():
+def test_one_of_allows_exactly_the_strings_in_every_tokenization():
     strings = ["abc", "ab", "€ a", "a.b", "aé", "0-0(1)", ""]
-    method = one_of(strings, [*BYTES, b"(", b")"], (EOS,))
-    table, found = np.asarray(method.table), set()
+    allowed = one_of(strings, [*BYTES, b"(", b")"], (EOS,))
+    table, spelled_texts = np.asarray(allowed.table), set()
 
     def walk(state, tokens):
         if table[state, EOS] >= 0:
-            found.add(b"".join([*BYTES, b"(", b")"][token] for token in tokens).decode())
+            spelled_texts.add(b"".join([*BYTES, b"(", b")"][token] for token in tokens).decode())
         for token in np.flatnonzero(table[state] >= 0):
             if token != EOS:
                 walk(table[state, token], [*tokens, token])
 
     walk(0, [])
-    assert found == set(strings)
+    assert spelled_texts == set(strings)

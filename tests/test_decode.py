@@ -1,3 +1,5 @@
+"""Decoding: greedy and sampled tokens of a toy model and of a GPT, keys, batches; temperature, top-k and top-p."""
+
 import functools
 
 import jax
@@ -5,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.arrays import random_like
+from helpers.markov import EOS, KEYS, MAX_NEW, PAD, PROMPTS, TABLE, B, V, markov_step
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -14,33 +17,21 @@ from transformer_jax.models import GPT
 from transformer_jax.nn.kv_cache import make_cache
 from transformer_jax.nn.positions import POSITIONS
 from transformer_jax.sampling import CHOICES, Temperature, TopK, TopP, generate
-from transformer_jax.sampling.logits_processors import RULED_OUT, _keep_first, apply
+from transformer_jax.sampling.logits_processors import RULED_OUT, apply_processors, keep_first
 
-B, V, PAD, EOS, MAX_NEW = 5, 7, 0, 2, 11
 lightly = settings(max_examples=100, deadline=None, database=None)
 rows_of_logits = st.lists(st.integers(-4, 4), min_size=V, max_size=V)  # integers: ties are common
-TABLE = np.random.default_rng(0).normal(size=(V, V)).astype(np.float32) * 2
-TABLE[:, PAD] = -1e9
 ENDLESS = TABLE.copy()
 ENDLESS[:, EOS] = -1e9
-PROMPTS = np.array([[1, 3, 4], [0, 0, 5], [0, 6, 1], [3, 0, 0], [4, 5, 0]])  # padded on either side
-KEYS = jax.random.split(jax.random.key(0), B)
 
 
-def markov_step(table, tokens, is_token, last):
-    """The logits after a token are its row of the table; the cache is the last token of each row."""
-    T = tokens.shape[1]
-    where = T - 1 - jnp.argmax(is_token[:, ::-1], axis=1)
-    last = jnp.where(jnp.any(is_token, axis=1), tokens[jnp.arange(len(tokens)), where], last)
-    return table[last], last
-
-
-def generated(table, *processors, choice="sample", prompts=PROMPTS, keys=KEYS, first_index=0, max_new_tokens=MAX_NEW):
+def generate_tokens(
+    table, *processors, choice="sample", prompts=PROMPTS, keys=KEYS, first_index=0, max_new_tokens=MAX_NEW
+):
     step = jax.tree_util.Partial(markov_step, jnp.array(table))
-    cache = jnp.full(len(prompts), -1)
-    found = generate(
+    generated = generate(
         step,
-        cache,
+        jnp.full(len(prompts), -1),
         jnp.array(prompts),
         jnp.array(prompts != PAD),
         keys,
@@ -51,14 +42,14 @@ def generated(table, *processors, choice="sample", prompts=PROMPTS, keys=KEYS, f
         eos_ids=(EOS,),
         pad_id=PAD,
     )
-    out = found.tokens
-    np.testing.assert_array_equal(found.lengths, np.sum(np.asarray(out) != PAD, axis=1))
-    assert out.shape == (len(prompts), max_new_tokens) and out.dtype == jnp.int32
-    return np.asarray(out)
+    tokens = generated.tokens
+    np.testing.assert_array_equal(generated.lengths, np.sum(np.asarray(tokens) != PAD, axis=1))
+    assert tokens.shape == (len(prompts), max_new_tokens) and tokens.dtype == jnp.int32
+    return np.asarray(tokens)
 
 
 def greedy_chains(table, prompts=PROMPTS):
-    """By hand: follow the most likely token until the end."""
+    """Slow twin of greedy decoding: follow the most likely token until EOS."""
     out = np.full((len(prompts), MAX_NEW), PAD)
     for row, prompt in enumerate(prompts):
         token = [t for t in prompt if t != PAD][-1]
@@ -70,7 +61,7 @@ def greedy_chains(table, prompts=PROMPTS):
 
 
 def chain_table():
-    """1 -> 3 -> 4 -> 5 -> end, 6 -> 6: rows end at different times, one never."""
+    """1 -> 3 -> 4 -> 5 -> EOS, 6 -> 6: rows end at different steps, one never."""
     table = np.zeros((V, V), np.float32)
     for token, following in {1: 3, 3: 4, 4: 5, 5: EOS, 6: 6, EOS: 6, PAD: 6}.items():
         table[token, following] = 9
@@ -84,14 +75,14 @@ def chain_table():
     ids=["greedy", "top_k=1", "cold", "top_p~0"],
 )
 def test_greedy_top_1_and_cold_sampling_follow_the_most_likely_chain(table, choice, processors):
-    np.testing.assert_array_equal(generated(table, *processors, choice=choice), greedy_chains(table))
+    np.testing.assert_array_equal(generate_tokens(table, *processors, choice=choice), greedy_chains(table))
 
 
 @pytest.mark.parametrize(
     "choice, processors", [("greedy", ()), ("sample", ()), ("sample", (Temperature(2.0),))], ids=str
 )
 def test_after_the_end_of_a_row_there_is_only_padding(choice, processors):
-    out = generated(TABLE + 2 * np.eye(V)[EOS], *processors, choice=choice)
+    out = generate_tokens(TABLE + 2 * np.eye(V)[EOS], *processors, choice=choice)
     assert np.any(out == EOS)
     for row in out:
         ends = np.flatnonzero(row == EOS)
@@ -107,7 +98,7 @@ def test_the_loop_stops_when_every_row_has_ended():
         jax.debug.callback(lambda: calls.append(1))
         return markov_step(jnp.array(chain_table()), tokens, is_token, last)
 
-    prompts = jnp.array([[1], [4]])  # 1 3 4 5 end; 4 5 end
+    prompts = jnp.array([[1], [4]])  # 1 3 4 5 EOS; 4 5 EOS
     out = generate(
         jax.tree_util.Partial(counting_step),
         jnp.array([-1, -1]),
@@ -121,73 +112,75 @@ def test_the_loop_stops_when_every_row_has_ended():
     ).tokens
     jax.effects_barrier()
     np.testing.assert_array_equal(out, [[3, 4, 5, EOS] + 7 * [PAD], [5, EOS] + 9 * [PAD]])
-    assert len(calls) == 4  # the prompt, then three tokens: the last one is chosen and not read
+    assert len(calls) == 4  # the prompt, then three tokens: the last one is chosen, but not read
 
 
-def test_one_new_token_is_the_choice_after_the_prompt():
-    np.testing.assert_array_equal(generated(TABLE, choice="greedy", max_new_tokens=1), greedy_chains(TABLE)[:, :1])
+def test_one_new_token_is_chosen_from_the_logits_of_the_prompt():
+    np.testing.assert_array_equal(
+        generate_tokens(TABLE, choice="greedy", max_new_tokens=1), greedy_chains(TABLE)[:, :1]
+    )
 
 
 def test_sampling_is_a_function_of_the_keys():
-    first, again = generated(ENDLESS), generated(ENDLESS)
+    first, again = generate_tokens(ENDLESS), generate_tokens(ENDLESS)
     np.testing.assert_array_equal(first, again)
-    others = generated(ENDLESS, keys=jax.random.split(jax.random.key(1), B))
+    others = generate_tokens(ENDLESS, keys=jax.random.split(jax.random.key(1), B))
     assert np.all(np.any(first != others, axis=1))
 
 
-def test_equal_prompts_with_different_keys_go_different_ways():
-    out = generated(ENDLESS, prompts=np.repeat(PROMPTS[:1], B, axis=0))
+def test_equal_prompts_with_different_keys_get_different_tokens():
+    out = generate_tokens(ENDLESS, prompts=np.repeat(PROMPTS[:1], B, axis=0))
     assert len(np.unique(out, axis=0)) == B
 
 
 def test_a_row_does_not_depend_on_its_batch():
-    together = generated(TABLE)
+    together = generate_tokens(TABLE)
     for row in range(B):
-        alone = generated(TABLE, prompts=PROMPTS[row : row + 1], keys=KEYS[row : row + 1])
+        alone = generate_tokens(TABLE, prompts=PROMPTS[row : row + 1], keys=KEYS[row : row + 1])
         np.testing.assert_array_equal(alone[0], together[row])
 
 
 def test_generating_in_two_calls_gives_the_same_tokens():
-    whole = generated(ENDLESS)
-    begun = generated(ENDLESS, max_new_tokens=5)
-    prompts = np.concatenate([PROMPTS, begun], axis=1)
-    rest = generated(ENDLESS, prompts=prompts, first_index=5, max_new_tokens=MAX_NEW - 5)
-    np.testing.assert_array_equal(np.concatenate([begun, rest], axis=1), whole)
+    in_one_call = generate_tokens(ENDLESS)
+    first = generate_tokens(ENDLESS, max_new_tokens=5)
+    prompts = np.concatenate([PROMPTS, first], axis=1)
+    rest = generate_tokens(ENDLESS, prompts=prompts, first_index=5, max_new_tokens=MAX_NEW - 5)
+    np.testing.assert_array_equal(np.concatenate([first, rest], axis=1), in_one_call)
 
 
-def applied(logits, *processors):
-    """What processors that look at logits alone make of rows of them."""
+def processed(logits, *processors):
+    """Rows of logits after logits processors that ignore the text."""
     logits = jnp.array(logits, jnp.float32)
     tokens, lengths = jnp.zeros((len(logits), 1), jnp.int32), jnp.ones(len(logits), jnp.int32)
-    return apply(processors, logits, tokens, lengths, ((),) * len(processors))[0]
+    return apply_processors(processors, logits, tokens, lengths, ((),) * len(processors))[0]
 
 
-jitted = jax.jit(applied)
+jitted_processed = jax.jit(processed)
 
 
-def choices(logits, *processors, num=3001):
-    """How often each token of one row of logits is chosen, over many keys."""
+def token_counts(logits, *processors, num=3001):
+    """Counts of each token, sampled from one row of logits with many keys."""
     keys = jax.random.split(jax.random.key(7), num)
-    tokens = jax.jit(CHOICES["sample"])(jitted(np.tile(logits, (num, 1)), *processors), keys)
+    tokens = jax.jit(CHOICES["sample"])(jitted_processed(np.tile(logits, (num, 1)), *processors), keys)
     return np.bincount(tokens, minlength=V)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
-def test_frequencies_agree_with_the_softmax_at_the_temperature(temperature):
+def test_sampled_frequencies_agree_with_the_softmax_at_the_temperature(temperature):
     logits = np.array([0.3, -1.0, 1.2, 0.0, 0.8, -0.5, 0.1])
     expected = np.exp(logits / temperature) / np.exp(logits / temperature).sum()
-    counts = choices(logits, Temperature(temperature))
+    counts = token_counts(logits, Temperature(temperature))
     chi_square = np.sum((counts - 3001 * expected) ** 2 / (3001 * expected))
     assert chi_square < 27.9  # exceeded once in ten thousand seeds, with 6 degrees of freedom
 
 
-def test_methods_apply_in_their_order():
+def test_processors_apply_in_their_order():
     logits = np.log(np.array([0.4, 0.25, 0.15, 0.1, 0.05, 0.03, 0.02]))
-    assert np.flatnonzero(choices(logits, TopP(0.6))).tolist() == [0, 1]
-    assert np.flatnonzero(choices(logits, Temperature(0.25), TopP(0.6))).tolist() == [0]
-    assert np.flatnonzero(choices(logits, TopP(0.6), Temperature(0.25))).tolist() == [0, 1]
-    assert np.flatnonzero(choices(logits, TopK(2), TopP(0.6))).tolist() == [0]
-    assert np.flatnonzero(choices(logits, TopK(3))).tolist() == [0, 1, 2]
+    assert np.flatnonzero(token_counts(logits, TopP(0.6))).tolist() == [0, 1]
+    assert np.flatnonzero(token_counts(logits, Temperature(0.25), TopP(0.6))).tolist() == [0]
+    assert np.flatnonzero(token_counts(logits, TopP(0.6), Temperature(0.25))).tolist() == [0, 1]
+    assert np.flatnonzero(token_counts(logits, TopK(2), TopP(0.6))).tolist() == [0]
+    assert np.flatnonzero(token_counts(logits, TopK(3))).tolist() == [0, 1, 2]
 
 
 def support(logits):
@@ -195,11 +188,11 @@ def support(logits):
 
 
 def top_p(rows, p):
-    """One program for every p; 1 as the method itself takes it."""
+    """Top-p in one compiled program for every p; p = 1 is computed as TopP does."""
     return jitted_top_p(jnp.array(rows, jnp.float32), p)
 
 
-jitted_top_p = jax.jit(lambda logits, p: _keep_first(logits, -logits, p))
+jitted_top_p = jax.jit(lambda logits, p: keep_first(logits, -logits, p))
 
 
 def most_likely_first(row):
@@ -208,12 +201,12 @@ def most_likely_first(row):
 
 @given(st.lists(rows_of_logits, min_size=2, max_size=2), st.floats(1e-3, 1.0))
 @lightly
-def test_the_support_of_top_p_is_exactly_the_minimal_set(rows, p):
+def test_top_p_keeps_exactly_the_smallest_set_of_that_probability(rows, p):
     kept = support(top_p(rows, p))
     for row, is_kept in zip(np.array(rows, np.float64), kept, strict=True):
         probability, expected, total = np.exp(row) / np.exp(row).sum(), [], 0.0
         for token in most_likely_first(row):
-            assume(abs(total - p) > 1e-5)  # on the very edge float32 may fall on either side
+            assume(abs(total - p) > 1e-5)  # at the threshold float32 may round to either side
             if total >= p:
                 break
             expected.append(token)
@@ -223,33 +216,33 @@ def test_the_support_of_top_p_is_exactly_the_minimal_set(rows, p):
 
 @given(st.lists(rows_of_logits, min_size=2, max_size=2), st.integers(1, V + 2))
 @lightly
-def test_top_k_keeps_exactly_k_and_of_equals_the_smaller_ids(rows, k):
+def test_top_k_keeps_exactly_k_and_ties_go_to_the_smaller_ids(rows, k):
     logits = jnp.array(rows, jnp.float32)
-    filtered = jitted(logits, TopK(k))
+    filtered = jitted_processed(logits, TopK(k))
     for row, is_kept in zip(rows, support(filtered), strict=True):
         assert np.flatnonzero(is_kept).tolist() == sorted(most_likely_first(row)[:k])
     np.testing.assert_array_equal(filtered[support(filtered)], logits[support(filtered)])
 
 
-def test_top_p_of_1_keeps_everything_and_as_many_as_there_are_too():
+def test_top_p_of_1_and_top_k_of_the_vocabulary_size_keep_everything():
     logits = np.linspace(-1, 1, V)
-    np.testing.assert_array_equal(choices(logits, TopP(1.0)), choices(logits))
-    np.testing.assert_array_equal(choices(logits, TopK(V)), choices(logits))
-    assert np.all(choices(logits) > 0)
+    np.testing.assert_array_equal(token_counts(logits, TopP(1.0)), token_counts(logits))
+    np.testing.assert_array_equal(token_counts(logits, TopK(V)), token_counts(logits))
+    assert np.all(token_counts(logits) > 0)
 
 
-def test_temperature_divides():
-    np.testing.assert_array_equal(applied([[2.0, -3.0]], Temperature(0.5)), [[4.0, -6.0]])
+def test_temperature_divides_the_logits():
+    np.testing.assert_array_equal(processed([[2.0, -3.0]], Temperature(0.5)), [[4.0, -6.0]])
 
 
-def test_an_unknown_choice_is_refused_with_the_list():
+def test_an_unknown_choice_is_refused_with_the_list_of_choices():
     with pytest.raises(UserError, match="choice='nonsense': unknown. Choose one of: sample, greedy"):
-        generated(TABLE, choice="nonsense")
+        generate_tokens(TABLE, choice="nonsense")
 
 
 @functools.cache
 def gpt(positions):
-    """(configuration, full pass, step with a cache); one function each: jit tells functions apart by identity."""
+    """A GPT: (config, full pass, step with a cache). Cached, because jit compares functions by identity."""
     config = TransformerConfig(
         vocab_size=23,
         max_len=19,
@@ -267,8 +260,8 @@ def gpt(positions):
     return config, jax.jit(functools.partial(model.apply, params)), step
 
 
-def naively_continued(full_pass, prompts):
-    """A full pass over the whole text for every token, unpadded but for what follows: that does not matter."""
+def greedy_full_passes(full_pass, prompts):
+    """Slow twin of cached decoding: a full pass over the text for every token; only the end of a row is padded."""
     texts = [[*prompt] for prompt in prompts]
     for _ in range(MAX_NEW):
         tokens = np.zeros((B, 19), int)
@@ -282,13 +275,14 @@ def naively_continued(full_pass, prompts):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("positions", POSITIONS)
-def test_cached_greedy_generation_equals_full_passes_over_each_prompt_alone(positions, side):
+def test_cached_greedy_decoding_equals_full_passes_over_each_prompt_alone(positions, side):
     config, full_pass, step = gpt(positions)
     prompts, T = [[5], [7, 1, 4], [3, 3, 8, 22, 9], [11, 2], [6, 19, 21]], 5
     tokens, is_token = np.full((B, T), PAD), np.zeros((B, T), bool)
     for row, prompt in enumerate(prompts):
-        at = slice(T - len(prompt), T) if side == "left" else slice(0, len(prompt))
-        tokens[row, at], is_token[row, at] = prompt, True
+        columns = slice(T - len(prompt), T) if side == "left" else slice(0, len(prompt))
+        tokens[row, columns] = prompt
+        is_token[row, columns] = True
     out = generate(
         step,
         make_cache(config, B, T + MAX_NEW - 1),
@@ -300,12 +294,12 @@ def test_cached_greedy_generation_equals_full_passes_over_each_prompt_alone(posi
         eos_ids=(),
         pad_id=PAD,
     ).tokens
-    for row, continued in enumerate(naively_continued(full_pass, prompts)):
-        assert out[row].tolist() == continued, prompts[row]
+    for row, expected in enumerate(greedy_full_passes(full_pass, prompts)):
+        assert out[row].tolist() == expected, prompts[row]
 
 
-def test_a_temperature_whose_division_would_overflow_is_refused_and_the_smallest_allowed_is_greedy():
+def test_a_temperature_that_overflows_is_refused_and_the_smallest_is_greedy():
     with pytest.raises(UserError, match="temperature=1e-38"):
         Temperature(1e-38)
     logits = np.array([0.0, 1.0, 9.0, 2.0, 0.0, 0.0, 0.0], np.float32)
-    assert set(choices(logits, Temperature(1e-6)).nonzero()[0]) == {2}
+    assert set(token_counts(logits, Temperature(1e-6)).nonzero()[0]) == {2}

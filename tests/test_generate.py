@@ -1,4 +1,4 @@
-"""The loop around the step: ends, stop sequences, scores, states; and what generation_config.json makes of it."""
+"""Decode loop: EOS ids, stop sequences, log-probabilities, processor states; and generation_config.json."""
 
 import dataclasses
 from pathlib import Path
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_decode import EOS, KEYS, MAX_NEW, PAD, PROMPTS, TABLE, B, V, markov_step
+from helpers.markov import EOS, KEYS, MAX_NEW, PAD, PROMPTS, TABLE, B, V, markov_step
 
 import transformer_jax as tj
 from transformer_jax import sampling
@@ -19,7 +19,7 @@ from transformer_jax.sampling import ForceLast, MinLength, PresencePenalty, Supp
 FIXTURES = Path(__file__).parent / "fixtures"
 
 
-def found(*processors, table=TABLE, prompts=PROMPTS, first_index=0, states=None, **kwargs):
+def generated(*processors, table=TABLE, prompts=PROMPTS, first_index=0, states=None, **kwargs):
     kwargs = dict(max_new_tokens=MAX_NEW, eos_ids=(EOS,), pad_id=PAD) | kwargs
     step = jax.tree_util.Partial(markov_step, jnp.array(table))
     out = generate(step, jnp.full(B, -1), prompts, prompts != PAD, KEYS, first_index, processors, states, **kwargs)
@@ -27,50 +27,50 @@ def found(*processors, table=TABLE, prompts=PROMPTS, first_index=0, states=None,
 
 
 def ended(tokens, is_end):
-    """Rows cut by hand: nothing after the first end. `is_end(tokens so far)`."""
+    """Slow twin of stop conditions: rows padded after the first n with `is_end(their first n tokens)`."""
     out = np.full_like(tokens, PAD)
-    for row, whole in zip(out, tokens.tolist(), strict=True):
-        n = next((n for n in range(1, len(whole) + 1) if is_end(whole[:n])), len(whole))
-        row[:n] = whole[:n]
+    for row, endless in zip(out, tokens.tolist(), strict=True):
+        n = next((n for n in range(1, len(endless) + 1) if is_end(endless[:n])), len(endless))
+        row[:n] = endless[:n]
     return out
 
 
-# Ends
+# Stop conditions
 
 
-def test_each_of_several_ends_ends_a_row():
-    endless = found(eos_ids=())
+def test_each_of_several_eos_ids_ends_a_row():
+    endless = generated(eos_ids=())
     assert np.all(endless.lengths == MAX_NEW)
-    both = found(eos_ids=(EOS, 5))
+    both = generated(eos_ids=(EOS, 5))
     np.testing.assert_array_equal(both.tokens, ended(endless.tokens, lambda new: new[-1] in (EOS, 5)))
     assert {row[n - 1] for row, n in zip(both.tokens.tolist(), both.lengths, strict=True)} >= {EOS, 5}
 
 
 @pytest.mark.parametrize("sequences", [((3, 2),), ((4,), (5, 3)), ((3, 3, 2), (6, 6))], ids=str)
 def test_a_stop_sequence_ends_a_row_when_it_is_complete(sequences):
-    endless = found(eos_ids=())
-    stopped = found(eos_ids=(), stop_sequences=sequences)
+    endless = generated(eos_ids=())
+    stopped = generated(eos_ids=(), stop_sequences=sequences)
     expected = ended(endless.tokens, lambda new: any(tuple(new[-len(s) :]) == s for s in sequences))
     np.testing.assert_array_equal(stopped.tokens, expected)
     np.testing.assert_array_equal(stopped.lengths, np.sum(expected != PAD, axis=1))
     assert np.any(stopped.lengths < MAX_NEW)
 
 
-def test_a_stop_sequence_may_not_begin_in_the_prompt_but_in_an_earlier_call():
+def test_a_stop_sequence_may_begin_in_an_earlier_call_but_not_in_the_prompt():
     prompts = np.tile([[3, 1]], (B, 1))
     table = np.full((V, V), -9.0) + 18 * np.eye(V)[[0, 4, 4, 1, 5, 6, 6]]  # 1 -> 4 -> 5 -> 6 -> 6 ...
     kwargs = dict(table=table, eos_ids=(), choice="greedy")
-    assert found(prompts=prompts, stop_sequences=((1, 4),), **kwargs).tokens[0, :4].tolist() == [4, 5, 6, 6]
-    first = found(prompts=prompts, max_new_tokens=1, **kwargs)
+    assert generated(prompts=prompts, stop_sequences=((1, 4),), **kwargs).tokens[0, :4].tolist() == [4, 5, 6, 6]
+    first = generated(prompts=prompts, max_new_tokens=1, **kwargs)
     both = np.concatenate([prompts, first.tokens], axis=1)
-    rest = found(prompts=both, first_index=1, stop_sequences=((4, 5),), **kwargs)
+    rest = generated(prompts=both, first_index=1, stop_sequences=((4, 5),), **kwargs)
     assert np.all(rest.lengths == 1) and np.all(rest.tokens[:, 0] == 5)
 
 
-def test_a_row_whose_every_token_is_ruled_out_ends_there_and_the_others_go_on():
-    table = np.where(np.arange(V)[:, None] == 4, -np.inf, TABLE)  # nothing may follow token 4
-    out = found(table=table, eos_ids=())
-    expected = ended(found(eos_ids=()).tokens, lambda new: new[-1] == 4)
+def test_a_row_with_all_tokens_ruled_out_ends_and_the_others_continue():
+    table = np.where(np.arange(V)[:, None] == 4, -np.inf, TABLE)  # no token may follow token 4
+    out = generated(table=table, eos_ids=())
+    expected = ended(generated(eos_ids=()).tokens, lambda new: new[-1] == 4)
     last = PROMPTS[np.arange(B), [2, 2, 2, 0, 1]]
     expected[last == 4] = PAD
     np.testing.assert_array_equal(out.tokens, expected)
@@ -78,7 +78,7 @@ def test_a_row_whose_every_token_is_ruled_out_ends_there_and_the_others_go_on():
     assert 0 in out.lengths and MAX_NEW in out.lengths
 
 
-# Scores
+# Log-probabilities
 
 
 def log_softmax(x):
@@ -86,8 +86,8 @@ def log_softmax(x):
 
 
 @pytest.mark.parametrize("processors", [(), (Temperature(0.3), TopK(3))], ids=["none", "some"])
-def test_log_probabilities_are_the_models_own_whatever_the_methods(processors):
-    out = found(*processors, num_top=3)
+def test_log_probabilities_are_those_of_the_model_before_any_processor(processors):
+    out = generated(*processors, num_top=3)
     assert out.top_tokens.shape == (B, MAX_NEW, 3) and out.top_log_probs.shape == (B, MAX_NEW, 3)
     for row in range(B):
         token = [t for t in PROMPTS[row] if t != PAD][-1]
@@ -105,21 +105,21 @@ def test_log_probabilities_are_the_models_own_whatever_the_methods(processors):
     assert np.any(out.lengths < MAX_NEW)
 
 
-# States and programs
+# Processor states and compiled programs
 
 
-def test_two_calls_that_hand_on_their_states_are_one():
+def test_two_calls_with_handed_over_processor_states_equal_one_call():
     processors = (MinLength(7, (EOS,)), PresencePenalty(1.5), ForceLast(3))
-    states = sampling.start(processors, jnp.array(PROMPTS), jnp.sum(jnp.array(PROMPTS) != PAD, axis=1), MAX_NEW)
-    whole = found(*processors)
-    begun = found(*processors, states=states, max_new_tokens=5)
-    prompts = np.concatenate([PROMPTS, begun.tokens], axis=1)
-    rest = found(*processors, prompts=prompts, first_index=5, states=begun.states, max_new_tokens=MAX_NEW - 5)
-    np.testing.assert_array_equal(np.concatenate([begun.tokens, rest.tokens], axis=1), whole.tokens)
-    assert np.all(whole.tokens[whole.lengths == MAX_NEW, -1] == 3) and np.all(whole.lengths > 7)
+    states = sampling.init_states(processors, jnp.array(PROMPTS), jnp.sum(jnp.array(PROMPTS) != PAD, axis=1), MAX_NEW)
+    expected = generated(*processors)
+    first = generated(*processors, states=states, max_new_tokens=5)
+    prompts = np.concatenate([PROMPTS, first.tokens], axis=1)
+    rest = generated(*processors, prompts=prompts, first_index=5, states=first.states, max_new_tokens=MAX_NEW - 5)
+    np.testing.assert_array_equal(np.concatenate([first.tokens, rest.tokens], axis=1), expected.tokens)
+    assert np.all(expected.tokens[expected.lengths == MAX_NEW, -1] == 3) and np.all(expected.lengths > 7)
 
 
-def test_methods_of_equal_fields_share_a_program_and_others_have_their_own():
+def test_processors_of_equal_fields_share_a_compiled_program_and_others_do_not():
     traced = []
 
     def step(tokens, is_token, cache):
@@ -127,7 +127,7 @@ def test_methods_of_equal_fields_share_a_program_and_others_have_their_own():
         return markov_step(jnp.array(TABLE), tokens, is_token, cache)
 
     step = jax.tree_util.Partial(step)
-    for value, num in ((0.5, 2), (0.5, 2), (0.7, 4)):  # a program has the step twice: the prompt's, and the loop's
+    for value, num in ((0.5, 2), (0.5, 2), (0.7, 4)):  # a program traces the step twice: prefill and loop
         generate(
             step,
             jnp.full(B, -1),
@@ -152,17 +152,17 @@ def test_methods_of_equal_fields_share_a_program_and_others_have_their_own():
         ({"stop_sequences": ((3,), ())}, "stop_sequences=((3,), ())"),
     ],
 )
-def test_what_has_no_meaning_is_refused(kwargs, message):
+def test_invalid_arguments_are_refused_in_one_line(kwargs, message):
     with pytest.raises(UserError) as error:
-        found(**kwargs)
+        generated(**kwargs)
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
 
 
 # generation_config.json
 
 
-def test_generation_config_becomes_methods_in_the_order_of_the_reference_library():
-    rules = read_generation_defaults(
+def test_generation_config_json_becomes_processors_in_the_reference_order():
+    defaults = read_generation_defaults(
         {},
         {
             "eos_token_id": [7, 3],
@@ -184,8 +184,8 @@ def test_generation_config_becomes_methods_in_the_order_of_the_reference_library
         },
         11,
     )
-    assert (rules.eos_ids, rules.pad_id, rules.start_id) == ((7, 3), 5, 6)
-    assert rules.processors == (
+    assert (defaults.eos_ids, defaults.pad_id, defaults.start_id) == ((7, 3), 5, 6)
+    assert defaults.processors == (
         sampling.RepetitionPenalty(1.3),
         sampling.NoRepeatNgram(3),
         sampling.BadWords(((1, 2), (4,))),
@@ -217,21 +217,21 @@ def test_generation_config_becomes_methods_in_the_order_of_the_reference_library
         ("renormalize_logits", 1),
     ],
 )
-def test_a_generation_config_that_will_not_do_is_told_in_a_line(name, value):
+def test_an_invalid_generation_config_json_is_refused_in_one_line(name, value):
     with pytest.raises(PretrainedError) as error:
         read_generation_defaults({}, {"eos_token_id": 7, name: value}, 11)
     assert str(error.value).startswith("generation_config.json: ") and "\n" not in str(error.value)
 
 
-def with_methods(folder, *processors):
+def with_processors(folder, *processors):
     run = tj.from_pretrained(FIXTURES / folder)
     return dataclasses.replace(
         run, generation_defaults=dataclasses.replace(run.generation_defaults, processors=processors)
     )
 
 
-def test_a_text_that_outgrows_the_context_has_the_last_token_of_the_whole():
-    run, seen = with_methods("gpt2", Suppress((7,)), ForceLast(7)), []
+def test_a_text_longer_than_the_context_has_its_forced_last_token_once_at_the_end():
+    run, seen = with_processors("gpt2", Suppress((7,)), ForceLast(7)), []
     run = dataclasses.replace(
         run,
         generation_defaults=dataclasses.replace(run.generation_defaults, eos_ids=()),
@@ -246,19 +246,19 @@ def test_a_text_that_outgrows_the_context_has_the_last_token_of_the_whole():
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
-def test_translating_obeys_the_models_rules(num_beams):
-    run, seen = with_methods("marian"), []
+def test_translation_applies_the_processors_of_the_generation_defaults(num_beams):
+    run, seen = with_processors("marian"), []
     run = dataclasses.replace(run, tokenizer=Recording(run, seen))
     tj.translate(run, ["the cat sat", "this"], num_beams=num_beams, max_new_tokens=7)
     first = {row[0] for row in seen}
     seen.clear()
-    obedient = dataclasses.replace(with_methods("marian", Suppress(tuple(first))), tokenizer=run.tokenizer)
-    tj.translate(obedient, ["the cat sat", "this"], num_beams=num_beams, max_new_tokens=7)
+    suppressing = dataclasses.replace(with_processors("marian", Suppress(tuple(first))), tokenizer=run.tokenizer)
+    tj.translate(suppressing, ["the cat sat", "this"], num_beams=num_beams, max_new_tokens=7)
     assert len(seen) == 2 and not first & {token for row in seen for token in row}
 
 
 class Recording:
-    """A tokenizer that remembers what it was asked to decode."""
+    """Tokenizer that records the token sequences it decodes."""
 
     def __init__(self, run, seen):
         self.tokenizer, self.seen = run.tokenizer, seen

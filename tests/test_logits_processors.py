@@ -1,4 +1,4 @@
-"""Each method against a slow obvious twin over lists: by itself, in sampling and in beam search."""
+"""Logits processors: each one against a slow obvious twin over lists, alone, in sampling and in beam search."""
 
 import functools
 import itertools
@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_beam_search import TEXTS, assert_best, log_probs_after, penalized, random_table, searched
+from helpers.beams import PROMPTS, assert_best, next_log_probs, penalized, random_table, search_beams
 
 from transformer_jax import sampling
 from transformer_jax.errors import UserError
-from transformer_jax.sampling import LOGITS_PROCESSORS, logits_processors
-from transformer_jax.sampling.logits_processors import RULED_OUT, apply, start
+from transformer_jax.sampling import LOGITS_PROCESSORS, init_states
+from transformer_jax.sampling.logits_processors import RULED_OUT, apply_processors, largest
 
 EOS, V, MAX_NEW = 1, 5, 3
 BYTES, PATTERN = [b"a", b"", b"b", b"ab", b"c"], "(ab)*c?b?"
@@ -29,7 +29,7 @@ def only(x, is_allowed):
 
 
 def smallest_set(x, rank, p):
-    """The first tokens of an order that together have a probability of p."""
+    """Keep the first tokens by rank that together reach probability p."""
     kept, total = set(), 0.0
     for token in sorted(range(V), key=lambda token: (rank[token], token)):
         if kept and total >= p:
@@ -77,7 +77,7 @@ def constraint(x, text, num_prompt, room):
     return only(x, lambda t: can_match((*new, t), room - 1) if BYTES[t] else can_match(new, 0))
 
 
-CASES = {  # name: a method, and (logits, text so far, prompt length, tokens that there is room for) -> logits
+CASES = {  # name: a processor, and its twin (logits, text so far, prompt length, tokens that still fit) -> logits
     "temperature": (sampling.Temperature(0.7), lambda x, *_: [v / 0.7 for v in x]),
     "top_k": (sampling.TopK(2), top_k),
     "top_p": (sampling.TopP(0.61), lambda x, *_: smallest_set(x, [-v for v in x], 0.61)),
@@ -130,39 +130,40 @@ MORE = CASES | {
 cases = pytest.mark.parametrize("name", CASES)
 
 
-def test_every_method_has_a_twin_here():
+def test_every_processor_has_a_twin_here():
     assert CASES.keys() == LOGITS_PROCESSORS.keys()
     assert all(type(CASES[name][0]) is LOGITS_PROCESSORS[name] for name in LOGITS_PROCESSORS)
 
 
 @pytest.mark.parametrize("name", MORE)
-def test_a_method_does_what_its_twin_does_token_by_token(name):
-    method, twin = MORE[name]
+def test_a_processor_equals_its_twin_token_by_token(name):
+    processor, twin = MORE[name]
     random, rows = np.random.default_rng(3), 53
     num_prompt = random.integers(1, 8, rows)
-    tokens = random.integers(0, V, (rows, 7 + MAX_NEW)).astype(np.int32)  # beyond a row's length there is anything
-    call, states = jax.jit(apply), start((method,), tokens, jnp.array(num_prompt, jnp.int32), MAX_NEW)
+    tokens = random.integers(0, V, (rows, 7 + MAX_NEW)).astype(np.int32)  # arbitrary after a row's length
+    call = jax.jit(apply_processors)
+    states = init_states((processor,), tokens, jnp.array(num_prompt, jnp.int32), MAX_NEW)
     for i in range(MAX_NEW):
         logits = random.integers(-3, 4, (rows, V)).astype(np.float32)  # ties are common
-        out, states = call((method,), logits, tokens, jnp.array(num_prompt + i, jnp.int32), states)
+        out, states = call((processor,), logits, tokens, jnp.array(num_prompt + i, jnp.int32), states)
         assert np.all(np.isfinite(out))
         for row in range(rows):
             text = tokens[row, : num_prompt[row] + i].tolist()
             if name == "constraint" and not can_match(tuple(text[num_prompt[row] :]), MAX_NEW - i):
-                continue  # such a text cannot be there
+                continue  # the constraint does not allow such a text
             expected = np.array(twin(logits[row].tolist(), text, num_prompt[row], MAX_NEW - i))
             np.testing.assert_array_equal(np.asarray(out[row]) <= RULED_OUT, expected == -np.inf)
-            is_left = expected > -np.inf
-            np.testing.assert_allclose(np.asarray(out[row])[is_left], expected[is_left], rtol=1e-5, atol=1e-5)
+            is_possible = expected > -np.inf
+            np.testing.assert_allclose(np.asarray(out[row])[is_possible], expected[is_possible], rtol=1e-5, atol=1e-5)
 
 
 @cases
-def test_what_was_ruled_out_stays_so_whether_as_the_least_number_or_as_minus_infinity(name):
-    method = CASES[name][0]
+def test_a_token_ruled_out_as_finfo_min_or_minus_infinity_stays_ruled_out(name):
+    processor = CASES[name][0]
     tokens, lengths = jnp.array([[0, 2, 0], [4, 3, 3]], jnp.int32), jnp.array([2, 1], jnp.int32)
     for value in (-np.inf, RULED_OUT):
         logits = jnp.array([[value, 1.0, value, -2.0, 0.5], [value] * 5], jnp.float32)
-        out, _ = apply((method,), logits, tokens, lengths, start((method,), tokens, lengths, 2))
+        out, _ = apply_processors((processor,), logits, tokens, lengths, init_states((processor,), tokens, lengths, 2))
         forced = 4 if name == "force_first" else None
         for row, out_row in zip(logits, out, strict=True):
             assert all(out_row[t] == RULED_OUT for t in range(V) if row[t] <= RULED_OUT and t != forced)
@@ -170,81 +171,84 @@ def test_what_was_ruled_out_stays_so_whether_as_the_least_number_or_as_minus_inf
 
 @cases
 def test_a_row_does_not_depend_on_its_batch(name):
-    method, random = CASES[name][0], np.random.default_rng(5)
+    processor, random = CASES[name][0], np.random.default_rng(5)
     tokens, lengths = random.integers(0, V, (7, 11)).astype(np.int32), jnp.arange(3, 10, dtype=jnp.int32)
     logits = random.normal(size=(7, V)).astype(np.float32)
-    call = jax.jit(apply)
-    together, _ = call((method,), logits, tokens, lengths, start((method,), tokens, lengths, MAX_NEW))
-    states = start((method,), tokens[4:5], lengths[4:5], MAX_NEW)
-    alone, _ = call((method,), logits[4:5], tokens[4:5], lengths[4:5], states)
+    call = jax.jit(apply_processors)
+    together, _ = call((processor,), logits, tokens, lengths, init_states((processor,), tokens, lengths, MAX_NEW))
+    states = init_states((processor,), tokens[4:5], lengths[4:5], MAX_NEW)
+    alone, _ = call((processor,), logits[4:5], tokens[4:5], lengths[4:5], states)
     np.testing.assert_allclose(together[4:5], alone, rtol=1e-6)
 
 
-def test_min_p_of_1_keeps_all_that_are_the_likeliest():
+def test_min_p_of_1_keeps_all_tokens_that_tie_for_the_most_likely():
     logits = jnp.array([[2.0, 2.0, 1.0, 0.0, 2.0], [0.0, -1.0, 3.0, 0.5, 2.5]])
-    out, _ = apply((sampling.MinP(1.0),), logits, jnp.zeros((2, 3), jnp.int32), jnp.ones(2, jnp.int32), ((),))
+    out, _ = apply_processors(
+        (sampling.MinP(1.0),), logits, jnp.zeros((2, 3), jnp.int32), jnp.ones(2, jnp.int32), ((),)
+    )
     assert (out > RULED_OUT).tolist() == [[True, True, False, False, True], [False, False, True, False, False]]
 
 
-def everything(text, twin):
-    """Every hypothesis after `text`, {tokens: sum of what the twin makes of log-probabilities}."""
-    found, open_beams = {}, {(): 0.0}
+def all_hypotheses(prompt, twin):
+    """Every hypothesis after `prompt`: {tokens: sum of the log-probabilities after the twin}."""
+    hypotheses, open_beams = {}, {(): 0.0}
     for n in range(1, MAX_NEW + 1):
         longer = {}
         for tokens, total in open_beams.items():
-            after = twin(log_probs_after(V, (*text, *tokens)).tolist(), [*text, *tokens], len(text), MAX_NEW + 1 - n)
-            longer |= {(*tokens, token): total + value for token, value in enumerate(after) if value > -math.inf}
-        found |= {tokens: total for tokens, total in longer.items() if tokens[-1] == EOS or n == MAX_NEW}
+            text = (*prompt, *tokens)
+            log_probs = twin(next_log_probs(V, text).tolist(), list(text), len(prompt), MAX_NEW + 1 - n)
+            longer |= {(*tokens, token): total + x for token, x in enumerate(log_probs) if x > -math.inf}
+        hypotheses |= {tokens: total for tokens, total in longer.items() if tokens[-1] == EOS or n == MAX_NEW}
         open_beams = {tokens: total for tokens, total in longer.items() if tokens[-1] != EOS}
-    return found
+    return hypotheses
 
 
 @cases
-def test_a_search_with_beams_for_all_texts_is_exhaustive_under_every_method(name):
-    method, twin = CASES[name]
-    found = searched(
+def test_a_search_with_beams_for_all_texts_is_exhaustive_with_every_processor(name):
+    processor, twin = CASES[name]
+    beams = search_beams(
         random_table(V),
-        TEXTS,
-        processors=(method,),
+        PROMPTS,
+        processors=(processor,),
         max_new_tokens=MAX_NEW,
         num_beams=V**MAX_NEW,
         num_return=V**MAX_NEW,
         length_penalty=0.6,
     )
-    for row, text in enumerate(TEXTS):
-        totals = everything(text, twin)
+    for row, prompt in enumerate(PROMPTS):
+        totals = all_hypotheses(prompt, twin)
         assert 1 <= len(totals) <= 85
-        assert_best(
-            found, row, {tokens: penalized(total, len(tokens), 0.6, "gnmt") for tokens, total in totals.items()}
-        )
+        assert_best(beams, row, {tokens: penalized(x, len(tokens), 0.6, "gnmt") for tokens, x in totals.items()})
 
 
 LOGITS = np.array([0.3, -0.7, 1.1, 0.0, 0.6], np.float32)
 
 
 @cases
-def test_the_first_two_tokens_are_drawn_as_often_as_the_changed_distribution_says(name):
-    method, twin = CASES[name]
+def test_two_sampled_tokens_have_the_distribution_of_the_twin(name):
+    processor, twin = CASES[name]
     prompt, rows = [3, 2, 0], 5003
     keys = jax.random.split(jax.random.key(11), rows)
     step = jax.tree_util.Partial(lambda row, tokens, _, cache: (jnp.tile(row, (len(tokens), 1)), cache), LOGITS)
     tokens = jnp.tile(jnp.array(prompt), (rows, 1))
-    found = sampling.generate(step, (), tokens, tokens >= 0, keys, 0, (method,), max_new_tokens=2, eos_ids=(), pad_id=0)
+    generated = sampling.generate(
+        step, (), tokens, tokens >= 0, keys, 0, (processor,), max_new_tokens=2, eos_ids=(), pad_id=0
+    )
     counts = np.zeros((V, V))
-    has_two = np.asarray(found.lengths) == 2  # a constraint without an end may have nothing more to say
-    np.add.at(counts, tuple(np.asarray(found.tokens)[has_two].T), 1)
+    has_two = np.asarray(generated.lengths) == 2  # without EOS ids a constraint may allow no second token
+    np.add.at(counts, tuple(np.asarray(generated.tokens)[has_two].T), 1)
     expected = np.zeros((V, V))
     for first, p in enumerate(softmax(twin(LOGITS.tolist(), prompt, 3, 2))):
         after = twin(LOGITS.tolist(), [*prompt, first], 3, 1) if p else [-math.inf]
         if max(after) > -math.inf:
             expected[first] = rows * p * np.array(softmax(after))
-    if name == "constraint":  # an end ends nothing here
-        expected, counts = expected[:, [0, 2, 3, 4]], counts[:, [0, 2, 3, 4]]
-        expected, counts = expected[[0, 2, 3, 4]], counts[[0, 2, 3, 4]]
+    if name == "constraint":  # EOS does not end a row here
+        without_eos = np.ix_([0, 2, 3, 4], [0, 2, 3, 4])
+        expected, counts = expected[without_eos], counts[without_eos]
     assert np.all(counts[expected == 0] == 0)
     likely = expected >= 5
     rest = [[expected[~likely].sum()], [counts[~likely].sum()]] if expected[~likely].sum() > 5 else [[], []]
-    expected, counts = (np.append(all_[likely], more) for all_, more in zip((expected, counts), rest, strict=True))
+    expected, counts = (np.append(x[likely], rare) for x, rare in zip((expected, counts), rest, strict=True))
     chi_square, freedom = np.sum((counts - expected) ** 2 / expected), len(expected) - 1
     assert chi_square <= freedom + 4 * math.sqrt(2 * freedom) + 8  # exceeded less than once in ten thousand seeds
 
@@ -270,17 +274,17 @@ def test_the_first_two_tokens_are_drawn_as_often_as_the_changed_distribution_say
         (lambda: sampling.MinLength(-1, (2,)), "min_length=-1: must be 0 or more"),
     ],
 )
-def test_a_method_refuses_what_has_no_meaning(make, message):
+def test_a_processor_refuses_invalid_fields_in_one_line(make, message):
     with pytest.raises(UserError) as error:
         make()
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("shape, k", [((3, 1031), 1), ((5, 1031), 4), ((2, 257), 3), ((2, 128), 5), ((3, 7), 7)])
-def test_the_largest_are_those_of_a_whole_sort_equals_in_their_order(shape, k):
+def test_largest_equals_a_full_stable_sort(shape, k):
     rng = np.random.default_rng(0)
     for x in (rng.standard_normal(shape), rng.integers(0, 3, shape), np.full(shape, -np.inf)):
-        values, places = logits_processors.largest(jnp.array(x, jnp.float32), k)
+        values, indices = largest(jnp.array(x, jnp.float32), k)
         expected = np.argsort(-x, axis=1, kind="stable")[:, :k]
-        np.testing.assert_array_equal(places, expected)
+        np.testing.assert_array_equal(indices, expected)
         np.testing.assert_array_equal(values, np.take_along_axis(x, expected, axis=1).astype(np.float32))

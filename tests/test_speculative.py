@@ -1,4 +1,4 @@
-"""Drafts change no text: neither a greedy one nor the distribution of those that are sampled."""
+"""Speculative decoding: greedy tokens and the distribution of sampled ones are those of plain decoding."""
 
 import dataclasses
 import functools
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.arrays import close, random_like
-from test_engine import made
+from test_engine import make_run
 
 import transformer_jax as tj
 from transformer_jax import sampling
@@ -17,11 +17,11 @@ from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
 from transformer_jax.models import GPT, parameter_shapes
 from transformer_jax.nn.kv_cache import DecodeCache, KVCache, accept_prefix, append, make_cache, write
-from transformer_jax.nn.positions import count_tokens
+from transformer_jax.nn.positions import token_positions
 from transformer_jax.run import Run, step_function
 from transformer_jax.sampling import FrequencyPenalty, MinLength, PresencePenalty, Temperature, TopK
-from transformer_jax.sampling import logits_processors as transforms
-from transformer_jax.sampling.speculative import NOTHING, _look_up
+from transformer_jax.sampling.drafts import NO_PROPOSAL, look_up_tokens
+from transformer_jax.sampling.logits_processors import apply_processors, init_states
 
 FIXTURES = Path(__file__).parent / "fixtures"
 B, V, PAD, EOS, MAX_NEW = 5, 7, 0, 2, 17
@@ -34,15 +34,15 @@ IS_TOKEN = PROMPTS != 0
 KEYS = jax.random.split(jax.random.key(0), B)
 
 
-# A model whose logits after two tokens are a row of a table; it finds the first of them in its cache
+# A toy model: the logits after two tokens are a row of a table, and the first of the two is read from the cache
 
 
 def verify(table, tokens, is_token, cache):
-    slot, positions = cache.num_written, count_tokens(is_token, cache.num_tokens)
+    slot, positions = cache.num_written, token_positions(is_token, cache.num_tokens)
     cache = append(cache, is_token)
     numbers = tokens[:, :, None, None].astype(jnp.float32)
     layer = write(cache.layers[0], numbers, numbers, slot)
-    is_before = cache.is_token[:, None] & (count_tokens(cache.is_token)[:, None] == positions[:, :, None] - 1)
+    is_before = cache.is_token[:, None] & (token_positions(cache.is_token)[:, None] == positions[:, :, None] - 1)
     before = jnp.sum(jnp.where(is_before, layer.keys[:, None, :, 0], 0), axis=-1).astype(jnp.int32)
     return table[before, tokens], cache._replace(layers=(layer,))
 
@@ -53,31 +53,31 @@ def step(table, tokens, is_token, cache):
     return logits[jnp.arange(len(tokens)), last], cache
 
 
-def empty(num_rows, capacity):
+def empty_cache(num_rows, capacity):
     numbers = jnp.zeros((num_rows, capacity, 1, 1))
-    nothing = jnp.zeros((num_rows, capacity), bool), jnp.zeros((num_rows, 1), jnp.int32), jnp.int32(0)
-    return DecodeCache((KVCache.of(numbers, numbers),), *nothing)
+    is_token = jnp.zeros((num_rows, capacity), bool)
+    num_tokens = jnp.zeros((num_rows, 1), jnp.int32)
+    return DecodeCache((KVCache.from_projections(numbers, numbers),), is_token, num_tokens, jnp.int32(0))
 
 
 def plain(*processors, prompts=PROMPTS, is_token=IS_TOKEN, keys=KEYS, **kwargs):
     kwargs = dict(max_new_tokens=MAX_NEW, eos_ids=(EOS,), pad_id=PAD) | kwargs
-    cache = empty(len(prompts), prompts.shape[1] + kwargs["max_new_tokens"])
+    cache = empty_cache(len(prompts), prompts.shape[1] + kwargs["max_new_tokens"])
     model = jax.tree_util.Partial(step, jnp.array(TABLE))
     out = sampling.generate(model, cache, prompts, is_token, keys, 0, processors, **kwargs)
     return jax.tree.map(np.asarray, out)
 
 
 def drafted(*processors, draft=None, extra_slots=0, prompts=PROMPTS, is_token=IS_TOKEN, keys=KEYS, **kwargs):
-    """With a table to draft from, or with prompt_lookup."""
+    """Speculative decoding with the toy model; `draft` is the table of a draft model, or give prompt_lookup."""
     kwargs = dict(max_new_tokens=MAX_NEW, eos_ids=(EOS,), pad_id=PAD, num_draft=3) | kwargs
     capacity = prompts.shape[1] + kwargs["max_new_tokens"] - 1 + kwargs["num_draft"] + extra_slots
-    functions = [jax.tree_util.Partial(function, jnp.array(TABLE)) for function in (step, verify)]
-    of_draft = (None, None)
+    step_and_verify = [jax.tree_util.Partial(function, jnp.array(TABLE)) for function in (step, verify)]
+    cache = empty_cache(len(prompts), capacity)
+    drafting = (None, None)
     if draft is not None:
-        of_draft = jax.tree_util.Partial(step, jnp.array(draft)), empty(len(prompts), capacity)
-    out = sampling.speculate(
-        *functions, empty(len(prompts), capacity), prompts, is_token, keys, 0, processors, None, *of_draft, **kwargs
-    )
+        drafting = jax.tree_util.Partial(step, jnp.array(draft)), empty_cache(len(prompts), capacity)
+    out = sampling.speculate(*step_and_verify, cache, prompts, is_token, keys, 0, processors, None, *drafting, **kwargs)
     return jax.tree.map(np.asarray, out)
 
 
@@ -86,7 +86,7 @@ def assert_same(found, expected):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
     close(found.log_probs, expected.log_probs)
     close(found.top_log_probs, expected.top_log_probs)
-    is_open = expected.lengths == expected.tokens.shape[1]  # nobody asks for the states of rows that have ended
+    is_open = expected.lengths == expected.tokens.shape[1]  # the states of rows that have ended are not used
     for ours, theirs in zip(jax.tree.leaves(found.states), jax.tree.leaves(expected.states), strict=True):
         np.testing.assert_array_equal(ours[is_open], theirs[is_open])
 
@@ -100,7 +100,7 @@ def assert_same(found, expected):
     [{"draft": NEAR, "choice": "greedy"}, {"prompt_lookup": 1, "choice": "greedy"}, {"prompt_lookup": 2}],
     ids=["draft", "lookup", "sampled_lookup"],
 )
-def test_tokens_scores_states_and_ends_are_those_of_plain_decoding(drafts, extra_slots):
+def test_tokens_log_probs_states_and_ends_equal_those_of_plain_decoding(drafts, extra_slots):
     processors, ends = (MinLength(4, (EOS,)), PresencePenalty(0.5)), dict(stop_sequences=((3, 5),), num_top=2)
     expected = plain(*processors, choice=drafts.get("choice", "sample"), **ends)
     found, num_drafted, num_accepted = drafted(*processors, extra_slots=extra_slots, **ends, **drafts)
@@ -111,31 +111,31 @@ def test_tokens_scores_states_and_ends_are_those_of_plain_decoding(drafts, extra
 
 
 @pytest.mark.parametrize("choice", ["greedy", "sample"])
-def test_a_draft_that_is_the_model_itself_is_accepted_all(choice):
+def test_every_token_of_a_draft_model_that_is_the_model_itself_is_accepted(choice):
     found, num_drafted, num_accepted = drafted(draft=TABLE, choice=choice, eos_ids=(), num_draft=4)
     np.testing.assert_array_equal(num_accepted, num_drafted)
     assert np.all(num_drafted == 13) and np.all(found.lengths == MAX_NEW)  # 1, 3 times 4 drafted and 1 more, and 1
 
 
-def test_a_sampled_text_is_the_same_however_many_are_drafted_whatever_slots_there_are_and_whoever_is_beside_it():
+def test_sampled_tokens_do_not_depend_on_num_draft_slots_or_other_rows():
     expected = drafted(Temperature(0.8), draft=NEAR)
     alone = dict(prompts=PROMPTS[1:2], is_token=IS_TOKEN[1:2], keys=KEYS[1:2])
     for kwargs, rows in (({"num_draft": 1}, slice(B)), ({"extra_slots": 13}, slice(B)), (alone, slice(1, 2))):
-        found = drafted(Temperature(0.8), draft=NEAR, **kwargs)
-        np.testing.assert_array_equal(found.found.tokens, expected.found.tokens[rows])
-        close(found.found.log_probs, expected.found.log_probs[rows])
-    assert not np.array_equal(expected.found.tokens, drafted(Temperature(0.8), draft=FAR).found.tokens)
+        result = drafted(Temperature(0.8), draft=NEAR, **kwargs)
+        np.testing.assert_array_equal(result.generated.tokens, expected.generated.tokens[rows])
+        close(result.generated.log_probs, expected.generated.log_probs[rows])
+    assert not np.array_equal(expected.generated.tokens, drafted(Temperature(0.8), draft=FAR).generated.tokens)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
-def test_what_is_looked_up_is_what_followed_the_latest_time(n):
+def test_prompt_lookup_proposes_what_followed_the_latest_occurrence(n):
     random = np.random.default_rng(n)
     texts, lengths = random.integers(0, 2 + (n < 3), (101, 13)), random.integers(1, 14, 101)
-    found = _look_up(jnp.array(texts), jnp.array(lengths), n)
+    found = look_up_tokens(jnp.array(texts), jnp.array(lengths), n)
     for text, length, token in zip(texts.tolist(), lengths.tolist(), found.tolist(), strict=True):
         ends = [i for i in range(n, length) if text[i - n : i] == text[length - n : length]]
-        assert token == (text[ends[-1]] if ends and n <= length else NOTHING)
-    assert {NOTHING, 0, 1} <= {*found.tolist()}
+        assert token == (text[ends[-1]] if ends and n <= length else NO_PROPOSAL)
+    assert {NO_PROPOSAL, 0, 1} <= {*found.tolist()}
 
 
 # The distribution
@@ -145,19 +145,19 @@ NUM_ROWS, NUM_NEW, WITH_STATE = 20011, 4, (Temperature(1.3), PresencePenalty(1.5
 
 @functools.cache
 def exact(processors):
-    """The probability of every text of NUM_NEW tokens after 6 3, [V ** NUM_NEW]: token by token, and multiplied."""
+    """Exact probability of every text of NUM_NEW tokens after the prompt 6 3, [V ** NUM_NEW], token by token."""
     texts = np.indices((V,) * NUM_NEW).reshape(NUM_NEW, -1).T
     rows, lengths = np.concatenate([np.tile([6, 3], (len(texts), 1)), texts], axis=1), np.full(len(texts), 2)
-    states, probability = transforms.start(processors, rows, lengths, NUM_NEW), 1.0
+    states, probability = init_states(processors, rows, lengths, NUM_NEW), 1.0
     for i in range(NUM_NEW):
         logits = jnp.array(TABLE[rows[:, i], rows[:, i + 1]])
-        logits, states = transforms.apply(processors, logits, jnp.array(rows), jnp.array(lengths + i), states)
+        logits, states = apply_processors(processors, logits, jnp.array(rows), jnp.array(lengths + i), states)
         probability = probability * np.asarray(jax.nn.softmax(logits), np.float64)[np.arange(len(rows)), texts[:, i]]
     return probability / probability.sum()
 
 
 def surprise(tokens, probability):
-    """By how many standard deviations chi-square is too large; what is rare is counted together."""
+    """Chi-square above its expectation, in standard deviations; rare texts are counted together."""
     texts = np.ravel_multi_index(tokens.T, (V,) * NUM_NEW)
     seen, expected = np.bincount(texts, minlength=len(probability)), NUM_ROWS * probability
     assert not seen[expected < 1e-9].any()
@@ -171,7 +171,7 @@ def surprise(tokens, probability):
 @pytest.mark.parametrize(
     "drafts", [{"draft": NEAR}, {"draft": FAR}, {"prompt_lookup": 1}], ids=["near", "far", "lookup"]
 )
-def test_texts_have_the_exact_distribution_of_the_model_after_the_methods(processors, drafts):
+def test_texts_have_the_exact_distribution_of_the_model_after_the_processors(processors, drafts):
     prompts = np.array([[0, 6, 3], [6, 3, 0], [6, 0, 3]])[np.arange(NUM_ROWS) % 3]
     rows = dict(prompts=prompts, is_token=prompts != 0, keys=jax.random.split(jax.random.key(5), NUM_ROWS))
     found, num_drafted, num_accepted = drafted(
@@ -192,7 +192,7 @@ def run_of(positions, seed, **kwargs):
 
 
 @pytest.mark.parametrize("positions, lookup", [("rotary", 0), ("learned", 0), ("alibi", 1), ("shaw", 1)])
-def test_a_model_writes_the_same_to_the_last_place_of_its_context(positions, lookup):
+def test_a_gpt_generates_the_same_tokens_to_the_end_of_its_context(positions, lookup):
     run, draft, capacity, processors = run_of(positions, 0), None, 23, (FrequencyPenalty(1.0),)
     if not lookup:
         params = jax.tree.map(lambda ours, other: ours + 0.1 * other, run.params, run_of(positions, 1).params)
@@ -201,8 +201,8 @@ def test_a_model_writes_the_same_to_the_last_place_of_its_context(positions, loo
     expected = sampling.generate(
         step_function(run), make_cache(run.config, B, capacity), PROMPTS, IS_TOKEN, KEYS, 0, processors, **kwargs
     )
-    of_draft = (step_function(draft), make_cache(draft.config, B, capacity, 4)) if draft else ()
-    found = sampling.speculate(
+    drafting = (step_function(draft), make_cache(draft.config, B, capacity, 4)) if draft else ()
+    result = sampling.speculate(
         step_function(run),
         step_function(run, last_only=False),
         make_cache(run.config, B, capacity, 4),
@@ -212,22 +212,22 @@ def test_a_model_writes_the_same_to_the_last_place_of_its_context(positions, loo
         0,
         processors,
         None,
-        *of_draft,
+        *drafting,
         num_draft=3,
         prompt_lookup=lookup,
         **kwargs,
     )
-    assert_same(found.found, expected)
-    assert len({*np.ravel(expected.tokens).tolist()}) > 4 and found.num_accepted.sum() > 0
+    assert_same(result.generated, expected)
+    assert len({*np.ravel(expected.tokens).tolist()}) > 4 and result.num_accepted.sum() > 0
 
 
-def test_slots_of_refused_tokens_are_taken_back_or_hold_nothing():
+def test_slots_of_refused_tokens_are_removed_or_become_padding():
     run = run_of("rotary", 0)
     read = jax.jit(step_function(run, last_only=False))
     tokens = np.random.default_rng(0).integers(0, 11, (3, 13))
     _, cache = read(tokens[:, :5], np.array([[0, 1, 1, 1, 1], [1] * 5, [1] * 5], bool), make_cache(run.config, 3, 17))
-    _, begun = read(tokens[:, 5:9], np.ones((3, 4), bool), cache)
-    kept = accept_prefix(begun, 4, jnp.array([2, 0, 3]))
+    _, extended = read(tokens[:, 5:9], np.ones((3, 4), bool), cache)
+    kept = accept_prefix(extended, 4, jnp.array([2, 0, 3]))
     assert kept.num_written == 8 and kept.num_tokens[:, 0].tolist() == [6, 5, 8]
     logits, _ = read(tokens[:, 9:], np.ones((3, 4), bool), kept)
     is_read = np.ones((3, 8), bool)
@@ -243,8 +243,8 @@ def folder_of(tmp_path, run):
     return str(tmp_path / "draft")
 
 
-def test_completions_with_drafts_are_those_without(tmp_path):
-    run, prompts = made("byte"), ["the cat", "狐"]
+def test_completions_with_drafts_equal_those_without(tmp_path):
+    run, prompts = make_run("byte"), ["the cat", "狐"]
     ask = functools.partial(tj.GenerationConfig, max_new_tokens=19, logit_bias={104: 5.5, 107: 5.5}, seed=2)
     plain, looked_up = (tj.complete(run, prompts, ask(prompt_lookup=n), num_top=2) for n in (0, 1))
     greedy = tj.complete(run, prompts, ask(method="greedy"))
@@ -256,8 +256,8 @@ def test_completions_with_drafts_are_those_without(tmp_path):
     assert all(completion.num_accepted == 15 for completion in asked)  # 3 times 5 and 1 more, after the first
 
 
-def test_what_is_looked_up_is_streamed_measured_and_goes_on_beyond_the_context():
-    run = made("byte")
+def test_prompt_lookup_works_in_stream_and_benchmark_and_beyond_the_context():
+    run = make_run("byte")
     ask = functools.partial(
         tj.GenerationConfig,
         max_new_tokens=131,
@@ -271,7 +271,7 @@ def test_what_is_looked_up_is_streamed_measured_and_goes_on_beyond_the_context()
     assert 0 < tj.benchmark(run, "the cat", ask(prompt_lookup=2))["accepted_share"] < 1
 
 
-def test_targets_are_drafted_too():
+def test_a_seq2seq_run_drafts_its_targets_with_a_draft_model():
     run, sources = tj.from_pretrained(FIXTURES / "bart"), ["the cat sat", "this"]
     ask = functools.partial(tj.GenerationConfig, max_new_tokens=11, method="greedy")
     found, expected = tj.complete(run, sources, ask(draft=str(FIXTURES / "bart"))), tj.complete(run, sources, ask())
@@ -293,9 +293,9 @@ def test_targets_are_drafted_too():
         ({"draft": str(FIXTURES / "gpt2")}, "a vocabulary of 101 tokens, and the model one of 259"),
     ],
 )
-def test_a_draft_that_will_not_do_is_named_in_a_line(settings, words):
+def test_unusable_draft_settings_are_refused_in_one_line(settings, words):
     with pytest.raises(UserError) as error:
-        tj.generate(made("byte"), "the", **{"max_new_tokens": 3} | settings)
+        tj.generate(make_run("byte"), "the", **{"max_new_tokens": 3} | settings)
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
@@ -307,8 +307,8 @@ def test_a_draft_that_will_not_do_is_named_in_a_line(settings, words):
         ({"tokenizer": "char"}, "another tokenizer than the model"),
     ],
 )
-def test_a_draft_must_have_slots_and_the_models_context_and_tokenizer(tmp_path, changes, words):
-    run, changes = made("byte"), dict(changes)
+def test_a_draft_model_needs_slots_and_the_context_and_tokenizer_of_the_model(tmp_path, changes, words):
+    run, changes = make_run("byte"), dict(changes)
     tokenizer = run.tokenizer
     if changes.pop("tokenizer", ""):
         tokenizer = tj.tokenizers.CharTokenizer(tuple(map(chr, range(1000, 1256))))
@@ -332,6 +332,6 @@ def test_a_draft_must_have_slots_and_the_models_context_and_tokenizer(tmp_path, 
     ],
     ids=["slots", "no draft", "two drafts", "none drafted", "none new"],
 )
-def test_what_has_no_meaning_is_refused(kwargs, words):
+def test_invalid_arguments_are_refused(kwargs, words):
     with pytest.raises(UserError, match=words):
         drafted(**kwargs)

@@ -222,8 +222,8 @@ class _Search(NamedTuple):
         positions = self.prompt_lengths[:, None] + jnp.arange(max_new_tokens)
         new_tokens = state.tokens.reshape(num_rows, max_new_tokens)
         token_buffer = self.prompts.at[jnp.arange(num_rows)[:, None], positions].set(new_tokens)
-        lengths = self.prompt_lengths + state.num_new
         flat = log_probs.reshape(num_rows, -1)
+        lengths = self.prompt_lengths + state.num_new
         flat, states = apply_processors(self.processors, flat, token_buffer, lengths, state.processor_states)
         return flat.reshape(log_probs.shape), states
 
@@ -262,8 +262,7 @@ class _Search(NamedTuple):
         best = jnp.max(log_probs, axis=1)
         is_done = state.is_done | self.rule.is_done(ended.scores[:, -1], best, reachable, penalties[n])
         is_done |= best == _IMPOSSIBLE
-        is_nan = state.is_nan | is_nan
-        return _State(n + 1, tokens, log_probs, ended, is_done, is_nan, processor_states, None), parents
+        return _State(n + 1, tokens, log_probs, ended, is_done, state.is_nan | is_nan, processor_states, None), parents
 
     def _keep_likely(self, log_probs):
         """Keep the W most likely continuations of all beams [R, W, V]; the others become impossible."""

@@ -216,8 +216,8 @@ def chunked_prefill(
                 jax.lax.dynamic_slice_in_dim(x, num_read, chunk, 1) for x in (tokens, is_token)
             )
             new_logits, cache = step(chunk_tokens, chunk_is_token, cache)
-            logits = jnp.where(jnp.any(chunk_is_token, axis=1, keepdims=True), new_logits, logits)
-            return num_read + chunk, logits, cache
+            num_read += chunk
+            return num_read, jnp.where(jnp.any(chunk_is_token, axis=1, keepdims=True), new_logits, logits), cache
 
         carry = (jnp.int32(start), logits, cache)
         num_read, logits, cache = jax.lax.while_loop(has_unread_chunk, read_chunk, carry)

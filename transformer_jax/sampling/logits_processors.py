@@ -16,7 +16,7 @@ that look at the logits alone; text_processors.py has those that look at the tok
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from transformer_jax.errors import check
 
 RULED_OUT = jnp.finfo(jnp.float32).min
+T = TypeVar("T")
 
 
 def init_states(
@@ -44,7 +45,8 @@ def apply_processors(
     return logits, tuple(new_states)
 
 
-def static_dataclass(cls: type) -> type:
+@dataclass_transform(frozen_default=True)
+def static_dataclass(cls: type[T]) -> type[T]:
     """Make a frozen dataclass that is static under jit: instances of equal fields share a compiled program."""
     return jax.tree_util.register_static(dataclasses.dataclass(frozen=True)(cls))
 
@@ -135,7 +137,7 @@ class TopP(LogitsProcessor):
         check(0 < self.p <= 1, "top_p", self.p, "must be above 0 and at most 1 (all tokens)")
 
     def __call__(self, logits, tokens, lengths, state):
-        return _keep_first(logits, -logits, self.p), state
+        return keep_first(logits, -logits, self.p), state
 
 
 @static_dataclass
@@ -172,7 +174,7 @@ class TypicalP(LogitsProcessor):
         log_probs = jax.nn.log_softmax(logits, axis=-1)
         probability = jnp.exp(log_probs)
         entropy = -jnp.sum(jnp.where(probability > 0, probability * log_probs, 0.0), axis=-1, keepdims=True)
-        return _keep_first(logits, jnp.abs(log_probs + entropy), self.p), state
+        return keep_first(logits, jnp.abs(log_probs + entropy), self.p), state
 
 
 @static_dataclass
@@ -220,7 +222,7 @@ class Custom(LogitsProcessor):
         return self.function(logits, tokens, lengths), state
 
 
-def _keep_first(logits, rank, p):
+def keep_first(logits, rank, p):
     """Keep the first tokens by ascending `rank` that are needed to reach probability p; rule out the rest."""
     order = jnp.argsort(rank, axis=-1, stable=True)
     probability = jnp.take_along_axis(jax.nn.softmax(logits, axis=-1), order, axis=-1)
