@@ -17,6 +17,7 @@ import sys
 import time
 from pathlib import Path
 
+EVAL_EVERY = 100
 MORE_STEPS = 50
 
 
@@ -30,7 +31,7 @@ def command(workdir: Path, num_steps: int, extra: list[str]) -> list[str]:
         f"--workdir={workdir}",
         f"--config.train.num_steps={num_steps}",
         "--config.train.log_every=1",
-        "--config.train.eval_every=100",
+        f"--config.train.eval_every={EVAL_EVERY}",
         "--config.checkpoint.save_every=10",
         "--config.optimizer.schedule=constant",
         *extra,
@@ -96,6 +97,8 @@ def main() -> None:
     parser.add_argument("--in_saves", type=int, default=5)
     parser.add_argument("--num_steps", type=int, default=1000)
     args, extra = parser.parse_known_args()
+    if args.num_steps % EVAL_EVERY:  # the last step is always evaluated, but not when a longer run passes it
+        parser.error(f"--num_steps={args.num_steps}: must be a multiple of {EVAL_EVERY}, the steps between evaluations")
     undisturbed = args.workdir / "undisturbed"
     killed = args.workdir / "killed"
     shutil.rmtree(args.workdir, ignore_errors=True)
