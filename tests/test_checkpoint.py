@@ -1,3 +1,5 @@
+"""Checkpoints: saving, finding, damage, and saves that fail."""
+
 import contextlib
 import functools
 import resource
@@ -16,7 +18,7 @@ SEAL = "sha256.json"
 
 
 def arrays(step):
-    """Parameters and the rest of a state, other ones at each step."""
+    """Parameters and the rest of a state, different at each step."""
     rng = np.random.default_rng(step)
     params = {
         "kernel": jnp.asarray(rng.normal(size=(3, 5, 7)), jnp.float32),
@@ -41,7 +43,7 @@ def assert_equal(actual, expected):
 
 
 def assert_is(checkpoints, step):
-    """What is restored is what was saved, to the bit."""
+    """The restored arrays equal the saved ones to the bit."""
     assert_equal(restore(checkpoints, step), arrays(step))
     assert checkpoints.meta(step)["step"] == step
 
@@ -85,7 +87,7 @@ DAMAGES = (flip_a_bit, truncate, empty, delete)
 # Save and restore
 
 
-def test_what_is_restored_is_what_was_saved(saved):
+def test_restored_arrays_equal_the_saved_ones(saved):
     for step in STEPS:
         assert_is(Checkpoints(saved), step)
 
@@ -110,7 +112,7 @@ def test_arrays_are_copied_before_save_returns(tmp_path):
     on_device, on_host = jnp.arange(1_000_003.0), np.arange(500_009.0)
     template = abstract({"a": on_device, "b": on_host})
     checkpoints.save(3, {"a": on_device, "b": on_host}, {})
-    overwrite(on_device).block_until_ready()  # in the same memory, if nothing else holds it
+    overwrite(on_device).block_until_ready()  # in the same memory, if nothing else references it
     on_host[:] = -1
     checkpoints.wait()
     restored = checkpoints.restore(3, params=template)["params"]
@@ -123,7 +125,7 @@ def test_arrays_that_do_not_fit_the_template_are_refused(saved):
         Checkpoints(saved).restore(5, params=abstract({"kernel": params["kernel"]}))
 
 
-# What is kept, and what is found
+# Which checkpoints are kept, and found
 
 
 @pytest.mark.parametrize("best", [1, 3, 5])
@@ -170,12 +172,12 @@ def test_best_needs_a_validation_score(tmp_path):
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_to_any_file_is_named_and_passed_over_or_changes_nothing(run_dir, capsys, damage):
+def test_damage_to_any_file_is_named_and_skipped_or_changes_nothing(run_dir, capsys, damage):
     newest = run_dir / "checkpoints" / str(STEPS[-1])
     copy = shutil.copytree(newest, run_dir / "copy")
     files = sorted(file.relative_to(newest) for file in newest.rglob("*") if file.is_file())
     assert len(files) > 10
-    num_passed_over = 0
+    num_skipped = 0
     for file in files:
         damage(newest / file)
         if (copy / file).read_bytes() != (b"" if not (newest / file).exists() else (newest / file).read_bytes()):
@@ -184,14 +186,14 @@ def test_damage_to_any_file_is_named_and_passed_over_or_changes_nothing(run_dir,
             warning = capsys.readouterr().err
             if step == STEPS[-1]:
                 assert warning == ""
-                with contextlib.suppress(CheckpointError):  # or it says so: nothing else may come out
+                with contextlib.suppress(CheckpointError):  # either an error, or the saved arrays
                     assert_is(checkpoints, step)
             else:
                 assert step == STEPS[-2] and warning.startswith("warning: checkpoint 15 is damaged and skipped: ")
                 assert str(newest / file) in warning or file.name == SEAL
-                num_passed_over += 1
+                num_skipped += 1
         shutil.copy(copy / file, newest / file)
-    assert num_passed_over >= len(files) - 2  # all but what Orbax writes after the seal
+    assert num_skipped >= len(files) - 2  # all but the files that Orbax writes after the seal
     assert Checkpoints(run_dir).find() == STEPS[-1]
     assert capsys.readouterr().err == ""
 
@@ -204,7 +206,7 @@ def test_an_older_checkpoint_is_used_with_its_own_arrays(run_dir):
     assert_is(checkpoints, checkpoints.find())
 
 
-def test_an_empty_folder_among_the_steps_is_passed_over_with_a_warning(run_dir, capsys):
+def test_an_empty_folder_among_the_steps_is_skipped_with_a_warning(run_dir, capsys):
     (run_dir / "checkpoints" / "999").mkdir()
     (run_dir / "checkpoints" / "999.damaged").mkdir()
     (run_dir / "checkpoints" / "notes").mkdir()
@@ -214,18 +216,18 @@ def test_an_empty_folder_among_the_steps_is_passed_over_with_a_warning(run_dir, 
     assert "checkpoint 999 is damaged" in warning and warning.count("\n") == 1
 
 
-def test_best_passes_over_damage(run_dir, capsys):
+def test_best_skips_damage(run_dir, capsys):
     flip_a_bit(run_dir / "checkpoints" / "10" / "params" / "_METADATA")
     assert Checkpoints(run_dir).find("best") == 15
     assert "checkpoint 10 is damaged" in capsys.readouterr().err
 
 
-def test_best_passes_over_a_checkpoint_whose_loss_cannot_be_read(run_dir):
+def test_best_skips_a_checkpoint_whose_score_cannot_be_read(run_dir):
     empty(run_dir / "checkpoints" / "10" / "meta" / "metadata")
     assert Checkpoints(run_dir).find("best") == 15
 
 
-def test_a_damaged_checkpoint_that_is_asked_for_is_refused(run_dir):
+def test_a_requested_checkpoint_that_is_damaged_is_refused(run_dir):
     flip_a_bit(run_dir / "checkpoints" / "10" / "params" / "_METADATA")
     with pytest.raises(CheckpointError, match="checkpoint 10 is damaged: .*params/_METADATA.*5, 10, 15"):
         Checkpoints(run_dir).find(10)
@@ -247,7 +249,7 @@ def test_a_malformed_seal_is_damage(run_dir, seal):
     assert Checkpoints(run_dir).find() == 10
 
 
-def test_what_is_saved_after_an_older_checkpoint_was_used_outlives_the_damaged_newer_one(run_dir):
+def test_a_new_checkpoint_is_kept_although_a_damaged_one_has_a_later_step(run_dir):
     for step in (10, 15):
         flip_a_bit(run_dir / "checkpoints" / str(step) / "params" / "_METADATA")
     checkpoints = Checkpoints(run_dir, keep=1)
@@ -257,10 +259,10 @@ def test_what_is_saved_after_an_older_checkpoint_was_used_outlives_the_damaged_n
     assert Checkpoints(run_dir).find() == 7
 
 
-# Saves that went wrong
+# Failed saves
 
 
-def test_what_a_kill_left_of_a_save_is_removed_by_the_next_one(run_dir):
+def test_the_rest_of_a_killed_save_is_removed_by_the_next_one(run_dir):
     leftover = run_dir / "checkpoints" / "17.orbax-checkpoint-tmp"
     (leftover / "params").mkdir(parents=True)
     (leftover / "params" / "d").write_text("half of it")
@@ -294,7 +296,7 @@ def test_a_save_that_cannot_begin_names_the_step(tmp_path):
 
 @contextlib.contextmanager
 def largest_file(num_bytes):
-    """Writing fails beyond so many bytes, as it does on a full disk."""
+    """Make writing fail beyond this many bytes, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
     try:
@@ -303,7 +305,7 @@ def largest_file(num_bytes):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_save_that_fails_on_the_way_names_the_step_and_leaves_the_older_ones(run_dir):
+def test_a_save_that_fails_midway_names_the_step_and_keeps_the_older_ones(run_dir):
     checkpoints = Checkpoints(run_dir)
     noise = {"kernel": np.random.default_rng(0).normal(size=300_007)}
     fail = functools.partial(pytest.raises, RunError, match="checkpoint 20 in .*could not be saved.*5, 10, 15")
@@ -314,5 +316,5 @@ def test_a_save_that_fails_on_the_way_names_the_step_and_leaves_the_older_ones(r
     assert_is(Checkpoints(run_dir), Checkpoints(run_dir).find())
 
 
-def test_the_errors_are_ones_that_a_command_can_print():
+def test_a_checkpoint_error_is_one_that_commands_print():
     assert issubclass(CheckpointError, UserError)

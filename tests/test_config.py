@@ -1,3 +1,5 @@
+"""Configurations: derived fields, refusals, schema."""
+
 import dataclasses
 import math
 
@@ -38,7 +40,7 @@ def test_what_is_set_is_not_derived():
 
 @given(st.integers(1, 999))
 @lightly
-def test_swiglu_has_eight_thirds_of_the_width_rounded_up_to_a_multiple_of_eight(d_model):
+def test_swiglu_has_8_thirds_of_the_width_rounded_up_to_a_multiple_of_8(d_model):
     d_ff = TransformerConfig(d_model=d_model, num_heads=1, feed_forward="swiglu", head_dim=2).d_ff
     assert d_ff % 8 == 0 and 0 <= d_ff - 8 * d_model / 3 < 8
 
@@ -144,7 +146,7 @@ def test_every_field_has_a_meaning_and_a_default_of_its_type(cls):
 @pytest.mark.parametrize(
     ("field", "table"), [("norm", NORMS), ("feed_forward", FEED_FORWARDS), ("positions", POSITIONS)]
 )
-def test_the_meaning_of_a_variant_field_lists_the_variants_and_the_default_is_one(field, table):
+def test_a_variant_field_lists_its_variants_in_its_meaning(field, table):
     field = config_fields(TransformerConfig)[field]
     assert field.metadata["meaning"] == " | ".join(table)
     assert field.default in table

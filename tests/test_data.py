@@ -1,3 +1,5 @@
+"""Batches of running text: order of windows, training and evaluation batches, the corpus."""
+
 import concurrent.futures
 import functools
 import json
@@ -22,7 +24,7 @@ ORDER = WindowSampler(num_tokens=211, max_len=7, batch_size=3, seed=5)  # 29 win
 TOKENS = np.arange(211, dtype=np.int32)  # each token is its own position
 
 
-# The order of training examples
+# Order of training examples
 
 
 def epoch_of(order, epoch):
@@ -40,12 +42,12 @@ def test_an_epoch_visits_windows_once_on_one_grid():
 
 @lightly
 @given(st.integers(1, 13), st.integers(1, 5), st.integers(0, 97), st.integers(0, 2**40), st.integers(0, 10**6))
-def test_windows_stay_within_the_text_and_no_target_occurs_twice_in_an_epoch(max_len, batch, extra, seed, epoch):
+def test_windows_stay_within_the_text_and_no_target_is_repeated_in_an_epoch(max_len, batch, extra, seed, epoch):
     order = WindowSampler((batch + 1) * max_len + extra, max_len, batch, seed)
     targets = epoch_of(order, epoch).reshape(-1, 1) + np.arange(1, max_len + 1)
     assert targets.min() >= 1 and targets.max() < order.num_tokens
     assert len(np.unique(targets)) == targets.size
-    assert order.num_windows - len(targets) < batch  # what is left out would not fill a batch
+    assert order.num_windows - len(targets) < batch  # the skipped windows would not fill a batch
 
 
 def test_epochs_differ_in_order_and_offset():
@@ -70,7 +72,7 @@ def test_threads_get_the_same_order_as_one_after_the_other():
         np.testing.assert_array_equal(list(pool.map(ORDER.starts, range(97))), wanted)
 
 
-def test_the_order_that_all_share_cannot_be_written_to():
+def test_the_shared_order_is_read_only():
     with pytest.raises(ValueError, match="read-only"):
         ORDER.starts(2)[0] = 0
 
@@ -105,7 +107,7 @@ def test_a_training_batch_holds_consecutive_tokens_from_its_starts():
 
 
 def test_the_prefetched_batches_come_in_the_order_of_steps():
-    assert_equal_batches(prefetch(batch_of, 0, 31), [batch_of(step) for step in range(31)])  # three epochs and a half
+    assert_equal_batches(prefetch(batch_of, 0, 31), [batch_of(step) for step in range(31)])  # three and a half epochs
 
 
 @pytest.mark.parametrize("start_step", [1, 9, 23, 30, 31])
@@ -119,7 +121,7 @@ def test_batches_from_a_later_step_are_the_tail_of_the_batches_from_the_first(st
 
 @lightly
 @given(st.integers(2, 101), st.integers(1, 13), st.integers(1, 7))
-def test_evaluation_counts_every_token_but_the_first_once_whatever_the_batch_size(num_tokens, max_len, batch_size):
+def test_evaluation_has_every_token_but_the_first_as_a_target_once(num_tokens, max_len, batch_size):
     tokens = np.arange(100, 100 + num_tokens, dtype=np.int32)
     targets = []
     for batch in eval_batches(tokens, max_len, batch_size):
@@ -127,7 +129,7 @@ def test_evaluation_counts_every_token_but_the_first_once_whatever_the_batch_siz
         assert batch["tokens"].dtype == np.int32 and batch["is_token"].dtype == bool
         is_token = batch["is_token"]
         assert (batch["tokens"][~is_token] == 0).all() and (batch["tokens"][is_token] >= 100).all()
-        assert (np.diff(is_token.astype(int), axis=1) <= 0).all()  # padding stands on the right
+        assert (np.diff(is_token.astype(int), axis=1) <= 0).all()  # padding is on the right
         assert (is_token[:, 0] == is_token[:, 1]).all()  # a row without targets is empty
         is_target = is_token[:, 1:]
         np.testing.assert_array_equal((batch["tokens"][:, 1:] - batch["tokens"][:, :-1])[is_target], 1)
@@ -149,7 +151,7 @@ def corpus_file(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["char", "byte", "bpe"])
-def test_a_corpus_is_the_text_in_two_parts(corpus_file, kind):
+def test_a_corpus_is_the_text_in_two_splits(corpus_file, kind):
     corpus = load_corpus(text_config(corpus_file), TokenizerConfig(kind, 293))
     train, val = split_text(TEXT + "ß only here", 0.1)
     assert corpus.train_tokens.dtype == corpus.val_tokens.dtype == np.int32
@@ -159,7 +161,7 @@ def test_a_corpus_is_the_text_in_two_parts(corpus_file, kind):
     assert corpus.val_bytes_per_token == pytest.approx(len(val.encode()) / len(corpus.val_tokens))
 
 
-def test_bpe_learns_nothing_from_the_validation_part(tmp_path):
+def test_bpe_learns_nothing_from_the_validation_split(tmp_path):
     learned = []
     for end in ("the same end" * 5, "quite another" * 5):
         file = write(tmp_path / "a.txt", ("What to learn from. " * 31 + end)[:631])
@@ -174,7 +176,7 @@ def test_a_given_tokenizer_is_used_instead_of_a_new_one(corpus_file):
         load_corpus(text_config(corpus_file), TokenizerConfig(), CharTokenizer.train("abc"))
 
 
-def test_the_fingerprint_changes_with_text_split_and_tokenizer_and_with_nothing_else(corpus_file, tmp_path):
+def test_the_fingerprint_changes_only_with_text_split_and_tokenizer(corpus_file, tmp_path):
     def fingerprint(path=corpus_file, kind="byte", val_fraction=0.1):
         return load_corpus(text_config(path, val_fraction), TokenizerConfig(kind, 293)).fingerprint
 
@@ -187,9 +189,11 @@ def test_the_fingerprint_changes_with_text_split_and_tokenizer_and_with_nothing_
     assert first["tokenizer_sha256"] != fingerprint(kind="char")["tokenizer_sha256"]
 
 
-def test_a_validation_part_of_one_token_is_refused(tmp_path):
+def test_a_validation_split_of_one_token_is_refused(tmp_path):
     file = write(tmp_path / "a.txt", "0123456789")
-    with pytest.raises(UserError, match="data.val_fraction=0.1: the validation split has 1 token, and needs at least 2"):
+    with pytest.raises(
+        UserError, match="data.val_fraction=0.1: the validation split has 1 token, and needs at least 2"
+    ):
         load_corpus(text_config(file), TokenizerConfig("char"))
     assert len(load_corpus(text_config(file, 0.2), TokenizerConfig("char")).val_tokens) == 2
 

@@ -1,4 +1,4 @@
-"""The sources of known entropy: what they call the truth is what brute force finds, and their parts stand apart."""
+"""Sources of known entropy: their probabilities equal brute force, and their splits are independent."""
 
 import functools
 import itertools
@@ -23,7 +23,7 @@ def stochastic(*shape, concentration=0.5):
     return RNG.dirichlet(np.full(shape[-1], concentration), size=shape[:-1])
 
 
-# Floors are what brute force says
+# Entropy floors equal brute force
 
 
 def test_the_floor_of_a_markov_chain_is_the_product_of_its_transitions():
@@ -55,7 +55,7 @@ def test_the_floor_of_a_line_of_the_grammar_is_the_product_of_its_rules():
     truth = TINY.truth()
     lines = [line + "\n" for line in truth.draw(20_000, 3).split("\n")[1:-1]]
 
-    def expression(text, depth):  # what follows it, and its probability
+    def expression(text, depth):  # the remaining text, and the probability
         text, p = term(text, depth)
         if text[0] not in TINY.operators:
             return text, p * (1 - TINY.more[depth])
@@ -81,8 +81,8 @@ def test_the_floor_of_a_line_of_the_grammar_is_the_product_of_its_rules():
         np.testing.assert_allclose(truth.nats(windows(truth, "\n" + line, len(line) + 1)).sum(), -np.log(p), rtol=1e-9)
 
 
-def test_the_floor_in_the_middle_of_the_grammars_text_is_the_sum_over_all_lines_and_places():
-    def expressions(depth, length):  # all of at most `length` characters, with their probabilities
+def test_the_floor_within_a_text_of_the_grammar_sums_over_all_lines_and_starts():
+    def expressions(depth, length):  # all with at most `length` characters, and their probabilities
         for text, p in terms(depth, length):
             yield text, p * (1 - SHORT.more[depth])
             for operator, q in SHORT.operators.items():
@@ -102,17 +102,19 @@ def test_the_floor_in_the_middle_of_the_grammars_text_is_the_sum_over_all_lines_
                     yield left + text + right, SHORT.open[depth] * p * q
 
     lines = [(text + "\n", p) for text, p in expressions(0, 9)]
-    assert len(dict(lines)) == len(lines) and 0.9998 < sum(p for _, p in lines) < 1  # unambiguous; the rest is longer
+    assert (
+        len(dict(lines)) == len(lines) and 0.9998 < sum(p for _, p in lines) < 1
+    )  # unambiguous; other lines are longer
 
     @functools.cache
-    def begins(text):  # the probability that what begins with a line begins so
+    def begins(text):  # the probability that a text starting with a line begins like this
         return sum(
             p * (begins(text[len(line) :]) if len(line) < len(text) else 1.0)
             for line, p in lines
             if text.startswith(line) or line.startswith(text)
         )
 
-    def inside(text):  # and that what begins at any place of any line does
+    def inside(text):  # the same, starting at any position of any line
         return sum(
             p * (begins(text[len(line) - i :]) if len(line) - i < len(text) else 1.0)
             for line, p in lines
@@ -129,11 +131,11 @@ def test_the_floor_in_the_middle_of_the_grammars_text_is_the_sum_over_all_lines_
     np.testing.assert_allclose(nats, expected, rtol=0.01)
 
 
-# The truth is one
+# Properties of the true distributions
 
 
 @each_source
-def test_true_probabilities_sum_to_1_and_nothing_that_was_drawn_is_impossible(source):
+def test_true_probabilities_sum_to_1_and_no_drawn_text_is_impossible(source):
     truth = known_truth(source)
     predicted = truth.predict(windows(truth, draw_part(source, "test", 3_000), 37))
     assert predicted.min() >= 0 and np.isfinite(truth.nats(windows(truth, draw_part(source, "val", 3_000), 37))).all()
@@ -176,7 +178,7 @@ def test_a_text_begins_as_any_window_of_it_does(source):
 
 
 @each_source
-def test_parts_are_drawn_apart_and_have_nothing_in_common(source):
+def test_splits_are_drawn_separately_and_have_nothing_in_common(source):
     parts = {part: draw_part(source, part, 20_011) for part in ("train", "val", "test")}
     for part, text in parts.items():
         assert draw_part(source, part, 503) == text[:503]  # whatever the length of the others

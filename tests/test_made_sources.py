@@ -1,4 +1,4 @@
-"""Examples that need no file: names of ten languages and Python's own code; and those that TFDS keeps."""
+"""Generated examples (names of ten languages, Python code), and TFDS."""
 
 import functools
 import sys
@@ -20,7 +20,7 @@ from transformer_jax.errors import UserError
 SPLITS = ("train", "val", "test")
 
 
-def test_names_of_ten_languages_belong_to_one_of_them_and_to_one_part():
+def test_names_of_ten_languages_belong_to_one_language_and_one_split():
     parts = [languages(None, split) for split in SPLITS]
     names = [name for part in parts for name, _, _ in part]
     assert len(set(names)) == len(names) > 5000
@@ -28,7 +28,7 @@ def test_names_of_ten_languages_belong_to_one_of_them_and_to_one_part():
         assert len({language for _, language, _ in part}) == len(LANGUAGES) == 10
     labels = {name: language for part in parts for name, language, _ in part}
     assert labels["Deutschland"] == "German" and labels["Etelä-Afrikka"] == "Finnish"
-    assert "Zimbabwe" not in labels  # which several share
+    assert "Zimbabwe" not in labels  # several languages share it
     assert parts == [languages(None, split) for split in SPLITS]
 
 
@@ -44,7 +44,7 @@ def test_every_character_of_code_gets_its_tag():
     assert tags_of('f"a"') == ["string"] * 4
 
 
-def test_python_code_comes_in_lines_of_files_that_are_in_one_part_only():
+def test_python_code_comes_in_lines_of_files_that_are_in_one_split_only():
     parts = [python_tokens(None, split) for split in ("val", "test")]
     files = [{where.rsplit(", line", 1)[0] for _, _, where in part} for part in parts]
     assert not files[0] & files[1] and all(len(part) == 400 for part in parts)
@@ -124,13 +124,13 @@ def test_texts_labels_tags_and_pairs_come_from_a_prepared_dataset(toy):
         ({"label_field": "stars"}, "has no field 'stars'. It has: .*sentence"),
     ],
 )
-def test_what_tfds_does_not_have_is_named_in_one_line(toy, changes, message):
+def test_a_missing_dataset_split_or_field_of_tfds_is_named_in_one_line(toy, changes, message):
     with pytest.raises(UserError, match=message) as error:
         labelled_split(toy(**changes), "val")
     assert "\n" not in str(error.value)
 
 
-def test_the_real_tiny_shakespeare_is_prepared_from_a_local_file_without_tensorflow(tmp_path, monkeypatch):
+def test_tiny_shakespeare_is_prepared_from_a_local_file_without_tensorflow(tmp_path, monkeypatch):
     text = "".join(f"Citizen {i}: speak, speak.\n" for i in range(400))
     (tmp_path / "input.txt").write_text(text)
     monkeypatch.setattr(DownloadManager, "download", lambda self, url: str(tmp_path / "input.txt"))

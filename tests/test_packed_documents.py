@@ -1,4 +1,4 @@
-"""Documents packed into rows by the training pipeline: nothing is lost, and none feels another."""
+"""Packed documents in the training pipeline: no token is lost, and no document affects another."""
 
 import jax
 import numpy as np
@@ -21,7 +21,7 @@ LESSON = ["the quick fox", "a", "over the lazy dog and back again", "jumps", "it
 
 @settings(max_examples=200, deadline=None, database=None)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=60), st.integers(2, 17))
-def test_every_token_of_every_document_stands_in_one_row_once(lengths, length):
+def test_every_token_of_every_document_is_in_one_row_once(lengths, length):
     documents, first = [], 0
     for n in lengths:
         documents.append(np.arange(first, first + n))
@@ -30,9 +30,9 @@ def test_every_token_of_every_document_stands_in_one_row_once(lengths, length):
     rows = pack(pieces, length, pad_id=-7)
     targets = []
     for i, piece in enumerate(pieces):
-        row, places = np.nonzero(rows["segments"] == i)
-        assert len(set(row)) == 1 and np.array_equal(places, np.arange(places[0], places[0] + len(piece)))
-        np.testing.assert_array_equal(rows["tokens"][row, places], piece)
+        row, columns = np.nonzero(rows["segments"] == i)
+        assert len(set(row)) == 1 and np.array_equal(columns, np.arange(columns[0], columns[0] + len(piece)))
+        np.testing.assert_array_equal(rows["tokens"][row, columns], piece)
         targets += piece[1:].tolist()
     assert sorted(targets) == sorted(token for document in documents for token in document[1:])
     is_target = packed_targets(rows)
@@ -42,7 +42,7 @@ def test_every_token_of_every_document_stands_in_one_row_once(lengths, length):
     assert sum(rows["is_token"].sum(axis=1) * 2 <= length) <= 1
 
 
-def test_the_loss_of_packed_documents_is_the_sum_of_what_each_has_alone():
+def test_the_loss_of_packed_documents_is_the_sum_of_their_losses_alone():
     rng = np.random.default_rng(3)
     documents = [rng.integers(3, 31, n) for n in (5, 2, 8, 13, 1, 3, 7)]
     model = GPT(TransformerConfig(vocab_size=31, max_len=LENGTH, num_layers=2, d_model=14, num_heads=2, d_ff=17))
@@ -52,14 +52,14 @@ def test_the_loss_of_packed_documents_is_the_sum_of_what_each_has_alone():
         return causal_lm(lambda *args, **kwargs: model.apply({"params": params}, *args, **kwargs), batch)[:2]
 
     together = packed_batch(pack(documents, LENGTH, 0), np.arange(3), 5, 0)
-    assert together["tokens"].shape == (5, LENGTH)  # two rows more than there are
+    assert together["tokens"].shape == (5, LENGTH)  # two rows more than packed
     alone = [loss({"tokens": d[None], "is_token": np.ones((1, len(d)), bool)}) for d in documents if len(d) > 1]
     np.testing.assert_allclose(loss(together), np.sum(alone, axis=0), rtol=1e-5)
     seen = {name: value for name, value in together.items() if name != "segments"}
-    assert abs(loss(seen)[0] - loss(together)[0]) > 1e-2  # without the numbers they would see each other
+    assert abs(loss(seen)[0] - loss(together)[0]) > 1e-2  # without segments they would attend to each other
 
 
-def test_files_and_lines_are_documents_and_no_document_is_in_both_parts(tmp_path):
+def test_files_and_lines_are_documents_and_none_is_in_both_splits(tmp_path):
     for i, text in enumerate(LESSON):
         (tmp_path / f"{i}.txt").write_text(text)
     config = DataConfig(source="text", path=str(tmp_path), documents="files", val_fraction=0.3)
@@ -82,6 +82,6 @@ def test_each_document_has_its_beginning_and_its_end(tmp_path):
     tokens, segments = packed.train["tokens"], packed.train["segments"]
     assert (tokens == packed.tokenizer.bos_id).sum() == (tokens == packed.tokenizer.eos_id).sum() == 4
     texts = [packed.tokenizer.decode(tokens[segments == i]) for i in range(segments.max() + 1)]
-    # A document of more than LENGTH tokens is in pieces that share a token; short ones are whole.
+    # A document of more than LENGTH tokens is split into pieces that share a token; short ones are not split.
     assert {text for text in LESSON if len(text) <= LENGTH - 2} & set(load_documents(config)[0]) <= set(texts)
-    assert packed.val_bytes_per_token < 1.0  # the end is a target, and has no bytes
+    assert packed.val_bytes_per_token < 1.0  # the end token is a target without bytes

@@ -1,4 +1,4 @@
-"""Texts packed into a row, each with a number: every one is read as if it stood alone."""
+"""Packed rows (segments): every text is computed as if it were alone."""
 
 import functools
 
@@ -25,11 +25,11 @@ SIZES = dict(
     d_ff=17,
     tie_embeddings=False,
 )
-LENGTHS = [[2, 5, 3, 1], [7, 4], [11]]  # of the texts of each row; -1 of the places are padding
+LENGTHS = [[2, 5, 3, 1], [7, 4], [11]]  # of the texts of each row
 SEGMENTS = np.array([np.repeat([4, 2, 9, 0][: len(row)], row) for row in LENGTHS])  # any numbers, in any order
 IS_TOKEN = np.ones((B, T), bool)
 IS_TOKEN[0, 10] = IS_TOKEN[2, 8:] = False  # padding as a text of its own, and at the end of one
-TOKENS = np.random.default_rng(0).permutation(np.arange(B * T) + 2).reshape(B, T)  # each token stands in one place
+TOKENS = np.random.default_rng(0).permutation(np.arange(B * T) + 2).reshape(B, T)  # each token occurs once
 TEXTS = [
     (row, *span)
     for row, lengths in enumerate(LENGTHS)
@@ -63,7 +63,7 @@ def packed(kind, variant):
 
 
 def each_text_in_a_row_of_its_own():
-    """The slow twin's tokens and is_token, [texts, T]; what fills the rows up are the other texts' tokens."""
+    """The slow twin's tokens and is_token, [texts, T]; rows are filled with tokens of the other texts."""
     tokens = np.array([np.roll(TOKENS[row], -first) for row, first, _ in TEXTS])
     is_token = np.zeros(tokens.shape, bool)
     for i, (row, first, end) in enumerate(TEXTS):
@@ -73,7 +73,7 @@ def each_text_in_a_row_of_its_own():
 
 @models
 @variants
-def test_packed_texts_are_read_as_if_each_stood_alone(kind, variant):
+def test_packed_texts_are_computed_as_if_each_were_alone(kind, variant):
     alone = read(kind, variant)(*each_text_in_a_row_of_its_own(), None)
     assert np.all(np.isfinite(packed(kind, variant)))
     for (row, first, end), expected in zip(TEXTS, alone, strict=True):
@@ -83,7 +83,7 @@ def test_packed_texts_are_read_as_if_each_stood_alone(kind, variant):
 
 @models
 @variants
-def test_a_text_never_feels_the_tokens_of_another_or_padding_bit_for_bit(kind, variant):
+def test_a_packed_text_ignores_other_texts_and_padding_bit_for_bit(kind, variant):
     for row, first, end in TEXTS[:4]:
         is_own = np.zeros((B, T), bool)
         is_own[row, first:end] = IS_TOKEN[row, first:end]
@@ -94,13 +94,13 @@ def test_a_text_never_feels_the_tokens_of_another_or_padding_bit_for_bit(kind, v
 
 @models
 @variants
-def test_the_numbers_of_the_texts_do_not_matter_as_long_as_they_differ(kind, variant):
+def test_segment_numbers_do_not_matter_as_long_as_they_differ(kind, variant):
     np.testing.assert_array_equal(read(kind, variant)(TOKENS, IS_TOKEN, 3 - 5 * SEGMENTS), packed(kind, variant))
 
 
 @models
 @pytest.mark.parametrize("variant", ["none", "rotary", "t5"])
-def test_without_segments_the_texts_do_see_each_other(kind, variant):
+def test_without_segments_packed_texts_attend_to_each_other(kind, variant):
     difference = np.abs(read(kind, variant)(TOKENS, IS_TOKEN, None) - packed(kind, variant)).max(-1)
     assert np.all(difference[0, 2:10] > 1e-4)
 
@@ -108,7 +108,7 @@ def test_without_segments_the_texts_do_see_each_other(kind, variant):
 @models
 @variants
 def test_gradients_do_not_cross_texts(kind, variant):
-    """Every token stands in one place, so a row of the table has the gradient of that place."""
+    """Every token occurs once, so a row of the embedding table has the gradient of its position."""
     model, params = make(kind, **VARIANTS[variant], num_layers=1)
 
     def loss(params, is_own):
@@ -125,7 +125,7 @@ def test_gradients_do_not_cross_texts(kind, variant):
 
 
 @models
-def test_linear_attention_refuses_segments_because_its_state_is_of_a_whole_row(kind):
+def test_linear_attention_refuses_segments_because_its_state_spans_the_row(kind):
     model, params = make(kind, attention="linear", positions="sinusoidal")
     with pytest.raises(UserError, match="attention='linear'.*no segments"):
         model.apply(params, TOKENS, segments=SEGMENTS)

@@ -1,3 +1,5 @@
+"""Sources of running text, and the split into training and validation."""
+
 import gzip
 import json
 
@@ -57,7 +59,7 @@ def test_the_standard_library_is_read_and_what_is_installed_beside_it_is_not():
         assert file.read() in text
 
 
-def test_python_source_leaves_out_tests_packages_and_what_is_not_utf8(tmp_path, monkeypatch):
+def test_python_source_skips_tests_packages_and_files_that_are_not_utf8(tmp_path, monkeypatch):
     stdlib = tmp_path / "test" / "stdlib"
     monkeypatch.setattr(sources.sysconfig, "get_path", {"stdlib": str(stdlib)}.get)
     write(stdlib / "a.py", "1")
@@ -130,7 +132,7 @@ def test_a_text_of_empty_files_is_refused(tmp_path):
 
 @lightly
 @given(st.text(min_size=2, max_size=211), st.integers(1, 99))
-def test_training_and_validation_part_make_up_the_text_without_overlap(text, percent):
+def test_training_and_validation_split_add_up_to_the_text_without_overlap(text, percent):
     num_train = len(text) * (100 - percent) // 100
     if 0 < num_train < len(text):
         train, val = split_text(text, percent / 100)
@@ -145,11 +147,11 @@ def test_a_tenth_of_tiny_shakespeare_is_split_where_everyone_splits_it():
     assert (len(train), len(val)) == (1_003_854, 111_540)
 
 
-def test_floating_point_costs_the_training_part_no_character():
+def test_floating_point_costs_the_training_split_no_character():
     assert len(split_text("x" * 10, 0.9)[0]) == 1  # int(10 * (1 - 0.9)) is 0
 
 
-def test_a_part_that_would_be_empty_is_named():
+def test_a_split_that_would_be_empty_is_named():
     with pytest.raises(UserError, match="data.val_fraction=0.5: leaves no training text of 1 characters"):
         split_text("x", 0.5)
     with pytest.raises(UserError, match="data.val_fraction=1e-20: leaves no training text|leaves no validation text"):

@@ -1,4 +1,4 @@
-"""Tuning before JAX starts, in real processes with real folders."""
+"""Process setup before JAX starts, in real processes with real folders."""
 
 import os
 import subprocess
@@ -31,7 +31,7 @@ def start(tmp_path, *words, **environment):
 
 
 @ours_only
-def test_tuning_is_one_line_and_keeps_the_command_its_words_and_its_process(tmp_path):
+def test_tuning_prints_one_line_and_keeps_arguments_and_process(tmp_path):
     done = start(tmp_path, "a b", "--c=d")
     assert done.returncode == 0, done.stderr
     assert done.stderr.startswith("tuning: XLA_FLAGS=--xla_cpu") and len(done.stderr.splitlines()) == 1
@@ -42,7 +42,7 @@ def test_tuning_is_one_line_and_keeps_the_command_its_words_and_its_process(tmp_
     assert folder.split()[1].startswith(str(tmp_path)) and answer == "2"
 
 
-def test_compiled_programs_are_kept_in_a_folder_of_the_users_own_and_found_again(tmp_path):
+def test_compiled_programs_are_cached_in_a_private_folder_and_reused(tmp_path):
     assert start(tmp_path).returncode == 0
     files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*-cache")}
     folders = [path for path in tmp_path.rglob("*") if path.is_dir()]
@@ -52,7 +52,7 @@ def test_compiled_programs_are_kept_in_a_folder_of_the_users_own_and_found_again
 
 
 @pytest.mark.parametrize("name", ["transformer_jax", "inner"])
-def test_a_folder_that_others_can_write_to_is_not_used_and_the_line_says_so(tmp_path, name):
+def test_a_folder_that_others_can_write_to_is_not_used_and_is_reported(tmp_path, name):
     assert start(tmp_path).returncode == 0
     outer = tmp_path / "transformer_jax"
     folder = next(outer.iterdir()) if name == "inner" else outer
@@ -63,7 +63,7 @@ def test_a_folder_that_others_can_write_to_is_not_used_and_the_line_says_so(tmp_
     assert "JAX_COMPILATION_CACHE_DIR None" in done.stdout
 
 
-def test_what_a_user_has_set_stays(tmp_path):
+def test_a_variable_that_the_user_has_set_is_kept(tmp_path):
     own = {
         "XLA_FLAGS": "--xla_cpu_enable_fast_math=false",
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "mine"),
@@ -75,18 +75,18 @@ def test_what_a_user_has_set_stays(tmp_path):
         assert f"{name} {value}" in done.stdout
 
 
-def test_off_leaves_everything_alone_and_says_nothing(tmp_path):
+def test_off_changes_and_prints_nothing(tmp_path):
     done = start(tmp_path, TRANSFORMER_JAX_TUNING="off")
     assert done.returncode == 0 and done.stderr == "" and done.stdout.count("None") == 3
     assert not list(tmp_path.iterdir())
 
 
-def test_a_switch_that_is_neither_on_nor_off_is_a_mistake(tmp_path):
+def test_a_switch_that_is_neither_on_nor_off_is_refused(tmp_path):
     done = start(tmp_path, TRANSFORMER_JAX_TUNING="fast")
     assert done.returncode == 1 and "TRANSFORMER_JAX_TUNING='fast': must be on or off." in done.stderr
 
 
-def test_the_folder_is_private_even_where_new_folders_are_open_to_the_group(tmp_path):
+def test_the_cache_folder_is_private_even_if_the_umask_allows_the_group(tmp_path):
     before = os.umask(0o002)
     try:
         done = start(tmp_path)
