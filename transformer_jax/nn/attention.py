@@ -64,7 +64,7 @@ def attend(
     """Scaled dot-product attention: softmax(q k^T / sqrt(H)) v. Vaswani et al. 2017, equation 1.
 
     With fewer key-value heads than query heads, K < N, each group of G = N // K consecutive query heads shares one
-    (grouped-query attention, Ainslie et al. 2023). The softmax is in float32. A query that may attend nothing gets 0,
+    (grouped-query attention, Ainslie et al. 2023). The softmax is in float32. A query without any visible key gets 0,
     with finite gradients.
 
     Args:
@@ -126,7 +126,7 @@ def attention_scores(q_BTNH: jax.Array, k_BSKH: jax.Array, mask: Mask, options: 
 def attention_weights(q_BTNH: jax.Array, k_BSKH: jax.Array, mask: Mask, options: AttentionOptions) -> jax.Array:
     """Attention weights, the softmax of the masked scores, [B, N, T, S] float32.
 
-    The weights of a query sum to 1, or are all 0 where it may attend nothing.
+    The weights of a query sum to 1, or are all 0 if it has no visible key.
     """
     scores_BNTS = attention_scores(q_BTNH, k_BSKH, mask, options)
     may_attend_BTS = mask.block(0, q_BTNH.shape[1], 0, k_BSKH.shape[1])
@@ -300,7 +300,7 @@ class Attention(nn.Module):
             dropout_rate=config.dropout_rate if drops else 0.0,
             dropout_key=self.make_rng("dropout") if drops else None,
         )
-        # Computed beside the backend, which need not form the weights. While initializing, every collection is mutable.
+        # Separate from the backend, which need not form the weights. While initializing, every collection is mutable.
         if self.is_mutable_collection("attention") and not self.is_initializing():
             self.sow("attention", "weights", attention_weights(q, k, mask, options))
         return _attend(q, k, v, mask, options, config.backend)

@@ -21,8 +21,9 @@ from transformer_jax.nn import quantization
 class Dense(nn.Module):
     """Linear layer from the last `num_in` axes to `out_shape`.
 
-    The kernel has the shape [*in_shape, *out_shape], say [D, N, H]. The product itself is flattened to two dimensions:
-    XLA on a CPU needs twice the time for the gradient of [B, T, D] @ [D, F] that it needs for [B*T, D] @ [D, F].
+    The kernel has the shape [*in_shape, *out_shape], such as [D, N, H]. The product itself is flattened to two
+    dimensions: XLA on a CPU needs twice the time for the gradient of [B, T, D] @ [D, F] that it needs for
+    [B*T, D] @ [D, F].
     """
 
     out_shape: tuple[int, ...]

@@ -26,7 +26,7 @@ def to_int8(x: jax.Array) -> Int8:
     return Int8(jnp.round(x / jnp.where(scales == 0.0, 1.0, scales)).astype(jnp.int8), scales)
 
 
-def dequantize(x: Any, dtype: Any) -> jax.Array:
+def dequantize(x: jax.Array | Int8, dtype: Any) -> jax.Array:
     """Convert an Int8, or an array, to an array of `dtype`."""
     return (x.numbers * x.scales).astype(dtype) if isinstance(x, Int8) else x.astype(dtype)
 
