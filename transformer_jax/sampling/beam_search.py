@@ -220,8 +220,8 @@ class _Search(NamedTuple):
         num_rows = len(self.prompts)
         max_new_tokens = len(self.penalties)
         positions = self.prompt_lengths[:, None] + jnp.arange(max_new_tokens)
-        new_tokens = state.tokens.reshape(num_rows, max_new_tokens)
-        token_buffer = self.prompts.at[jnp.arange(num_rows)[:, None], positions].set(new_tokens)
+        rows = jnp.arange(num_rows)[:, None]
+        token_buffer = self.prompts.at[rows, positions].set(state.tokens.reshape(num_rows, max_new_tokens))
         flat = log_probs.reshape(num_rows, -1)
         lengths = self.prompt_lengths + state.num_new
         flat, states = apply_processors(self.processors, flat, token_buffer, lengths, state.processor_states)
