@@ -190,10 +190,10 @@ def test_the_smoothed_loss_is_the_cross_entropy_with_a_mixed_target():
 
 def test_padding_counts_in_neither_side_and_only_training_is_smoothed():
     config = tj.TransformerConfig(vocab_size=11, max_len=9, num_layers=1, d_model=10, num_heads=2)
-    from transformer_jax.models import Seq2Seq, Seq2SeqConfig, first_params
+    from transformer_jax.models import Seq2Seq, Seq2SeqConfig, init_params
 
     model = Seq2Seq(Seq2SeqConfig(config, config))
-    params = {"params": first_params(model, jax.random.key(0))}
+    params = {"params": init_params(model, jax.random.key(0))}
     tokens = {"source": RNG.integers(3, 11, (3, 5)), "target": RNG.integers(3, 11, (3, 7))}
     lengths = {"source": [5, 2, 0], "target": [7, 3, 0]}
     masks = {f"{side}_is_token": np.arange(tokens[side].shape[1]) < np.array(lengths[side])[:, None] for side in tokens}
@@ -236,7 +236,7 @@ def test_the_mean_of_checkpoints_is_the_mean_of_their_parameters(trained):
     mean = tj.load(trained[0], average=2)
     parts = [tj.load(trained[0], step).params for step in (3, 6)]
     jax.tree.map(lambda m, a, b: np.testing.assert_allclose(m, (a + b) / 2, rtol=1e-6), mean.params, *parts)
-    with pytest.raises(tj.UserError, match="average=5: there are 2 checkpoints only"):
+    with pytest.raises(tj.UserError, match="average=5: there are only 2 checkpoints"):
         tj.load(trained[0], average=5)
 
 
