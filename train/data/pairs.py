@@ -41,7 +41,7 @@ def load_pairs(config: DataConfig, tokenizer_config: TokenizerConfig, tokenizer:
     Args:
       tokenizer: one to use; None: train one on both sides of the training pairs.
     Raises:
-      UserError: an unknown source, or an error of it.
+      UserError: an unknown source, or an error while reading it.
     """
     train, validation = (load_split(config, split) for split in ("train", "val"))
     if tokenizer is None:
