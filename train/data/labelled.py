@@ -50,7 +50,7 @@ def load_labelled(
       head_labels: labels of a trained head; if they are the same set, their order is kept.
       are_numbers: labels are numbers, for regression.
     Raises:
-      UserError: an unknown source, or an error while reading it; a label that training does not have, or that is no number.
+      UserError: an unknown source, or an error while reading it; a label unknown in training, or that is no number.
     """
     train_rows = labelled_split(config, "train")
     val_rows = labelled_split(config, "val")
