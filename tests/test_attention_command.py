@@ -1,13 +1,12 @@
-"""The attention command, in processes of its own: its files, errors, help and labels."""
+"""The attention command: its files, errors, help and labels."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers.arrays import close, random_like
+from helpers.commands import command
 
 import transformer_jax as tj
 from transformer_jax.commands.attention import draw, label
@@ -23,12 +22,6 @@ TEXT = "the cat sat"
 # The command
 
 
-def command(*arguments):
-    words = [sys.executable, "-m", "transformer_jax", "attention", *map(str, arguments)]
-    env = os.environ | {"JAX_PLATFORMS": "cpu"}
-    return subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
-
-
 def assert_is_picture(path):
     data = path.read_bytes()
     assert data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR" and data[-8:-4] == b"IEND"
@@ -42,7 +35,7 @@ def test_the_command_writes_pictures_and_numbers_of_a_run(tmp_path):
     run = tj.Run(GPT(config), params, tokenizer, config, generation_defaults=GenerationDefaults((2,), 0, 1))
     tj.save(run, tmp_path / "run")
     output = tmp_path / "new" / "maps"
-    done = command(f"--run_dir={tmp_path / 'run'}", f"--text={TEXT}", f"--output={output}")
+    done = command("attention", f"--run_dir={tmp_path / 'run'}", f"--text={TEXT}", f"--output={output}")
     assert done.returncode == 0 and done.stderr == "", done.stderr
     names = ["maps.npz", "maps_layer_0.png", "maps_layer_1.png"]
     assert [Path(line).name for line in done.stdout.splitlines()] == names == sorted(os.listdir(output.parent))
@@ -55,7 +48,11 @@ def test_the_command_writes_pictures_and_numbers_of_a_run(tmp_path):
 
 def test_the_command_draws_three_kinds_of_attention_of_a_seq2seq(tmp_path):
     done = command(
-        f"--run_dir={FIXTURES / 'marian'}", "--text=The cat sat.", "--target=this text", f"--output={tmp_path / 'maps'}"
+        "attention",
+        f"--run_dir={FIXTURES / 'marian'}",
+        "--text=The cat sat.",
+        "--target=this text",
+        f"--output={tmp_path / 'maps'}",
     )
     assert done.returncode == 0 and done.stderr == "", done.stderr
     pages = ["encoder_0", "encoder_1", "encoder_2", "decoder_0", "decoder_1", "cross_0", "cross_1"]
@@ -84,14 +81,14 @@ def test_the_command_draws_three_kinds_of_attention_of_a_seq2seq(tmp_path):
 )
 def test_a_wrong_command_line_is_an_error_of_one_line(flags, words, tmp_path):
     output = [] if any(flag.startswith("--output") for flag in flags) else [f"--output={tmp_path / 'maps'}"]
-    done = command(*flags[:1], *output, *flags[1:])
+    done = command("attention", *flags[:1], *output, *flags[1:])
     assert done.returncode == 2 and done.stdout == "", done.stderr
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and words in done.stderr
     assert not list(tmp_path.iterdir())
 
 
 def test_help_names_the_flags():
-    done = command("--help")
+    done = command("attention", "--help")
     assert done.returncode == 0
     for flag in ("run_dir", "checkpoint", "text", "target", "output"):
         assert f"  --{flag}" in done.stdout
