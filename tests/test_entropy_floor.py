@@ -179,8 +179,8 @@ def test_a_run_and_its_evaluation_write_floor_and_gap(source, tmp_path, capsys):
         assert event["floor"] == pytest.approx(truth.nats(rows).sum() / 4_999, rel=1e-6)
         assert event["gap"] == pytest.approx(event["loss"] - event["floor"]) and event["gap"] > event["gap_error"] > 0
         assert event["leak"] is False
-    said = capsys.readouterr().out
-    assert f"floor {events[1]['floor']:.4f}  gap {events[1]['gap']:.4f}" in said and "leak?" not in said
+    output = capsys.readouterr().out
+    assert f"floor {events[1]['floor']:.4f}  gap {events[1]['gap']:.4f}" in output and "leak?" not in output
     config, run = Config.from_dict(tj.read_meta(workdir)["config"]), tj.load(workdir, "latest")
     again, test, learned = (causal_lm(run, config, split, Options()).values for split in ("val", "test", "train"))
     assert again["loss"] == pytest.approx(events[1]["loss"], rel=1e-5)

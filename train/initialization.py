@@ -105,7 +105,7 @@ class InitFrom:
 
 
 def load_init_from(config: TrainConfig, meta: dict[str, Any] | None) -> InitFrom:
-    """Load what a run starts from: the model of its own checkpoint, a pre-trained model, or neither.
+    """Load the initial model of a run: that of its own checkpoint, a pre-trained one, or none.
 
     Args:
       config: `init_from` is a run directory, a Hugging Face folder or the name of a model on the hub; "": neither.
@@ -165,7 +165,7 @@ def load_pretrained_params(init_from: InitFrom, params: Any) -> tuple[Any, str]:
         raise UserError(f"train.init_from: {'/'.join(names)} has shape {list(old.shape)}, and not {list(leaf.shape)}.")
 
     params = jax.tree_util.tree_map_with_path(load, params)
-    note = f"new, with random values: {', '.join(new)}" if new else "nothing is new"
+    note = f"new, with random values: {', '.join(new)}" if new else "no new parameters"
     if unused:
         note += f"; not used: {', '.join(sorted('/'.join(names) for names in unused))}"
     return params, f"started from {init_from.run.name}; {note}"

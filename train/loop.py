@@ -219,7 +219,7 @@ def _steps_to_next_event(step: int, config: Config) -> int:
 
 
 def _stack(batches: Iterator[Batch], n: int, capacity: int) -> Batch:
-    """Stack the next n batches as [capacity, B, ...]; what is beyond n repeats the last and is never read."""
+    """Stack the next n batches as [capacity, B, ...]; entries beyond n repeat the last and are never read."""
     taken = [next(batches) for _ in range(n)]
     return jax.tree.map(lambda *x: np.stack([*x, *x[-1:] * (capacity - n)]), *taken)
 
@@ -296,7 +296,7 @@ def _describe(config: Config, task: Task, state: TrainState, init_note: str) -> 
 
 
 def _next_command(workdir: Path, task: str) -> str:
-    """Return the line that says how to use the trained run."""
+    """Return a line with the command to use the trained run."""
     program = "python -m transformer_jax"
     if task == "causal_lm":
         return f'Sample: {program} sample --run_dir={workdir} --prompt="The " --on_overflow=re-prefill'
