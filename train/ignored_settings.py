@@ -91,7 +91,7 @@ READ_BY: dict[str, tuple[Alternative, ...]] = {
     "data.tfds_dir": (TFDS,),
     "data.train_split": (TFDS,),
     "data.val_split": (TFDS,),
-    "data.test_split": (TFDS,),
+    "data.test_split": (TFDS | EXAMPLES,),
     "data.val_fraction": (
         RUNNING_TEXT | {"data.source": one_of(*TEXT_SOURCES[:-1])},
         {"data.source": one_of("labelled"), "data.val_path": one_of("")},
