@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.arrays import close, random_like
-from test_engine import make_run
+from helpers.runs import make_run
 
 import transformer_jax as tj
 from transformer_jax import sampling
@@ -283,9 +283,12 @@ def test_a_seq2seq_run_drafts_its_targets_with_a_draft_model():
     "settings, words",
     [
         ({"draft": "a", "prompt_lookup": 2}, "prompt_lookup=2: a draft is given as well"),
-        ({"prompt_lookup": 2, "method": "beam"}, "prompt_lookup=2: a beam search has no drafts"),
-        ({"draft": "a", "method": "beam"}, "draft='a': a beam search has no drafts"),
-        ({"draft": "a", "on_overflow": "re-prefill"}, "on_overflow='re-prefill': with a draft"),
+        ({"prompt_lookup": 2, "method": "beam"}, "prompt_lookup=2: beam search takes no drafts"),
+        ({"draft": "a", "method": "beam"}, "draft='a': beam search takes no drafts"),
+        (
+            {"draft": "a", "on_overflow": "re-prefill"},
+            "on_overflow='re-prefill': needs texts within the context when there is a draft",
+        ),
         ({"num_draft": 0}, "num_draft=0: must be at least 1"),
         ({"prompt_lookup": -1}, "prompt_lookup=-1: must be"),
         ({"draft": "/no/such"}, "/no/such"),
