@@ -112,6 +112,13 @@ def test_tokenizers_encode_and_decode_as_the_reference_library(folder):
         assert tokenizer.decode(entry["ids"]) == entry["decoded"]
 
 
+def test_the_error_for_an_unsupported_tokenizer_names_its_files(tmp_path):
+    folder = copy("bert", tmp_path)
+    (folder / "tokenizer.json").rename(folder / "vocab.txt")
+    with pytest.raises(tj.UserError, match=r"no supported tokenizer found in .*has vocab.txt, needs tokenizer.json"):
+        _ = tj.from_pretrained(folder).text_tokenizer
+
+
 @pytest.mark.parametrize("folder", WITH_DECODER)
 def test_greedy_tokens_equal_those_of_the_reference_library(folder):
     run = run_of(folder)
@@ -239,20 +246,11 @@ def own_run(config, model=GPT):
     return tj.Run(model, random_like(parameter_shapes(model)), None, config)
 
 
-LLAMA_LIKE = dict(
-    norm="rmsnorm",
-    positions="rotary",
-    feed_forward="swiglu",
-    use_bias=False,
-    rope_scaling="llama3",
-    rope_factor=4.0,
-    rope_original_max_len=16,
-    num_kv_heads=1,
-    d_ff=37,
-)
+LLAMA = dict(norm="rmsnorm", positions="rotary", feed_forward="swiglu", use_bias=False, num_kv_heads=1, d_ff=37)
+LLAMA3_ROPE = dict(rope_scaling="llama3", rope_factor=4.0, rope_original_max_len=16)
 
 
-@pytest.mark.parametrize("changes", [{"feed_forward": "gelu_tanh"}, LLAMA_LIKE, {"tie_embeddings": False}])
+@pytest.mark.parametrize("changes", [{"feed_forward": "gelu_tanh"}, LLAMA | LLAMA3_ROPE, {"tie_embeddings": False}])
 def test_a_model_of_our_own_is_saved_as_the_family_that_has_it(changes, tmp_path):
     run = own_run(
         tj.TransformerConfig(**dict(vocab_size=23, max_len=19, num_layers=2, d_model=20, num_heads=2) | changes)

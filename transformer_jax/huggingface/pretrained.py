@@ -177,7 +177,7 @@ def _check_size(config: dict, tensors: TensorFiles) -> None:
 
 
 def _is_tied(family: Family, tensors: TensorFiles, names: dict[str, str]) -> bool:
-    """Whether the output projection is the embedding.
+    """True if the output projection is the embedding.
 
     Files that hold a projection although config.json says "tied" may repeat the embedding in it, or (T5 v1.1) hold
     another matrix.

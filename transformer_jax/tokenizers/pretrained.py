@@ -11,6 +11,7 @@ import functools
 import json
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -348,6 +349,7 @@ FILE_TOKENIZERS: dict[str, tuple[type[FileTokenizer], tuple[str, ...]]] = {
     "sentencepiece": (SentencePieceTokenizer, ("spiece.model",)),
     "marian": (MarianTokenizer, ("source.spm", "target.spm", "vocab.json")),
 }
+OTHER_FILES = ("vocab.txt", "vocab.json", "merges.txt", "tokenizer.model", "sentencepiece.bpe.model", "source.spm")
 SETTINGS_FILES = ("target_vocab.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
@@ -382,3 +384,13 @@ def read_tokenizer(
             raise UserError(f"tokenizer files {', '.join(contents)}: not readable ({error}).") from error
         return cls((json.dumps({"ids": ids, "files": texts}),))
     return None
+
+
+def missing_tokenizer(folder: str) -> UserError:
+    """Return the error for a run or folder without a supported tokenizer, which names the other tokenizer files."""
+    others = [name for name in OTHER_FILES if folder and (Path(folder).expanduser() / name).is_file()]
+    has = f"has {', '.join(others)}, " if others else ""
+    return UserError(
+        f"run: no supported tokenizer found in {folder or 'this run'} ({has}needs tokenizer.json or spiece.model). "
+        "Add one, or pass token ids to tj.logits."
+    )
