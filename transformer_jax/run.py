@@ -18,7 +18,7 @@ from transformer_jax.huggingface.pretrained import read_folder, write_folder
 from transformer_jax.models import Seq2Seq, Seq2SeqConfig, describe_model, make_model, parameter_shapes
 from transformer_jax.sampling import GenerationDefaults
 from transformer_jax.tokenizers import Tokenizer, tokenizer_from_dict
-from transformer_jax.tokenizers.pretrained import read_tokenizer
+from transformer_jax.tokenizers.pretrained import missing_tokenizer, read_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +41,7 @@ class Run:
     def text_tokenizer(self) -> Tokenizer:
         """The tokenizer, for code that reads or writes text. Raises UserError if the model came without one."""
         if self.tokenizer is None:
-            raise UserError(
-                f"run: no supported tokenizer found in {self.name or 'this run'} (needs tokenizer.json or "
-                "spiece.model). Add one, or pass token ids to tj.logits."
-            )
+            raise missing_tokenizer(self.name)
         return self.tokenizer
 
     def prepare(self, text: str) -> str:
