@@ -82,7 +82,7 @@ def tokenizer_from_dict(values: Any) -> Tokenizer:
     if not isinstance(learned, list) or not all(isinstance(item, str) for item in [kind, *learned]):
         raise malformed("a string 'kind' and a list of strings 'learned'")
     if kind in FILE_TOKENIZERS:
-        return FILE_TOKENIZERS[kind][0](tuple(learned))
+        return FILE_TOKENIZERS[kind](tuple(learned))
     if kind == PairTokenizer.kind:
         try:
             source, target = map(json.loads, learned)

@@ -9,8 +9,9 @@ import numpy as np
 
 from transformer_jax.errors import UserError
 from transformer_jax.tokenizers.base import FIRST_TEXT_ID, ByteTokenizer, CharTokenizer, Tokenizer
-from transformer_jax.tokenizers.pretrained import JsonTokenizer, SentencePieceTokenizer
+from transformer_jax.tokenizers.pretrained import JsonTokenizer
 from transformer_jax.tokenizers.registry import PairTokenizer
+from transformer_jax.tokenizers.sentencepiece_files import SentencePieceTokenizer
 from transformer_jax.tokenizers.subwords import CONTINUATION, SubwordTokenizer
 
 SPACE = "\u2581"  # how SentencePiece writes a space

@@ -1,0 +1,134 @@
+"""Base class of tokenizers that are read from files: special ids, errors of the libraries, storage as JSON."""
+
+import base64
+import contextlib
+import dataclasses
+import functools
+import json
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+
+from transformer_jax.errors import UserError
+from transformer_jax.tokenizers.base import Tokenizer, no_id
+
+BINARY_SUFFIXES = (".model", ".spm")  # stored as base64 in JSON
+
+
+@dataclasses.dataclass(frozen=True)
+class FileTokenizer(Tokenizer):
+    """Base class of tokenizers made of files. `learned` is the JSON of special ids and of file contents by name.
+
+    Raises:
+      UserError: a file that is not sound.
+    """
+
+    _library: Any = dataclasses.field(init=False, repr=False, compare=False)  # the files, as the library loads them
+    required_files: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        with self._library_errors("not of kind"):
+            object.__setattr__(self, "_library", self._load())
+
+    def _load(self) -> Any:
+        """Load the files with their library, which finds malformed ones."""
+        raise NotImplementedError
+
+    def _encode(self, text: str, allow_special: bool) -> list[int]:
+        """Token ids of a text with the special tokens around it."""
+        raise NotImplementedError
+
+    def _decode(self, ids: list[int]) -> str:
+        """The text of any ids of at least 0, special tokens skipped."""
+        raise NotImplementedError
+
+    @contextlib.contextmanager
+    def _library_errors(self, problem: str) -> Iterator[None]:
+        """Turn the libraries' errors into a UserError: bare Exception, RuntimeError, KeyError, panics of Rust."""
+        try:
+            yield
+        except UserError:
+            raise
+        except BaseException as error:
+            # A panic of Rust is no Exception; everything else that is none, such as KeyboardInterrupt, passes.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            reason = ascii(str(error))[1:-1][:200]  # one line without control characters
+            names = ", ".join(self.required_files)
+            raise UserError(f"tokenizer files {names}: {problem} {self.kind!r} ({reason}).") from error
+
+    @functools.cached_property
+    def _saved(self) -> dict[str, Any]:
+        return json.loads(self.learned[0])
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """The original files, contents by name."""
+        return {
+            name: base64.b64decode(text) if name.endswith(BINARY_SUFFIXES) else text.encode()
+            for name, text in self._saved["files"].items()
+        }
+
+    @property
+    def pad_id(self) -> int:
+        """Id of padding; 0 if the model names none."""
+        return self._saved["ids"].get("pad", 0)
+
+    @property
+    def bos_id(self) -> int:
+        """Id of the token at the beginning of a text; -1 if the model names none."""
+        return self._saved["ids"].get("bos", -1)
+
+    @property
+    def eos_id(self) -> int:
+        """Id of the token at the end of a text; -1 if the model names none."""
+        return self._saved["ids"].get("eos", -1)
+
+    def encode(self, text: str, allow_special: bool = False) -> np.ndarray:
+        """Encode a text, int32 [T], with the special tokens that the model expects around it.
+
+        Args:
+          allow_special: special tokens inside the text become their ids. Never for untrusted text.
+        """
+        return self._checked_ids(text, lambda: self._encode(text, allow_special))
+
+    def _checked_ids(self, text: str, encode: Callable[[], list[int]]) -> np.ndarray:
+        if lone_surrogate := re.search(r"[\ud800-\udfff]", text):
+            raise no_id(self.kind, text, lone_surrogate.start(), "byte")
+        with self._library_errors("no ids by"):
+            return np.array(encode(), np.int32)
+
+    def encode_whole(self, text: str) -> np.ndarray:
+        """Encode a complete text, int32 [T]: the same as `encode`, which adds special tokens already."""
+        return self.encode(text)
+
+    def encode_source(self, text: str) -> np.ndarray:
+        """Encode the input of an encoder, int32 [T]: the same as `encode`."""
+        return self.encode(text)
+
+    def encode_target(self, text: str) -> np.ndarray:
+        """Encode the output of a decoder, int32 [T]: the same as `encode`."""
+        return self.encode(text)
+
+    @property
+    def ends(self) -> tuple[np.ndarray, np.ndarray]:
+        """The special tokens that `encode` adds before and after a text."""
+        special = self.encode("")
+        # A text goes before the last of the special tokens; a single one follows the text.
+        return special[:-1] if len(special) > 1 else special[:0], special[-1:]
+
+    def encode_piece(self, text: str) -> np.ndarray:
+        """Encode a part of a text, int32 [T], without special tokens."""
+        first, last = self.ends
+        ids = self.encode(text)
+        return ids[len(first) : len(ids) - len(last)]
+
+    def decode(self, ids: Any) -> str:
+        """Decode integers [T] to a text, special tokens skipped. Raises UserError for a negative id."""
+        ids = np.asarray(ids)
+        if ids.size and (ids.ndim != 1 or ids.dtype.kind not in "iu" or ids.min() < 0):
+            raise UserError("ids: must be integers [T] of at least 0. Decode row by row.")
+        with self._library_errors("no text by"):
+            return self._decode([int(i) for i in ids])
