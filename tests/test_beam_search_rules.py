@@ -23,8 +23,8 @@ from helpers.beams import (
 import transformer_jax as tj
 from transformer_jax import sampling
 from transformer_jax.errors import UserError
+from transformer_jax.inference.forward import step_function
 from transformer_jax.nn.kv_cache import make_cache
-from transformer_jax.run import step_function
 from transformer_jax.sampling import STOPPING, MinLength, Renormalize, Suppress, beam_search
 
 FIXTURES = Path(__file__).parent / "fixtures"

@@ -13,7 +13,7 @@ import transformer_jax as tj
 from transformer_jax import sampling
 from transformer_jax.errors import UserError
 from transformer_jax.inference import engine, generate, prefill
-from transformer_jax.run import step_function
+from transformer_jax.inference.forward import step_function
 from transformer_jax.sampling import GenerationDefaults
 
 FIXTURES = Path(__file__).parent / "fixtures"

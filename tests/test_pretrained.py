@@ -16,9 +16,9 @@ from safetensors.numpy import load_file, save_file
 import transformer_jax as tj
 from transformer_jax.huggingface import pretrained
 from transformer_jax.huggingface.files import PretrainedError
+from transformer_jax.inference.forward import step_function
 from transformer_jax.models import GPT, Encoder, MaskedLM, TokenTagger, parameter_shapes
 from transformer_jax.nn.kv_cache import make_cache
-from transformer_jax.run import step_function
 from transformer_jax.sampling import generate
 
 FIXTURES = Path(__file__).parent / "fixtures"

@@ -15,10 +15,11 @@ import transformer_jax as tj
 from transformer_jax import sampling
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
+from transformer_jax.inference.forward import step_function
 from transformer_jax.models import GPT, parameter_shapes
 from transformer_jax.nn.kv_cache import DecodeCache, KVCache, accept_prefix, append, make_cache, write
 from transformer_jax.nn.positions import token_positions
-from transformer_jax.run import Run, step_function
+from transformer_jax.run import Run
 from transformer_jax.sampling import FrequencyPenalty, MinLength, PresencePenalty, Temperature, TopK
 from transformer_jax.sampling.drafts import NO_PROPOSAL, look_up_tokens
 from transformer_jax.sampling.logits_processors import apply_processors, init_states

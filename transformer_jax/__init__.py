@@ -22,9 +22,8 @@ _MODULES = {  # public name: the module that defines it
     "GenerationConfig": "inference.generation_config",
     "quantize": "inference.quantize",
     "translate": "inference.translate",
-    **dict.fromkeys(
-        ("Run", "from_pretrained", "load", "logits", "open_run", "read_meta", "save", "save_pretrained"), "run"
-    ),
+    **dict.fromkeys(("Run", "from_pretrained", "load", "open_run", "read_meta", "save", "save_pretrained"), "run"),
+    "logits": "inference.forward",
 }
 
 __all__ = ["RunError", "TransformerConfig", "UserError", "import_training", "train", *_MODULES]

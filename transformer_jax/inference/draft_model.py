@@ -8,8 +8,9 @@ from typing import Any
 import jax
 
 from transformer_jax.errors import UserError, check
+from transformer_jax.inference.forward import step_function
 from transformer_jax.inference.generation_config import GenerationConfig
-from transformer_jax.run import Run, open_run, step_function
+from transformer_jax.run import Run, open_run
 from transformer_jax.tokenizers.token_bytes import token_bytes
 
 

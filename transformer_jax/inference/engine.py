@@ -13,6 +13,7 @@ import numpy as np
 
 from transformer_jax import sampling
 from transformer_jax.inference.draft_model import DraftSource
+from transformer_jax.inference.forward import step_function
 from transformer_jax.inference.prefill import (
     Prefill,
     plan_prefill,
@@ -22,7 +23,7 @@ from transformer_jax.inference.prefill import (
 )
 from transformer_jax.models import Seq2Seq
 from transformer_jax.nn.kv_cache import as_type, make_cache
-from transformer_jax.run import Run, step_function
+from transformer_jax.run import Run
 from transformer_jax.tokenizers.token_bytes import settled_text
 
 STOP_CHECK_TOKENS = 16  # new tokens between two searches for stop strings

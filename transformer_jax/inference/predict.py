@@ -14,8 +14,9 @@ import optax
 
 from transformer_jax.errors import UserError
 from transformer_jax.inference.batching import batch_by_length, pad_batch, padded_length, truncate
+from transformer_jax.inference.forward import logits
 from transformer_jax.models import GPT, Regressor, Seq2Seq, SequenceClassifier, TokenTagger
-from transformer_jax.run import Run, logits
+from transformer_jax.run import Run
 from transformer_jax.tokenizers import Tokenizer
 
 MAX_LOGITS = 2**26  # logits of a batch when every token has its own: 256 MB

@@ -12,9 +12,10 @@ import numpy as np
 
 from transformer_jax import sampling
 from transformer_jax.inference.batching import bucket, pad_batch
+from transformer_jax.inference.forward import step_function
 from transformer_jax.models import Seq2Seq
 from transformer_jax.nn.kv_cache import DecodeCache, make_cache, make_rolling_cache
-from transformer_jax.run import Run, step_function
+from transformer_jax.run import Run
 
 SMALLEST_SOURCE_BUCKET = 8  # a source is read once for many tokens, so finer buckets pay: 8, 16, 24, 32, 48, ...
 MIN_PROMPT_SLOTS = 64  # shorter prompts get the cache of a prompt this long, and so share the compiled decode loop
