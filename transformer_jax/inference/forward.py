@@ -1,0 +1,91 @@
+"""Forward pass of a run: logits of a batch, and the decode step that `sampling` takes."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from transformer_jax.errors import UserError
+from transformer_jax.models import Seq2Seq
+from transformer_jax.run import Run
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(model: Any, params: Any, args: tuple, kwargs: dict) -> jax.Array:
+    return model.apply({"params": params}, *args, **kwargs)
+
+
+@functools.cache  # one function object per model: jit tells functions apart by identity, and would compile again
+def _extend(model: Any, last_only: bool) -> Callable:
+    return lambda params, *args: model.apply({"params": params}, *args, last_only=last_only, method="extend")
+
+
+def step_function(run: Run, last_only: bool = True) -> jax.tree_util.Partial:
+    """Decode step of a run, `step(tokens, is_token, cache) -> (last logits, cache)`, in the form that `sampling` takes.
+
+    The parameters are arguments of the Partial: a closure would compile them into the program as constants.
+    With last_only=False it returns the logits at every position: `verify` of speculative decoding.
+    """
+    return jax.tree_util.Partial(_extend(run.model, last_only), run.params)
+
+
+def logits(
+    run: Run,
+    tokens: Any,
+    is_token: Any = None,
+    target: Any = None,
+    *,
+    target_is_token: Any = None,
+    token_types: Any = None,
+) -> jax.Array:
+    """Compute the logits of a batch of token ids in one forward pass.
+
+    Args:
+      tokens: [B, T] ints, T at most max_len: the sequences, or the source of a Seq2Seq.
+      is_token: [B, T] bool, False for padding; None: no padding.
+      target: Seq2Seq only, [B, U] ints: the target shifted right, so that it begins with the decoder's start token.
+      target_is_token: [B, U] bool, False for padding; None: no padding.
+      token_types: [B, T] ints, for an encoder that has them.
+    Returns:
+      float32: [B, T, V] (GPT, masked LM; [B, U, V] for a Seq2Seq), [B, T, tags], or [B, classes].
+    Raises:
+      UserError: shapes that do not fit, ids outside the vocabulary, more tokens than max_len.
+    """
+    is_seq2seq = isinstance(run.model, Seq2Seq)
+    if is_seq2seq != (target is not None):
+        rule = "needs target, the tokens of the decoder" if is_seq2seq else "has no decoder, so no target"
+        raise UserError(f"target: a {type(run.model).__name__} {rule}.")
+    encoder = run.config.encoder
+    inputs = [_check_ids("tokens", tokens, encoder.vocab_size)]
+    masks = [_check_mask("is_token", is_token, inputs[0])]
+    if is_seq2seq:
+        inputs.append(_check_ids("target", target, run.config.decoder.vocab_size))
+        masks.append(_check_mask("target_is_token", target_is_token, inputs[1]))
+    kwargs = {}
+    if token_types is not None:
+        kwargs["token_types"] = _check_ids("token_types", token_types, max(1, encoder.num_token_types))
+    return _apply(run.model, run.params, (*inputs, *masks), kwargs)
+
+
+def _check_ids(name: str, tokens: Any, vocab_size: int) -> jax.Array:
+    tokens = np.asarray(tokens)
+    if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
+        raise UserError(f"{name}: must be integers [B, T], not {tokens.dtype} {list(tokens.shape)}.")
+    if tokens.size and not (0 <= tokens.min() and tokens.max() < vocab_size):
+        raise UserError(
+            f"{name}: ids must lie between 0 and {vocab_size - 1}, not between {tokens.min()} and {tokens.max()}."
+        )
+    return jnp.asarray(tokens, jnp.int32)
+
+
+def _check_mask(name: str, is_token: Any, tokens: jax.Array) -> jax.Array | None:
+    if is_token is None:
+        return None
+    if np.shape(is_token) != tokens.shape:
+        raise UserError(
+            f"{name}: must have the shape of its tokens, {list(tokens.shape)}, not {list(np.shape(is_token))}."
+        )
+    return jnp.asarray(is_token, bool)
