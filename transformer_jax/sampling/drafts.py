@@ -36,7 +36,8 @@ def draft_tokens(
         is_token &= num_new + i < max_new_tokens  # the model may have no position for a token beyond the last one
         lengths = state.prompt_lengths + num_new + i
         if prompt_lookup:
-            drafted, logits = look_up_tokens(token_buffer, lengths, prompt_lookup), None
+            drafted = look_up_tokens(token_buffer, lengths, prompt_lookup)
+            logits = None
         else:
             logits, cache = step(token[:, None], is_token[:, None], cache)
             logits, states = apply_processors(processors, logits.astype(jnp.float32), token_buffer, lengths, states)
