@@ -55,7 +55,7 @@ def bert_config(tmp_path, **changes):
     config = finetune_bert.get_config()
     config.data.path = str(tmp_path / "train.tsv")
     config.train.init_from = str(FIXTURES / "bert")
-    return shorten(config, **changes)
+    return shorten(config, **dict(train__num_buckets=1) | changes)
 
 
 def shorten(config, **changes):
@@ -64,7 +64,6 @@ def shorten(config, **changes):
         train__eval_every=6,
         train__log_every=3,
         train__batch_size=5,
-        train__num_buckets=1,
         train__tensorboard=False,
         optimizer__warmup_steps=1,
         checkpoint__save_every=6,
@@ -129,6 +128,7 @@ def test_a_translator_starts_from_its_weights_and_is_saved_as_its_family(folder,
         data__path=str(tmp_path / "pairs.tsv"),
         data__val_path=str(tmp_path / "pairs.tsv"),
         train__init_from=str(FIXTURES / folder),
+        train__num_buckets=1,
         train__num_steps=1,
         optimizer__peak_lr=1e-12,
         optimizer__warmup_steps=0,
@@ -150,7 +150,9 @@ def test_a_translator_starts_from_its_weights_and_is_saved_as_its_family(folder,
 
 def test_a_run_resumes_without_the_folder_that_it_started_from(tmp_path):
     shutil.copytree(FIXTURES / "gpt2", tmp_path / "folder")
-    changes = dict(train__init_from=str(tmp_path / "folder"), optimizer__schedule="constant")
+    changes = dict(
+        train__init_from=str(tmp_path / "folder"), optimizer__schedule="constant", optimizer__final_lr_fraction=0.1
+    )
     train(gpt2_config(tmp_path, **changes), tmp_path / "run")
     uninterrupted = train(gpt2_config(tmp_path, **changes, train__num_steps=9), tmp_path / "uninterrupted")
     shutil.rmtree(tmp_path / "folder")
@@ -202,7 +204,10 @@ def test_resized_vocabulary_and_positions_keep_the_rows_that_both_have(tmp_path)
         ({"train__init_from": "/nowhere/at all"}, "no such folder"),
         ({"train__init_from": str(FIXTURES / "bert")}, "holds a MaskedLM, and this train.task trains a GPT"),
         ({"train__init_from": str(FIXTURES / "t5")}, "holds a Seq2Seq"),
-        ({"train__task": "seq2seq", "data__source": "reverse"}, "holds a GPT, and this task trains a Seq2Seq"),
+        (
+            {"train__task": "seq2seq", "data__source": "reverse", "data__path": ""},
+            "holds a GPT, and this task trains a Seq2Seq",
+        ),
         ({"train__task": "sing"}, "train.task='sing'.*causal_lm, .*classify"),
         ({"optimizer__freeze": "nowhere"}, "no parameter has 'nowhere'"),
         ({"optimizer__freeze": "."}, "leaves no parameter to train"),
