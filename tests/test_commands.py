@@ -1,13 +1,10 @@
-"""The two commands as a user meets them: processes, their exit codes, and what they say where."""
+"""Commands train and sample: flags, exit codes, one-line errors, stdout and stderr."""
 
 import functools
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.commands import assert_is_one_error, command, process
 
 import transformer_jax as tj
 from train.config import Config
@@ -15,32 +12,10 @@ from train.loop import run as train
 from transformer_jax.errors import UserError
 from transformer_jax.schema import config_fields
 
-ROOT = Path(__file__).parents[1]
-MAX_LEN, NUM_STEPS = 13, 70
-TRAIN = ("-m", "train")
+MAX_LEN = 13
+NUM_STEPS = 70
 RECIPE = "--config=configs/gpt_char.py"
-SAMPLE = ("-m", "transformer_jax", "sample")
 TEXT = "the cat sat on a mat while old dogs ran over green hills and rivers sang.\n" * 11
-
-
-def python(*arguments, stdin=""):
-    env = os.environ | {"JAX_PLATFORMS": "cpu"}
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        cwd=ROOT,
-        env=env,
-        input=stdin,
-        timeout=120,
-        capture_output=True,
-        text=True,
-    )
-
-
-def assert_is_one_error(process, *words):
-    assert (process.returncode, process.stdout) == (2, ""), process.stderr
-    assert process.stderr.startswith("error: ") and process.stderr.count("\n") == 1
-    for word in words:
-        assert word in process.stderr
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +27,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run_dir(data, tmp_path_factory):
-    """A tiny run over characters, long enough to know that a text does not end."""
+    """A tiny run over characters, trained long enough that it never samples the end token."""
     config = Config.from_dict(
         {
             "data": {"source": "text", "path": str(data)},
@@ -70,7 +45,7 @@ def run(run_dir):
     return tj.load(run_dir)
 
 
-# Mistakes in asking for training
+# Wrong flags and settings of training
 
 
 @pytest.mark.parametrize(
@@ -79,39 +54,39 @@ def run(run_dir):
         (["--config.model.num_layer=3"], ["config.model.num_layer: no such field", "mean config.model.num_layers?"]),
         (["--config.modle.num_layers=3"], ["config.modle.num_layers", "config.model.num_layers?"]),
         (["--config.model=3"], ["--config.model: is a section"]),
-        (["--num_steps=3"], ["'num_steps'", "python -m train --config="]),
+        (["--num_steps=3"], ["'num_steps'", "transformer_jax train --config="]),
         (["--config.train.num_steps=many"], ["num_steps", "many"]),
         (["--config.train.num_steps=1.5"], ["num_steps", "1.5"]),
         (["--config.optimizer.peak_lr=fast"], ["peak_lr", "fast"]),
         (["--config.train.tensorboard=perhaps"], ["tensorboard", "perhaps"]),
         (["more"], ["'more': belongs to no flag"]),
         (["--config.train.num_steps=3", "--", "more"], ["'more'"]),
-        (["--config=configs/no_such_recipe.py"], ["--config=configs/no_such_recipe.py", "configs/gpt_char.py"]),
-        (["--config="], ["--config: is missing"]),
+        (["--config=configs/no_such_recipe.py"], ["--config=configs/no_such_recipe.py", "no such file", "gpt_char"]),
+        (["--config="], ["--config=: there is no such file", "gpt_char"]),
         (["--config=configs/gpt_char.py", "--config=configs/demo.py"], ["--config: was given twice"]),
         (["--workdir="], ["--workdir: is missing"]),
     ],
 )
-def test_a_mistake_on_the_command_line_is_one_line_and_makes_nothing(tmp_path, flags, words):
+def test_a_wrong_training_flag_is_one_line_and_creates_no_file(tmp_path, flags, words):
     workdir = tmp_path / "run"
     recipe = [] if flags[0].startswith("--config=") else [RECIPE]
-    assert_is_one_error(python(*TRAIN, *recipe, f"--workdir={workdir}", *flags), *words)
+    assert_is_one_error(command("train", *recipe, f"--workdir={workdir}", *flags), *words)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_that_is_no_recipe_is_refused(tmp_path):
+def test_a_file_without_get_config_is_refused_as_a_recipe(tmp_path):
     recipe = tmp_path / "recipe.py"
     recipe.write_text("settings = 3\n")
-    process = python(*TRAIN, f"--config={recipe}", f"--workdir={tmp_path / 'run'}")
-    assert_is_one_error(process, "--config", "get_config")
+    done = command("train", f"--config={recipe}", f"--workdir={tmp_path / 'run'}")
+    assert_is_one_error(done, "--config", "get_config")
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("missing", ["--config", "--workdir"])
-def test_what_has_to_be_given_is_asked_for_with_an_example(tmp_path, missing):
+def test_a_missing_required_flag_is_named_with_an_example(tmp_path, missing):
     flags = {"--config": "configs/gpt_char.py", "--workdir": str(tmp_path / "run")}
-    process = python(*TRAIN, *(f"{name}={value}" for name, value in flags.items() if name != missing))
-    assert_is_one_error(process, f"{missing}: is missing", "python -m train --config=")
+    done = command("train", *(f"{name}={value}" for name, value in flags.items() if name != missing))
+    assert_is_one_error(done, f"{missing}: is missing", "transformer_jax train --config=")
     assert not list(tmp_path.iterdir())
 
 
@@ -127,10 +102,10 @@ def test_what_has_to_be_given_is_asked_for_with_an_example(tmp_path, missing):
         ),
     ],
 )
-def test_settings_that_will_not_do_are_one_line_and_lose_nothing(tmp_path, data, flags, words):
+def test_an_invalid_setting_is_one_line_and_changes_no_file(tmp_path, data, flags, words):
     workdir = tmp_path / "run"
-    process = python(*TRAIN, RECIPE, f"--workdir={workdir}", *(flag.format(data=data) for flag in flags))
-    assert_is_one_error(process, *words)
+    done = command("train", RECIPE, f"--workdir={workdir}", *(flag.format(data=data) for flag in flags))
+    assert_is_one_error(done, *words)
     assert not workdir.exists() or [file.name for file in workdir.iterdir()] == [".lock"]
 
 
@@ -149,7 +124,7 @@ def test_settings_that_will_not_do_are_one_line_and_lose_nothing(tmp_path, data,
         ({"checkpoint": {"keep": 0}}, "checkpoint.keep=0: must be at least 1"),
     ],
 )
-def test_settings_that_will_not_do_are_refused_by_name_from_python(tmp_path, data, changes, words):
+def test_an_invalid_setting_raises_an_error_with_its_name_in_python(tmp_path, data, changes, words):
     (tmp_path / "empty").write_text("")
     sections = {
         "data": {"source": "text", "path": str(data)},
@@ -170,7 +145,7 @@ def test_a_workdir_that_is_a_file_is_refused(data):
     assert data.read_text() == TEXT
 
 
-# Mistakes in asking for samples
+# Wrong flags of sampling
 
 
 @pytest.mark.parametrize(
@@ -188,12 +163,12 @@ def test_a_workdir_that_is_a_file_is_refused(data):
         (["--prompt=the cät"], ["'ä'", "U+00E4", "position 5"]),
     ],
 )
-def test_a_mistake_in_asking_for_a_sample_is_one_line(run_dir, flags, words):
-    process = python(*SAMPLE, f"--run_dir={run_dir}", *flags)
-    lines = process.stderr.splitlines(keepends=True)
-    if lines[0].startswith(str(run_dir)):  # the run was loaded, and said so, before the prompt was looked at
-        process.stderr = "".join(lines[1:])
-    assert_is_one_error(process, *words)
+def test_a_wrong_sampling_flag_is_one_line(run_dir, flags, words):
+    done = command("sample", f"--run_dir={run_dir}", *flags)
+    lines = done.stderr.splitlines(keepends=True)
+    if lines[0].startswith(str(run_dir)):  # the run was loaded, and printed, before the prompt was checked
+        done.stderr = "".join(lines[1:])
+    assert_is_one_error(done, *words)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +187,7 @@ def test_a_mistake_in_asking_for_a_sample_is_one_line(run_dir, flags, words):
         ({"num_samples": 0}, "num_samples=0: must be at least 1"),
     ],
 )
-def test_generate_refuses_what_it_cannot_do(run, options, words):
+def test_generate_refuses_an_invalid_argument(run, options, words):
     with pytest.raises(UserError, match=words):
         tj.generate(run, **{"prompt": "the", "max_new_tokens": 5} | options)
 
@@ -222,34 +197,47 @@ def test_generate_refuses_what_it_cannot_do(run, options, words):
     [
         (np.zeros(3, int), None, r"tokens: must be integers \[B, T\]"),
         (np.zeros((2, 3)), None, r"tokens: must be integers \[B, T\], not float64"),
-        (np.zeros((2, 3), int), np.ones((3, 2), bool), "is_token: must be of shape"),
+        (np.zeros((2, 3), int), np.ones((3, 2), bool), "is_token: must have the shape of its tokens"),
         (np.full((2, 3), -1), None, "must lie between 0 and"),
         (np.full((2, 3), 999), None, "not between 999 and 999"),
         (np.zeros((2, MAX_LEN + 1), int), None, f"model.max_len={MAX_LEN}"),
     ],
 )
-def test_logits_refuse_tokens_that_do_not_fit(run, tokens, is_token, words):
+def test_logits_refuse_tokens_of_a_wrong_type_shape_or_range(run, tokens, is_token, words):
     with pytest.raises(UserError, match=words):
         tj.logits(run, tokens, is_token)
 
 
-def test_an_unknown_command_is_answered_with_the_known_ones():
-    assert_is_one_error(python("-m", "transformer_jax", "smaple"), "'smaple': no such command", "sample")
+def test_an_unknown_command_gets_a_list_of_the_commands():
+    assert_is_one_error(command("smaple"), "'smaple': no such command", "sample")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("train", RECIPE, "--workdir={}", "--config.train.num_steps=many"), ("sample", "--run_dir={}", "--top_k=many")],
+    ids=["train", "sample"],
+)
+def test_a_wrong_flag_ends_the_process_with_code_2_before_jax_is_imported(words, tmp_path):
+    program = "import sys; from transformer_jax.__main__ import run; code = run(); assert 'jax' not in sys.modules; "
+    words = [word.format(tmp_path / "run") for word in words]
+    assert_is_one_error(process("-c", f"{program} sys.exit(code)", *words), "many")
+    if words[0] == "train":
+        assert_is_one_error(process("-m", "train", *words[1:]), "many")
 
 
 # Help
 
 
 def test_help_lists_every_field_of_a_recipe_with_its_meaning():
-    process = python(*TRAIN, "--help")
-    assert (process.returncode, process.stderr) == (0, "")
+    done = command("train", "--help")
+    assert (done.returncode, done.stderr) == (0, "")
     for name, field in config_fields(Config).items():
-        assert f"--config.{name}={field.default}" in process.stdout and field.metadata["meaning"] in process.stdout
+        assert f"--config.{name}={field.default}" in done.stdout and field.metadata["meaning"] in done.stdout
 
 
 def test_help_lists_every_flag_of_sampling_and_every_command():
-    process = python(*SAMPLE, "--help")
-    assert (process.returncode, process.stderr) == (0, "")
+    done = command("sample", "--help")
+    assert (done.returncode, done.stderr) == (0, "")
     for flag in (
         "run_dir",
         "checkpoint",
@@ -263,16 +251,16 @@ def test_help_lists_every_flag_of_sampling_and_every_command():
         "seed",
         "num_samples",
     ):
-        assert f"  --{flag}" in process.stdout
-    assert "  sample " in python("-m", "transformer_jax").stdout
+        assert f"  --{flag}" in done.stdout
+    assert "  sample " in command().stdout
 
 
 # Samples
 
 
-def test_a_sample_is_all_that_goes_to_stdout(run_dir):
-    process = python(
-        *SAMPLE,
+def test_stdout_has_nothing_but_the_samples(run_dir):
+    done = process(
+        *("-m", "transformer_jax", "sample"),
         f"--run_dir={run_dir}",
         "--prompt_file=-",
         "--max_new_tokens=20",
@@ -284,18 +272,18 @@ def test_a_sample_is_all_that_goes_to_stdout(run_dir):
         "--seed=1",
         stdin="the cat",
     )
-    assert process.returncode == 0, process.stderr
-    assert process.stderr == f"{run_dir}, step {NUM_STEPS}\n"
-    texts = process.stdout.removesuffix("\n").split("\n---------------\n")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == f"{run_dir}, step {NUM_STEPS}\n"
+    texts = done.stdout.removesuffix("\n").split("\n---------------\n")
     assert len(set(texts)) == 3
     for text in texts:
         assert text.startswith("the cat") and set(text) <= set(TEXT) and len(text) == len("the cat") + 20
 
 
-def test_greedy_text_from_the_command_line_is_that_from_python_and_always_the_same(run_dir, run, tmp_path):
+def test_greedy_text_is_the_same_from_the_command_line_and_python_for_any_seed(run_dir, run, tmp_path):
     (tmp_path / "prompt.txt").write_text("the cat")
-    process = python(
-        *SAMPLE,
+    done = command(
+        "sample",
         f"--run_dir={run_dir}",
         f"--prompt_file={tmp_path / 'prompt.txt'}",
         "--method=greedy",
@@ -303,11 +291,11 @@ def test_greedy_text_from_the_command_line_is_that_from_python_and_always_the_sa
         "--seed=5",
     )
     expected = tj.generate(run, "the cat", method="greedy", max_new_tokens=6)
-    assert process.stdout == expected + "\n", process.stderr
+    assert done.stdout == expected + "\n", done.stderr
     assert tj.generate(run, "the cat", method="greedy", max_new_tokens=6, seed=7) == expected
 
 
-def test_greedy_text_within_the_context_is_that_of_a_full_pass_for_every_token(run):
+def test_greedy_text_equals_the_argmax_of_full_passes(run):
     tokens = np.zeros((1, MAX_LEN), int)
     tokens[0, :7] = run.tokenizer.encode("the cat")
     for t in range(7, MAX_LEN):
@@ -316,12 +304,12 @@ def test_greedy_text_within_the_context_is_that_of_a_full_pass_for_every_token(r
     assert text == run.tokenizer.decode(tokens[0])
 
 
-def test_the_same_seed_gives_the_same_texts_and_another_others(run):
+def test_samples_are_a_function_of_the_seed(run):
     sample = functools.partial(tj.generate, run, "the", max_new_tokens=9, num_samples=2)
     assert sample(seed=3) == sample(seed=3) != sample(seed=4)
 
 
-def test_several_prompts_of_different_lengths_come_back_in_order(run):
+def test_prompts_of_different_lengths_keep_their_order(run):
     prompts = ["a", "the cat"]
     texts = tj.generate(run, prompts, method="greedy", max_new_tokens=6)
     assert texts == [tj.generate(run, prompt, method="greedy", max_new_tokens=6) for prompt in prompts]
@@ -329,7 +317,7 @@ def test_several_prompts_of_different_lengths_come_back_in_order(run):
 
 
 @pytest.mark.parametrize("length", [1, MAX_LEN])
-def test_text_may_outgrow_the_context_where_that_is_asked_for(run, length):
+def test_re_prefill_generates_beyond_the_context(run, length):
     prompt = TEXT[:length]
     text = tj.generate(run, prompt, max_new_tokens=3 * MAX_LEN + 2, seed=1, top_k=5, on_overflow="re-prefill")
     assert text.startswith(prompt) and len(text) == length + 3 * MAX_LEN + 2
@@ -338,7 +326,7 @@ def test_text_may_outgrow_the_context_where_that_is_asked_for(run, length):
 # Logits
 
 
-def test_logits_are_of_every_place_and_padding_on_either_side_changes_none(run):
+def test_logits_cover_every_position_and_do_not_depend_on_padding(run):
     B, T, V = 2, 5, run.config.vocab_size
     tokens = np.random.default_rng(0).integers(3, V, (B, T))
     plain = tj.logits(run, tokens)
@@ -351,6 +339,6 @@ def test_logits_are_of_every_place_and_padding_on_either_side_changes_none(run):
         np.testing.assert_allclose(logits, plain, atol=1e-5)
 
 
-def test_a_run_is_loaded_at_the_step_asked_for(run_dir):
+def test_load_takes_a_checkpoint_by_name_or_step(run_dir):
     assert [tj.load(run_dir, which).step for which in ("latest", "best", NUM_STEPS, str(NUM_STEPS))] == [NUM_STEPS] * 4
     assert tj.load(str(run_dir)).tokenizer.decode(tj.load(run_dir).tokenizer.encode(TEXT)) == TEXT

@@ -1,11 +1,9 @@
-"""Pairs of texts: read, put into batches, learned, translated and scored."""
+"""Translation: reading pairs, length buckets, the seq2seq loss, training, translate and evaluate."""
 
 import collections
+import functools
 import gzip
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -13,11 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.arrays import close
+from helpers.commands import command, process
 from sacrebleu.metrics import BLEU
 
 import transformer_jax as tj
 from configs import default
 from train.config import DataConfig
+from train.data import dates
 from train.data.batch_sampler import LengthBucketSampler
 from train.data.pairs import load_split
 from train.loop import run as train
@@ -26,23 +26,11 @@ from train.losses import cross_entropy, seq2seq
 ROOT = Path(__file__).parents[1]
 RNG = np.random.default_rng(0)
 LENGTHS = tuple(int(n) for n in RNG.integers(2, 31, 101))
-
-
-def command(*arguments, stdin="", tuning="off"):
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "TRANSFORMER_JAX_TUNING": tuning}
-    return subprocess.run(
-        [sys.executable, "-m", *map(str, arguments)],
-        cwd=ROOT,
-        env=env,
-        input=stdin,
-        timeout=300,
-        capture_output=True,
-        text=True,
-    )
+pytestmark = pytest.mark.usefixtures("compilation_cache")  # one model is trained three times
 
 
 def config_of(tmp_path, **changes):
-    """Words to the same words, small enough to be learned in seconds."""
+    """Recipe: translate words to the same words in capitals, with a tiny model."""
     words = ["ab", "cd", "efg", "hi", "jkl", "mnop", "q", "rs"]
     random = np.random.default_rng(1)
     for split, number in (("train", 60), ("val", 11), ("test", 13)):
@@ -91,7 +79,7 @@ def trained(tmp_path_factory):
 
 
 @pytest.mark.parametrize("batch_tokens, num_devices", [(0, 1), (150, 1), (300, 4)])
-def test_an_epoch_has_every_example_once_in_batches_that_hold_it(batch_tokens, num_devices):
+def test_an_epoch_has_every_example_once_in_a_batch_that_is_long_enough(batch_tokens, num_devices):
     order = LengthBucketSampler(LENGTHS, 30, 7, 5, batch_tokens, num_devices)
     for epoch in range(3):
         seen, shapes = collections.Counter(), set()
@@ -115,7 +103,7 @@ def test_batches_are_a_function_of_seed_and_step_and_differ_from_epoch_to_epoch(
     assert any(one.batch(s)[0].tolist() != other.batch(s)[0].tolist() for s in range(steps))
 
 
-def test_more_lengths_of_batches_need_less_padding():
+def test_more_buckets_need_less_padding():
     padding = [LengthBucketSampler(LENGTHS, 30, 7, 5, 210, num_buckets=n).padding for n in (1, 2, 6)]
     assert padding[0] > padding[1] > padding[2] > 0
 
@@ -150,7 +138,7 @@ def test_pairs_come_from_two_files_or_one(tmp_path):
         ({"a.en": "One\n"}, "needs a file of targets"),
     ],
 )
-def test_files_that_are_no_pairs_are_told_with_file_and_line(files, message, tmp_path):
+def test_a_broken_file_of_pairs_is_reported_with_file_and_line(files, message, tmp_path):
     for name, content in files.items():
         (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
     path, target_path = [str(tmp_path / name) for name in files] + [""] * (2 - len(files))
@@ -159,36 +147,37 @@ def test_files_that_are_no_pairs_are_told_with_file_and_line(files, message, tmp
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_made_pairs_follow_their_rule_and_their_parts_share_nothing():
+def test_generated_pairs_follow_their_rule_and_splits_share_no_pair():
     for source, rule in (("copy", str), ("reverse", lambda w: w[::-1]), ("sort", lambda w: "".join(sorted(w)))):
-        parts = [load_split(DataConfig(source=source), split) for split in ("train", "val", "test")]
-        assert all(rule(a) == b for part in parts for a, b in part)
-        assert sum(map(len, parts)) == len({a for part in parts for a, _ in part}) == 21_000
+        splits = [load_split(DataConfig(source=source), split) for split in ("train", "val", "test")]
+        assert all(rule(a) == b for split in splits for a, b in split)
+        assert sum(map(len, splits)) == len({a for split in splits for a, _ in split}) == 21_000
 
 
-def test_a_date_has_one_translation_and_no_part_has_one_of_another():
-    parts = [load_split(DataConfig(source="dates"), split) for split in ("train", "val", "test")]
-    assert [len(part) for part in parts] == [60_000, 1_000, 1_000]
-    assert len({source for part in parts for source, _ in part}) == 62_000
-    assert any("März" in target for _, target in parts[1])
+def test_each_date_has_one_translation_and_stands_in_one_split_only(monkeypatch):
+    splits = [load_split(DataConfig(source="dates"), split) for split in ("train", "val", "test")]
+    assert [len(split) for split in splits] == [60_000, 1_000, 1_000]
+    assert len({source for split in splits for source, _ in split}) == 62_000
+    assert any("März" in target for _, target in splits[1])
+    monkeypatch.setitem(dates.SIZES, "train", 0)  # validation pairs come first, and stay the same
     french = load_split(DataConfig(source="dates", target_language="fr"), "val")
     assert any("mars" in target for _, target in french)
     with pytest.raises(tj.UserError, match="data.target_language='xx'"):
         load_split(DataConfig(source="dates", target_language="xx"), "val")
 
 
-# The loss_fn
+# The loss
 
 
 def test_the_smoothed_loss_is_the_cross_entropy_with_a_mixed_target():
     logits, targets = RNG.normal(size=(2, 5, 7)).astype(np.float32), RNG.integers(0, 7, (2, 5))
     mixed = 0.8 * np.eye(7)[targets] + 0.2 / 7
     expected = -np.sum(mixed * np.asarray(jax.nn.log_softmax(logits)), axis=-1)
-    for most in (0, 14):
-        close(cross_entropy(lambda x: x, jnp.array(logits), jnp.array(targets), most, smoothing=0.2), expected)
+    for max_logits in (0, 14):
+        close(cross_entropy(lambda x: x, jnp.array(logits), jnp.array(targets), max_logits, smoothing=0.2), expected)
 
 
-def test_padding_counts_in_neither_side_and_only_training_is_smoothed():
+def test_padding_never_counts_and_only_the_training_loss_is_smoothed():
     config = tj.TransformerConfig(vocab_size=11, max_len=9, num_layers=1, d_model=10, num_heads=2)
     from transformer_jax.models import Seq2Seq, Seq2SeqConfig, init_params
 
@@ -201,19 +190,23 @@ def test_padding_counts_in_neither_side_and_only_training_is_smoothed():
     def apply(*args, **kwargs):
         return model.apply(params, *args, **kwargs)
 
-    loss, weight, _ = seq2seq(apply, tokens | masks)
+    @functools.partial(jax.jit, static_argnames=("deterministic", "label_smoothing"))
+    def loss_of(batch, **options):
+        return seq2seq(apply, batch, **options)
+
+    loss, weight, _ = loss_of(tokens | masks)
     assert weight == 6 + 2 + 0
     noise = {side: np.where(masks[f"{side}_is_token"], x, (x + 1) % 11) for side, x in tokens.items()}
-    np.testing.assert_allclose(seq2seq(apply, noise | masks)[0], loss, rtol=1e-6)
-    np.testing.assert_allclose(seq2seq(apply, tokens | masks, label_smoothing=0.3)[0], loss, rtol=1e-6)
-    smoothed = seq2seq(apply, tokens | masks, deterministic=False, label_smoothing=0.3)[0]
+    np.testing.assert_allclose(loss_of(noise | masks)[0], loss, rtol=1e-6)
+    np.testing.assert_allclose(loss_of(tokens | masks, label_smoothing=0.3)[0], loss, rtol=1e-6)
+    smoothed = loss_of(tokens | masks, deterministic=False, label_smoothing=0.3)[0]
     assert abs(smoothed - loss) > 1e-3
 
 
 # Training, translating, scoring
 
 
-def test_a_run_that_was_stopped_goes_on_to_the_same_bits(trained, tmp_path):
+def test_a_resumed_run_has_the_same_bits(trained, tmp_path):
     workdir, folder = trained
     train(config_of(folder, model__dropout_rate=0.1, train__num_steps=3), tmp_path / "run")
     again = train(config_of(folder, model__dropout_rate=0.1), tmp_path / "run")
@@ -221,7 +214,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(trained, tmp_path):
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
-def test_translations_keep_their_order_and_do_not_depend_on_their_batch(trained, num_beams):
+def test_translations_keep_their_order_and_do_not_depend_on_the_batch(trained, num_beams):
     run = tj.load(trained[0])
     texts = ["ab cd efg hi", "q", "mnop", "rs rs ab", "cd q"]
     together = tj.translate(run, texts, num_beams=num_beams, batch_size=2, max_new_tokens=9)
@@ -232,7 +225,7 @@ def test_translations_keep_their_order_and_do_not_depend_on_their_batch(trained,
         assert together[1] == tj.generate(run, "q", max_new_tokens=9, method="greedy")
 
 
-def test_the_mean_of_checkpoints_is_the_mean_of_their_parameters(trained):
+def test_averaging_checkpoints_averages_their_parameters(trained):
     mean = tj.load(trained[0], average=2)
     parts = [tj.load(trained[0], step).params for step in (3, 6)]
     jax.tree.map(lambda m, a, b: np.testing.assert_allclose(m, (a + b) / 2, rtol=1e-6), mean.params, *parts)
@@ -240,8 +233,8 @@ def test_the_mean_of_checkpoints_is_the_mean_of_their_parameters(trained):
         tj.load(trained[0], average=5)
 
 
-def test_scores_are_saved_beside_what_they_were_made_from(trained):
-    done = command("train.evaluate", f"--run_dir={trained[0]}", "--split=test", "--num_beams=2")
+def test_evaluate_saves_scores_hypotheses_and_references(trained):
+    done = command("evaluate", f"--run_dir={trained[0]}", "--split=test", "--num_beams=2")
     assert done.returncode == 0, done.stderr
     folder = trained[0] / "evaluation" / "test"
     said, saved = json.loads(done.stdout), json.loads((folder / "scores.json").read_text())
@@ -249,22 +242,21 @@ def test_scores_are_saved_beside_what_they_were_made_from(trained):
     hypotheses, references = ((folder / f"{n}.txt").read_text().splitlines() for n in ("hypotheses", "references"))
     assert len(hypotheses) == 13 and references == (trained[1] / "test.de").read_text().splitlines()
     assert abs(BLEU().corpus_score(hypotheses, [references]).score - saved["bleu"]) < 0.01
-    helped = command("train.evaluate", "--help")
+    helped = command("evaluate", "--help")
     assert helped.returncode == 0 and all(f"--{name}" in helped.stdout for name in ("run_dir", "split", "average"))
-    missing = command("train.evaluate", f"--run_dir={trained[0]}", "--split=nothing")
+    missing = process("-m", "train.evaluate", f"--run_dir={trained[0]}", "--split=nothing")
     assert missing.returncode == 2 and len(missing.stderr.strip().splitlines()) == 1
 
 
-def test_lines_in_are_lines_out_also_where_the_process_starts_itself_again(trained):
-    done = command(
-        "transformer_jax", "translate", f"--run_dir={trained[0]}", "--num_beams=1", stdin="ab cd\n\nq\n", tuning="on"
-    )
+def test_translate_keeps_lines_when_tuning_restarts_the_process(trained):
+    words = ("-m", "transformer_jax", "translate", f"--run_dir={trained[0]}", "--num_beams=1")
+    done = process(*words, stdin="ab cd\n\nq\n", TRANSFORMER_JAX_TUNING="on")
     assert done.returncode == 0, done.stderr
     expected = tj.translate(tj.load(trained[0], "best"), ["ab cd", "q"], num_beams=1)
     assert done.stdout == f"{expected[0]}\n\n{expected[1]}\n"
 
 
-def test_what_is_no_seq2seq_does_not_translate():
+def test_a_decoder_only_model_does_not_translate():
     run = tj.from_pretrained(ROOT / "tests" / "fixtures" / "gpt2")
     with pytest.raises(tj.UserError, match="a GPT does not translate"):
         tj.translate(run, ["the cat"])

@@ -65,8 +65,9 @@ def _forget_flags():
             del sys.modules[name]  # several share the flags that commands.lines defines for them
     for name in list(flags.FLAGS):
         module = flags.FLAGS.find_module_defining_flag(name)
-        if module.startswith(("transformer_jax.", "train.")):
-            sys.modules.pop(module, None)
+        if name.startswith("config.") or module.startswith(("transformer_jax.", "train.")):
+            if not name.startswith("config."):  # ml_collections defines those
+                sys.modules.pop(module, None)
             delattr(flags.FLAGS, name)
 
 

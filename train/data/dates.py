@@ -4,6 +4,7 @@ A small translation task without a download and with one right answer: the same 
 """
 
 import datetime
+import functools
 
 import numpy as np
 from babel import Locale, UnknownLocaleError
@@ -33,14 +34,21 @@ def dates(config: DataConfig, fields: tuple[str, str], split: str) -> list[tuple
         except (UnknownLocaleError, ValueError, TypeError) as error:
             value = getattr(config, name)
             raise UserError(f"data.{name}={value!r}: unknown language. Give a code, such as en, de or fr.") from error
+    pairs = _generate(*languages, sum(SIZES.values()))
+    first = {"val": 0, "test": SIZES["val"], "train": SIZES["val"] + SIZES["test"]}[split]
+    return list(pairs[first : first + SIZES[split]])
+
+
+@functools.lru_cache(maxsize=1)  # a run loads several splits of the same pairs
+def _generate(source_language: Locale, target_language: Locale, num_pairs: int) -> tuple[tuple[str, str], ...]:
+    """Pairs with distinct sources, in an order that does not depend on their number."""
     random = np.random.default_rng(0)
     pairs: dict[str, str] = {}
-    while len(pairs) < sum(SIZES.values()):
+    while len(pairs) < num_pairs:
         format_in = FORMATTERS[random.integers(len(FORMATTERS))](random)
-        source, target = (format_in(language) for language in languages)
+        source, target = (format_in(language) for language in (source_language, target_language))
         pairs.setdefault(source, target)
-    first = {"val": 0, "test": SIZES["val"], "train": SIZES["val"] + SIZES["test"]}[split]
-    return list(pairs.items())[first : first + SIZES[split]]
+    return tuple(pairs.items())
 
 
 def _date(random):

@@ -1,6 +1,7 @@
 """Pairs of a source and a target text, for translation: parallel files, TFDS, or generated."""
 
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Callable
@@ -123,13 +124,19 @@ def _generated(rule: Callable[[str], str]) -> Source:
 
     def generate(config: DataConfig, fields: tuple[str, str], split: str) -> TextPairs:
         sizes = {"train": 20_000, "val": 500, "test": 500}
-        random = np.random.default_rng(0)
-        letters = np.array(list("abcdefghijklmnopqrst"))
-        words = {"".join(random.choice(letters, random.integers(3, 13))): None for _ in range(2 * sum(sizes.values()))}
         first = {"train": 1000, "val": 0, "test": 500}[split]
-        return [(word, rule(word)) for word in list(words)[first : first + sizes[split]]]
+        words = _random_words(2 * sum(sizes.values()))
+        return [(word, rule(word)) for word in words[first : first + sizes[split]]]
 
     return generate
+
+
+@functools.cache  # one draw for all splits
+def _random_words(num_draws: int) -> tuple[str, ...]:
+    """Distinct words of 3 to 12 letters, in the order of their first draw."""
+    random = np.random.default_rng(0)
+    letters = np.array(list("abcdefghijklmnopqrst"))
+    return tuple(dict.fromkeys("".join(random.choice(letters, random.integers(3, 13))) for _ in range(num_draws)))
 
 
 PAIR_SOURCES: dict[str, Source] = {
