@@ -24,6 +24,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from train.metrics import read_metrics  # noqa: E402
 
 SEEDS = (0, 1, 2)
+ADAMW = {
+    "optimizer.name": "adamw",
+    "optimizer.muon_lr": 0.02,
+    "optimizer.muon_steps": 5,
+}  # Muon's own at their defaults
 PLAIN = {  # GPT-2's choices with the best learning rate found for them
     "model.positions": "learned",
     "model.norm": "layernorm",
@@ -31,7 +36,7 @@ PLAIN = {  # GPT-2's choices with the best learning rate found for them
     "model.feed_forward": "gelu",
     "model.zero_init": False,
     "model.logit_softcap": 0.0,
-    "optimizer.name": "adamw",
+    **ADAMW,
     "optimizer.peak_lr": 4e-3,
     "optimizer.b2": 0.99,
     "optimizer.weight_decay": 0.1,
@@ -40,7 +45,7 @@ PLAIN = {  # GPT-2's choices with the best learning rate found for them
 }
 VARIANTS = {
     "the recipe": {},
-    "AdamW at 4e-3 for Muon": {"optimizer.name": "adamw", "optimizer.peak_lr": 4e-3},
+    "AdamW at 4e-3 for Muon": ADAMW | {"optimizer.peak_lr": 4e-3},
     "learned positions for rotary": {"model.positions": "learned"},
     "no normalised queries and keys": {"model.qk_norm": False},
     "LayerNorm for RMSNorm": {"model.norm": "layernorm"},

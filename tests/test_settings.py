@@ -300,6 +300,18 @@ def test_a_setting_that_a_run_ignores_is_refused_with_its_readers_and_default():
             "data.documents='lines': each example of data.source='tfds' is a document. Take 'files'.",
         ),
     ]
+    cases += [
+        (
+            {"data.source": "tagged", "train.task": "tag", "train.token_dropout": 0.3},
+            "train.token_dropout=0.3: is read only with train.task=classify | regress, "
+            "not with train.task='tag'. Take 0.0.",
+        ),
+        (
+            {"tokenizer.kind": "bpe", "tokenizer.dropout": 0.1},
+            "tokenizer.dropout=0.1: is read only with train.task=classify | regress | tag | seq2seq, "
+            "not with train.task='causal_lm'. Take 0.0.",
+        ),
+    ]
     for values, message in cases:
         with pytest.raises(tj.UserError) as error:
             make_config(values)
