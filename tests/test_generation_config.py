@@ -1,5 +1,6 @@
 """GenerationConfig as data and as flags of the sample command; the bytes of tokens."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -10,11 +11,9 @@ from helpers.commands import assert_is_one_error, command, process
 import transformer_jax as tj
 from transformer_jax import sampling
 from transformer_jax.errors import UserError
-from transformer_jax.inference.generation_config import NAMES
-from transformer_jax.inference.logits_processing import check_ranges
-from transformer_jax.models import GPT
+from transformer_jax.inference.generation_config import NAMES, RANGES
 from transformer_jax.nn.kv_cache import CACHE_TYPES
-from transformer_jax.tokenizers import ByteTokenizer, PairTokenizer, train_tokenizer
+from transformer_jax.tokenizers import PairTokenizer, train_tokenizer
 from transformer_jax.tokenizers.token_bytes import settled_text, token_bytes
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -87,33 +86,35 @@ def test_an_invalid_setting_is_refused_in_one_line_that_names_it(settings, words
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "settings, words",
-    [
-        ({"temperature": 0}, "method=greedy"),
-        ({"top_k": -1}, "top_k=-1"),
-        ({"top_p": 1.5}, "top_p=1.5"),
-        ({"min_p": 2}, "min_p=2.0"),
-        ({"typical_p": 0}, "typical_p=0.0"),
-        ({"repetition_penalty": 0}, "penalty=0.0"),
-        ({"presence_penalty": 1e9}, "penalty=1000000000.0"),
-        ({"frequency_penalty": 1e9}, "penalty=1000000000.0"),
-        ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size=-1"),
-    ],
-)
-def test_a_number_outside_its_range_is_refused_before_the_model_is_used(settings, words):
-    config = tj.GenerationConfig.from_dict(settings)
-    run = tj.Run(GPT(tj.TransformerConfig(vocab_size=259)), None, ByteTokenizer(), None)  # no parameters to use
-    for use in (
-        lambda: check_ranges(config),
-        lambda: tj.generate(run, "a", **settings),
-        lambda: tj.stream(run, "a", **settings),
-        lambda: tj.complete(run, ["a"], config),
-        lambda: tj.benchmark(run, "a", config),
-    ):
-        with pytest.raises(UserError) as error:
-            use()
-        assert words in str(error.value) and "\n" not in str(error.value)
+PROCESSORS = {
+    "temperature": sampling.Temperature,
+    "top_k": sampling.TopK,
+    "top_p": sampling.TopP,
+    "min_p": sampling.MinP,
+    "typical_p": sampling.TypicalP,
+    "repetition_penalty": sampling.RepetitionPenalty,
+    "presence_penalty": sampling.PresencePenalty,
+    "frequency_penalty": sampling.FrequencyPenalty,
+    "no_repeat_ngram_size": sampling.NoRepeatNgram,
+}
+EDGES = (-1e9, -1001, -1000, -1, 0, 1e-7, 1e-6, 9e-4, 1e-3, 0.5, 1, 1.001, 2, 1000, 1001, 1e6, 1.1e6)
+
+
+def test_a_config_refuses_the_numbers_that_its_logits_processors_refuse_in_the_same_line():
+    assert RANGES.keys() == PROCESSORS.keys()
+    for name, processor in PROCESSORS.items():
+        default = getattr(tj.GenerationConfig(), name)
+        values = [x for x in map(type(default), EDGES) if x != default]
+        refused = {}
+        for value in values:
+            for build in (functools.partial(processor, value), lambda: tj.GenerationConfig(**{name: value})):  # noqa: B023
+                try:
+                    build()
+                except UserError as error:
+                    refused.setdefault(value, []).append(str(error))
+        assert refused and len(refused) < len(set(values)), name
+        for value, (of_processor, *of_config) in refused.items():
+            assert of_config == [of_processor] and f"{name}={value!r}: " in of_processor
 
 
 def test_the_names_that_a_field_may_have_are_those_of_the_tables_that_need_jax():

@@ -63,9 +63,7 @@ def main(argv: list[str]) -> None:
     prompts = _prompts()
 
     import transformer_jax as tj  # its functions load JAX; errors above are reported before that
-    from transformer_jax.inference.logits_processing import check_ranges
 
-    check_ranges(config)
     path = Path(run_dir).expanduser()
     is_pretrained = (path / "config.json").is_file() and not (path / "checkpoints").is_dir()
     run = tj.from_pretrained(path) if is_pretrained else tj.load(run_dir, _CHECKPOINT.value)

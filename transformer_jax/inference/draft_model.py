@@ -83,7 +83,7 @@ def _check_compatible(path: str, draft: Run, run: Run) -> None:
 
 
 def _has_same_tokens(draft: Run, run: Run) -> bool:
-    """Whether ids mean the same tokens; the files of two tokenizers may differ in what does not matter here."""
+    """True if ids mean the same tokens in both runs; other differences between their tokenizers do not matter."""
     if draft.tokenizer == run.tokenizer:
         return True
     if draft.tokenizer is None or run.tokenizer is None:

@@ -94,7 +94,7 @@ class Engine:
 
     @property
     def is_done(self) -> bool:
-        """Whether all rows have ended."""
+        """True once all rows have ended."""
         return all(self.finish)
 
     def advance(self, num_tokens: int) -> None:

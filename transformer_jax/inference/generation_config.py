@@ -1,6 +1,7 @@
 """GenerationConfig: all settings of generation as plain data. Imports no JAX, so that commands check flags quickly."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,22 @@ NAMES = {
     "length_normalization": ("gnmt", "mean"),
     "stopping": ("exhaustive", "first", "heuristic"),
 }
+# Ranges of the numbers that become logits processors, and the rule in words; the processors have the same checks, and a
+# test compares them. The value that turns a processor off is allowed as well.
+RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "temperature": (
+        lambda x: 1e-6 <= x <= 1e6,
+        "must be from 1e-6 to 1e6. For 0, choose greedily: method=greedy",
+    ),
+    "top_k": (lambda x: x >= 0, "must be 1 or more; to keep all tokens omit it, or take 0"),
+    "top_p": (lambda x: 0 < x <= 1, "must be above 0 and at most 1 (all tokens)"),
+    "min_p": (lambda x: 0 <= x <= 1, "must be above 0 and at most 1 (only the most likely tokens)"),
+    "typical_p": (lambda x: 0 < x <= 1, "must be above 0 and at most 1 (all tokens)"),
+    "repetition_penalty": (lambda x: 1e-3 <= x <= 1e3, "must be from 1e-3 to 1e3. Take 1.2"),
+    "presence_penalty": (lambda x: abs(x) <= 1e3, "must be from -1000 to 1000. Take 0 (none) to 2"),
+    "frequency_penalty": (lambda x: abs(x) <= 1e3, "must be from -1000 to 1000. Take 0 (none) to 2"),
+    "no_repeat_ngram_size": (lambda x: x >= 0, "must be 1 or more. Take 3"),
+}
 MINIMUM = {
     "max_new_tokens": 1,
     "num_samples": 1,
@@ -30,9 +47,6 @@ MINIMUM = {
 @dataclasses.dataclass(frozen=True)
 class GenerationConfig:
     """All settings of generation; the defaults change nothing. Lists become tuples, a dict of biases becomes pairs.
-
-    The ranges of temperature, top_k, penalties and so on belong to their logits processors, which check them:
-    `logits_processing.check_ranges`.
 
     Raises:
       UserError: a value of another type, NaN, infinity, out of range, or in conflict with another field: one line
@@ -93,6 +107,8 @@ class GenerationConfig:
             self._check_beam_search()
 
     def _check_numbers(self) -> None:
+        for name, (is_in_range, rule) in RANGES.items():
+            check(is_in_range(getattr(self, name)), name, getattr(self, name), rule)
         for name, minimum in MINIMUM.items():
             check(getattr(self, name) >= minimum, name, getattr(self, name), f"must be at least {minimum}")
         check(-(2**63) <= self.seed < 2**63, "seed", self.seed, "must be a signed number of 64 bits")

@@ -22,7 +22,7 @@ def logits_processors(config: GenerationConfig, run: Run) -> tuple[LogitsProcess
     and so on. A setting that changes nothing gets no processor.
 
     Raises:
-      UserError: a number outside its range; a string that is no token; choices or a regex that no tokens spell, or that
+      UserError: a string that is no token; choices or a regex that no tokens spell, or that
         need more than max_new_tokens; no tokenizer.
     """
     tokenizer = run.text_tokenizer
@@ -45,12 +45,6 @@ def logits_processors(config: GenerationConfig, run: Run) -> tuple[LogitsProcess
         check(min_tokens <= config.max_new_tokens, "max_new_tokens", config.max_new_tokens, rule)
         processors += (constraint,)
     return processors + _sampling_filters(config)
-
-
-def check_ranges(config: GenerationConfig) -> None:
-    """Raise UserError if a number of the config is outside the range of its logits processor. Needs no run."""
-    _penalties(config)  # a processor checks its number when it is built
-    _sampling_filters(config)
 
 
 def _penalties(config: GenerationConfig) -> tuple[LogitsProcessor, ...]:

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from transformer_jax.errors import UserError
 from transformer_jax.inference.batching import batch_by_length, pad_batch, padded_length, truncate
@@ -159,10 +158,10 @@ def score(
             outputs = logits(run, source, is_source, inputs, target_is_token=is_input)
         else:
             outputs = logits(run, inputs, is_input)
-        nats = np.asarray(optax.softmax_cross_entropy_with_integer_labels(outputs, tokens[:, 1:]))
+        log_probs = np.asarray(token_log_probs(outputs, tokens[:, 1:]))
         for row, i in enumerate(text_indices):
             is_target = is_token[row, 1:]
-            totals[i] += -nats[row][is_target].sum(), is_target.sum()
+            totals[i] += log_probs[row][is_target].sum(), is_target.sum()
     return [Likelihood(float(total), int(number)) for total, number in totals]
 
 
@@ -214,3 +213,10 @@ def _batches(
 def _pad(run: Run, rows: list[np.ndarray], num_rows: int, max_length: int) -> tuple[np.ndarray, np.ndarray]:
     width = padded_length([len(row) for row in rows], max_length)
     return pad_batch(rows, width, run.generation_defaults.pad_id, num_rows=num_rows)
+
+
+@jax.jit
+def token_log_probs(logits: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Log-probability of each token, float32 [B, T], from logits [B, T, V] and token ids [B, T]."""
+    chosen = jnp.take_along_axis(logits, tokens[:, :, None], axis=2)[:, :, 0]
+    return chosen - jax.nn.logsumexp(logits, axis=2)

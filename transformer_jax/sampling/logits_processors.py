@@ -98,7 +98,7 @@ class Temperature(LogitsProcessor):
     value: float
 
     def __post_init__(self):
-        rule = "must be above 0, from 1e-6 to 1e6. For 0, choose greedily: method=greedy"
+        rule = "must be from 1e-6 to 1e6. For 0, choose greedily: method=greedy"
         check(1e-6 <= self.value <= 1e6, "temperature", self.value, rule)  # outside of these the division overflows
 
     def __call__(self, logits, tokens, lengths, state):
