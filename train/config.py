@@ -10,7 +10,7 @@ from typing import Any
 
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError, choose
-from transformer_jax.schema import from_dict, setting
+from transformer_jax.schema import config_fields, from_dict, setting
 
 from .ignored_settings import check_settings_are_read
 
@@ -239,7 +239,12 @@ class Config:
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
 
     def __post_init__(self):
-        check_settings_are_read(self)
+        fields = config_fields(Config)
+        settings = {}
+        for name in fields:
+            section, field = name.split(".")
+            settings[name] = getattr(getattr(self, section), field)
+        check_settings_are_read(settings, {name: field.default for name, field in fields.items()})
 
     @classmethod
     def from_dict(cls, values: Any) -> "Config":

@@ -6,13 +6,9 @@ from its default only where one of its alternatives holds.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformer_jax.errors import UserError
-from transformer_jax.schema import config_fields
-
-if TYPE_CHECKING:
-    from .config import Config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,36 +128,31 @@ READ_BY: dict[str, tuple[Alternative, ...]] = {
 }
 
 
-def check_settings_are_read(config: "Config") -> None:
+def check_settings_are_read(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     """Refuse a setting that differs from its default although nothing in this run reads it.
 
     With `train.init_from` fields of the model are not checked here: `InitFrom.merge_config` compares them with its own.
 
+    Args:
+      settings, defaults: values by dotted name, "train.task".
     Raises:
       UserError: names the setting, what reads it, and its default.
     """
-    if config.data.source not in SOURCES.get(config.train.task, ()):
+    if settings["data.source"] not in SOURCES.get(settings["train.task"], ()):
         return  # refused, with the list of known names, when the data is loaded
-    fields = config_fields(type(config))
     for name, alternatives in READ_BY.items():
-        value = _value(config, name)
-        default = fields[name].default
-        if value == default or (name.startswith("model.") and config.train.init_from):
+        value = settings[name]
+        if value == defaults[name] or (name.startswith("model.") and settings["train.init_from"]):
             continue
-        if not any(_holds(config, alternative) for alternative in alternatives):
+        if not any(_holds(settings, alternative) for alternative in alternatives):
             readers = " or with ".join(
                 " and ".join(f"{field}{values.words}" for field, values in alternative.items())
                 for alternative in alternatives
             )
             named = dict.fromkeys(field for alternative in alternatives for field in alternative)
-            here = ", ".join(f"{field}={_value(config, field)!r}" for field in named)
-            raise UserError(f"{name}={value!r}: is read only with {readers}, not with {here}. Take {default!r}.")
+            here = ", ".join(f"{field}={settings[field]!r}" for field in named)
+            raise UserError(f"{name}={value!r}: is read only with {readers}, not with {here}. Take {defaults[name]!r}.")
 
 
-def _value(config: "Config", name: str) -> Any:
-    section, field = name.split(".")
-    return getattr(getattr(config, section), field)
-
-
-def _holds(config: "Config", alternative: Alternative) -> bool:
-    return all(values.holds(_value(config, name)) for name, values in alternative.items())
+def _holds(settings: Mapping[str, Any], alternative: Alternative) -> bool:
+    return all(values.holds(settings[name]) for name, values in alternative.items())
