@@ -1,4 +1,4 @@
-"""What has to notice the bugs of mutants.py: each looks at the package as it is then, and imports it anew."""
+"""Checks that have to notice the bugs of mutants.py; each imports the package as it is at that moment."""
 
 import importlib
 

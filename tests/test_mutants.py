@@ -35,7 +35,7 @@ class Mutated(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
 
 @contextlib.contextmanager
 def fresh_package(*finders):
-    """The package imported anew, beside and instead of the one that other tests use."""
+    """Import the package again, in place of the one that other tests use; restore that one at the end."""
     names = [name for name in sys.modules if name.split(".")[0] == "transformer_jax"]
     saved = {name: sys.modules.pop(name) for name in names}
     sys.meta_path[:0] = finders

@@ -1,4 +1,4 @@
-"""`python -m train.evaluate --run_dir=runs/NAME --split=test`: scores of a run, and what they were made from."""
+"""Evaluate command: `transformer-jax evaluate --run_dir=runs/NAME --split=test` writes scores and predictions."""
 
 import json
 import sys
@@ -9,20 +9,20 @@ from absl import flags
 from transformer_jax import startup
 from transformer_jax.commands.cli import HELP_FLAGS, UsageError, parse_flags, report_errors, show_help
 
-EXAMPLE = "python -m train.evaluate --run_dir=runs/multi30k --split=test"
+EXAMPLE = "python -m transformer_jax evaluate --run_dir=runs/multi30k --split=test"
 
-_RUN_DIR = flags.DEFINE_string("run_dir", None, "The directory of a training run.")
+_RUN_DIR = flags.DEFINE_string("run_dir", None, "Directory of a training run.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (on validation) | latest | a step")
-_AVERAGE = flags.DEFINE_integer("average", 0, "Instead: the mean of the parameters of so many newest checkpoints.")
+_AVERAGE = flags.DEFINE_integer("average", 0, "Instead of --checkpoint: average this number of newest checkpoints.")
 _SPLIT = flags.DEFINE_enum("split", "val", ["train", "val", "test"], "train | val | test")
-_PATH = flags.DEFINE_string("path", "", "The file of the split, if the run's configuration does not say it.")
-_TARGET_PATH = flags.DEFINE_string("target_path", "", "And its translation, line by line.")
-_NUM_BEAMS = flags.DEFINE_integer("num_beams", 5, "seq2seq: beams; 1: the likeliest token at every step.")
-_LENGTH_PENALTY = flags.DEFINE_float("length_penalty", 1.0, "seq2seq: alpha of Wu et al. 2016.")
+_PATH = flags.DEFINE_string("path", "", "File of the split; empty: the one in the config of the run.")
+_TARGET_PATH = flags.DEFINE_string("target_path", "", "File of its translations, line by line.")
+_NUM_BEAMS = flags.DEFINE_integer("num_beams", 5, "seq2seq: number of beams; 1: greedy.")
+_LENGTH_PENALTY = flags.DEFINE_float("length_penalty", 1.0, "seq2seq: exponent of the length penalty, Wu et al. 2016.")
 
 
 def main(argv: list[str]) -> None:
-    """Parse, load, score, save."""
+    """Parse the flags, load the run, score the split, save the scores."""
     if HELP_FLAGS & set(argv):
         show_help(f"Score a trained run on a split.\n\n  {EXAMPLE}\n", __name__)
         return
@@ -31,16 +31,19 @@ def main(argv: list[str]) -> None:
         raise UsageError(f"--run_dir: is missing. Example: {EXAMPLE}")
 
     startup.prepare()
-    import transformer_jax as tj  # here, so that a mistake above is answered before JAX is loaded
+    import transformer_jax as tj  # here, so that errors above are reported before JAX is loaded
 
     from .config import Config
     from .data.pairs import SPLITS
     from .plot import draw_confusion
     from .tasks.scoring import SCORERS, Options
 
-    run, meta = tj.load(_RUN_DIR.value, _CHECKPOINT.value, average=_AVERAGE.value), tj.read_meta(_RUN_DIR.value)
+    run = tj.load(_RUN_DIR.value, _CHECKPOINT.value, average=_AVERAGE.value)
+    meta = tj.read_meta(_RUN_DIR.value)
     if "config" not in meta:
-        raise UsageError(f"--run_dir={_RUN_DIR.value}: was not trained here, so it has no task. Give a training run.")
+        raise UsageError(
+            f"--run_dir={_RUN_DIR.value}: has no task, since it was not trained by transformer_jax. Give a training run."
+        )
     values = meta["config"]
     for field, path in zip(SPLITS[_SPLIT.value], (_PATH.value, _TARGET_PATH.value), strict=True):
         values["data"][field] = path or values["data"][field]
@@ -54,8 +57,8 @@ def main(argv: list[str]) -> None:
     )
     folder = Path(_RUN_DIR.value).expanduser() / "evaluation" / _SPLIT.value
     folder.mkdir(parents=True, exist_ok=True)
-    how = {"average_of": _AVERAGE.value} if _AVERAGE.value else {}
-    result = {"split": _SPLIT.value, "step": run.step, **how, **score.values}
+    average = {"average_of": _AVERAGE.value} if _AVERAGE.value else {}
+    result = {"split": _SPLIT.value, "step": run.step, **average, **score.values}
     (folder / "scores.json").write_text(json.dumps(result, indent=1) + "\n")
     for name, lines in score.lines.items():
         (folder / f"{name}.txt").write_text("".join(line.replace("\n", " ") + "\n" for line in lines))
