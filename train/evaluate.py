@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
     meta = tj.read_meta(_RUN_DIR.value)
     if "config" not in meta:
         raise UsageError(
-            f"--run_dir={_RUN_DIR.value}: has no task, since it was not trained by transformer_jax. Give a training run."
+            f"--run_dir={_RUN_DIR.value}: was not trained by transformer_jax, so it has no task. Give a training run."
         )
     values = meta["config"]
     for field, path in zip(SPLITS[_SPLIT.value], (_PATH.value, _TARGET_PATH.value), strict=True):
