@@ -53,10 +53,10 @@ def variant(positions, i):
 
 
 def variants():
-    """Each position scheme in two companies; linear attention where it goes."""
+    """Each position scheme with two sets of other choices (two layers, then one); linear attention where it goes."""
     found = {}
     for i, positions in enumerate([*POSITIONS, *POSITIONS]):
-        found[f"{positions}-{i}"] = variant(positions, i)
+        found[f"{positions}-{i}"] = variant(positions, i) | dict(num_layers=2 if i < len(POSITIONS) else 1)
     for i, positions in enumerate(("none", "learned", "sinusoidal")):
         no_scores = dict(attention="linear", window=0, attention_softcap=0.0)
         found[f"linear-{positions}"] = variant(positions, i + 1) | no_scores
@@ -98,15 +98,16 @@ def test_a_gpt_keeps_the_laws_of_a_causal_model_and_of_its_cache(name):
     config = TransformerConfig(**VARIANTS[name])
     _, params = make(GPT, config)
     apply = jax.tree_util.Partial(compiled(GPT, config, "__call__"), params)
-    # A causal model tells positions by what it cannot see, with no scheme, too: after two layers the order counts.
-    testing.check_causal_lm(apply, vocab_size=V, has_positions=True if config.window == 0 else None)
+    # A causal mask alone tells positions apart, but only from the second layer on: without a scheme one layer cannot.
+    sees_order = config.window == 0 and (config.positions != "none" or config.num_layers > 1)
+    testing.check_causal_lm(apply, vocab_size=V, has_positions=True if sees_order else None)
     extend = functools.partial(compiled(GPT, config, "extend"), params)
     testing.check_cache(apply, extend, lambda rows: make_cache(config, rows, 9), vocab_size=V)
 
 
 @every_variant
 def test_an_encoder_keeps_the_laws_of_an_encoder(name):
-    config = TransformerConfig(**VARIANTS[name] | dict(window=0))
+    config = TransformerConfig(**VARIANTS[name] | dict(window=0, num_layers=1))  # two layers: GPT above
     _, params = make(Encoder, config)
     apply = jax.tree_util.Partial(compiled(Encoder, config, "__call__"), params)
     testing.check_encoder(apply, vocab_size=V, has_positions=config.positions != "none")
@@ -114,7 +115,8 @@ def test_an_encoder_keeps_the_laws_of_an_encoder(name):
 
 @pytest.mark.parametrize("name", ["t5-4", "sinusoidal-2", "shaw-6", "linear-learned"])
 def test_the_target_side_of_a_seq2seq_keeps_the_laws_of_a_causal_model_and_of_its_cache(name):
-    config = TransformerConfig(**VARIANTS[name] | dict(norm="layernorm"))
+    num_layers = 2 if name == "t5-4" else 1
+    config = TransformerConfig(**VARIANTS[name] | dict(norm="layernorm", num_layers=num_layers))
     model = Seq2Seq(Seq2SeqConfig(config, config))
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((2, 3), int), jnp.zeros((2, 3), int))
     params = random_like(shapes, seed=1, scale=0.4)
@@ -132,7 +134,7 @@ def test_the_target_side_of_a_seq2seq_keeps_the_laws_of_a_causal_model_and_of_it
 
 @pytest.mark.parametrize("name", [*VARIANTS][: len(POSITIONS)])  # each position scheme; test_packing.py has more
 def test_texts_packed_into_a_row_are_as_alone(name):
-    config = TransformerConfig(**VARIANTS[name])
+    config = TransformerConfig(**VARIANTS[name] | dict(num_layers=1))
     model, params = make(GPT, config)
     apply = jax.jit(lambda tokens, segments: model.apply(params, tokens, segments=segments))
     testing.check_packing(apply, vocab_size=V)

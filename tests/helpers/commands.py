@@ -69,6 +69,7 @@ def _forget_flags():
             if not name.startswith("config."):  # ml_collections defines those
                 sys.modules.pop(module, None)
             delattr(flags.FLAGS, name)
+    sys.modules.pop("config_config", None)  # the recipe, as ml_collections names it: a later one would be added to it
 
 
 def _text(stream):
