@@ -1,6 +1,7 @@
 # make demo    an environment, a small GPT trained on Python's documentation, its loss curve, a sample
 # make demo-translate   English dates to German ones: trained, scored, tried
 # make test    the test suite                 make lint    ruff, the formatter, mypy
+# make test-fast   the short test files only, from every room: for the daily loop
 # make wheel   dist/*.whl, which pip can install      make clean   environments and caches; never runs/
 # make fuzz    10,000 damaged model folders, each of which must load or be refused in a line
 # make fixtures   the tiny reference models in tests/fixtures, anew, with transformers (in the environment of bench-env)
@@ -12,7 +13,7 @@ STEPS ?= 800
 DEMO := runs/demo
 BENCH := .bench
 
-.PHONY: demo demo-translate test fuzz lint wheel fixtures bench bench-env clean
+.PHONY: demo demo-translate test test-fast fuzz lint wheel fixtures bench bench-env clean
 
 $(VENV)/installed: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "transformer_jax needs Python 3.11 or later; say which with: make PYTHON=python3.12")'
@@ -39,6 +40,9 @@ demo-translate: $(VENV)/installed
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n 2
+
+test-fast: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 fuzz: $(VENV)/installed-dev
 	FUZZ_EXAMPLES=10000 $(BIN)/python -m pytest -q tests/test_hostile_folders.py

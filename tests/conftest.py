@@ -20,7 +20,8 @@ import jax  # noqa: E402  the flags above come first; the cache below is for chi
 
 CACHE = "TRANSFORMER_JAX_TEST_CACHE"
 
-# Files that take longest, longest first: with -n 2, the end of the suite is short files, which balance.
+# Files that take longest, longest first: with -n 2, the suite ends with short files, which balance. Their tests have
+# the marker "slow", and `make test-fast` skips them; the files that stay touch every room.
 SLOW_FILES = (
     "test_tasks",
     "test_laws",
@@ -38,6 +39,23 @@ SLOW_FILES = (
     "test_hostile_folders",
     "test_predict",
     "test_attention_maps",
+    "test_pretrained",
+    "test_compatibility",
+    "test_linear_attention",
+    "test_packing",
+    "test_generation_config",
+    "test_constrained",
+    "test_decode_equivalence",
+    "test_entropy_floor",
+    "test_early_stopping",
+    "test_startup",
+    "test_attention_command",
+    "test_kv_cache_rolling",
+    "test_attention_blockwise",
+    "test_packed_documents",
+    "test_devices",
+    "test_kv_cache_beams",
+    "test_readme",
 )
 
 # Tracing creates very many objects, and hardly any cycles: fewer collections save a tenth of the time.
@@ -53,10 +71,14 @@ def pytest_configure(config):
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.02"
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items):
-    """Slow files first; the order within a file stays."""
+    """Slow files first, and marked; the order within a file stays."""
     order = {name: i for i, name in enumerate(SLOW_FILES)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+    for item in items:
+        if item.path.stem in order:
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_collection_finish():
