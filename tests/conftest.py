@@ -55,7 +55,7 @@ SLOW_FILES = (
     "test_packed_documents",
     "test_devices",
     "test_kv_cache_beams",
-    "test_readme",
+    "test_docs",
 )
 
 # Tracing creates very many objects, and hardly any cycles: fewer collections save a tenth of the time.

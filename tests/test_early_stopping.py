@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_step import make, make_batch
+from helpers.train_steps import make, make_batch
 
 import transformer_jax as tj
 from train.data.tagged import entity_f1

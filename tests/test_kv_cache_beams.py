@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.arrays import close
-from test_decode_equivalence import RAGGED, TOKENS, B, Decoder, T, V, variants
-from test_decode_equivalence import decoder as plain_decoder
+from helpers.decoders import RAGGED, TOKENS, B, Decoder, T, V, variants
+from helpers.decoders import decoder as plain_decoder
 
 from transformer_jax.errors import UserError
 from transformer_jax.nn.kv_cache import accept_prefix, as_type, expand_beams, make_rolling_cache, reorder, rewind

@@ -95,6 +95,10 @@ def register_variants_of_ones_own(monkeypatch):
 
 @every_variant
 def test_a_gpt_keeps_the_laws_of_a_causal_model_and_of_its_cache(name):
+    check_gpt(name)
+
+
+def check_gpt(name):
     config = TransformerConfig(**VARIANTS[name])
     _, params = make(GPT, config)
     apply = jax.tree_util.Partial(compiled(GPT, config, "__call__"), params)
@@ -107,6 +111,10 @@ def test_a_gpt_keeps_the_laws_of_a_causal_model_and_of_its_cache(name):
 
 @every_variant
 def test_an_encoder_keeps_the_laws_of_an_encoder(name):
+    check_encoder(name)
+
+
+def check_encoder(name):
     config = TransformerConfig(**VARIANTS[name] | dict(window=0, num_layers=1))  # two layers: GPT above
     _, params = make(Encoder, config)
     apply = jax.tree_util.Partial(compiled(Encoder, config, "__call__"), params)
@@ -134,6 +142,10 @@ def test_the_target_side_of_a_seq2seq_keeps_the_laws_of_a_causal_model_and_of_it
 
 @pytest.mark.parametrize("name", [*VARIANTS][: len(POSITIONS)])  # each position scheme; test_packing.py has more
 def test_texts_packed_into_a_row_are_as_alone(name):
+    check_packed(name)
+
+
+def check_packed(name):
     config = TransformerConfig(**VARIANTS[name] | dict(num_layers=1))
     model, params = make(GPT, config)
     apply = jax.jit(lambda tokens, segments: model.apply(params, tokens, segments=segments))
@@ -198,6 +210,6 @@ def test_positions_in_scores_keep_the_laws_of_positions(positions):
 def test_a_position_scheme_and_a_norm_of_ones_own_come_under_the_same_laws(monkeypatch):
     register_variants_of_ones_own(monkeypatch)
     monkeypatch.setitem(VARIANTS, "own", variant("sawtooth", 3) | dict(norm="largest"))
-    test_a_gpt_keeps_the_laws_of_a_causal_model_and_of_its_cache("own")
-    test_an_encoder_keeps_the_laws_of_an_encoder("own")
-    test_texts_packed_into_a_row_are_as_alone("own")
+    check_gpt("own")
+    check_encoder("own")
+    check_packed("own")

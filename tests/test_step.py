@@ -1,65 +1,24 @@
 import functools
 import math
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers.train_steps import LENGTHS, B, T, V, first_params, make, make_batch
 
 from train.losses import causal_lm, cross_entropy
-from train.state import create_state
-from train.step import eval_step, train_step, train_steps
+from train.step import eval_step, train_steps
 from transformer_jax.config import TransformerConfig
 from transformer_jax.models import GPT
 
-B, T, V = 6, 7, 23  # B is a product, so that micro-batches can divide it
 CONFIG = TransformerConfig(vocab_size=V, max_len=11, num_layers=1, d_model=13, num_heads=2, head_dim=5, d_ff=17)
-LENGTHS = (8, 3, 1, 5, 0, 8)  # tokens in each row; a row of one token, or none, has no target
 FINITE, NAN_LOSS, NAN_GRADIENT = range(3)
-
-
-def make_batch(seed, lengths=LENGTHS):
-    tokens = np.random.default_rng(seed).integers(0, V, (len(lengths), T + 1), dtype=np.int32)
-    return {"tokens": tokens, "is_token": np.arange(T + 1) < np.array(lengths)[:, None]}
 
 
 def stack(batches):
     return jax.tree.map(lambda *x: np.stack(x), *batches)
-
-
-class Bigrams(nn.Module):
-    """A small model, each token predicts the next through a hidden layer: a step treats all models alike."""
-
-    dropout_rate: float = 0.0
-
-    def setup(self):
-        self.embed, self.hidden, self.out = nn.Embed(V, 13), nn.Dense(17), nn.Dense(V)
-        self.drop = nn.Dropout(self.dropout_rate)
-
-    def activations(self, tokens, deterministic=True):  # [B, T] -> [B, T, 17]
-        return self.drop(jnp.tanh(self.hidden(self.embed(tokens))), deterministic=deterministic)
-
-    def logits(self, x):  # [B, T, 17] -> [B, T, V]
-        return self.out(x)
-
-    def __call__(self, tokens):  # [B, T] -> [B, T, V]
-        return self.logits(self.activations(tokens))
-
-
-@functools.cache
-def first_params(model):
-    return jax.jit(model.init)(jax.random.key(1), make_batch(0)["tokens"][:, :T])["params"]
-
-
-def make(optimizer=None, loss_fn=causal_lm, dropout_rate=0.0, model=None, **options):
-    """Make a training step, not yet compiled, and its state."""
-    optimizer = optimizer or optax.sgd(1.0)  # so that the change of the parameters is the gradient
-    options = dict(seed=0, accumulation=1, max_consecutive_skips=3, log_every=1000) | options
-    model = model or Bigrams(dropout_rate)
-    step = functools.partial(train_step, model=model, loss_fn=loss_fn, optimizer=optimizer, **options)
-    return step, create_state(first_params(model), optimizer)
 
 
 def marked_lm(apply, batch, deterministic=True):
