@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_at_least_nine_of_ten_words_that_the_demo_samples_occur_in_its_training_text(tmp_path):
-    fewer = [f"--config.{name}=300" for name in ("train.num_steps", "train.eval_every", "checkpoint.save_every")]
+    fewer = [f"--config.{name}=100" for name in ("train.num_steps", "train.eval_every", "checkpoint.save_every")]
     command = [sys.executable, "-m", "train", "--config=configs/demo.py", f"--workdir={tmp_path / 'demo'}", *fewer]
     fast = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # worth compiling for
     subprocess.run(command, cwd=ROOT, env=fast, check=True, capture_output=True, timeout=300)

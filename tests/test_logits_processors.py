@@ -256,9 +256,9 @@ def test_two_sampled_tokens_have_the_distribution_of_the_twin(name):
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: sampling.Temperature(math.nan), "temperature=nan: must be above 0"),
-        (lambda: sampling.Temperature(0.0), "temperature=0.0: must be above 0"),
-        (lambda: sampling.Temperature(math.inf), "temperature=inf: must be above 0"),
+        (lambda: sampling.Temperature(math.nan), "temperature=nan: must be from 1e-6"),
+        (lambda: sampling.Temperature(0.0), "temperature=0.0: must be from 1e-6"),
+        (lambda: sampling.Temperature(math.inf), "temperature=inf: must be from 1e-6"),
         (lambda: sampling.TopK(0), "top_k=0: must be 1 or more"),
         (lambda: sampling.TopP(0.0), "top_p=0.0: must be above 0"),
         (lambda: sampling.TopP(math.nan), "top_p=nan: must be above 0"),

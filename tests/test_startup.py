@@ -20,7 +20,8 @@ ours_only = pytest.mark.skipif(sys.platform != "linux", reason="huge pages and t
 
 
 def start(tmp_path, *words, **environment):
-    inherited = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "GLIBC_TUNABLES")}
+    tuned = ("XLA_FLAGS", "GLIBC_TUNABLES", "JAX_COMPILATION_CACHE_DIR")
+    inherited = {name: value for name, value in os.environ.items() if name not in tuned}
     defaults = {"TRANSFORMER_JAX_TUNING": "on", "XDG_CACHE_HOME": str(tmp_path), "PARENT": str(os.getpid())}
     return subprocess.run(
         [sys.executable, "-c", SCRIPT, *words],
