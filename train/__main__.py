@@ -118,7 +118,7 @@ def _make_configs_importable() -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Parse, check, train."""
+    """Parse the flags, check the config, train."""
     if HELP_FLAGS & set(argv):
         print(_help())
         return
@@ -135,10 +135,12 @@ def main(argv: list[str]) -> None:
     if not _WORKDIR.value:
         raise UsageError(f"--workdir: is missing. Example: {EXAMPLE}")
 
-    startup.prepare()
-    from .loop import run  # here, so that a mistake above is answered before JAX is loaded
+    config = Config.from_dict(_CONFIG.value)
 
-    run(_CONFIG.value, _WORKDIR.value)
+    startup.prepare()
+    from .loop import run  # here, so that errors above are reported before JAX is loaded
+
+    run(config, _WORKDIR.value)
 
 
 if __name__ == "__main__":
