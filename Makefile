@@ -35,7 +35,7 @@ demo-translate: $(VENV)/installed
 	$(BIN)/python -m train --config=configs/dates_en_de.py --workdir=runs/dates
 	$(BIN)/python -m train.evaluate --run_dir=runs/dates --split=test --num_beams=1
 	@echo
-	printf 'Saturday, November 21, 2026\n1,234.5 kilometers\n3 weeks\n' | \
+	printf 'Saturday, November 21, 2026\n1,234.5 kilometers\n3 hours\n' | \
 		$(BIN)/python -m transformer_jax translate --run_dir=runs/dates
 
 test: $(VENV)/installed-dev
