@@ -64,7 +64,7 @@ def search_beams(table, prompts, step=hash_step, missing_slots=0, **kwargs):
     """Beam search with a toy model, as numpy arrays of checked shapes and types."""
     tokens, is_token = padded(prompts)
     capacity = tokens.shape[1] + kwargs["max_new_tokens"] - 1 - missing_slots
-    history = History(jnp.full((len(prompts), capacity), -1), jnp.int32(0))
+    history = History(np.full((len(prompts), capacity), -1, np.int32), np.int32(0))
     kwargs = {"eos_ids": (EOS,), "pad_id": PAD} | kwargs
     beams = beam_search(jax.tree_util.Partial(step, jnp.array(table)), history, tokens, is_token, **kwargs)
     shape = (len(prompts), kwargs.get("num_return", 1))
