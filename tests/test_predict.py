@@ -6,6 +6,7 @@ from collections import Counter
 import jax
 import numpy as np
 import pytest
+from helpers.arrays import random_like
 from helpers.commands import command
 
 import transformer_jax as tj
@@ -15,10 +16,12 @@ from train.loop import run as train
 from train.tasks import supervised
 from train.tasks.registry import load_task
 from train.tasks.scoring import SCORERS, Options, confusions, macro_f1
+from transformer_jax.models import parameter_shapes
 
 TEXTS = ["good film", "a bad one", "good", "what a bad bad film it was in all ways", "fine"]
 SENTENCES = ["Anna lives in Rome", "Bob", "no name here"]
 
+TRAINED = ("classify", "seq2seq")  # tests/test_tasks.py trains all tasks
 SHORT = {"batch_size": 4, "num_steps": 3, "eval_every": 3, "tensorboard": False}
 
 
@@ -38,9 +41,18 @@ def settings(task, path):
     }
 
 
+def untrained(config):
+    """The run that training with `config` begins with, except that its parameters are larger."""
+    task = load_task(config, InitFrom(), None)
+    params = random_like(parameter_shapes(task.model))
+    return tj.Run(
+        task.model, params, task.tokenizer, task.model.config, labels=tuple(task.labels), separator=task.separator
+    )
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A run directory and its configuration for each task."""
+    """A run directory and its configuration for each task; the runs outside TRAINED are only saved."""
     folder = tmp_path_factory.mktemp("runs")
     tagged = [" ".join(f"{word}/{'B-x' if word[0].isupper() else 'O'}" for word in s.split()) for s in SENTENCES]
     files = {
@@ -56,7 +68,11 @@ def runs(tmp_path_factory):
         path = folder / f"{task}.{suffixes.get(task, 'tsv')}"
         path.write_text(content)
         config = settings(task, path)
-        runs[task] = train(config, folder / task), Config.from_dict(config)
+        runs[task] = folder / task, Config.from_dict(config)
+        if task in TRAINED:
+            train(config, folder / task)
+        else:
+            tj.save(untrained(runs[task][1]), folder / task)
     return runs
 
 
@@ -153,7 +169,8 @@ def test_a_target_is_scored_given_its_source_in_lower_case_as_in_training(runs):
     ],
 )
 def test_commands_print_results_line_by_line(runs, name, task, stdin, num_lines):
-    done = command(name, f"--run_dir={runs[task][0]}", stdin=stdin)
+    flags = [] if task in TRAINED else ["--checkpoint=latest"]  # only a trained run has a best checkpoint
+    done = command(name, f"--run_dir={runs[task][0]}", *flags, stdin=stdin)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == num_lines and "/" in done.stderr
