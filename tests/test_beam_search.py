@@ -59,13 +59,9 @@ def assert_exhaustive(V, max_new_tokens, num_beams, alpha, normalization):
     [
         (3, 5, 0.0, "gnmt"),
         (3, 5, 0.6, "gnmt"),
-        (3, 5, 1.0, "gnmt"),
         (3, 5, -0.5, "gnmt"),
-        (3, 5, 0.0, "mean"),
-        (3, 5, 0.6, "mean"),
         (3, 5, 1.0, "mean"),
         (3, 5, -0.5, "mean"),
-        (2, 5, 0.0, "gnmt"),
         (2, 5, 0.6, "mean"),
         (5, 4, -0.5, "gnmt"),
         (5, 3, 1.0, "mean"),
@@ -96,8 +92,7 @@ def plain_search(V, prompt, num_beams, max_new_tokens, alpha, normalization):
 
 
 @pytest.mark.parametrize(
-    "num_beams, alpha, normalization",
-    [(1, 0.0, "gnmt"), (2, 0.6, "gnmt"), (3, 1.0, "mean"), (1, -1.0, "mean"), (2, 3.0, "gnmt")],
+    "num_beams, alpha, normalization", [(1, 0.0, "gnmt"), (3, 1.0, "mean"), (1, -1.0, "mean"), (2, 3.0, "gnmt")]
 )
 def test_a_row_in_a_batch_equals_the_row_alone_and_early_stopping_changes_nothing(num_beams, alpha, normalization):
     search = functools.partial(
@@ -141,7 +136,7 @@ def test_scores_are_penalized_log_probabilities_and_padding_follows_the_end(alph
 
 def greedy_tokens(table, prompts, max_new_tokens, eos_ids):
     tokens, is_token = padded(prompts)
-    history = History(jnp.full((len(prompts), tokens.shape[1] + max_new_tokens - 1), -1), jnp.int32(0))
+    history = History(np.full((len(prompts), tokens.shape[1] + max_new_tokens - 1), -1, np.int32), np.int32(0))
     generated = generate(
         jax.tree_util.Partial(hash_step, jnp.array(table)),
         history,
@@ -260,7 +255,7 @@ def test_with_a_cached_gpt_and_padded_prompts_it_equals_full_passes_over_all_tex
     config = TransformerConfig(
         vocab_size=V,
         max_len=7,
-        num_layers=2,
+        num_layers=1,
         d_model=13,
         num_heads=6,
         num_kv_heads=2,
@@ -284,12 +279,12 @@ def test_with_a_cached_gpt_and_padded_prompts_it_equals_full_passes_over_all_tex
         length_penalty=0.6,
     )
     beams = Beams(*map(np.asarray, beams))
-    full_pass = jax.jit(model.apply)
+    full_pass = jax.jit(lambda *args: jax.nn.log_softmax(model.apply(*args)))
     endings = list(itertools.product(range(V), repeat=max_new_tokens))
     for row, prompt in enumerate(prompts):
         texts = np.zeros((len(endings), 6), int)  # a causal model ignores the padding after a text
         texts[:, : len(prompt) + max_new_tokens] = [(*prompt, *ending) for ending in endings]
-        log_probs, scores_of = np.asarray(jax.nn.log_softmax(full_pass(params, texts))), {}
+        log_probs, scores_of = np.asarray(full_pass(params, texts)), {}
         for ending, ending_log_probs in zip(endings, log_probs, strict=True):
             n = ending.index(EOS) + 1 if EOS in ending else max_new_tokens
             total = sum(ending_log_probs[len(prompt) - 1 + i, ending[i]] for i in range(n))
