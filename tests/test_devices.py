@@ -52,8 +52,12 @@ def make(name, accumulation=1):
     )
     evaluate = functools.partial(eval_step, model=MODEL, loss_fn=causal_lm)
     parallel = make_parallel(name, step, evaluate, B // accumulation)
-    create = jax.jit(lambda key, tokens: create_state(MODEL.init(key, tokens)["params"], optimizer))
-    return parallel, create(jax.random.key(1), make_batch(0)["tokens"][:, :T])
+    return parallel, create_state(first_params(), optimizer)
+
+
+@functools.cache
+def first_params():
+    return jax.device_get(jax.jit(MODEL.init)(jax.random.key(1), make_batch(0)["tokens"][:, :T])["params"])
 
 
 def train(name, accumulation) -> tuple[TrainState, list[float]]:

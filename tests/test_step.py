@@ -17,6 +17,12 @@ CONFIG = TransformerConfig(vocab_size=V, max_len=11, num_layers=1, d_model=13, n
 FINITE, NAN_LOSS, NAN_GRADIENT = range(3)
 
 
+@functools.cache
+def evaluation(model):
+    """The compiled evaluation step: (params, batch) -> sums."""
+    return jax.jit(functools.partial(eval_step, model=model, loss_fn=causal_lm))
+
+
 def stack(batches):
     return jax.tree.map(lambda *x: np.stack(x), *batches)
 
@@ -81,7 +87,7 @@ def test_cross_entropy_in_pieces_equals_loss_and_gradient_of_all_logits_at_once(
         nats = cross_entropy(lambda x: x @ table, x, targets, max_logits)
         return jnp.sum(weights * nats), nats
 
-    both = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+    both = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True), static_argnums=2)
     assert_close(both(x, table, positions_in_piece * B * V), both(x, table, 10**9))
 
 
@@ -186,7 +192,7 @@ def test_the_accumulator_holds_the_sums_since_the_last_log_line():
     step, state = make(optax.sgd(0.0), log_every=3)
     lengths = [(n, *LENGTHS[1:]) for n in (8, 5, 2, 7, 3, 4, 6)]
     batches = [make_batch(seed, n) for seed, n in enumerate(lengths)]
-    evaluate = jax.jit(functools.partial(eval_step, model=step.keywords["model"], loss_fn=causal_lm))
+    evaluate = evaluation(step.keywords["model"])
     sums = [evaluate(state.params, batch)[:2] for batch in batches]
     step = jax.jit(step)
     for i, batch in enumerate(batches):
@@ -222,9 +228,7 @@ def test_each_micro_batch_has_its_own_dropout():
 def test_evaluation_has_no_dropout():
     step, state = make(dropout_rate=0.5)
     plain, _ = make()
-    one, two = (
-        eval_step(state.params, make_batch(1), model=s.keywords["model"], loss_fn=causal_lm) for s in (step, plain)
-    )
+    one, two = (evaluation(s.keywords["model"])(state.params, make_batch(1)) for s in (step, plain))
     assert_equal(one, two)
 
 
@@ -233,7 +237,7 @@ def test_evaluation_has_no_dropout():
 
 def test_the_initial_loss_is_near_that_of_a_uniform_guess():
     model = GPT(CONFIG)
-    loss_sum, weight_sum, _ = eval_step(first_params(model), make_batch(0), model=model, loss_fn=causal_lm)
+    loss_sum, weight_sum, _ = evaluation(model)(first_params(model), make_batch(0))
     assert abs(loss_sum / weight_sum - math.log(V)) < 0.1
 
 
