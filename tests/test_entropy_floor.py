@@ -22,6 +22,7 @@ from train.metrics import read_metrics
 from train.tasks.scoring import Options, causal_lm
 from transformer_jax.tokenizers import ByteTokenizer, train_tokenizer
 
+pytestmark = pytest.mark.usefixtures("compilation_cache")
 each_source = pytest.mark.parametrize("source", TRUTHS)
 
 
@@ -168,7 +169,7 @@ def config_of(source, **changes):
 
 @each_source
 def test_a_run_and_its_evaluation_write_floor_and_gap(source, tmp_path, capsys):
-    workdir = train(config_of(source, train__tensorboard=True), tmp_path / "run")
+    workdir = train(config_of(source, train__tensorboard=source == "markov"), tmp_path / "run")
     events = [event for event in read_metrics(workdir / "metrics.jsonl") if event["split"] == "val"]
     assert [event["step"] for event in events] == [10, 20]
     truth, corpus = known_truth(source), load_corpus(DataConfig(source=source, val_fraction=0.01), Config().tokenizer)
@@ -182,11 +183,13 @@ def test_a_run_and_its_evaluation_write_floor_and_gap(source, tmp_path, capsys):
     output = capsys.readouterr().out
     assert f"floor {events[1]['floor']:.4f}  gap {events[1]['gap']:.4f}" in output and "leak?" not in output
     config, run = Config.from_dict(tj.read_meta(workdir)["config"]), tj.load(workdir, "latest")
-    again, test, learned = (causal_lm(run, config, split, Options()).values for split in ("val", "test", "train"))
+    again, test = (causal_lm(run, config, split, Options()).values for split in ("val", "test"))
     assert again["loss"] == pytest.approx(events[1]["loss"], rel=1e-5)
     assert again["floor"] == pytest.approx(events[1]["floor"], rel=1e-6)
     assert test["floor"] != again["floor"] and test["gap"] > 0
-    assert "floor" not in learned  # memorized text may be below it
+    if source == "markov":  # the training text is long, and treated alike for all sources
+        learned = causal_lm(run, config, "train", Options()).values
+        assert "loss" in learned and "floor" not in learned  # memorized text may be below it
 
 
 def test_targets_that_are_not_shifted_are_reported_as_a_leak(monkeypatch, tmp_path, capsys):
@@ -197,7 +200,7 @@ def test_targets_that_are_not_shifted_are_reported_as_a_leak(monkeypatch, tmp_pa
         return jnp.sum(jnp.where(is_target, nats, 0.0)), jnp.sum(is_target, dtype=jnp.float32), {}
 
     monkeypatch.setattr(losses, "causal_lm", unshifted)
-    config = config_of("hmm", train__num_steps=60, train__eval_every=30, optimizer__peak_lr=3e-2)
+    config = config_of("hmm", train__num_steps=60, train__eval_every=60, optimizer__peak_lr=3e-2)
     workdir = train(config, tmp_path / "run")
     last = read_metrics(workdir / "metrics.jsonl")[-1]
     assert last["leak"] is True and last["gap"] < -0.5
