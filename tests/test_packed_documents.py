@@ -48,12 +48,17 @@ def test_the_loss_of_packed_documents_is_the_sum_of_their_losses_alone():
     model = GPT(TransformerConfig(vocab_size=31, max_len=LENGTH, num_layers=2, d_model=14, num_heads=2, d_ff=17))
     params = random_like(jax.eval_shape(model.init, jax.random.key(0), np.zeros((2, 5), int))["params"])
 
+    @jax.jit
     def loss(batch):
         return causal_lm(lambda *args, **kwargs: model.apply({"params": params}, *args, **kwargs), batch)[:2]
 
+    def padded(document):  # to one length for all; the padding is no target
+        is_token = np.arange(LENGTH)[None] < len(document)
+        return {"tokens": np.resize(document, (1, LENGTH)), "is_token": is_token}
+
     together = packed_batch(pack(documents, LENGTH, 0), np.arange(3), 5, 0)
     assert together["tokens"].shape == (5, LENGTH)  # two rows more than packed
-    alone = [loss({"tokens": d[None], "is_token": np.ones((1, len(d)), bool)}) for d in documents if len(d) > 1]
+    alone = [loss(padded(document)) for document in documents if len(document) > 1]
     np.testing.assert_allclose(loss(together), np.sum(alone, axis=0), rtol=1e-5)
     seen = {name: value for name, value in together.items() if name != "segments"}
     assert abs(loss(seen)[0] - loss(together)[0]) > 1e-2  # without segments they would attend to each other
