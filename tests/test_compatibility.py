@@ -81,11 +81,16 @@ def outputs(positions, extra, column):
     model = GPT(config)
     if extra != "cache":
         return model.apply(params, TOKENS, IS_TOKEN)
-    cache, pieces = make_cache(config, B, 11), []
-    for piece in (slice(0, 5), slice(5, 6), slice(6, 7)):
-        logits, cache = model.apply(params, TOKENS[:, piece], IS_TOKEN[:, piece], cache, method="extend")
-        pieces.append(logits)
-    return jnp.concatenate(pieces, axis=1)
+    return jax.jit(functools.partial(with_a_cache, config))(params, make_cache(config, B, 11))
+
+
+def with_a_cache(config, params, cache):
+    """Logits [B, T, V] of a prefill of six tokens and a decode step."""
+    prefill, step = slice(0, 6), slice(6, 7)
+    extend = functools.partial(GPT(config).apply, params, method="extend")
+    first, cache = extend(TOKENS[:, prefill], IS_TOKEN[:, prefill], cache)
+    last, _ = extend(TOKENS[:, step], IS_TOKEN[:, step], cache)
+    return jnp.concatenate([first, last], axis=1)
 
 
 @functools.cache
