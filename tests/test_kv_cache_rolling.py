@@ -20,10 +20,10 @@ B, T, V, WINDOW, MOST = 5, 31, 23, 5, 3  # a ring of 7 slots, which 31 tokens go
 SIZES = dict(vocab_size=V, num_layers=2, d_model=11, num_heads=6, head_dim=4, d_ff=19, window=WINDOW)
 VARIANTS = {
     "rotary": dict(num_kv_heads=2),
-    "alibi": dict(num_kv_heads=1),
+    "alibi": dict(num_kv_heads=1, num_layers=1),
     "t5": dict(relative_buckets=5, relative_max_distance=11),
-    "shaw": dict(relative_max_distance=3),
-    "none": dict(num_kv_heads=3, qk_norm=True),
+    "shaw": dict(relative_max_distance=3, num_layers=1),
+    "none": dict(num_kv_heads=3, qk_norm=True, num_layers=1),
 }
 variants = pytest.mark.parametrize("variant", VARIANTS)
 TOKENS = np.random.default_rng(0).integers(0, V, (B, T))
@@ -65,7 +65,7 @@ def decoder(variant):
 
 
 @variants
-@pytest.mark.parametrize("sizes", [BY_THREES, BY_ONES, [2, 3, 1] * 5 + [1]], ids=["threes", "ones", "mixed"])
+@pytest.mark.parametrize("sizes", [BY_THREES, BY_ONES, [1, 3, 1] * 6 + [1]], ids=["threes", "ones", "mixed"])
 def test_a_ring_is_a_full_cache_is_no_cache_long_past_the_context(variant, sizes):
     model = decoder(variant)
     ring, cache = model.in_pieces(model.ring(), RAGGED, sizes)
@@ -87,7 +87,7 @@ def test_padding_anywhere_takes_no_slot(is_token):
     close(logits[is_token], np.asarray(model.full(TOKENS, is_token))[is_token])
 
 
-@pytest.mark.parametrize("max_new", [1, 2, 7, 31])
+@pytest.mark.parametrize("max_new", [1, 7, 31])
 def test_the_size_of_the_ring_does_not_matter(max_new):
     model = decoder("rotary")
     sizes = [max_new] * (T // max_new) + [T % max_new] * bool(T % max_new)
@@ -97,7 +97,7 @@ def test_the_size_of_the_ring_does_not_matter(max_new):
 
 @pytest.mark.parametrize("kwargs", [{"backend": "blockwise"}, {"backend": "xla"}, {"window": 1}], ids=str)
 def test_backends_and_a_window_of_one_token_agree(kwargs):
-    model = Decoder(positions="rotary", **kwargs)
+    model = Decoder(positions="rotary", num_layers=1, **kwargs)
     logits, _ = model.in_pieces(model.ring(), RAGGED, BY_THREES)
     close(logits[RAGGED], np.asarray(model.full(TOKENS, RAGGED))[RAGGED])
 
@@ -128,21 +128,26 @@ def test_the_memory_of_a_ring_does_not_grow():
 # Taking back
 
 
+@functools.cache
+def ring_after(first):
+    """The ring of the rotary model after this many tokens, single ones before threes."""
+    model = decoder("rotary")
+    return model.in_pieces(model.ring(), RAGGED, [1] * (first % 3) + [3] * (first // 3))[1]
+
+
 @pytest.mark.parametrize("read, back", [(1, 1), (2, 1), (2, 2), (3, 1), (3, 2), (3, 3)])
 def test_a_ring_that_read_wrong_tokens_can_take_them_back(read, back):
     model = decoder("rotary")
+    full = np.asarray(model.full(TOKENS, RAGGED))
     for first in range(3, T - 3):
-        sizes = [1] * (first % 3) + [3] * (first // 3)
-        _, cache = model.in_pieces(model.ring(), RAGGED, sizes)
         keep = read - back
         wrong = np.array(TOKENS[:, first : first + read])
         wrong[:, keep:] = (wrong[:, keep:] + 7) % V
-        _, cache = model.extend(wrong, RAGGED[:, first : first + read], cache)
+        _, cache = model.extend(wrong, RAGGED[:, first : first + read], ring_after(first))
         cache = rewind(cache, back)
         rest = slice(first + keep, first + keep + 3)
         logits, _ = model.extend(TOKENS[:, rest], RAGGED[:, rest], cache)
-        expected = np.asarray(model.full(TOKENS, RAGGED))[:, rest]
-        close(np.asarray(logits)[RAGGED[:, rest]], expected[RAGGED[:, rest]])
+        close(np.asarray(logits)[RAGGED[:, rest]], full[:, rest][RAGGED[:, rest]])
 
 
 def test_more_than_a_ring_still_has_is_not_taken_back():
