@@ -28,6 +28,7 @@ VARIANTS = {
         "embed_norm": i % 3 == 1,
         "num_kv_heads": [6, 2][i % 2],
         "feed_forward": ["gelu", "swiglu"][i % 2],
+        "num_layers": 2 if name in ("learned", "t5") else 1,
     }
     for i, name in enumerate(POSITIONS)
 }
@@ -152,7 +153,7 @@ def test_more_tokens_than_max_len_are_refused():
 
 
 def test_dropout_is_active_in_training_only_and_a_function_of_its_rng():
-    (plain, params), (dropping, _) = make(), make(dropout_rate=0.3)
+    (plain, params), (dropping, _) = (make(num_layers=1, dropout_rate=rate) for rate in (0.0, 0.3))
     expected = jax.jit(plain.apply)(params, TOKENS)
     np.testing.assert_array_equal(jax.jit(dropping.apply)(params, TOKENS), expected)
     train = jax.jit(lambda key: dropping.apply(params, TOKENS, deterministic=False, rngs={"dropout": key}))
@@ -171,7 +172,8 @@ def embed(method="__call__", args=None, **kwargs):
     params = random_like(shapes, seed=3, scale=1.0)
     table = {name: np.asarray(leaf["embedding"]) for name, leaf in params["params"].items() if "embedding" in leaf}
     norm = params["params"].get("norm")
-    return Embedder(config).apply(params, *(args or (TOKENS, places, TYPES)), method=method), table, norm
+    apply = jax.jit(functools.partial(Embedder(config).apply, method=method))
+    return apply(params, *(args or (TOKENS, places, TYPES))), table, norm
 
 
 def test_the_embedding_is_the_sum_of_token_position_and_type():
@@ -230,6 +232,7 @@ HEADS |= {f"sentence_{pooling}": SentenceEmbedder(CONFIG, pooling) for pooling i
 HEADS |= {"regressor": Regressor(CONFIG), "tagger": TokenTagger(CONFIG, 17), "masked_lm": MaskedLM(CONFIG)}
 SHAPES = {"classifier": (B, 3), "sentence": (B, D), "regressor": (B,), "tagger": (B, T, 17), "masked": (B, T, V)}
 heads = pytest.mark.parametrize("head", HEADS)
+encode_config = jax.jit(Encoder(CONFIG).apply)
 
 
 @functools.cache
@@ -262,7 +265,7 @@ def test_a_row_of_padding_alone_gives_finite_answers_and_gradients(head):
 def test_a_masked_lm_is_a_dense_layer_an_activation_a_norm_and_the_table_of_tokens():
     params, apply = head_of("masked_lm")
     parts = params["params"]
-    x = np.asarray(Encoder(CONFIG).apply({"params": parts["encoder"]}, TOKENS, RAGGED, TYPES), np.float64)
+    x = np.asarray(encode_config({"params": parts["encoder"]}, TOKENS, RAGGED, TYPES), np.float64)
     x = np.asarray(FEED_FORWARDS["gelu"].activation(x @ parts["transform"]["kernel"] + parts["transform"]["bias"]))
     x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
     x = x * parts["norm"]["scale"] + parts["norm"]["bias"]
@@ -279,7 +282,7 @@ def test_only_an_untied_masked_lm_has_an_output_projection_of_its_own():
 def test_a_regressor_is_a_classifier_of_one_class_and_a_classifier_has_a_layer_with_tanh():
     params, apply = head_of("regressor")
     parts = params["params"]["classifier"]
-    x = np.asarray(Encoder(CONFIG).apply({"params": parts["encoder"]}, TOKENS, RAGGED, TYPES))
+    x = np.asarray(encode_config({"params": parts["encoder"]}, TOKENS, RAGGED, TYPES))
     first = x[np.arange(B), RAGGED.argmax(1)]
     hidden = np.tanh(first @ parts["dense"]["kernel"] + parts["dense"]["bias"])
     close(apply(params, TOKENS, RAGGED, TYPES), (hidden @ parts["out"]["kernel"] + parts["out"]["bias"])[:, 0])
