@@ -210,14 +210,9 @@ def test_each_layer_and_each_part_drops_numbers_of_its_own():
         for part, writer in (("attention", "out"), ("feed_forward", "down")):
             ones = {"kernel": jnp.zeros_like(params[name][part][writer]["kernel"]), "bias": jnp.ones(D)}
             params[name][part] = params[name][part] | {writer: ones}
-    _, blocks = stack.apply(
-        {"params": params},
-        jnp.zeros((B, T, D)),
-        MASK,
-        deterministic=False,
-        capture_intermediates=True,
-        rngs={"dropout": jax.random.key(1, impl="rbg")},
-    )
+    train = functools.partial(stack.apply, mask=MASK, deterministic=False, capture_intermediates=True)
+    key = jax.random.key(1, impl="rbg")
+    _, blocks = jax.jit(train)({"params": params}, jnp.zeros((B, T, D)), rngs={"dropout": key})
     first, second = (blocks["intermediates"][name]["__call__"][0][0] for name in ("block_0", "block_1"))
     counts = np.unique(np.asarray(first) / 2, return_counts=True)
     np.testing.assert_array_equal(counts[0], [0, 1, 2])  # 1: one of the two parts alone was dropped
