@@ -28,7 +28,7 @@ from transformer_jax.huggingface.family import as_tuple
 FIXTURES = Path(__file__).parent / "fixtures"
 SHARDED = "llama_sharded_bf16"
 FOLDERS = ["gpt2", "t5", "marian", "bert", "bert_classifier", SHARDED]
-NUM_EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 300))
+NUM_EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 199))
 MAX_CPU_SECONDS = 5.0  # about ten times what the slowest case takes
 MAX_NEW_BYTES = 2**29
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
