@@ -54,6 +54,7 @@ def step(table, tokens, is_token, cache):
     return logits[jnp.arange(len(tokens)), last], cache
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def empty_cache(num_rows, capacity):
     numbers = jnp.zeros((num_rows, capacity, 1, 1))
     is_token = jnp.zeros((num_rows, capacity), bool)
@@ -95,11 +96,13 @@ def assert_same(found, expected):
 # The same tokens
 
 
-@pytest.mark.parametrize("extra_slots", [0, 13])
+GREEDY_DRAFT = {"draft": NEAR, "choice": "greedy"}
+
+
 @pytest.mark.parametrize(
-    "drafts",
-    [{"draft": NEAR, "choice": "greedy"}, {"prompt_lookup": 1, "choice": "greedy"}, {"prompt_lookup": 2}],
-    ids=["draft", "lookup", "sampled_lookup"],
+    "drafts, extra_slots",
+    [(GREEDY_DRAFT, 0), (GREEDY_DRAFT, 13), ({"prompt_lookup": 1, "choice": "greedy"}, 0), ({"prompt_lookup": 2}, 13)],
+    ids=["draft", "draft, more slots", "lookup", "sampled lookup, more slots"],
 )
 def test_tokens_log_probs_states_and_ends_equal_those_of_plain_decoding(drafts, extra_slots):
     processors, ends = (MinLength(4, (EOS,)), PresencePenalty(0.5)), dict(stop_sequences=((3, 5),), num_top=2)
@@ -121,7 +124,7 @@ def test_every_token_of_a_draft_model_that_is_the_model_itself_is_accepted(choic
 def test_sampled_tokens_do_not_depend_on_num_draft_slots_or_other_rows():
     expected = drafted(Temperature(0.8), draft=NEAR)
     alone = dict(prompts=PROMPTS[1:2], is_token=IS_TOKEN[1:2], keys=KEYS[1:2])
-    for kwargs, rows in (({"num_draft": 1}, slice(B)), ({"extra_slots": 13}, slice(B)), (alone, slice(1, 2))):
+    for kwargs, rows in (({"num_draft": 1, "extra_slots": 13}, slice(B)), (alone, slice(1, 2))):
         result = drafted(Temperature(0.8), draft=NEAR, **kwargs)
         np.testing.assert_array_equal(result.generated.tokens, expected.generated.tokens[rows])
         close(result.generated.log_probs, expected.generated.log_probs[rows])
@@ -150,9 +153,10 @@ def exact(processors):
     texts = np.indices((V,) * NUM_NEW).reshape(NUM_NEW, -1).T
     rows, lengths = np.concatenate([np.tile([6, 3], (len(texts), 1)), texts], axis=1), np.full(len(texts), 2)
     states, probability = init_states(processors, rows, lengths, NUM_NEW), 1.0
+    apply = jax.jit(apply_processors)
     for i in range(NUM_NEW):
         logits = jnp.array(TABLE[rows[:, i], rows[:, i + 1]])
-        logits, states = apply_processors(processors, logits, jnp.array(rows), jnp.array(lengths + i), states)
+        logits, states = apply(processors, logits, rows, lengths + i, states)
         probability = probability * np.asarray(jax.nn.softmax(logits), np.float64)[np.arange(len(rows)), texts[:, i]]
     return probability / probability.sum()
 
