@@ -1,5 +1,6 @@
 """Checks that have to notice the bugs of mutants.py; each imports the package as it is at that moment."""
 
+import contextlib
 import importlib
 
 import jax
@@ -38,7 +39,7 @@ def laws():
 
 def attention(backend):
     attend = importlib.import_module("transformer_jax.nn.attention").attend
-    laws().check_attention(lambda *args: attend(*args, backend=backend))
+    laws().check_attention(jax.jit(lambda *args: attend(*args, backend=backend)))
 
 
 def gpt(**changes):
@@ -47,7 +48,7 @@ def gpt(**changes):
 
 
 def cache(**changes):
-    model, params, config = make("GPT", **{"num_layers": 2} | changes)
+    model, params, config = make("GPT", **changes)
     make_cache = importlib.import_module("transformer_jax.nn.kv_cache").make_cache
     extend = jax.jit(lambda *args: model.apply(params, *args, method="extend"))
     apply = jax.jit(lambda tokens, is_token: model.apply(params, tokens, is_token))
@@ -66,44 +67,55 @@ def window():
     np.testing.assert_array_equal(seen[0], np.tril(np.ones((4, 4))) - np.tril(np.ones((4, 4)), -2))
 
 
+@contextlib.contextmanager
+def small_blocks():
+    """Blocks of two queries or keys, so that short texts have several of them."""
+    cpu, blockwise = (importlib.import_module(f"transformer_jax.nn.attention_{name}") for name in ("cpu", "blockwise"))
+    before = cpu.QUERY_BLOCK, blockwise.BLOCK
+    cpu.QUERY_BLOCK = blockwise.BLOCK = 2
+    try:
+        yield
+    finally:
+        cpu.QUERY_BLOCK, blockwise.BLOCK = before
+
+
 def twins(backend, softcap=0.0):
     attn, masks = (importlib.import_module(f"transformer_jax.{name}") for name in ("nn.attention", "nn.masks"))
-    for name, value in (("nn.attention_cpu.QUERY_BLOCK", 2), ("nn.attention_blockwise.BLOCK", 2)):
-        module, attribute = name.rsplit(".", 1)
-        setattr(importlib.import_module(f"transformer_jax.{module}"), attribute, value)
     q, k, v = normal(0, 2, LENGTH, 6, 4), normal(1, 2, LENGTH, 2, 4), normal(2, 2, LENGTH, 2, 4)
 
     def attend(backend):
         return jax.jit(lambda *qkv: attn.attend(*qkv, masks.Mask(is_causal=True), softcap=softcap, backend=backend))
 
-    laws().check_twins(attend(backend), attend("reference"), 2 * q, k, v)
+    with small_blocks():
+        laws().check_twins(attend(backend), attend("reference"), 2 * q, k, v)
 
 
 def bias_twins():
     attend = importlib.import_module("transformer_jax.nn.attention").attend
     positions = importlib.import_module("transformer_jax.nn.positions")
-    importlib.import_module("transformer_jax.nn.attention_blockwise").BLOCK = 2
     q, table = normal(0, 2, LENGTH, 6, 4), normal(3, 6, 6)
     of_distance = lambda table, distance: jnp.moveaxis(table[jnp.clip(distance, 0, 5)], -1, 1)  # noqa: E731
 
     def with_bias(backend):
         return jax.jit(lambda table: attend(q, q, q, None, positions.DistanceBias(table, of_distance), backend=backend))
 
-    laws().check_twins(with_bias("blockwise"), with_bias("reference"), table)
+    with small_blocks():
+        laws().check_twins(with_bias("blockwise"), with_bias("reference"), table)
 
 
 def dropout_mean():
     attend = importlib.import_module("transformer_jax.nn.attention").attend
     q, k, v = normal(0, 2, 7, 3, 4), normal(1, 2, 11, 3, 4), normal(2, 2, 11, 3, 4) + 3.0
-    outs = [attend(q, k, v, dropout_rate=0.5, dropout_key=jax.random.key(i)).mean() for i in range(40)]
-    assert abs(np.mean(outs) - attend(q, k, v).mean()) < 0.3
+    dropped = jax.jit(lambda key: attend(q, k, v, dropout_rate=0.5, dropout_key=key).mean())
+    outs = [dropped(jax.random.key(i)) for i in range(40)]
+    assert abs(np.mean(outs) - jax.jit(attend)(q, k, v).mean()) < 0.3
 
 
 def evaluation():
     model, params, _ = make("GPT", dropout_rate=0.5)
     tokens = np.arange(10).reshape(2, 5)
-    key = jax.random.key(0)
-    a, b = (model.apply(params, tokens, rngs={"dropout": k}) for k in (key, jax.random.key(1)))
+    apply = jax.jit(lambda key: model.apply(params, tokens, rngs={"dropout": key}))
+    a, b = (apply(jax.random.key(seed)) for seed in (0, 1))
     np.testing.assert_array_equal(a, b)
 
 
@@ -112,7 +124,7 @@ def value_passes():
     attn, masks = (importlib.import_module(f"transformer_jax.{name}") for name in ("nn.attention", "nn.masks"))
     config = importlib.import_module("transformer_jax.config").TransformerConfig(d_model=7, num_heads=2, head_dim=4)
     module, x = attn.Attention(config), normal(0, 2, 1, 7)
-    params = module.init(jax.random.key(0), x, masks.Mask())["params"]
+    params = jax.jit(module.init)(jax.random.key(0, impl="rbg"), x, masks.Mask())["params"]
     value = np.einsum("BTD,DNH->BTNH", x, params["value"]["kernel"])
     expected = np.einsum("BTNH,NHD->BTD", value, params["out"]["kernel"])
     np.testing.assert_allclose(module.apply({"params": params}, x, masks.Mask())[0], expected, atol=1e-5)
@@ -127,11 +139,11 @@ def settings():
         return attn.Attention(config.TransformerConfig(d_model=7, num_heads=2, head_dim=4, init_std=1.0, **changes))
 
     x = normal(0, 2, 5, 7)
-    params = module().init(jax.random.key(0), x, masks.Mask())["params"]
+    params = jax.jit(module().init)(jax.random.key(0, impl="rbg"), x, masks.Mask())["params"]
 
     def times(factor, **changes):
         query = jax.tree.map(lambda leaf: factor * leaf, params["query"])
-        return module(**changes).apply({"params": params | {"query": query}}, x, masks.Mask())[0]
+        return jax.jit(module(**changes).apply)({"params": params | {"query": query}}, x, masks.Mask())[0]
 
     np.testing.assert_allclose(times(1.0, attention_scale=1.0), times(2.0), atol=1e-4)
     np.testing.assert_allclose(times(1.0, attention_softcap=1e-6), times(0.0), atol=1e-4)
@@ -152,7 +164,7 @@ def shift():
     config = importlib.import_module("transformer_jax.config")
     module = attn.Attention(config.TransformerConfig(d_model=8, num_heads=2, positions="rotary", init_std=1.0))
     x, at = normal(0, 2, 5, 8), np.arange(5)[None]
-    params = module.init(jax.random.key(0), x, masks.Mask())
+    params = jax.jit(module.init)(jax.random.key(0, impl="rbg"), x, masks.Mask())
     apply = jax.jit(lambda at: module.apply(params, x, masks.Mask(query_positions=at, key_positions=at))[0])
     np.testing.assert_allclose(apply(at + 7), apply(at), atol=1e-4)
 
@@ -247,7 +259,8 @@ def shaw():
     attend, relative = (importlib.import_module(f"transformer_jax.{name}") for name in ("nn.attention", "nn.positions"))
     q = normal(0, 2, 3, 1, 4)
     vectors = relative.Relative(jnp.zeros((3, 4)), jnp.ones((3, 4)))
-    np.testing.assert_allclose(attend.attend(q, q, q, relative=vectors), attend.attend(q, q, q) + 1.0, atol=1e-5)
+    fn = jax.jit(attend.attend)
+    np.testing.assert_allclose(fn(q, q, q, relative=vectors), fn(q, q, q) + 1.0, atol=1e-5)
 
 
 def numbers():
@@ -266,8 +279,9 @@ def block_of(norm_placement):
     config = importlib.import_module("transformer_jax.config")
     config = config.TransformerConfig(d_model=8, num_heads=2, norm_placement=norm_placement)
     block, x = blocks.Block(config), normal(0, 2, 3, 8)
-    bound = block.bind(jax.jit(block.init)(jax.random.key(1), x, masks.Mask()))
-    return bound, x, lambda x: bound.attention(x, masks.Mask())[0], bound(x, masks.Mask())[0]
+    params = jax.jit(block.init)(jax.random.key(1), x, masks.Mask())
+    bound, out = block.bind(params), jax.jit(lambda x: block.apply(params, x, masks.Mask())[0])(x)
+    return bound, x, jax.jit(lambda x: bound.attention(x, masks.Mask())[0]), out
 
 
 def post_norm():

@@ -54,11 +54,17 @@ for *_, (check, arguments) in MUTANTS.values():
     CHECKS[f"{check} {arguments or ''}".strip()] = (check, arguments)
 
 
-@pytest.mark.parametrize("name", CHECKS)
-def test_every_check_passes_on_the_package_as_it_is(name):
-    check, arguments = CHECKS[name]
+@pytest.fixture(scope="module")
+def package_as_it_is():
+    """One fresh import for all checks, of which some set sizes of blocks in its modules; the tests share it."""
     with fresh_package():
-        getattr(mutant_checks, check)(**arguments)
+        yield
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_every_check_passes_on_the_package_as_it_is(name, package_as_it_is):
+    check, arguments = CHECKS[name]
+    getattr(mutant_checks, check)(**arguments)
 
 
 @pytest.mark.parametrize("name", MUTANTS)
