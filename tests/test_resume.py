@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from helpers.commands import assert_is_one_error, command
 
 import transformer_jax as tj
 from train.config import Config
@@ -19,6 +20,7 @@ from train.metrics import read_metrics
 from transformer_jax.checkpoint import CheckpointError, Checkpoints
 from transformer_jax.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("compilation_cache")  # of the child processes, which train the same model
 ROOT = Path(__file__).parents[1]
 NUM_STEPS, SAVE_EVERY = 60, 4
 SETTINGS = {
@@ -40,25 +42,29 @@ def settings(data, **changes):
     return sections
 
 
-def start(data, workdir, **changes):
-    flags = [
-        f"--config.{section}.{field}={value}"
-        for section, fields in settings(data, **changes).items()
-        for field, value in fields.items()
+def flags_of(data, workdir, **changes):
+    sections = settings(data, **changes)
+    values = [
+        f"--config.{name}.{field}={value}" for name, fields in sections.items() for field, value in fields.items()
     ]
-    command = [sys.executable, "-m", "train", "--config=configs/gpt_char.py", f"--workdir={workdir}", *flags]
+    return ["--config=configs/gpt_char.py", f"--workdir={workdir}", *values]
+
+
+def start(data, workdir):
+    """Start the train command as a process of its own."""
+    words = [sys.executable, "-m", "train", *flags_of(data, workdir)]
     env = os.environ | {"JAX_PLATFORMS": "cpu"}
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    return subprocess.Popen(command, cwd=ROOT, env=env, **pipes)
+    return subprocess.Popen(words, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def finish(process):
-    process.out, process.err = process.communicate(timeout=300)
+    process.stdout, process.stderr = process.communicate(timeout=300)
     return process
 
 
 def train(data, workdir, **changes):
-    return finish(start(data, workdir, **changes))
+    """Run the train command in this process; return its code and its output."""
+    return command("train", *flags_of(data, workdir, **changes))
 
 
 def train_here(data, workdir, **changes):
@@ -97,13 +103,6 @@ def flip_a_bit(run_dir, step):
     return file
 
 
-def assert_is_one_error(process, *words):
-    assert process.returncode == 2, process.err
-    assert process.err.startswith("error: ") and process.err.count("\n") == 1
-    for word in words:
-        assert word in process.err
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "text.txt"
@@ -118,7 +117,7 @@ def uninterrupted(data, tmp_path_factory):
     """An uninterrupted run, with checkpoints at other steps."""
     workdir = tmp_path_factory.mktemp("runs") / "uninterrupted"
     process = train(data, workdir, checkpoint__save_every=25)
-    assert process.returncode == 0, process.err
+    assert process.returncode == 0, process.stderr
     return workdir
 
 
@@ -148,7 +147,7 @@ def interrupted(data, tmp_path_factory):
     assert wait_for(process, lambda: has_logged(workdir, 18) and saving())
     process.send_signal(signal.SIGSTOP)
     results["leftovers"] = saving()
-    results["second"] = train(data, workdir)
+    results["second"] = finish(start(data, workdir))
     process.kill()
     results["killed 2"] = finish(process)
     # Asked to stop.
@@ -160,7 +159,7 @@ def interrupted(data, tmp_path_factory):
         results[f"after {signum}"] = losses(workdir)[-1][0], checkpoints.steps()[-1]
     # Damaged: the newest checkpoint is not sound.
     results["damaged"] = checkpoints.steps()[-1], checkpoints.steps()[-2], flip_a_bit(workdir, checkpoints.steps()[-1])
-    results["last"] = train(data, workdir)
+    results["last"] = finish(start(data, workdir))
     return workdir, results
 
 
@@ -170,7 +169,7 @@ def interrupted(data, tmp_path_factory):
 def test_an_interrupted_run_logs_the_losses_of_an_uninterrupted_one(uninterrupted, interrupted):
     workdir, results = interrupted
     assert [results[f"killed {i}"].returncode for i in range(3)] == [-signal.SIGKILL] * 3
-    assert results["last"].returncode == 0, results["last"].err
+    assert results["last"].returncode == 0, results["last"].stderr
     assert losses(workdir) == losses(uninterrupted)
     assert [step for step, split, _ in losses(workdir) if split == "train"] == list(range(1, NUM_STEPS + 1))
     assert [step for step, split, _ in losses(workdir) if split == "val"] == [20, 40, 60]
@@ -197,17 +196,17 @@ def test_a_second_process_in_the_same_directory_is_refused(interrupted):
 def test_a_run_that_is_asked_to_stop_saves_and_exits_with_the_code_of_the_signal(interrupted, signum, code):
     _, results = interrupted
     process, (last_logged, last_saved) = results[signum], results[f"after {signum}"]
-    assert process.returncode == code, process.err
+    assert process.returncode == code, process.stderr
     assert last_saved == last_logged < NUM_STEPS
-    assert f"stopped and saved at step {last_saved}" in process.out
-    assert signal.Signals(signum).name in process.err and "Traceback" not in process.err
+    assert f"stopped and saved at step {last_saved}" in process.stdout
+    assert signal.Signals(signum).name in process.stderr and "Traceback" not in process.stderr
 
 
 def test_a_flipped_bit_in_the_newest_checkpoint_is_reported_and_the_one_before_used(interrupted):
     _, results = interrupted
     newest, before, file = results["damaged"]
-    assert f"warning: checkpoint {newest} is damaged and skipped: {file}" in results["last"].err
-    assert f"resumed at step {before}" in results["last"].out
+    assert f"warning: checkpoint {newest} is damaged and skipped: {file}" in results["last"].stderr
+    assert f"resumed at step {before}" in results["last"].stdout
 
 
 def test_a_second_signal_ends_the_process_at_once():
@@ -231,18 +230,18 @@ def test_a_finished_run_that_is_started_again_changes_nothing(data, finished):
     before = files(finished)
     process = train(data, finished, checkpoint__save_every=25)
     assert process.returncode == 0
-    assert process.out.startswith(f"Already trained: step {NUM_STEPS}") and "--run_dir=" in process.out
-    assert process.err == "" and files(finished) == before
+    assert process.stdout.startswith(f"Already trained: step {NUM_STEPS}") and "--run_dir=" in process.stdout
+    assert process.stderr == "" and files(finished) == before
 
 
 def test_a_larger_num_steps_continues_from_the_end(data, finished):
     before = losses(finished)
     process = train(data, finished, train__num_steps=NUM_STEPS + 7, checkpoint__save_every=25)
-    assert process.returncode == 0, process.err
+    assert process.returncode == 0, process.stderr
     assert losses(finished)[: len(before)] == before
     assert [step for step, split, _ in losses(finished)[len(before) :] if split == "train"] == list(range(61, 68))
-    assert f"resumed at step {NUM_STEPS}\n" in process.out
-    assert f"train.num_steps: {NUM_STEPS} -> {NUM_STEPS + 7}" in process.out
+    assert f"resumed at step {NUM_STEPS}\n" in process.stdout
+    assert f"train.num_steps: {NUM_STEPS} -> {NUM_STEPS + 7}" in process.stdout
     assert Checkpoints(finished).find() == NUM_STEPS + 7
 
 
@@ -258,7 +257,7 @@ def test_a_changed_model_is_refused_by_name_from_the_command_line(data, finished
     before = files(finished)
     process = train(data, finished, model__num_layers=2, train__num_steps=99)
     assert_is_one_error(process, "model.num_layers=2", "was trained with 1", "train.num_steps")
-    assert process.out == ""
+    assert process.stdout == ""
     assert files(finished) == before
 
 
@@ -295,8 +294,8 @@ def test_a_run_with_only_damaged_checkpoints_is_not_started_again(data, finished
     damaged = [flip_a_bit(finished, step) for step in Checkpoints(finished).steps()]
     before = files(finished)
     process = train(data, finished)
-    assert process.returncode == 2 and process.out == ""
-    *warnings, error = process.err.splitlines()
+    assert process.returncode == 2 and process.stdout == ""
+    *warnings, error = process.stderr.splitlines()
     assert error.startswith("error: ") and "none of its checkpoints" in error
     assert all(any(str(file) in warning for warning in warnings) for file in damaged)
     assert files(finished) == before
@@ -321,10 +320,10 @@ def test_a_loss_that_stays_infinite_stops_the_run_with_finite_checkpoints(data, 
         train__max_consecutive_skips=3,
         checkpoint__save_every=1,
     )
-    assert process.returncode == 1, process.err
-    assert process.err.startswith("failed: stopped at step ") and process.err.count("\n") == 1
+    assert process.returncode == 1, process.stderr
+    assert process.stderr.startswith("failed: stopped at step ") and process.stderr.count("\n") == 1
     for words in ("gradient norm", "learning rate 1e+30", "newest checkpoint is"):
-        assert words in process.err
+        assert words in process.stderr
     steps = Checkpoints(tmp_path).steps()
     assert steps
     for step in steps:
