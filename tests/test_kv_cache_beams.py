@@ -1,12 +1,13 @@
 """Beams that share the slots of their row, beside beams that have copies."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.arrays import close
-from helpers.decoders import RAGGED, TOKENS, B, Decoder, T, V, variants
-from helpers.decoders import decoder as plain_decoder
+from helpers.decoders import RAGGED, TOKENS, VARIANTS, B, Decoder, T, V, variants
 
 from transformer_jax.errors import UserError
 from transformer_jax.nn.kv_cache import accept_prefix, as_type, expand_beams, make_rolling_cache, reorder, rewind
@@ -16,6 +17,12 @@ ROWS = np.repeat(np.arange(B), W)
 rng = np.random.default_rng(0)
 NEW = rng.integers(0, V, (STEPS, B * W, 1))
 PARENTS = [np.arange(B * W) // W * W + rng.integers(0, W, B * W) for _ in range(STEPS)]  # of the same row
+
+
+@functools.cache
+def plain_decoder(variant):
+    """A decoder of one layer; rotary has two, whose slots are in the same order."""
+    return Decoder(**VARIANTS[variant], num_layers=2 if variant == "rotary" else 1)
 
 
 def after_steps(model, cache):
@@ -29,7 +36,8 @@ def after_steps(model, cache):
 
 
 def read(model, cache_type="model"):
-    return model.extend(TOKENS, RAGGED, as_type(model.cache(), cache_type))[1]
+    cache = model.cache() if cache_type == "model" else jax.jit(as_type, static_argnums=1)(model.cache(), cache_type)
+    return model.extend(TOKENS, RAGGED, cache)[1]
 
 
 @variants
@@ -42,7 +50,7 @@ def test_beams_that_share_slots_have_the_logits_of_beams_with_copies(variant):
 
 @pytest.mark.parametrize("changes", [{"window": 3, "positions": "alibi"}, {"window": 5}])
 def test_so_they_have_with_a_window(changes):
-    model = Decoder(**{"positions": "rotary"} | changes)
+    model = Decoder(**{"positions": "rotary", "num_layers": 1} | changes)
     forked, _ = after_steps(model, expand_beams(read(model), B, W, T + W * STEPS))
     copied, _ = after_steps(model, reorder(read(model), ROWS))
     close(forked, copied)
@@ -75,7 +83,7 @@ def test_a_fork_that_is_full_gives_nan():
 
 def test_what_has_no_slots_of_its_own_for_beams_is_copied():
     for changes in ({"attention": "linear", "positions": "none"}, {"window": 5, "positions": "rotary"}):
-        model = Decoder(**changes)
+        model = Decoder(**changes, num_layers=1)
         cache = model.extend(TOKENS, RAGGED, make_rolling_cache(model.config, B, T))[1]
         beams = expand_beams(cache, B, W, 2)
         assert beams.beams is None and len(beams.num_tokens) == B * W
