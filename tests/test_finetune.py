@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.train_steps import step_without_update
 
 import transformer_jax as tj
 from configs import finetune_bert, finetune_gpt2
 from train.config import OptimizerConfig
 from train.loop import run as train
 from train.optimizer import make_optimizer
-from train.state import LossAccumulator
 from train.tasks.supervised import encode_pair
 from transformer_jax.models import parameter_shapes, path_names
 
@@ -38,11 +38,6 @@ def by_name(params):
 
 def assert_equal(params, expected):
     jax.tree.map(np.testing.assert_array_equal, params, expected)
-
-
-def step_without_update(state, batch, **_):
-    """A training step that only counts, and hardly takes time to compile: for tests of the initial parameters."""
-    return state.replace(step=state.step + 1, accumulator=LossAccumulator(jnp.float32(1), jnp.float32(1)))
 
 
 def train_without_updates(config, workdir):
