@@ -102,7 +102,7 @@ def plain_search(prompt, num_beams, max_new_tokens, alpha, stopping):
     "stopping, num_beams, alpha",
     [
         *(("heuristic", *case) for case in ((1, 1.0), (2, 0.0), (3, 2.0), (4, 0.6), (3, -1.0))),
-        *(("first", *case) for case in ((1, 1.0), (3, 2.0), (3, -1.0))),
+        *(("first", *case) for case in ((1, 1.0), (2, 0.0), (3, 2.0), (4, 0.6), (3, -1.0))),
     ],
 )
 def test_the_stopping_rules_equal_those_of_the_reference_library_row_by_row(stopping, num_beams, alpha):
@@ -244,13 +244,8 @@ def pretrained(folder):
     return tj.from_pretrained(FIXTURES / folder)
 
 
-@pytest.mark.parametrize(
-    "folder, name, length_penalty, stopping",
-    [
-        *((name, "beam", 1.0, "heuristic") for name in ("gpt2", "llama", "llama3", "t5", "t5_v1_1", "bart", "marian")),
-        *((name, "beam_long", 2.0, "first") for name in ("gpt2", "t5")),
-    ],
-)
+@pytest.mark.parametrize("name, length_penalty, stopping", [("beam", 1.0, "heuristic"), ("beam_long", 2.0, "first")])
+@pytest.mark.parametrize("folder", ["gpt2", "llama", "llama3", "t5", "t5_v1_1", "bart", "marian"])
 def test_tokens_and_scores_equal_those_of_the_reference_library(folder, name, length_penalty, stopping):
     run, given = pretrained(folder), dict(np.load(FIXTURES / folder / "expected.npz"))
     num_new = given[name].shape[1]
