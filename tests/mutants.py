@@ -121,12 +121,7 @@ MUTANTS = {
     ),
     # Cache
     "cache slot off by one": ("nn.kv_cache", "(0, slots, 0)", "(0, slots + 1, 0)", ("cache", {})),
-    "K and V swapped": (
-        A,
-        "return keys, self.value(source)",
-        "return self.value(source), keys",
-        ("value_passes", {}),
-    ),
+    "K and V swapped": (A, "return keys, self.value(source)", "return self.value(source), keys", ("value_passes", {})),
     "padding counted as tokens": (
         "nn.kv_cache",
         "jnp.sum(is_token, axis=1, keepdims=True, dtype=jnp.int32)",
@@ -204,12 +199,7 @@ MUTANTS = {
         ("positions", {"positions": "rotary", "rope_layout": "pairs"}),
     ),
     "rotary turns one half": (P, "second * cos + first * sin", "second * cos", ("positions", {"positions": "rotary"})),
-    "keys not turned": (
-        A,
-        "k = self.scheme.rotate(k, positions, config)",
-        "pass",
-        ("shift", {}),
-    ),
+    "keys not turned": (A, "k = self.scheme.rotate(k, positions, config)", "pass", ("shift", {})),
     "ALiBi rewards distance": (P, "return -jnp.asarray(slopes)", "return jnp.asarray(slopes)", ("alibi", {})),
     "ALiBi slopes in the wrong order": (
         P,

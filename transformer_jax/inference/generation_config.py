@@ -21,10 +21,7 @@ NAMES = {
 # Ranges of the numbers that become logits processors, and the rule in words; the processors have the same checks, and a
 # test compares them. The value that turns a processor off is allowed as well.
 RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
-    "temperature": (
-        lambda x: 1e-6 <= x <= 1e6,
-        "must be from 1e-6 to 1e6. For 0, choose greedily: method=greedy",
-    ),
+    "temperature": (lambda x: 1e-6 <= x <= 1e6, "must be from 1e-6 to 1e6. For 0, choose greedily: method=greedy"),
     "top_k": (lambda x: x >= 0, "must be 1 or more; to keep all tokens omit it, or take 0"),
     "top_p": (lambda x: 0 < x <= 1, "must be above 0 and at most 1 (all tokens)"),
     "min_p": (lambda x: 0 <= x <= 1, "must be above 0 and at most 1 (only the most likely tokens)"),
