@@ -56,6 +56,11 @@ SLOW_FILES = (
     "test_devices",
     "test_kv_cache_beams",
     "test_docs",
+    "test_seq2seq",
+    "test_settings",
+    "test_encoder",
+    "test_beam_search",
+    "test_attention_cpu",
 )
 
 # Tracing creates very many objects, and hardly any cycles: fewer collections save a tenth of the time.
