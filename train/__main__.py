@@ -12,7 +12,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from transformer_jax import startup
-from transformer_jax.commands.cli import HELP_FLAGS, UsageError, parse_flags, report_errors
+from transformer_jax.commands.cli import HELP_FLAGS, UsageError, parse_flags, report_errors, required
 from transformer_jax.schema import config_fields, unknown_field
 
 from .config import Config
@@ -132,15 +132,14 @@ def main(argv: list[str]) -> None:
         raise UsageError(
             f"--config: the recipe gives no configuration: {reason}. See {RECIPES / 'gpt_char.py'}."
         ) from error
-    if not _WORKDIR.value:
-        raise UsageError(f"--workdir: is missing. Example: {EXAMPLE}")
+    workdir = required(_WORKDIR, EXAMPLE)
 
     config = Config.from_dict(_CONFIG.value)
 
     startup.prepare()
     from .loop import run  # here, so that errors above are reported before JAX is loaded
 
-    run(config, _WORKDIR.value)
+    run(config, workdir)
 
 
 if __name__ == "__main__":

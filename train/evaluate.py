@@ -7,7 +7,7 @@ from pathlib import Path
 from absl import flags
 
 from transformer_jax import startup
-from transformer_jax.commands.cli import HELP_FLAGS, UsageError, parse_flags, report_errors, show_help
+from transformer_jax.commands.cli import HELP_FLAGS, UsageError, parse_flags, report_errors, required, show_help
 
 EXAMPLE = "python -m transformer_jax evaluate --run_dir=runs/multi30k --split=test"
 
@@ -27,8 +27,7 @@ def main(argv: list[str]) -> None:
         show_help(f"Score a trained run on a split.\n\n  {EXAMPLE}\n", __name__)
         return
     parse_flags(argv, EXAMPLE)
-    if not _RUN_DIR.value:
-        raise UsageError(f"--run_dir: is missing. Example: {EXAMPLE}")
+    run_dir = required(_RUN_DIR, EXAMPLE)
 
     startup.prepare()
     import transformer_jax as tj  # here, so that errors above are reported before JAX is loaded
@@ -38,11 +37,11 @@ def main(argv: list[str]) -> None:
     from .plot import draw_confusion
     from .tasks.scoring import SCORERS, Options
 
-    run = tj.load(_RUN_DIR.value, _CHECKPOINT.value, average=_AVERAGE.value)
-    meta = tj.read_meta(_RUN_DIR.value)
+    run = tj.load(run_dir, _CHECKPOINT.value, average=_AVERAGE.value)
+    meta = tj.read_meta(run_dir)
     if "config" not in meta:
         raise UsageError(
-            f"--run_dir={_RUN_DIR.value}: was not trained by transformer_jax, so it has no task. Give a training run."
+            f"--run_dir={run_dir}: was not trained by transformer_jax, so it has no task. Give a training run."
         )
     values = meta["config"]
     for field, path in zip(SPLITS[_SPLIT.value], (_PATH.value, _TARGET_PATH.value), strict=True):
@@ -55,7 +54,7 @@ def main(argv: list[str]) -> None:
     score = SCORERS[config.train.task](
         run, config, _SPLIT.value, Options(_NUM_BEAMS.value, _LENGTH_PENALTY.value, progress)
     )
-    folder = Path(_RUN_DIR.value).expanduser() / "evaluation" / _SPLIT.value
+    folder = Path(run_dir).expanduser() / "evaluation" / _SPLIT.value
     folder.mkdir(parents=True, exist_ok=True)
     average = {"average_of": _AVERAGE.value} if _AVERAGE.value else {}
     result = {"split": _SPLIT.value, "step": run.step, **average, **score.values}
