@@ -49,7 +49,7 @@ def gpt(**changes):
 
 def cache(**changes):
     model, params, config = make("GPT", **changes)
-    make_cache = importlib.import_module("transformer_jax.nn.kv_cache").make_cache
+    make_cache = importlib.import_module("transformer_jax.nn.kv_cache_kinds").make_cache
     extend = jax.jit(lambda *args: model.apply(params, *args, method="extend"))
     apply = jax.jit(lambda tokens, is_token: model.apply(params, tokens, is_token))
     laws().check_cache(apply, extend, lambda rows: make_cache(config, rows, 9), vocab_size=V)
@@ -171,21 +171,22 @@ def shift():
 
 def reorder():
     cache = importlib.import_module("transformer_jax.nn.kv_cache")
-    state = cache.KVCache(jnp.arange(3.0)[:, None], jnp.arange(3.0)[:, None])
-    np.testing.assert_array_equal(cache.reorder(state, jnp.array([2, 2])).keys[:, 0], [2, 2])
+    layer = cache.KeysValues(jnp.arange(3.0)[:, None], jnp.arange(3.0)[:, None])
+    state = cache.KVCache((layer,), jnp.ones((3, 1), bool), jnp.ones((3, 1), jnp.int32), jnp.int32(1))
+    np.testing.assert_array_equal(state.reorder(jnp.array([2, 2])).layers[0].keys[:, 0], [2, 2])
 
 
 def beams():
-    cache = importlib.import_module("transformer_jax.nn.kv_cache")
+    cache = importlib.import_module("transformer_jax.nn.kv_cache_kinds")
     model, params, config = make("GPT", positions="learned")
     read = jax.jit(lambda *args: model.apply(params, *args, last_only=True, method="extend"))
     prompt, rows, parents = np.arange(6).reshape(2, 3), np.repeat(np.arange(2), 2), jnp.array([1, 0, 2, 2])
     _, start = read(prompt, prompt >= 0, cache.make_cache(config, 2, LENGTH))
     found = []
-    for state in (cache.expand_beams(start, 2, 2, 3 + 2 * 2), cache.reorder(start, rows)):
+    for state in (start.expand(2, 3 + 2 * 2), start.reorder(rows)):
         for tokens in np.array([[3, 1, 4, 1], [5, 9, 2, 6]])[:, :, None]:
             logits, state = read(tokens, tokens >= 0, state)
-            state = cache.reorder(state, parents, with_source=False)
+            state = state.reorder(parents)
         found.append(logits)
     np.testing.assert_allclose(*found, atol=1e-5)
 

@@ -120,7 +120,7 @@ MUTANTS = {
         ("bias_twins", {}),
     ),
     # Cache
-    "cache slot off by one": ("nn.kv_cache", "(0, slots, 0)", "(0, slots + 1, 0)", ("cache", {})),
+    "cache slot off by one": ("nn.kv_cache", "(0, first_slot, 0)", "(0, first_slot + 1, 0)", ("cache", {})),
     "K and V swapped": (A, "return keys, self.value(source)", "return self.value(source), keys", ("value_passes", {})),
     "padding counted as tokens": (
         "nn.kv_cache",
@@ -143,8 +143,8 @@ MUTANTS = {
     ),
     "beams count each other's tokens": (
         "nn.kv_cache_beams",
-        "num_tokens=cache.num_tokens + 1",
-        "num_tokens=cache.num_tokens + W",
+        "num_tokens=self.num_tokens + 1",
+        "num_tokens=self.num_tokens + W",
         ("beams", {}),
     ),
     # Sampling
@@ -175,8 +175,8 @@ MUTANTS = {
     ),
     "linear state not carried": (
         "nn.linear_attention",
-        "state = LinearState(state.products + jnp",
-        "state = LinearState(jnp",
+        "state.keys + fk.sum(1), state.values + jnp",
+        "state.keys + fk.sum(1), jnp",
         ("cache", {"attention": "linear", "positions": "learned"}),
     ),
     "linear attention sees ahead": (

@@ -14,7 +14,7 @@ import transformer_jax as tj
 from transformer_jax.inference.attention_maps import _record
 from transformer_jax.models import GPT, MODELS, Encoder, Seq2Seq, Seq2SeqConfig, parameter_shapes
 from transformer_jax.nn.attention import Attention
-from transformer_jax.nn.kv_cache import KVCache
+from transformer_jax.nn.kv_cache import KeysValues
 from transformer_jax.nn.masks import Mask
 from transformer_jax.nn.positions import POSITIONS
 from transformer_jax.sampling import GenerationDefaults
@@ -100,8 +100,8 @@ def test_weights_times_values_are_the_output_of_self_and_cross_attention():
         shapes = jax.eval_shape(Attention(config_of(positions="none")).init, jax.random.key(0), x, Mask())
         params = random_like(shapes)
         keys, values = jax.jit(functools.partial(model.apply, method="keys_values"))(params, source if is_cross else x)
-        cache = KVCache.from_projections(keys, values) if is_cross else None
-        (out, _), recorded = recorded_by(model, params, x, mask, None, cache)
+        read = KeysValues.from_projections(keys, values) if is_cross else None
+        (out, _), recorded = recorded_by(model, params, x, mask, None, None, read)
         weights = recorded["weights"]
         assert weights.shape == (B, N, T, S if is_cross else T)
         mixed = np.einsum("BNTS,BSNH->BTNH", weights, np.repeat(values, N // 2, axis=2))
@@ -152,7 +152,7 @@ def test_an_encoder_attends_both_ways_and_never_to_padding():
 
 
 def test_pieces_read_with_a_cache_have_the_weights_of_the_whole_text():
-    from transformer_jax.nn.kv_cache import make_cache
+    from transformer_jax.nn.kv_cache_kinds import make_cache
 
     model = GPT(config_of(positions="rotary"))
     params = {"params": random_like(parameter_shapes(model), scale=0.4)}

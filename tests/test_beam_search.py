@@ -30,7 +30,7 @@ from helpers.beams import (
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
 from transformer_jax.models import GPT
-from transformer_jax.nn.kv_cache import make_cache
+from transformer_jax.nn.kv_cache_kinds import make_cache
 from transformer_jax.sampling import generate
 from transformer_jax.sampling.beam_search import LENGTH_PENALTIES, Beams, beam_search
 

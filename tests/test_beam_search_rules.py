@@ -24,7 +24,7 @@ import transformer_jax as tj
 from transformer_jax import sampling
 from transformer_jax.errors import UserError
 from transformer_jax.inference.forward import step_function
-from transformer_jax.nn.kv_cache import make_cache
+from transformer_jax.nn.kv_cache_kinds import make_cache
 from transformer_jax.sampling import STOPPING, MinLength, Renormalize, Suppress, beam_search
 
 FIXTURES = Path(__file__).parent / "fixtures"

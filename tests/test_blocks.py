@@ -71,8 +71,8 @@ class Parts:
             for name in ("key", "value")
         )
         module = Attention(self.config, is_cross=True)
-        source = kv.KVCache.from_projections(keys, values)
-        return module.apply({"params": params}, jnp.array(x), SOURCE_MASK, None, source)[0]
+        source = kv.KeysValues.from_projections(keys, values)
+        return module.apply({"params": params}, jnp.array(x), SOURCE_MASK, source=source)[0]
 
     def feed_forward(self, x):
         return FeedForward(self.config).apply({"params": self.params["feed_forward"]}, jnp.array(x))

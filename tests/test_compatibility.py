@@ -11,7 +11,7 @@ from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
 from transformer_jax.models import GPT
 from transformer_jax.nn.compatibility import EXTRAS, compatibility_table, incompatibility
-from transformer_jax.nn.kv_cache import make_cache
+from transformer_jax.nn.kv_cache_kinds import make_cache
 from transformer_jax.nn.masks import Mask
 from transformer_jax.nn.positions import POSITIONS, DenseBias
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
 from transformer_jax.models import GPT
-from transformer_jax.nn.kv_cache import make_cache
+from transformer_jax.nn.kv_cache_kinds import make_cache
 from transformer_jax.nn.positions import POSITIONS
 from transformer_jax.sampling import CHOICES, Temperature, TopK, TopP, generate
 from transformer_jax.sampling.logits_processors import RULED_OUT, apply_processors, keep_first

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
-from transformer_jax.nn.kv_cache import is_overrun, make_cache
+from transformer_jax.nn.kv_cache_kinds import make_cache
 
 lightly = settings(max_examples=15, deadline=None, database=None)
 any_padding = st.lists(st.booleans(), min_size=B * T, max_size=B * T).map(lambda x: np.array(x).reshape(B, T))
@@ -42,7 +42,7 @@ def test_what_padding_and_unwritten_slots_hold_is_never_attended(variant):
             is_seen = np.repeat(np.asarray(cache.is_token), len(x) // B, axis=0)
             return jnp.where(is_seen[:, :, None], x, 1e3)
 
-        return cache._replace(layers=jax.tree.map(put, cache.layers))
+        return cache.replace(layers=jax.tree.map(put, cache.layers))
 
     expected, _ = decoder(variant).in_chunks(RAGGED, [2, 3])
     disturbed, _ = decoder(variant).in_chunks(RAGGED, [2, 3], disturb)
@@ -84,17 +84,17 @@ def test_an_overfull_cache_is_refused_outside_jit():
 def test_a_cache_can_be_filled_to_its_last_slot():
     _, cache = decoder("learned").extend(TOKENS, RAGGED, decoder("learned").cache(11))
     logits, cache = decoder("learned").extend(TOKENS[:, :4], ~RAGGED[:, :4], cache)
-    assert jnp.all(jnp.isfinite(logits)) and cache.num_written == 11 and not is_overrun(cache)
+    assert jnp.all(jnp.isfinite(logits)) and cache.num_written == 11 and not cache.is_overrun
 
 
 def test_an_overfull_cache_gives_nan_inside_jit():
     extend, cache = decoder("learned").extend, decoder("learned").cache()
     for _ in range(CAPACITY // 3):
         logits, cache = extend(TOKENS[:, :3], RAGGED[:, :3], cache)
-        assert jnp.all(jnp.isfinite(logits)) and not is_overrun(cache)
+        assert jnp.all(jnp.isfinite(logits)) and not cache.is_overrun
     for _ in range(2):
         logits, cache = extend(TOKENS[:, :3], RAGGED[:, :3], cache)
-        assert jnp.all(jnp.isnan(logits)) and is_overrun(cache)
+        assert jnp.all(jnp.isnan(logits)) and cache.is_overrun
 
 
 def test_a_cache_longer_than_the_context_is_refused():

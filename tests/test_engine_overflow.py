@@ -15,7 +15,7 @@ from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
 from transformer_jax.inference.forward import step_function
 from transformer_jax.models import GPT, parameter_shapes
-from transformer_jax.nn.kv_cache import make_cache, make_rolling_cache
+from transformer_jax.nn.kv_cache_kinds import make_cache, make_rolling_cache
 from transformer_jax.run import Run
 from transformer_jax.sampling import GenerationDefaults
 from transformer_jax.sampling.decode import chunked_prefill

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
 from transformer_jax.models import GPT
-from transformer_jax.nn.kv_cache import is_overrun, make_cache, make_rolling_cache, rewind
+from transformer_jax.nn.kv_cache_kinds import make_cache, make_rolling_cache
 
 B, T, V, WINDOW, MOST = 5, 31, 23, 5, 3  # a ring of 7 slots, which 31 tokens go round four times
 SIZES = dict(vocab_size=V, num_layers=2, d_model=11, num_heads=6, head_dim=4, d_ff=19, window=WINDOW)
@@ -72,7 +72,7 @@ def test_a_ring_is_a_full_cache_is_no_cache_long_past_the_context(variant, sizes
     expected = np.asarray(model.full(TOKENS, RAGGED))[RAGGED]
     close(ring[RAGGED], expected)
     close(model.in_pieces(make_cache(model.long, B, T), RAGGED, sizes)[0][RAGGED], expected)
-    assert cache.capacity == WINDOW + MOST - 1 and not is_overrun(cache)
+    assert cache.capacity == WINDOW + MOST - 1 and not cache.is_overrun
     np.testing.assert_array_equal(cache.num_tokens[:, 0], RAGGED.sum(1))
 
 
@@ -110,7 +110,7 @@ def test_what_no_token_was_written_to_is_never_attended():
             is_seen = np.repeat(np.asarray(cache.is_token), len(x) // B, axis=0)
             return jnp.where(is_seen[:, :, None], x, 1e3)
 
-        return cache._replace(layers=jax.tree.map(put, cache.layers))
+        return cache.replace(layers=jax.tree.map(put, cache.layers))
 
     expected, _ = model.in_pieces(model.ring(), RAGGED, BY_THREES)
     disturbed, _ = model.in_pieces(model.ring(), RAGGED, BY_THREES, disturb)
@@ -144,7 +144,7 @@ def test_a_ring_that_read_wrong_tokens_can_take_them_back(read, back):
         wrong = np.array(TOKENS[:, first : first + read])
         wrong[:, keep:] = (wrong[:, keep:] + 7) % V
         _, cache = model.extend(wrong, RAGGED[:, first : first + read], ring_after(first))
-        cache = rewind(cache, back)
+        cache = cache.rewind(back)
         rest = slice(first + keep, first + keep + 3)
         logits, _ = model.extend(TOKENS[:, rest], RAGGED[:, rest], cache)
         close(np.asarray(logits)[RAGGED[:, rest]], full[:, rest][RAGGED[:, rest]])
@@ -153,16 +153,16 @@ def test_a_ring_that_read_wrong_tokens_can_take_them_back(read, back):
 def test_more_than_a_ring_still_has_is_not_taken_back():
     model = decoder("rotary")
     _, cache = model.in_pieces(model.ring(), RAGGED, [3, 3, 3])
-    rewound = rewind(rewind(cache, 1), 2)
-    with pytest.raises(UserError, match="num_slots=4: must be from 0 to 3, the slots that the rolling cache"):
-        rewind(cache, 4)
-    with pytest.raises(UserError, match="num_slots=1: must be from 0 to 0"):
-        rewind(rewound, 1)
-    with pytest.raises(UserError, match="num_slots=1: must be from 0 to 0"):
-        rewind(model.ring(), 1)
-    lost = jax.jit(rewind)(rewound, 1)
+    rewound = cache.rewind(1).rewind(2)
+    with pytest.raises(UserError, match="num=4: must be from 0 to 3, the slots that the rolling cache"):
+        cache.rewind(4)
+    with pytest.raises(UserError, match="num=1: must be from 0 to 0"):
+        rewound.rewind(1)
+    with pytest.raises(UserError, match="num=1: must be from 0 to 0"):
+        model.ring().rewind(1)
+    lost = jax.jit(type(rewound).rewind)(rewound, 1)
     for _ in range(4):  # for ever: no later token brings the keys back
-        assert is_overrun(lost)
+        assert lost.is_overrun
         logits, lost = model.extend(TOKENS[:, :3], RAGGED[:, :3], lost)
         assert jnp.all(jnp.isnan(logits))
 

@@ -14,7 +14,7 @@ from transformer_jax.models import GPT, Encoder, Seq2Seq, Seq2SeqConfig
 from transformer_jax.nn.attention import BACKENDS, AttentionOptions, attend, attention_scores
 from transformer_jax.nn.blocks import NORM_PLACEMENTS
 from transformer_jax.nn.dropout import drop
-from transformer_jax.nn.kv_cache import make_cache
+from transformer_jax.nn.kv_cache_kinds import make_cache
 from transformer_jax.nn.layers import FEED_FORWARDS, NORMS
 from transformer_jax.nn.masks import Mask
 from transformer_jax.nn.positions import POSITIONS, Relative, Scheme

@@ -12,7 +12,7 @@ from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
 from transformer_jax.models import GPT
 from transformer_jax.nn import linear_attention
-from transformer_jax.nn.kv_cache import is_overrun, make_cache
+from transformer_jax.nn.kv_cache_kinds import make_cache
 from transformer_jax.nn.linear_attention import attend_linearly, empty_state, extend_linearly
 
 B, T, S, H = 3, 11, 13, 5
@@ -92,7 +92,7 @@ def test_the_state_is_the_sum_of_the_keys_that_are_tokens():
     _, state = extend_linearly(q, k, v, empty_state(B, 2, H), jnp.array(PADDED))
     features = feature(np.asarray(k, np.float64)) * PADDED[:, :, None, None]
     close(state.keys, features.sum(1))
-    close(state.products, np.einsum("bskh,bskj->bkhj", features, v))
+    close(state.values, np.einsum("bskh,bskj->bkhj", features, v))
 
 
 @pytest.mark.parametrize("is_causal", [True, False], ids=["causal", "both_ways"])
@@ -133,7 +133,7 @@ def test_gradients_through_chunks_are_those_of_the_quadratic_formula(monkeypatch
 def test_sums_are_float32_and_what_comes_out_has_the_type_of_the_values():
     exact, _ = extend_linearly(*inputs(6, 2), empty_state(B, 2, H))
     rounded, state = extend_linearly(*(x.astype("bfloat16") for x in inputs(6, 2)), empty_state(B, 2, H))
-    assert rounded.dtype == jnp.bfloat16 and state.keys.dtype == state.products.dtype == jnp.float32
+    assert rounded.dtype == jnp.bfloat16 and state.keys.dtype == state.values.dtype == jnp.float32
     np.testing.assert_allclose(rounded.astype("float32"), exact, atol=0.03)
 
 
@@ -166,7 +166,7 @@ def test_a_linear_model_reads_a_text_in_pieces_as_it_reads_it_at_once(positions,
         logits, cache = extend(TOKENS[:, first:last], PADDED[:, first:last], cache)
         pieces.append(logits)
     close(np.concatenate(pieces, axis=1)[PADDED], np.asarray(full(TOKENS, PADDED))[PADDED])
-    assert cache.num_written == T and not is_overrun(cache)
+    assert cache.num_written == T and not cache.is_overrun
     np.testing.assert_array_equal(cache.num_tokens[:, 0], PADDED.sum(1))
 
 

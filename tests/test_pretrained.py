@@ -18,7 +18,7 @@ from transformer_jax.huggingface import pretrained
 from transformer_jax.huggingface.files import PretrainedError
 from transformer_jax.inference.forward import step_function
 from transformer_jax.models import GPT, Encoder, MaskedLM, TokenTagger, parameter_shapes
-from transformer_jax.nn.kv_cache import make_cache
+from transformer_jax.nn.kv_cache_kinds import make_cache
 from transformer_jax.sampling import generate
 
 FIXTURES = Path(__file__).parent / "fixtures"

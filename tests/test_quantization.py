@@ -14,7 +14,7 @@ import transformer_jax as tj
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
 from transformer_jax.models import GPT, Seq2Seq, Seq2SeqConfig, parameter_shapes
-from transformer_jax.nn.kv_cache import as_type, make_cache, make_rolling_cache
+from transformer_jax.nn.kv_cache_kinds import make_cache, make_rolling_cache
 from transformer_jax.nn.quantization import Int8, dequantize, matmul, to_int8
 from transformer_jax.run import Run
 from transformer_jax.sampling import GenerationDefaults
@@ -182,7 +182,7 @@ def test_a_cache_of_any_type_agrees_between_splits_and_with_the_full_pass(cache_
     empty = make_rolling_cache(run.config, B, 4) if window else make_cache(run.config, B, 17)
     first = None
     for sizes in ([4, 1, 4, 4], [1] * T, [3, 1, 1, 4, 4]):
-        logits, cache = in_pieces(run, as_type(empty, cache_type), sizes)
+        logits, cache = in_pieces(run, empty.with_type(cache_type), sizes)
         nearly(logits[RAGGED], full)
         first = logits if first is None else first
         close(logits[RAGGED], first[RAGGED]) if cache_type == "float32" else nearly(logits[RAGGED], first[RAGGED])
@@ -192,7 +192,7 @@ def test_a_cache_of_any_type_agrees_between_splits_and_with_the_full_pass(cache_
 def test_an_int8_cache_needs_about_a_quarter_of_the_memory():
     config = TransformerConfig(vocab_size=3, num_layers=1, d_model=128, num_heads=2)
     cache = make_cache(config, 2, 31)
-    sizes = [sum(x.nbytes for x in jax.tree.leaves(as_type(cache, name).layers)) for name in TYPES]
+    sizes = [sum(x.nbytes for x in jax.tree.leaves(cache.with_type(name).layers)) for name in TYPES]
     assert sizes[1] / sizes[0] == 0.5 and sizes[2] / sizes[0] == 0.25 + 1 / 64  # a scale for 64 numbers
 
 

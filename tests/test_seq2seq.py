@@ -13,7 +13,6 @@ from helpers.arrays import close, random_like
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
 from transformer_jax.models import Seq2Seq, Seq2SeqConfig
-from transformer_jax.nn.kv_cache import reorder
 from transformer_jax.sampling import generate
 from transformer_jax.sampling.beam_search import beam_search
 
@@ -166,7 +165,7 @@ def test_reordering_a_cache_reorders_its_source(name):
     _, after_three = model.extend(model.params, TARGET[:, :3], TARGET_IS_TOKEN[:, :3], cache)
     rest, is_token = TARGET[:, 3:], TARGET_IS_TOKEN[:, 3:]
     expected, _ = model.extend(model.params, rest, is_token, after_three)
-    logits, _ = model.extend(model.params, rest[rows], is_token[rows], reorder(after_three, rows))
+    logits, _ = model.extend(model.params, rest[rows], is_token[rows], after_three.reorder(rows))
     np.testing.assert_array_equal(logits, np.asarray(expected)[rows])
 
 
@@ -174,11 +173,11 @@ def test_reordering_a_cache_reorders_its_source(name):
 def test_beams_that_share_their_rows_source_see_what_each_would_with_a_source_of_its_own(name):
     model, rows = compiled(name), np.repeat(np.arange(B), 2)
     cache = model.encode_source(model.params, SOURCE, SOURCE_IS_TOKEN)
-    shared = reorder(cache, rows, with_source=False)
+    shared = cache.expand(2)
     assert shared.source is cache.source and shared.num_tokens.shape == (2 * B, 1)
     target = np.random.default_rng(4).integers(0, V, (2 * B, T))
     logits, after = model.extend(model.params, target, target >= 0, shared)
-    expected, _ = model.extend(model.params, target, target >= 0, reorder(cache, rows))
+    expected, _ = model.extend(model.params, target, target >= 0, cache.reorder(rows))
     close(logits, expected)
     np.testing.assert_array_equal(after.source.is_token, cache.source.is_token)
 

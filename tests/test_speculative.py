@@ -17,7 +17,9 @@ from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
 from transformer_jax.inference.forward import step_function
 from transformer_jax.models import GPT, parameter_shapes
-from transformer_jax.nn.kv_cache import DecodeCache, KVCache, accept_prefix, append, make_cache, write
+from transformer_jax.nn.kv_cache import KeysValues
+from transformer_jax.nn.kv_cache_full import FullCache
+from transformer_jax.nn.kv_cache_kinds import make_cache
 from transformer_jax.nn.positions import token_positions
 from transformer_jax.run import Run
 from transformer_jax.sampling import FrequencyPenalty, MinLength, PresencePenalty, Temperature, TopK
@@ -39,13 +41,13 @@ KEYS = jax.random.split(jax.random.key(0), B)
 
 
 def verify(table, tokens, is_token, cache):
-    slot, positions = cache.num_written, token_positions(is_token, cache.num_tokens)
-    cache = append(cache, is_token)
+    positions = token_positions(is_token, cache.num_tokens)
+    cache = cache.append(is_token)
     numbers = tokens[:, :, None, None].astype(jnp.float32)
-    layer = write(cache.layers[0], numbers, numbers, slot)
+    cache = cache.write(0, numbers, numbers)
     is_before = cache.is_token[:, None] & (token_positions(cache.is_token)[:, None] == positions[:, :, None] - 1)
-    before = jnp.sum(jnp.where(is_before, layer.keys[:, None, :, 0], 0), axis=-1).astype(jnp.int32)
-    return table[before, tokens], cache._replace(layers=(layer,))
+    before = jnp.sum(jnp.where(is_before, cache.layers[0].keys[:, None, :, 0], 0), axis=-1).astype(jnp.int32)
+    return table[before, tokens], cache
 
 
 def step(table, tokens, is_token, cache):
@@ -59,7 +61,7 @@ def empty_cache(num_rows, capacity):
     numbers = jnp.zeros((num_rows, capacity, 1, 1))
     is_token = jnp.zeros((num_rows, capacity), bool)
     num_tokens = jnp.zeros((num_rows, 1), jnp.int32)
-    return DecodeCache((KVCache.from_projections(numbers, numbers),), is_token, num_tokens, jnp.int32(0))
+    return FullCache((KeysValues.from_projections(numbers, numbers),), is_token, num_tokens, jnp.int32(0))
 
 
 def plain(*processors, prompts=PROMPTS, is_token=IS_TOKEN, keys=KEYS, **kwargs):
@@ -232,7 +234,7 @@ def test_slots_of_refused_tokens_are_removed_or_become_padding():
     tokens = np.random.default_rng(0).integers(0, 11, (3, 13))
     _, cache = read(tokens[:, :5], np.array([[0, 1, 1, 1, 1], [1] * 5, [1] * 5], bool), make_cache(run.config, 3, 17))
     _, extended = read(tokens[:, 5:9], np.ones((3, 4), bool), cache)
-    kept = accept_prefix(extended, 4, jnp.array([2, 0, 3]))
+    kept = extended.accept_prefix(jnp.array([2, 0, 3]), 4)
     assert kept.num_written == 8 and kept.num_tokens[:, 0].tolist() == [6, 5, 8]
     logits, _ = read(tokens[:, 9:], np.ones((3, 4), bool), kept)
     is_read = np.ones((3, 8), bool)

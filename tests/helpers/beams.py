@@ -21,6 +21,12 @@ class History(NamedTuple):
     tokens: jax.Array  # [B, S]; -1: padding, or not written yet
     num_written: jax.Array  # a scalar, which a reorder leaves alone
 
+    def reorder(self, rows):
+        return self._replace(tokens=self.tokens[rows])
+
+    def expand(self, num, capacity):
+        return self.reorder(jnp.repeat(jnp.arange(len(self.tokens)), num))
+
 
 def remember(history, tokens, is_token):
     new = jnp.where(is_token, tokens, -1)

@@ -8,7 +8,7 @@ import pytest
 
 from transformer_jax.config import TransformerConfig
 from transformer_jax.models import GPT
-from transformer_jax.nn.kv_cache import make_cache
+from transformer_jax.nn.kv_cache_kinds import make_cache
 from transformer_jax.nn.positions import POSITIONS
 
 from .arrays import random_like

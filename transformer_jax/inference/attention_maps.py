@@ -9,7 +9,7 @@ import numpy as np
 
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
-from transformer_jax.models import GPT, Seq2Seq
+from transformer_jax.models import GPT
 from transformer_jax.nn import linear_attention
 from transformer_jax.run import Run
 from transformer_jax.tokenizers import Tokenizer
@@ -46,7 +46,7 @@ def attention_maps(run: Run, text: str, target: str | None = None) -> AttentionM
     Raises:
       UserError: linear attention, no tokenizer, a missing or superfluous target, a text that does not fit.
     """
-    is_seq2seq = isinstance(run.model, Seq2Seq)
+    is_seq2seq = run.model.reads_source
     config = run.config
     if "linear" in (config.encoder.attention, config.decoder.attention):
         raise UserError(linear_attention.unsupported("weights to see"))
@@ -91,7 +91,7 @@ def _encode(run: Run, name: str, text: str, side: TransformerConfig) -> np.ndarr
     tokenizer = run.text_tokenizer
     if name == "target":
         tokens = _decoder_inputs(run, text)
-    elif isinstance(run.model, Seq2Seq):
+    elif run.model.reads_source:
         tokens = tokenizer.encode_source(run.prepare(text))
     else:
         tokens = tokenizer.encode(text) if isinstance(run.model, GPT) else tokenizer.encode_whole(text)

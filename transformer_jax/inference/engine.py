@@ -21,8 +21,7 @@ from transformer_jax.inference.prefill import (
     plan_source_prefill,
     prefill_source,
 )
-from transformer_jax.models import Seq2Seq
-from transformer_jax.nn.kv_cache import as_type, make_cache
+from transformer_jax.nn.kv_cache_kinds import make_cache
 from transformer_jax.run import Run
 from transformer_jax.tokenizers.token_bytes import settled_text
 
@@ -61,7 +60,7 @@ class Engine:
         self.draft_source = draft_source
         self.has_rolling_cache = has_rolling_cache
         self.cache_type = cache_type
-        self.is_seq2seq = isinstance(run.model, Seq2Seq)
+        self.is_seq2seq = run.model.reads_source
         self.eos_ids = run.generation_defaults.eos_ids
         self._static: dict[str, Any] = {
             "choice": choice,
@@ -146,7 +145,7 @@ class Engine:
         self._segment_length = prefill.segment_length
         state = sampling.prefill(
             step_function(self.run),
-            as_type(prefill.cache, self.cache_type),
+            prefill.cache.with_type(self.cache_type),
             prefill.tokens,
             prefill.is_token,
             self.keys,

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax.errors import UserError
-from transformer_jax.models import Seq2Seq
 from transformer_jax.run import Run
 
 
@@ -54,7 +53,7 @@ def logits(
     Raises:
       UserError: shapes that do not fit, ids outside the vocabulary, more tokens than max_len.
     """
-    is_seq2seq = isinstance(run.model, Seq2Seq)
+    is_seq2seq = run.model.reads_source
     if is_seq2seq != (target is not None):
         rule = "needs target, the tokens of the decoder" if is_seq2seq else "has no decoder, so no target"
         raise UserError(f"target: a {type(run.model).__name__} {rule}.")

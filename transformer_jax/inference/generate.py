@@ -17,7 +17,7 @@ from transformer_jax.inference.generation_config import GenerationConfig
 from transformer_jax.inference.logits_processing import logits_processors
 from transformer_jax.inference.prefill import beam_search_inputs
 from transformer_jax.models import GPT, Seq2Seq
-from transformer_jax.nn.kv_cache import as_type, overflow_error
+from transformer_jax.nn.kv_cache_kinds import overflow_error
 from transformer_jax.run import Run
 
 STREAM_SECONDS = 0.05  # target time between two pieces of a stream, however fast the model is
@@ -65,7 +65,7 @@ def generate(run: Run, prompt: str | Sequence[str], **settings: Any) -> str | li
 
 def prompt_text(run: Run, prompt: str) -> str:
     """Text that `generate` puts before a continuation: the prompt as its tokens decode; "" before a target."""
-    return "" if isinstance(run.model, Seq2Seq) else run.text_tokenizer.decode(_encode(run, prompt))
+    return "" if run.model.reads_source else run.text_tokenizer.decode(_encode(run, prompt))
 
 
 def complete(
@@ -223,7 +223,7 @@ def _beam_search(run: Run, prompts: list[np.ndarray], config: GenerationConfig, 
     inputs = beam_search_inputs(run, prompts, max_new_tokens)
     beams = sampling.beam_search(
         inputs.step,
-        as_type(inputs.cache, config.cache_type),
+        inputs.cache.with_type(config.cache_type),
         inputs.tokens,
         inputs.is_token,
         processors,
@@ -244,7 +244,7 @@ def _beam_search(run: Run, prompts: list[np.ndarray], config: GenerationConfig, 
 
 
 def _encode(run: Run, text: str) -> np.ndarray:
-    is_source = isinstance(run.model, Seq2Seq)
+    is_source = run.model.reads_source
     tokenizer = run.text_tokenizer
     tokens = tokenizer.encode_source(run.prepare(text)) if is_source else tokenizer.encode(text)
     if not len(tokens):
@@ -264,7 +264,7 @@ def _check_fits_context(run: Run, prompts: list[np.ndarray], config: GenerationC
     if longest > context:
         fix = f"Give at most {context} tokens, for example the end of the text"
         raise UserError(f"prompt: {longest} tokens, and the model's context is {context}. {fix}.")
-    if isinstance(run.model, Seq2Seq):
+    if run.model.reads_source:
         context = run.config.decoder.max_len
         if num_new > context:
             raise UserError(f"max_new_tokens={num_new}: the decoder's context is {context}. Take at most {context}.")

@@ -138,7 +138,7 @@ def score(
       UserError: the run is neither a GPT nor a Seq2Seq, or has no tokenizer; no targets, or not as many as texts.
     """
     _check_run(run, (GPT, Seq2Seq), batch_size)
-    is_seq2seq = isinstance(run.model, Seq2Seq)
+    is_seq2seq = run.model.reads_source
     if is_seq2seq != (targets is not None) or (targets is not None and len(targets) != len(texts)):
         raise UserError("targets: a Seq2Seq needs one for each text, and a GPT takes none.")
     decoder = run.config.decoder

@@ -14,7 +14,8 @@ from transformer_jax import sampling
 from transformer_jax.inference.batching import bucket, pad_batch
 from transformer_jax.inference.forward import step_function
 from transformer_jax.models import Seq2Seq
-from transformer_jax.nn.kv_cache import DecodeCache, make_cache, make_rolling_cache
+from transformer_jax.nn.kv_cache import KVCache
+from transformer_jax.nn.kv_cache_kinds import make_cache, make_rolling_cache
 from transformer_jax.run import Run
 
 SMALLEST_SOURCE_BUCKET = 8  # a source is read once for many tokens, so finer buckets pay: 8, 16, 24, 32, 48, ...
@@ -24,7 +25,7 @@ MIN_PROMPT_SLOTS = 64  # shorter prompts get the cache of a prompt this long, an
 class Prefill(NamedTuple):
     """Inputs and sizes of a prefill, and of the segment of new tokens up to the next one."""
 
-    cache: DecodeCache  # empty, except for a source
+    cache: KVCache  # empty, except for a source
     tokens: np.ndarray  # [B, T] int32
     is_token: np.ndarray  # [B, T] bool
     trailing_padding: np.int32 | None  # columns at the end of `tokens` that are padding in every row
@@ -112,7 +113,7 @@ class StepInputs(NamedTuple):
     """First arguments of beam search and of a prefill: step function, cache, and the tokens to read."""
 
     step: jax.tree_util.Partial
-    cache: DecodeCache
+    cache: KVCache
     tokens: np.ndarray  # [B, T] int32
     is_token: np.ndarray  # [B, T] bool
 
@@ -136,7 +137,7 @@ def _encode_source(
 
 def beam_search_inputs(run: Run, prompts: list[np.ndarray], max_new_tokens: int) -> StepInputs:
     """Step function, cache and padded prompts for a beam search within the context."""
-    if isinstance(run.model, Seq2Seq):
+    if run.model.reads_source:
         return prefill_source(run, prompts, max_new_tokens)
     config = run.config.decoder
     width = min(bucket(max(map(len, prompts)), config.max_len), config.max_len - max_new_tokens)

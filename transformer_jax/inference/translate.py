@@ -10,7 +10,6 @@ from transformer_jax.errors import UserError
 from transformer_jax.inference.batching import batch_by_length, padded_length, truncate, unpad
 from transformer_jax.inference.engine import generate_tokens
 from transformer_jax.inference.prefill import prefill_source
-from transformer_jax.models import Seq2Seq
 from transformer_jax.run import Run
 
 
@@ -36,7 +35,7 @@ def translate(
     Raises:
       UserError: the run is no Seq2Seq, or has no tokenizer; a number out of range.
     """
-    if not isinstance(run.model, Seq2Seq):
+    if not run.model.reads_source:
         raise UserError(f"run: a {type(run.model).__name__} does not translate. Take a Seq2Seq, or tj.generate.")
     if num_beams < 1 or batch_size < 1 or max_new_tokens < 0:
         raise UserError(

@@ -89,5 +89,5 @@ def path_names(path: tuple[Any, ...]) -> tuple[str, ...]:
 def init_params(model: nn.Module, key: jax.Array) -> Any:
     """Initialize a model's parameters at random."""
     tokens = jnp.zeros((1, 1), jnp.int32)  # no parameter's shape depends on the length
-    inputs = (tokens, tokens) if isinstance(model, Seq2Seq) else (tokens,)
+    inputs = (tokens, tokens) if model.reads_source else (tokens,)
     return model.init(key, *inputs)["params"]

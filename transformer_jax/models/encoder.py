@@ -1,6 +1,6 @@
 """Bidirectional encoder, Devlin et al. 2019, and its heads: masked LM, classifier, regressor, tagger, embedder."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -16,6 +16,8 @@ from transformer_jax.nn.layers import FEED_FORWARDS, Dense, Embedding, make_norm
 
 class Encoder(nn.Module):
     """Encoder: embedding and a stack of bidirectional blocks, tokens [B, T] -> vectors [B, T, D]."""
+
+    reads_source: ClassVar[bool] = False
 
     config: TransformerConfig
     shared: Embedding | None = None
@@ -98,6 +100,8 @@ class Pool(nn.Module):
 class MaskedLM(nn.Module):
     """Masked language model: logits [B, T, V] float32 of the original tokens. Devlin et al. 2019, section 3.1."""
 
+    reads_source: ClassVar[bool] = False
+
     config: TransformerConfig
 
     @nn.compact
@@ -114,6 +118,8 @@ class MaskedLM(nn.Module):
 
 class SequenceClassifier(nn.Module):
     """Sequence classifier: logits [B, num_classes] float32, after a dense layer with tanh, as in BERT."""
+
+    reads_source: ClassVar[bool] = False
 
     config: TransformerConfig
     num_classes: int
@@ -139,6 +145,8 @@ class SequenceClassifier(nn.Module):
 class Regressor(nn.Module):
     """Regression head: one number per row, [B] float32."""
 
+    reads_source: ClassVar[bool] = False
+
     config: TransformerConfig
     pooling: str = "first"
 
@@ -150,6 +158,8 @@ class Regressor(nn.Module):
 
 class TokenTagger(nn.Module):
     """Token tagger: logits [B, T, num_tags] float32 for each token."""
+
+    reads_source: ClassVar[bool] = False
 
     config: TransformerConfig
     num_tags: int
@@ -171,6 +181,8 @@ class TokenTagger(nn.Module):
 
 class SentenceEmbedder(nn.Module):
     """Sentence embedder: unit vectors [B, D] float32, so a dot product is a cosine. Reimers & Gurevych 2019."""
+
+    reads_source: ClassVar[bool] = False
 
     config: TransformerConfig
     pooling: str = "mean"

@@ -1,13 +1,15 @@
 """GPT: a decoder-only language model, Radford et al. 2019; with cross-attention, the decoder of Seq2Seq."""
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from transformer_jax.config import TransformerConfig
 from transformer_jax.models.embed import Embedder, check_length, sequence_mask
-from transformer_jax.nn import kv_cache as kv
 from transformer_jax.nn.blocks import Stack
+from transformer_jax.nn.kv_cache import EncodedSource, KVCache
 from transformer_jax.nn.layers import Embedding
 
 
@@ -17,6 +19,8 @@ class GPT(nn.Module):
     `model.apply(params, tokens)` runs a whole sequence, `model.apply(params, tokens, is_token, cache,
     method="extend")` the next chunk of one; both give the same logits.
     """
+
+    reads_source: ClassVar[bool] = False
 
     config: TransformerConfig
     has_source: bool = False  # every block has cross-attention to a source
@@ -32,7 +36,7 @@ class GPT(nn.Module):
         is_token: jax.Array | None = None,
         deterministic: bool = True,
         segments: jax.Array | None = None,
-        source: kv.EncodedSource | None = None,
+        source: EncodedSource | None = None,
     ) -> jax.Array:
         """Next-token logits at every position.
 
@@ -56,7 +60,7 @@ class GPT(nn.Module):
         is_token: jax.Array | None = None,
         deterministic: bool = True,
         segments: jax.Array | None = None,
-        source: kv.EncodedSource | None = None,
+        source: EncodedSource | None = None,
     ) -> jax.Array:
         """Final activations [B, T, D], the input of `logits`. Arguments as for `__call__`.
 
@@ -72,33 +76,33 @@ class GPT(nn.Module):
         return self.embed.logits(x)
 
     def extend(
-        self, tokens: jax.Array, is_token: jax.Array, cache: kv.DecodeCache, last_only: bool = False
-    ) -> tuple[jax.Array, kv.DecodeCache]:
+        self, tokens: jax.Array, is_token: jax.Array, cache: KVCache, last_only: bool = False
+    ) -> tuple[jax.Array, KVCache]:
         """Run the next T tokens of every row, after those in the KV cache: a prefill, a chunk of one, or a decode step.
 
         Args:
           tokens: [B, T] int; is_token: [B, T] bool, False for padding.
-          cache: from `kv_cache.make_cache`, `make_rolling_cache`, Seq2Seq's `encode_source` or an earlier call.
+          cache: from `make_cache`, `make_rolling_cache`, Seq2Seq's `encode_source` or an earlier call. Continuations
+            that share the slots of a row are its queries.
           last_only: logits of each row's last token only, as decoding needs (no [T, V] for the prompt).
         Returns:
           Logits [B, T, V] (or [B, V]) float32, and the cache. NaN if the cache was already full.
         Raises:
           UserError: more tokens than the cache has free slots, if that is known (outside jit).
         """
-        shape = tokens.shape
-        if cache.beams:  # the W beams of a row are its queries: [B W, 1] -> [B, W]
-            tokens, is_token = (x.reshape(-1, cache.beams.num_beams) for x in (tokens, is_token))
-        cache = kv.append(cache, is_token)
-        mask = kv.newest_mask(cache, is_token)
-        x = self.embed(tokens, mask.query_positions)
-        x, layers = self.stack(x, mask, cache.layers, cache.source)
-        x = x.reshape(*shape, -1)
+        B, T = tokens.shape
+        queries = tokens.reshape(cache.num_rows, -1)
+        is_query = is_token.reshape(queries.shape)
+        cache = cache.append(is_query)
+        mask = cache.mask(is_query)
+        x = self.embed(queries, mask.query_positions)
+        x, cache = self.stack(x, mask, cache, cache.source)
+        x = x.reshape(B, T, -1)
         if last_only:
-            last = shape[1] - 1 - jnp.argmax(is_token.reshape(shape)[:, ::-1], axis=1)
+            last = T - 1 - jnp.argmax(is_token[:, ::-1], axis=1)
             x = jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
-        logits = jnp.where(kv.is_overrun(cache), jnp.nan, self.embed.logits(x))
-        return logits, cache._replace(layers=layers)
+        return jnp.where(cache.is_overrun, jnp.nan, self.embed.logits(x)), cache
 
-    def source_keys_values(self, encoded: jax.Array, is_token: jax.Array) -> kv.EncodedSource:
-        """Project an encoded source [B, S, D] to the KV caches of all layers' cross-attention."""
+    def source_keys_values(self, encoded: jax.Array, is_token: jax.Array) -> EncodedSource:
+        """Project an encoded source [B, S, D] to keys and values of all layers' cross-attention."""
         return self.stack.source_keys_values(encoded, is_token)

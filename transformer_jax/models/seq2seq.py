@@ -1,6 +1,7 @@
 """Seq2Seq: encoder-decoder model, with cross-attention from the target to the source. Vaswani et al. 2017."""
 
 import dataclasses
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -11,7 +12,8 @@ from transformer_jax.errors import UserError
 from transformer_jax.models.embed import token_embedding
 from transformer_jax.models.encoder import Encoder
 from transformer_jax.models.gpt import GPT
-from transformer_jax.nn import kv_cache as kv
+from transformer_jax.nn.kv_cache import EncodedSource, KVCache
+from transformer_jax.nn.kv_cache_kinds import make_cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,8 @@ class Seq2Seq(nn.Module):
     `__call__` runs whole targets, for training. For decoding, `encode_source` encodes a source once and returns a KV
     cache; `extend` then runs target tokens chunk by chunk, as GPT's does, so the decoding engine needs no special case.
     """
+
+    reads_source: ClassVar[bool] = True
 
     config: Seq2SeqConfig
 
@@ -92,7 +96,7 @@ class Seq2Seq(nn.Module):
 
     def encode_source(
         self, source: jax.Array, is_token: jax.Array | None = None, capacity: int = 0, extra_slots: int = 0
-    ) -> kv.DecodeCache:
+    ) -> KVCache:
         """Encode the source and return an empty KV cache for its target, with the source's keys and values.
 
         Args:
@@ -100,18 +104,16 @@ class Seq2Seq(nn.Module):
           capacity: maximum number of target tokens; 0: the decoder's max_len. extra_slots: see `make_cache`.
         """
         config = self.config.decoder
-        cache = kv.make_cache(config, source.shape[0], capacity or config.max_len, extra_slots)
-        return cache._replace(source=self.encode(source, is_token))
+        cache = make_cache(config, source.shape[0], capacity or config.max_len, extra_slots)
+        return cache.replace(source=self.encode(source, is_token))
 
     def extend(
-        self, tokens: jax.Array, is_token: jax.Array, cache: kv.DecodeCache, last_only: bool = False
-    ) -> tuple[jax.Array, kv.DecodeCache]:
+        self, tokens: jax.Array, is_token: jax.Array, cache: KVCache, last_only: bool = False
+    ) -> tuple[jax.Array, KVCache]:
         """Run the next target tokens [B, T], after those in the KV cache: see GPT.extend."""
         return self.decoder.extend(tokens, is_token, cache, last_only)
 
-    def encode(
-        self, source: jax.Array, is_token: jax.Array | None = None, deterministic: bool = True
-    ) -> kv.EncodedSource:
+    def encode(self, source: jax.Array, is_token: jax.Array | None = None, deterministic: bool = True) -> EncodedSource:
         """Encode the source [B, S] and project it to keys and values for cross-attention."""
         encoded = self.encoder(source, is_token, None, deterministic)
         is_token = jnp.ones(source.shape, bool) if is_token is None else is_token

@@ -223,6 +223,7 @@ class Attention(nn.Module):
 
     config: TransformerConfig
     is_cross: bool = False  # keys and values come from another sequence, which has no order relative to the queries
+    layer: int = 0  # index of its block, for the KV cache
 
     def setup(self):
         config = self.config
@@ -252,14 +253,15 @@ class Attention(nn.Module):
         x: jax.Array,  # [B, T, D]
         mask: Mask,
         bias: ScoreBias | jax.Array | None = None,
-        cache: kv.KVCache | linear_attention.LinearState | None = None,
+        cache: kv.KVCache | None = None,
+        source: kv.KeysValues | None = None,
         deterministic: bool = True,
-    ) -> tuple[jax.Array, kv.KVCache | linear_attention.LinearState | None]:
-        """Return [B, T, D] and, if a KV cache came in, the cache with the new keys and values in the queries' slots.
+    ) -> tuple[jax.Array, kv.KVCache | None]:
+        """Return [B, T, D] and, if a KV cache came in, the cache with the new keys and values.
 
-        For cross-attention the cache holds the source's `keys_values` and is returned unchanged; W consecutive rows of
-        x (the beams of a row) may share one of its rows. Where the collection "attention" is mutable, `weights`
-        [B, N, T, S] float32 are stored in it, for inference/attention_maps.py.
+        Cross-attention attends to a `source`, the source's `keys_values`; W consecutive rows of x (the beams of a row)
+        may share one of its rows. Where the collection "attention" is mutable, `weights` [B, N, T, S] float32 are
+        stored in it, for inference/attention_maps.py.
         """
         config = self.config
         q = self.query(x)
@@ -267,8 +269,8 @@ class Attention(nn.Module):
             q = self.query_norm(q)
         B, T, N, H = q.shape
         if self.is_cross:
-            assert isinstance(cache, kv.KVCache)
-            k, v = cache.read(config.num_kv_heads, q.dtype)
+            assert source is not None and mask.is_key is not None
+            k, v = source.read(len(mask.is_key), q.dtype)
             q = q.reshape(len(k), -1, N, H)  # beams share a source: their queries become one row
             return self.out(self._attend(q, k, v, mask, bias, deterministic).reshape(B, T, N, H)), cache
         k, v = self.keys_values(x)
@@ -279,14 +281,12 @@ class Attention(nn.Module):
         if config.attention == "linear":
             if bias is not None:
                 raise UserError(linear_attention.unsupported("bias"))
-            assert not isinstance(cache, kv.KVCache)
-            out, state = self._attend_linearly(q, k, v, mask, cache)
-            return self.out(out), state
+            out, cache = self._attend_linearly(q, k, v, mask, cache)
+            return self.out(out), cache
         if cache is not None:
-            assert isinstance(cache, kv.KVCache)
-            cache = kv.write(cache, k, v, mask.first_slot if mask.query_slots is None else mask.query_slots)
-            k, v = cache.read(config.num_kv_heads, q.dtype)
-        return self.out(self._attend(q, k, v, mask, bias, deterministic).reshape(B, T, N, H)), cache
+            cache = cache.write(self.layer, k, v)
+            k, v = cache.read(self.layer, q.dtype)
+        return self.out(self._attend(q, k, v, mask, bias, deterministic)), cache
 
     def _attend(self, q, k, v, mask, bias, deterministic):
         config = self.config
@@ -305,14 +305,16 @@ class Attention(nn.Module):
             self.sow("attention", "weights", attention_weights(q, k, mask, options))
         return _attend(q, k, v, mask, options, config.backend)
 
-    def _attend_linearly(self, q, k, v, mask, state):
+    def _attend_linearly(self, q, k, v, mask, cache):
         if mask.query_segments is not None or mask.may_attend is not None:
             raise UserError(
                 "attention='linear': keeps one state for a row, so it takes no segments and no explicit mask. "
                 "Take attention='softmax'."
             )
         if not mask.is_causal:
-            return linear_attention.attend_linearly(q, k, v, mask.is_key), state
-        old_state = state or linear_attention.empty_state(len(q), *k.shape[2:])
-        out, new_state = linear_attention.extend_linearly(q, k, v, old_state, mask.is_key)
-        return out, None if state is None else new_state
+            return linear_attention.attend_linearly(q, k, v, mask.is_key), cache
+        state = linear_attention.empty_state(len(q), *k.shape[2:])
+        if cache is not None:
+            state = linear_attention.LinearState(*cache.read(self.layer, q.dtype))
+        out, state = linear_attention.extend_linearly(q, k, v, state, mask.is_key)
+        return out, None if cache is None else cache.write(self.layer, *state)

@@ -1,6 +1,6 @@
 """Transformer block, and a stack of blocks: the body of every model of the family."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -39,11 +39,12 @@ class Block(nn.Module):
 
     config: TransformerConfig
     has_source: bool = False
+    layer: int = 0  # its index, for the KV cache
 
     def setup(self):
         config = self.config
         self.placement = choose(NORM_PLACEMENTS, config.norm_placement, "model.norm_placement")
-        self.attention = Attention(config)
+        self.attention = Attention(config, layer=self.layer)
         self.feed_forward = FeedForward(config)
         self.attention_norm = make_norm(config)
         if self.has_source:
@@ -59,24 +60,24 @@ class Block(nn.Module):
         x: jax.Array,  # [B, T, D]
         mask: Mask,
         bias: ScoreBias | None = None,
-        cache: Any = None,
-        source: kv.KVCache | None = None,
+        cache: kv.KVCache | None = None,
+        source: kv.KeysValues | None = None,
         source_mask: Mask | None = None,
         deterministic: bool = True,
-    ) -> tuple[jax.Array, Any]:
-        """Return [B, T, D] and the layer's KV cache, if one came in."""
+    ) -> tuple[jax.Array, kv.KVCache | None]:
+        """Return [B, T, D] and, if a KV cache came in, the cache with the block's new keys and values."""
         placement = self.placement
         if placement.is_parallel:
             return self._parallel(x, mask, bias, cache, source, source_mask, deterministic)
 
         y = self.attention_norm(x) if placement.is_before else x
-        out, cache = self.attention(y, mask, bias, cache, deterministic)
+        out, cache = self.attention(y, mask, bias, cache, deterministic=deterministic)
         x = x + self.drop(out, deterministic)
         x = self.attention_norm(x) if placement.is_after else x
 
         if self.has_source:
             y = self.cross_norm(x) if placement.is_before else x
-            out, _ = self.cross(y, source_mask, None, source, deterministic)
+            out, _ = self.cross(y, source_mask, source=source, deterministic=deterministic)
             x = x + self.drop(out, deterministic)
             x = self.cross_norm(x) if placement.is_after else x
 
@@ -86,17 +87,17 @@ class Block(nn.Module):
 
     def _parallel(self, x, mask, bias, cache, source, source_mask, deterministic):
         y = self.attention_norm(x)
-        out, cache = self.attention(y, mask, bias, cache, deterministic)
+        out, cache = self.attention(y, mask, bias, cache, deterministic=deterministic)
         x = x + self.drop(out, deterministic)
         x = x + self.drop(self.feed_forward(y), deterministic)
         if self.has_source:
-            out, _ = self.cross(y, source_mask, None, source, deterministic)
+            out, _ = self.cross(y, source_mask, source=source, deterministic=deterministic)
             x = x + self.drop(out, deterministic)
         return x, cache
 
-    def source_keys_values(self, encoded: jax.Array) -> kv.KVCache:
-        """Project an encoded source [B, S, D] to the KV cache of cross-attention, once for all decode steps."""
-        return kv.KVCache.from_projections(*self.cross.keys_values(encoded))
+    def source_keys_values(self, encoded: jax.Array) -> kv.KeysValues:
+        """Project an encoded source [B, S, D] to keys and values of cross-attention, once for all decode steps."""
+        return kv.KeysValues.from_projections(*self.cross.keys_values(encoded))
 
 
 class Stack(nn.Module):
@@ -113,35 +114,26 @@ class Stack(nn.Module):
             raise UserError(error)
         make_bias = choose(POSITIONS, config.positions, "model.positions").bias
         self.position_bias = make_bias(config) if make_bias else None
-        self.blocks = [Block(config, self.has_source, name=f"block_{i}") for i in range(config.num_layers)]
+        self.blocks = [Block(config, self.has_source, i, name=f"block_{i}") for i in range(config.num_layers)]
         self.norm = None if config.norm_placement == "post" else make_norm(config)
 
     def __call__(
         self,
         x: jax.Array,  # [B, T, D]
         mask: Mask,
-        layers: tuple[Any, ...] | None = None,
+        cache: kv.KVCache | None = None,
         source: kv.EncodedSource | None = None,
         deterministic: bool = True,
-    ) -> tuple[jax.Array, tuple[Any, ...] | None]:
-        """Return [B, T, D] and the KV caches of the layers, if they came in."""
+    ) -> tuple[jax.Array, kv.KVCache | None]:
+        """Return [B, T, D] and, if a KV cache came in, the cache with the new keys and values of all layers."""
         mask = mask.replace(window=self.config.window)
         bias = self.position_bias(mask.is_causal) if self.position_bias else None
         source_mask = Mask(is_key=source.is_token) if source else None
-        new_layers = []
         for i, block in enumerate(self.blocks):
-            x, layer = block(
-                x,
-                mask,
-                bias,
-                layers[i] if layers else None,
-                source.layers[i] if source else None,
-                source_mask,
-                deterministic,
-            )
-            new_layers.append(layer)
-        return self.norm(x) if self.norm else x, tuple(new_layers) if layers else None
+            keys_values = source.layers[i] if source else None
+            x, cache = block(x, mask, bias, cache, keys_values, source_mask, deterministic)
+        return self.norm(x) if self.norm else x, cache
 
     def source_keys_values(self, encoded: jax.Array, is_token: jax.Array) -> kv.EncodedSource:
-        """Project an encoded source [B, S, D] to the KV caches of all layers' cross-attention."""
+        """Project an encoded source [B, S, D] to keys and values of all layers' cross-attention."""
         return kv.EncodedSource(tuple(block.source_keys_values(encoded) for block in self.blocks), is_token)

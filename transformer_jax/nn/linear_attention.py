@@ -14,14 +14,14 @@ CHUNK = 64  # tokens that attend to each other directly, and to earlier tokens t
 class LinearState(NamedTuple):
     """Linear attention's decoding state, of constant size: sums over all keys so far."""
 
-    products: jax.Array  # [B, K, H, H] float32: sum of f(k) v^T
     keys: jax.Array  # [B, K, H] float32: sum of f(k)
+    values: jax.Array  # [B, K, H, H] float32: sum of f(k) v^T
 
 
 def empty_state(batch_size: int, num_kv_heads: int, head_dim: int) -> LinearState:
     """State before the first token: all sums 0."""
     shape = (batch_size, num_kv_heads, head_dim)
-    return LinearState(jnp.zeros((*shape, head_dim)), jnp.zeros(shape))
+    return LinearState(jnp.zeros(shape), jnp.zeros((*shape, head_dim)))
 
 
 def feature_map(x: jax.Array) -> jax.Array:
@@ -63,9 +63,9 @@ def extend_linearly(
         fq, fk, v = chunk
         fq_BtKGH = _group(fq, K)
         near = jnp.einsum("BtKGH,BsKH->BKGts", fq_BtKGH, fk) * is_visible
-        total = jnp.einsum("BtKGH,BKHJ->BtKGJ", fq_BtKGH, state.products) + jnp.einsum("BKGts,BsKJ->BtKGJ", near, v)
+        total = jnp.einsum("BtKGH,BKHJ->BtKGJ", fq_BtKGH, state.values) + jnp.einsum("BKGts,BsKJ->BtKGJ", near, v)
         weight = jnp.einsum("BtKGH,BKH->BtKG", fq_BtKGH, state.keys) + jnp.einsum("BKGts->BtKG", near)
-        state = LinearState(state.products + jnp.einsum("BsKH,BsKJ->BKHJ", fk, v), state.keys + fk.sum(1))
+        state = LinearState(state.keys + fk.sum(1), state.values + jnp.einsum("BsKH,BsKJ->BKHJ", fk, v))
         return state, _divide(total, weight, v_BTKH.dtype)
 
     state, outs = jax.lax.scan(one_chunk, state, chunks)

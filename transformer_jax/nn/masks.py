@@ -34,10 +34,8 @@ class Mask(flax.struct.PyTreeNode):
     query_positions: jax.Array | None = None  # int [B or 1, T]; None: slots
     key_positions: jax.Array | None = None  # int [B or 1, S]; None: slots
     first_slot: jax.Array | int = 0  # slot of the first query: with a cache, the number of slots already written
-    query_slots: jax.Array | None = (
-        None  # int [B, T]: slots of the queries in a rolling cache, where they are not in order
-    )
-    is_causal: bool = _static(False)  # keys up to the query's own slot; in a rolling cache, up to its position
+    is_causal: bool = _static(False)  # keys up to the query's own slot
+    is_by_position: bool = _static(False)  # causal by positions, not by slots, which a rolling cache uses again
     window: int = _static(0)  # keys at a smaller distance only (in both directions, unless causal); 0: no limit
 
     def query_positions_at(self, first: jax.Array | int, num: int) -> jax.Array:
@@ -66,14 +64,14 @@ class Mask(flax.struct.PyTreeNode):
             of_queries = slice_axis(self.query_segments, 1, first_query, T)
             of_keys = slice_axis(self.key_segments, 1, first_key, S)
             parts.append(of_queries[:, :, None] == of_keys[:, None])
-        if self.is_causal and self.query_slots is None:
+        if self.is_causal and not self.is_by_position:
             parts.append(causal(T, S, self.first_slot + first_query - first_key))
-        if self.window or self.query_slots is not None:
+        if self.window or self.is_by_position:
             query_positions = self.query_positions_at(first_query, T)
             distance = query_positions[:, :, None] - self.key_positions_at(first_key, S)[:, None]
             if self.window:
                 parts.append(jnp.abs(distance) < self.window)
-            if self.is_causal and self.query_slots is not None:
+            if self.is_causal and self.is_by_position:
                 parts.append(distance >= 0)
         combined = None
         for part in parts:

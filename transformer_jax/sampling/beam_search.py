@@ -1,6 +1,6 @@
 """Beam search in one compiled loop: length penalties, stopping rules, diverse groups. It knows no model, only its step.
 
-`step` is the function that decode.py describes. Of the cache only `expand_beams` and `reorder` are used. B, T and V are
+`step` is the function that decode.py describes. Of the cache only `expand` and `reorder` are used. B, T and V are
 as in the rest of the package, and W is the number of beams of a row (`num_beams`). The model sees W beams of B rows as
 B W rows. With groups of beams, each group of a row is a search of its own: R = B num_groups searches of
 W / num_groups beams.
@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax.errors import check, choose
-from transformer_jax.nn.kv_cache import expand_beams, reorder
 from transformer_jax.sampling.decode_state import left_aligned, where_rows
 from transformer_jax.sampling.logits_processors import RULED_OUT, apply_processors, init_states, largest
 
@@ -159,7 +158,7 @@ def beam_search(
         state, parents = search.extend_beams(state, logits.reshape(R, W, -1))
         rows = (jnp.arange(R)[:, None] * W + parents).reshape(R * W)
         processor_states = jax.tree.map(lambda x: x[rows], state.processor_states)
-        return state._replace(processor_states=processor_states, cache=reorder(cache, rows, with_source=False))
+        return state._replace(processor_states=processor_states, cache=cache.reorder(rows))
 
     logits, cache = step(tokens, is_token, cache)
     state = search.initial_state(R, W, pad_id)
@@ -167,7 +166,7 @@ def beam_search(
     # All beams of a row share one parent, its prompt, and its encoded source. The loop is compiled even for one new
     # token, so there is always room for a step.
     capacity = tokens.shape[1] + num_beams * max(1, max_new_tokens - 1)
-    state = state._replace(cache=expand_beams(cache, B, num_beams, capacity))
+    state = state._replace(cache=cache.expand(num_beams, capacity))
     state = jax.lax.while_loop(has_open_searches, search_step, state)
 
     best = jax.tree.map(lambda x: x.reshape(B, num_beams, *x.shape[2:]), state.ended)

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 
 from transformer_jax.errors import check, choose
-from transformer_jax.nn.kv_cache import has_slots, rewind
 from transformer_jax.sampling.decode_state import (
     CHOICES,
     DecodeState,
@@ -221,8 +220,8 @@ def chunked_prefill(
 
         carry = (jnp.int32(start), logits, cache)
         num_read, logits, cache = jax.lax.while_loop(has_unread_chunk, read_chunk, carry)
-    if trailing_padding is not None and has_slots(cache):  # a cache without slots does not store padding
-        cache = rewind(cache, num_read - num_used)
+    if trailing_padding is not None:
+        cache = cache.drop_padding(num_read - num_used)
     return logits, cache
 
 

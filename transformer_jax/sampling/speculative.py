@@ -2,7 +2,7 @@
 
 Leviathan et al. 2023 and Chen et al. 2023 (draft model); Saxena 2023 (prompt lookup). This file knows no model:
 `verify(tokens [B, T], is_token [B, T], cache) -> (logits at every position [B, T, V], cache)` is the model's step
-(decode.py) with all logits, and `draft_step` is such a step of a smaller model. Caches are DecodeCaches.
+(decode.py) with all logits, and `draft_step` is such a step of a smaller model. Caches are KVCaches.
 
 Why a text has the model's own distribution, after all logits processors: token i of a row is a function of the text
 before it and of the row's key for i alone, and given that text its distribution is the model's. Which tokens share a
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from transformer_jax.errors import check
-from transformer_jax.nn.kv_cache import DecodeCache, accept_prefix, rewind
+from transformer_jax.nn.kv_cache import KVCache
 from transformer_jax.sampling.decode import prefill
 from transformer_jax.sampling.decode_state import DecodeState, GeneratedTokens, choose_tokens
 from transformer_jax.sampling.drafts import NO_PROPOSAL, accept_drafts, draft_tokens
@@ -29,7 +29,7 @@ _STATIC = ("num_draft", "prompt_lookup", "choice", "eos_ids", "pad_id", "stop_se
 class SpeculativeState(NamedTuple):
     """State of speculative decoding beside the DecodeState: the draft model's cache, and counts of drafted tokens."""
 
-    cache: DecodeCache | None  # of the draft model, with the same slots as the model's own
+    cache: KVCache | None  # of the draft model, with the same slots as the model's own
     num_drafted: jax.Array  # int32 [B]: tokens proposed to the model; one that it did not reach is proposed again
     num_accepted: jax.Array  # int32 [B]: drafted tokens that became part of the text
 
@@ -46,7 +46,7 @@ class SpeculativeResult(NamedTuple):
 def speculate(
     step: Callable,
     verify: Callable,
-    cache: DecodeCache,
+    cache: KVCache,
     tokens: jax.Array,
     is_token: jax.Array,
     keys: jax.Array,
@@ -54,7 +54,7 @@ def speculate(
     processors: tuple = (),
     states: tuple | None = None,
     draft_step: Callable | None = None,
-    draft_cache: DecodeCache | None = None,
+    draft_cache: KVCache | None = None,
     *,
     num_draft: int,
     max_new_tokens: int,
@@ -131,13 +131,13 @@ def prefill_speculative(
     tokens: jax.Array,
     is_token: jax.Array,
     draft_step: Callable | None = None,
-    draft_cache: DecodeCache | None = None,
+    draft_cache: KVCache | None = None,
     trailing_padding: jax.Array | int | None = None,
 ) -> SpeculativeState:
     """Prefill the draft model's cache with the prompts, if there is one. Arguments as in `prefill` and `speculate`."""
     if draft_step is not None:
         num_slots = 0 if trailing_padding is None else trailing_padding
-        draft_cache = rewind(draft_step(tokens, is_token, draft_cache)[1], num_slots)
+        draft_cache = draft_step(tokens, is_token, draft_cache)[1].rewind(num_slots)
     zeros = jnp.zeros(len(tokens), jnp.int32)
     return SpeculativeState(draft_cache, zeros, zeros)
 
@@ -215,8 +215,8 @@ def decode_speculative(
         )
         num_kept = state.generated.lengths - before
         if draft_step is not None:
-            draft_cache = accept_prefix(draft_cache, num_draft + 1, num_kept)
-        state = state._replace(cache=accept_prefix(cache, num_draft + 1, num_kept))
+            draft_cache = draft_cache.accept_prefix(num_kept, num_draft + 1)
+        state = state._replace(cache=cache.accept_prefix(num_kept, num_draft + 1))
         is_proposed = drafts.is_token & (drafts.proposed != NO_PROPOSAL)
         num_drafted, num_accepted = (jnp.sum(x[:-1], axis=0, dtype=jnp.int32) for x in (is_proposed, is_accepted))
         return state, SpeculativeState(
