@@ -13,6 +13,7 @@ from helpers.arrays import close, random_like
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
 from transformer_jax.models import Seq2Seq, Seq2SeqConfig
+from transformer_jax.nn.kv_cache import KVCache
 from transformer_jax.sampling import generate
 from transformer_jax.sampling.beam_search import beam_search
 
@@ -173,7 +174,7 @@ def test_reordering_a_cache_reorders_its_source(name):
 def test_beams_that_share_their_rows_source_see_what_each_would_with_a_source_of_its_own(name):
     model, rows = compiled(name), np.repeat(np.arange(B), 2)
     cache = model.encode_source(model.params, SOURCE, SOURCE_IS_TOKEN)
-    shared = cache.expand(2)
+    shared = KVCache.expand(cache, 2)  # a copy of the slots for each beam; a full cache would share them
     assert shared.source is cache.source and shared.num_tokens.shape == (2 * B, 1)
     target = np.random.default_rng(4).integers(0, V, (2 * B, T))
     logits, after = model.extend(model.params, target, target >= 0, shared)
