@@ -204,9 +204,16 @@ def processors():
     assert kept(module.TopK(1), [2.0, 2.0, 1.0])[0] == [0]
     assert kept(module.MinP(1.0), [2.0, 1.0, 2.0])[0] == [0, 2]
     np.testing.assert_allclose(kept(module.Temperature(2.0), [2.0, 1.0])[1], [1.0, 0.5])
-    x = np.zeros((1, 3 * module.TOP_K_CHUNK), np.float32)
-    x[0, [1, module.TOP_K_CHUNK + 1, module.TOP_K_CHUNK + 2]] = 2.0, 3.0, 2.0
-    assert module.largest(jnp.array(x), 2)[1].tolist() == [[module.TOP_K_CHUNK + 1, 1]]
+    top_k = importlib.import_module("transformer_jax.sampling.top_k")
+    x = np.zeros((1, 3 * top_k.CHUNK), np.float32)
+    x[0, [1, top_k.CHUNK + 1, top_k.CHUNK + 2]] = 2.0, 3.0, 2.0
+    assert top_k.largest(jnp.array(x), 2)[1].tolist() == [[top_k.CHUNK + 1, 1]]
+    x[0, 9:101] = -np.arange(1, 93)
+    num_not_negative = x.size - 92
+    for k in (num_not_negative - 3, num_not_negative + 5):  # both are bisected
+        assert k > top_k.TIERS[-1]
+        expected = np.argsort(-x[0], kind="stable")[:k]
+        assert np.flatnonzero(top_k.is_top_k(jnp.array(x), k)).tolist() == sorted(expected.tolist())
 
 
 def scores(positions, **changes):

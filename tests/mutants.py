@@ -150,14 +150,14 @@ MUTANTS = {
     # Sampling
     "top-k keeps one more": (
         "sampling.logits_processors",
-        "largest(logits, min(self.k,",
-        "largest(logits, min(self.k + 1,",
+        "is_top_k(logits, self.k)",
+        "is_top_k(logits, self.k + 1)",
         ("processors", {}),
     ),
     "top-k keeps all equals": (
         "sampling.logits_processors",
-        "is_kept = jnp.zeros(logits.shape, bool).at[rows, kept_ids].set(True)",
-        "is_kept = logits >= jnp.min(jnp.take_along_axis(logits, kept_ids, axis=1), axis=1, keepdims=True)",
+        "is_top_k(logits, self.k)",
+        "logits >= jnp.min(jnp.where(is_top_k(logits, self.k), logits, jnp.inf), axis=1, keepdims=True)",
         ("processors", {}),
     ),
     "min-p leaves equals out": ("sampling.logits_processors", "ratio < self.p", "ratio <= self.p", ("processors", {})),
@@ -168,9 +168,16 @@ MUTANTS = {
         ("processors", {}),
     ),
     "the largest of chunks out of order": (
-        "sampling.logits_processors",
+        "sampling.top_k",
         "best = jnp.sort(jax.lax.top_k(jnp.max(chunks, axis=2), k)[1], axis=1)",
         "best = jax.lax.top_k(jnp.max(chunks, axis=2), k)[1]",
+        ("processors", {}),
+    ),
+    "bisected top-k keeps all equals": ("sampling.top_k", "(is_tie & (position < end))", "is_tie", ("processors", {})),
+    "bisected top-k takes negative numbers in the order of their bits": (
+        "sampling.top_k",
+        "bits ^= (bits >> 31) & 0x7FFFFFFF",
+        "pass",
         ("processors", {}),
     ),
     "linear state not carried": (

@@ -14,7 +14,7 @@ from transformer_jax import sampling
 from transformer_jax.errors import UserError
 from transformer_jax.huggingface.files import PretrainedError
 from transformer_jax.huggingface.generation_defaults import read_generation_defaults
-from transformer_jax.sampling import ForceLast, MinLength, PresencePenalty, Suppress, Temperature, TopK, generate
+from transformer_jax.sampling import ForceLast, MinLength, PresencePenalty, Suppress, Temperature, TopK, TopP, generate
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -121,7 +121,7 @@ def test_two_calls_with_handed_over_processor_states_equal_one_call():
     assert np.all(expected.tokens[expected.lengths == MAX_NEW, -1] == 3) and np.all(expected.lengths > 7)
 
 
-def test_processors_of_equal_fields_share_a_compiled_program_and_others_do_not():
+def test_processors_share_a_compiled_program_whatever_their_numbers():
     traced = []
 
     def step(tokens, is_token, cache):
@@ -129,7 +129,11 @@ def test_processors_of_equal_fields_share_a_compiled_program_and_others_do_not()
         return markov_step(jnp.array(TABLE), tokens, is_token, cache)
 
     step = jax.tree_util.Partial(step)
-    for value, num in ((0.5, 2), (0.5, 2), (0.7, 4)):  # a program traces the step twice: prefill and loop
+    for processor, num in (
+        (Temperature(0.5), 2),
+        (Temperature(0.7), 2),
+        (TopP(0.5), 4),
+    ):  # a program traces the step twice: prefill and loop
         generate(
             step,
             jnp.full(B, -1),
@@ -137,7 +141,7 @@ def test_processors_of_equal_fields_share_a_compiled_program_and_others_do_not()
             PROMPTS != PAD,
             KEYS,
             0,
-            (Temperature(value),),
+            (processor,),
             max_new_tokens=3,
             eos_ids=(EOS,),
             pad_id=PAD,

@@ -104,7 +104,8 @@ def test_a_config_refuses_the_numbers_that_its_logits_processors_refuse_in_the_s
     assert RANGES.keys() == PROCESSORS.keys()
     for name, processor in PROCESSORS.items():
         default = getattr(tj.GenerationConfig(), name)
-        values = [x for x in map(type(default), EDGES) if x != default]
+        greedy = 0 if name == "temperature" else None  # a config turns it into method="greedy"
+        values = [x for x in map(type(default), EDGES) if x not in (default, greedy)]
         refused = {}
         for value in values:
             for build in (functools.partial(processor, value), lambda: tj.GenerationConfig(**{name: value})):  # noqa: B023
@@ -115,6 +116,13 @@ def test_a_config_refuses_the_numbers_that_its_logits_processors_refuse_in_the_s
         assert refused and len(refused) < len(set(values)), name
         for value, (of_processor, *of_config) in refused.items():
             assert of_config == [of_processor] and f"{name}={value!r}: " in of_processor
+
+
+@pytest.mark.parametrize("method", ["sample", "greedy"])
+def test_a_temperature_of_0_is_the_greedy_method(method):
+    assert tj.GenerationConfig(method=method, temperature=0, top_k=5) == tj.GenerationConfig(method="greedy", top_k=5)
+    with pytest.raises(UserError, match="temperature=0.0: must be from 1e-6"):
+        tj.GenerationConfig(method="beam", temperature=0)
 
 
 def test_the_names_that_a_field_may_have_are_those_of_the_tables_that_need_jax():

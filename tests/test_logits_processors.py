@@ -14,7 +14,8 @@ from helpers.beams import PROMPTS, assert_best, next_log_probs, penalized, rando
 from transformer_jax import sampling
 from transformer_jax.errors import UserError
 from transformer_jax.sampling import LOGITS_PROCESSORS, init_states
-from transformer_jax.sampling.logits_processors import RULED_OUT, apply_processors, largest
+from transformer_jax.sampling.logits_processors import RULED_OUT, apply_processors
+from transformer_jax.sampling.top_k import is_top_k, largest
 
 EOS, V, MAX_NEW = 1, 5, 3
 BYTES, PATTERN = [b"a", b"", b"b", b"ab", b"c"], "(ab)*c?b?"
@@ -83,7 +84,7 @@ CASES = {  # name: a processor, and its twin (logits, text so far, prompt length
     "top_p": (sampling.TopP(0.61), lambda x, *_: smallest_set(x, [-v for v in x], 0.61)),
     "min_p": (sampling.MinP(0.3), lambda x, *_: only(x, lambda t: softmax(x)[t] >= 0.3 * max(softmax(x)))),
     "typical": (sampling.TypicalP(0.55), typical),
-    "logit_bias": (sampling.LogitBias(((2, 1.5), (4, -2.0))), lambda x, *_: [*x[:2], x[2] + 1.5, x[3], x[4] - 2]),
+    "logit_bias": (sampling.LogitBias((2, 4), (1.5, -2.0)), lambda x, *_: [*x[:2], x[2] + 1.5, x[3], x[4] - 2]),
     "renormalize": (sampling.Renormalize(), lambda x, *_: [v - math.log(sum(map(math.exp, x))) for v in x]),
     "custom": (
         sampling.Custom(lambda x, tokens, lengths: x.at[:, 2].add(-0.5 * lengths)),
@@ -265,7 +266,9 @@ def test_two_sampled_tokens_have_the_distribution_of_the_twin(name):
         (lambda: sampling.TopP(math.nan), "top_p=nan: must be above 0"),
         (lambda: sampling.MinP(1.5), "min_p=1.5: must be above 0"),
         (lambda: sampling.TypicalP(0.0), "typical_p=0.0: must be above 0"),
-        (lambda: sampling.LogitBias(((-1, 2.0),)), "biases=((-1, 2.0),): must be pairs"),
+        (lambda: sampling.LogitBias((-1,), (2.0,)), "ids=(-1,): must be token ids"),
+        (lambda: sampling.LogitBias((1, 2), (2.0,)), "biases=(2.0,): must be 2 numbers"),
+        (lambda: sampling.LogitBias((1,), (math.nan,)), "biases=(nan,): must be 1 numbers"),
         (lambda: sampling.RepetitionPenalty(0.0), "repetition_penalty=0.0: must be from"),
         (lambda: sampling.PresencePenalty(math.inf), "presence_penalty=inf: must be from"),
         (lambda: sampling.FrequencyPenalty(math.nan), "frequency_penalty=nan: must be from"),
@@ -279,6 +282,51 @@ def test_a_processor_refuses_invalid_fields_in_one_line(make, message):
     with pytest.raises(UserError) as error:
         make()
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+def test_other_numbers_of_the_same_processors_compile_nothing():
+    makes = {
+        "temperature": lambda x: sampling.Temperature(1 + x),
+        "top_k": lambda x: sampling.TopK(int(1 + 1000 * x)),
+        "top_p": sampling.TopP,
+        "min_p": sampling.MinP,
+        "typical": sampling.TypicalP,
+        "logit_bias": lambda x: sampling.LogitBias((int(4 * x), 3), (x, -x)),
+        "repetition_penalty": lambda x: sampling.RepetitionPenalty(1 + x),
+        "presence_penalty": sampling.PresencePenalty,
+        "frequency_penalty": sampling.FrequencyPenalty,
+        "bad_words": lambda x: sampling.BadWords(((int(4 * x),), (2, int(4 * x)))),
+        "force_first": lambda x: sampling.ForceFirst(int(4 * x)),
+        "force_last": lambda x: sampling.ForceLast(int(4 * x)),
+        "suppress": lambda x: sampling.Suppress((int(4 * x),)),
+        "suppress_first": lambda x: sampling.SuppressFirst((int(4 * x),), int(3 * x)),
+        "min_length": lambda x: sampling.MinLength(int(3 * x), (int(4 * x),)),
+    }
+    assert {*LOGITS_PROCESSORS} - {*makes} == {"custom", "renormalize", "no_repeat", "constraint"}
+    tokens, lengths = jnp.zeros((2, 3), jnp.int32), jnp.ones(2, jnp.int32)
+    traced = []
+
+    @jax.jit
+    def count_traces(processors, states):
+        traced.append(1)
+        return apply_processors(processors, jnp.ones((2, V)), tokens, lengths, states)
+
+    for x in (0.25, 0.5, 0.75, 1):
+        processors = tuple(make(x) for make in makes.values())
+        count_traces(processors, init_states(processors, tokens, lengths, MAX_NEW))
+    assert len(traced) == 1
+
+
+@pytest.mark.parametrize("shape", [(3, 7), (2, 257), (3, 1031)])
+def test_a_traced_k_keeps_the_tokens_of_a_full_stable_sort(shape):
+    rng, jitted = np.random.default_rng(0), jax.jit(is_top_k)
+    for x in (rng.standard_normal(shape), rng.integers(-1, 2, shape), np.full(shape, RULED_OUT)):
+        x = (x + 0.0).astype(np.float32)  # integers have no -0, which comes after 0 in the order of bits
+        order = np.argsort(-x, axis=1, kind="stable")
+        for k in (1, 5, 64, 65, 256, 257, 700, shape[1], shape[1] + 1):
+            expected = np.zeros(shape, bool)
+            np.put_along_axis(expected, order[:, :k], True, axis=1)
+            np.testing.assert_array_equal(jitted(x, k), expected)
 
 
 @pytest.mark.parametrize("shape, k", [((3, 1031), 1), ((5, 1031), 4), ((2, 257), 3), ((2, 128), 5), ((3, 7), 7)])

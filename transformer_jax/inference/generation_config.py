@@ -22,7 +22,7 @@ NAMES = {
 # test compares them. The value that turns a processor off is allowed as well.
 RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "temperature": (lambda x: 1e-6 <= x <= 1e6, "must be from 1e-6 to 1e6. For 0, choose greedily: method=greedy"),
-    "top_k": (lambda x: x >= 0, "must be 1 or more; to keep all tokens omit it, or take 0"),
+    "top_k": (lambda x: 0 <= x < 2**31, "must be 1 or more; to keep all tokens omit it, or take 0"),
     "top_p": (lambda x: 0 < x <= 1, "must be above 0 and at most 1 (all tokens)"),
     "min_p": (lambda x: 0 <= x <= 1, "must be above 0 and at most 1 (only the most likely tokens)"),
     "typical_p": (lambda x: 0 < x <= 1, "must be above 0 and at most 1 (all tokens)"),
@@ -45,6 +45,8 @@ MINIMUM = {
 class GenerationConfig:
     """All settings of generation; the defaults change nothing. Lists become tuples, a dict of biases becomes pairs.
 
+    temperature=0 is the greedy choice, and becomes method="greedy" with temperature=1.
+
     Raises:
       UserError: a value of another type, NaN, infinity, out of range, or in conflict with another field: one line
         with field, value and rule.
@@ -60,7 +62,7 @@ class GenerationConfig:
         "slide (a model with a window or linear attention)",
     )
     cache_type: str = setting("model", "type of the KV cache: model (as it computes) | float32 | bfloat16 | int8")
-    temperature: float = setting(1.0, "below 1 sharpens the distribution, above 1 flattens it")
+    temperature: float = setting(1.0, "below 1 sharpens the distribution, above 1 flattens it; 0: greedy")
     top_k: int = setting(0, "keep the k most likely tokens; 0: all")
     top_p: float = setting(1.0, "keep the most likely tokens whose probabilities add up to top_p; 1: all")
     min_p: float = setting(0.0, "keep tokens at least min_p times as likely as the most likely one; 0: all")
@@ -95,6 +97,9 @@ class GenerationConfig:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _typed(field, getattr(self, field.name)))
+        if self.temperature == 0 and self.method in ("sample", "greedy"):
+            object.__setattr__(self, "method", "greedy")
+            object.__setattr__(self, "temperature", 1.0)
         for name, known in NAMES.items():
             choose(dict.fromkeys(known), getattr(self, name), name)
         self._check_numbers()

@@ -34,8 +34,8 @@ def logits_processors(config: GenerationConfig, run: Run) -> tuple[LogitsProcess
     if config.suppress:
         processors += (sampling.Suppress(tuple(_token_id(tokenizer, "suppress", token) for token in config.suppress)),)
     if config.logit_bias:
-        pairs = ((_token_id(tokenizer, "logit_bias", token), float(bias)) for token, bias in config.logit_bias)
-        processors += (sampling.LogitBias(tuple(pairs)),)
+        ids = tuple(_token_id(tokenizer, "logit_bias", token) for token, _ in config.logit_bias)
+        processors += (sampling.LogitBias(ids, tuple(float(bias) for _, bias in config.logit_bias)),)
     if config.min_new_tokens:
         processors += (sampling.MinLength(config.min_new_tokens, eos_ids),)
     if config.choices or config.regex:

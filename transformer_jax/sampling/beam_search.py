@@ -17,7 +17,8 @@ import numpy as np
 
 from transformer_jax.errors import check, choose
 from transformer_jax.sampling.decode_state import left_aligned, where_rows
-from transformer_jax.sampling.logits_processors import RULED_OUT, apply_processors, init_states, largest
+from transformer_jax.sampling.logits_processors import RULED_OUT, apply_processors, init_states
+from transformer_jax.sampling.top_k import largest
 
 LENGTH_PENALTIES = {  # (n new tokens, alpha) -> divisor of the sum of their log-probabilities
     "gnmt": lambda n, alpha: ((5 + n) / 6) ** alpha,  # Wu et al. 2016, equation 14

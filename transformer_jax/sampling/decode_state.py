@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from transformer_jax.errors import check
-from transformer_jax.sampling.logits_processors import RULED_OUT, apply_processors, largest
+from transformer_jax.sampling.logits_processors import RULED_OUT, apply_processors
+from transformer_jax.sampling.top_k import largest
 
 
 def _greedy(logits, keys):

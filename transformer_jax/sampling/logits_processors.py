@@ -12,6 +12,9 @@ They are applied in the order in which they are given. A logits processor is a f
 is ruled out has the logit RULED_OUT = finfo.min: finite, so that nothing becomes NaN, and of probability 0. A token
 that one processor rules out stays ruled out in all later ones, except for forced tokens. This file has the processors
 that look at the logits alone; text_processors.py has those that look at the tokens of the text.
+
+The numbers of a processor are arguments of the compiled program, not constants in it: another temperature or another k
+compiles nothing. Which processors there are, and fields marked static, are compiled in.
 """
 
 import dataclasses
@@ -20,8 +23,10 @@ from typing import Any, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from transformer_jax.errors import check
+from transformer_jax.sampling.top_k import is_top_k
 
 RULED_OUT = jnp.finfo(jnp.float32).min
 T = TypeVar("T")
@@ -38,6 +43,7 @@ def apply_processors(
     processors: tuple, logits: jax.Array, tokens: jax.Array, lengths: jax.Array, states: tuple
 ) -> tuple[jax.Array, tuple]:
     """Apply logits processors in order: (logits [R, V], new states). No result is below RULED_OUT, not even -inf."""
+    processors = jax.tree.map(jnp.asarray, processors)  # outside jit too, their numbers are arrays
     new_states = []
     for processor, state in zip(processors, states, strict=True):
         logits, state = processor(jnp.maximum(logits, RULED_OUT), tokens, lengths, state)
@@ -45,34 +51,48 @@ def apply_processors(
     return logits, tuple(new_states)
 
 
-@dataclass_transform(frozen_default=True)
-def static_dataclass(cls: type[T]) -> type[T]:
-    """Make a frozen dataclass that is static under jit: instances of equal fields share a compiled program."""
-    return jax.tree_util.register_static(dataclasses.dataclass(frozen=True)(cls))
+def _left_padded(rows: tuple[tuple[int, ...], ...]) -> np.ndarray:
+    """Rows of ids of any lengths as one int32 array, -1 before the first id of a row."""
+    longest = max(map(len, rows), default=1)
+    return np.array([(-1,) * (longest - len(row)) + row for row in rows], np.int32).reshape(len(rows), longest)
 
 
-TOP_K_CHUNK = 128  # logits in a chunk of `largest`
+_AS_ARRAY: dict[Any, Callable[[Any], Any]] = {  # annotation of a field: its value as an argument of a compiled program
+    float: np.float32,
+    int: np.int32,
+    tuple[float, ...]: lambda values: np.array(values, np.float32),
+    tuple[int, ...]: lambda values: np.array(values, np.int32),
+    tuple[tuple[int, ...], ...]: _left_padded,
+}
 
 
-def largest(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """Top-k of each row: the values and indices of `jax.lax.top_k(x, k)` for [R, N]; ties go to the lower index.
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
+def processor_dataclass(cls: type[T]) -> type[T]:
+    """Make a frozen dataclass whose numbers are leaves of a pytree, so that new numbers compile nothing.
 
-    On a CPU `jax.lax.top_k` scans a row one by one. The maxima of chunks are found in vectorized code, and the k
-    largest values of a row are all in the k chunks with the largest maxima.
+    Its fields hold Python's numbers, which `__post_init__` checks and `==` compares; flattened they are arrays.
+    Fields of other types, and those with the metadata {"static": True}, are compiled in. Unflattening checks nothing.
     """
-    R, N = x.shape
-    num_chunks = -(-N // TOP_K_CHUNK)
-    if num_chunks <= k:
-        return jax.lax.top_k(x, k)
-    chunks = jnp.pad(x, ((0, 0), (0, num_chunks * TOP_K_CHUNK - N)), constant_values=-jnp.inf).reshape(
-        R, num_chunks, TOP_K_CHUNK
-    )
-    # Sorted back into the order of the chunks, so that ties go to the lower index.
-    best = jnp.sort(jax.lax.top_k(jnp.max(chunks, axis=2), k)[1], axis=1)
-    values, indices = jax.lax.top_k(
-        jnp.take_along_axis(chunks, best[:, :, None], axis=1).reshape(R, k * TOP_K_CHUNK), k
-    )
-    return values, jnp.take_along_axis(best, indices // TOP_K_CHUNK, axis=1) * TOP_K_CHUNK + indices % TOP_K_CHUNK
+    cls = dataclasses.dataclass(frozen=True)(cls)
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    numbers = [field for field in fields if field.type in _AS_ARRAY and not field.metadata.get("static")]
+    static = [field.name for field in fields if field not in numbers]
+
+    def flatten(processor):
+        leaves = []
+        for field in numbers:
+            value = getattr(processor, field.name)
+            leaves.append(_AS_ARRAY[field.type](value) if isinstance(value, int | float | tuple) else value)
+        return leaves, tuple(getattr(processor, name) for name in static)
+
+    def unflatten(static_values, leaves):
+        processor = object.__new__(cls)
+        for name, value in zip([*(field.name for field in numbers), *static], [*leaves, *static_values], strict=True):
+            object.__setattr__(processor, name, value)
+        return processor
+
+    jax.tree_util.register_pytree_node(cls, flatten, unflatten)
+    return cls
 
 
 class LogitsProcessor:
@@ -83,12 +103,17 @@ class LogitsProcessor:
         return ()
 
 
+def check_ids(field: str, ids: tuple[int, ...]) -> None:
+    """Raise UserError unless all `ids` are 0 or more."""
+    check(all(token >= 0 for token in ids), field, ids, "must be token ids, 0 or more")
+
+
 def where_possible(new: jax.Array, logits: jax.Array) -> jax.Array:
     """Return `new`, except that tokens ruled out in `logits` stay ruled out; no result is below RULED_OUT."""
     return jnp.where(logits <= RULED_OUT, RULED_OUT, jnp.maximum(new, RULED_OUT))
 
 
-@static_dataclass
+@processor_dataclass
 class Temperature(LogitsProcessor):
     """Temperature: divide logits by `value`; below 1 sharpens the distribution, above 1 flattens it.
 
@@ -105,26 +130,23 @@ class Temperature(LogitsProcessor):
         return where_possible(logits / self.value, logits), state
 
 
-@static_dataclass
+@processor_dataclass
 class TopK(LogitsProcessor):
     """Top-k: keep exactly the k most likely tokens; ties go to the smaller id. Fan et al. 2018.
 
-    UserError: k below 1.
+    UserError: k below 1, or no number of 32 bits.
     """
 
     k: int
 
     def __post_init__(self):
-        check(self.k >= 1, "top_k", self.k, "must be 1 or more; to keep all tokens omit it, or take 0")
+        check(1 <= self.k < 2**31, "top_k", self.k, "must be 1 or more; to keep all tokens omit it, or take 0")
 
     def __call__(self, logits, tokens, lengths, state):
-        _, kept_ids = largest(logits, min(self.k, logits.shape[-1]))
-        rows = jnp.arange(len(logits))[:, None]
-        is_kept = jnp.zeros(logits.shape, bool).at[rows, kept_ids].set(True)
-        return jnp.where(is_kept, logits, RULED_OUT), state
+        return jnp.where(is_top_k(logits, self.k), logits, RULED_OUT), state
 
 
-@static_dataclass
+@processor_dataclass
 class TopP(LogitsProcessor):
     """Top-p (nucleus): keep the smallest set of most likely tokens with probability p or more. Holtzman et al. 2019.
 
@@ -140,7 +162,7 @@ class TopP(LogitsProcessor):
         return keep_first(logits, -logits, self.p), state
 
 
-@static_dataclass
+@processor_dataclass
 class MinP(LogitsProcessor):
     """Min-p: keep tokens that are at least `p` times as likely as the most likely one. Nguyen et al. 2024, section 3.
 
@@ -157,7 +179,7 @@ class MinP(LogitsProcessor):
         return jnp.where(ratio < self.p, RULED_OUT, logits), state
 
 
-@static_dataclass
+@processor_dataclass
 class TypicalP(LogitsProcessor):
     """Typical-p: keep the tokens with surprise nearest to the entropy, the smallest set of probability p or more.
 
@@ -177,28 +199,32 @@ class TypicalP(LogitsProcessor):
         return keep_first(logits, jnp.abs(log_probs + entropy), self.p), state
 
 
-@static_dataclass
+@processor_dataclass
 class LogitBias(LogitsProcessor):
-    """Logit bias: add `bias` to the logits of some tokens, ((token, bias), ...).
+    """Logit bias: add `biases` to the logits of the tokens `ids`, one for each.
 
-    UserError: a bias outside [-1e6, 1e6], or a token below 0.
+    UserError: a bias outside [-1e6, 1e6], a token below 0, or not as many biases as ids.
     """
 
-    biases: tuple[tuple[int, float], ...]
+    ids: tuple[int, ...]
+    biases: tuple[float, ...]
 
     def __post_init__(self):
-        is_valid = all(token >= 0 and abs(bias) <= 1e6 for token, bias in self.biases)
-        check(is_valid, "biases", self.biases, "must be pairs (token, bias) of a bias from -1e6 to 1e6")
+        is_valid = len(self.ids) == len(self.biases) and all(abs(bias) <= 1e6 for bias in self.biases)
+        check(
+            is_valid,
+            "biases",
+            self.biases,
+            f"must be {len(self.ids)} numbers from -1e6 to 1e6, one for each of the ids",
+        )
+        check_ids("ids", self.ids)
 
     def __call__(self, logits, tokens, lengths, state):
-        if not self.biases:
-            return logits, state
-        ids, biases = zip(*self.biases, strict=True)
-        new = logits.at[:, jnp.array(ids, jnp.int32)].add(jnp.array(biases, jnp.float32), mode="drop")
+        new = logits.at[:, jnp.asarray(self.ids)].add(jnp.asarray(self.biases), mode="drop")
         return where_possible(new, logits), state
 
 
-@static_dataclass
+@processor_dataclass
 class Renormalize(LogitsProcessor):
     """Renormalize: turn the logits of the remaining tokens into log-probabilities.
 
@@ -209,7 +235,7 @@ class Renormalize(LogitsProcessor):
         return where_possible(jax.nn.log_softmax(logits, axis=-1), logits), state
 
 
-@static_dataclass
+@processor_dataclass
 class Custom(LogitsProcessor):
     """Custom logits processor: `function(logits, tokens, lengths) -> logits`, with the shapes at the top of this file.
 

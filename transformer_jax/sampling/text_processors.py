@@ -11,7 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from transformer_jax.errors import check
-from transformer_jax.sampling.logits_processors import RULED_OUT, LogitsProcessor, static_dataclass, where_possible
+from transformer_jax.sampling.logits_processors import (
+    RULED_OUT,
+    LogitsProcessor,
+    check_ids,
+    processor_dataclass,
+    where_possible,
+)
 
 
 class _CountsNewTokens(LogitsProcessor):
@@ -42,7 +48,7 @@ def follows_newest(tokens: jax.Array, lengths: jax.Array, n: int) -> jax.Array:
 
 def _rule_out(logits, ids):
     """Rule out the tokens `ids`; ids outside the vocabulary are ignored."""
-    return logits.at[:, jnp.array(ids, jnp.int32)].set(RULED_OUT, mode="drop")
+    return logits.at[:, jnp.asarray(ids)].set(RULED_OUT, mode="drop")
 
 
 def _force(logits, token):
@@ -50,11 +56,7 @@ def _force(logits, token):
     return jnp.where(jnp.arange(logits.shape[-1]) == token, 0.0, RULED_OUT)
 
 
-def _check_ids(field, ids):
-    check(all(token >= 0 for token in ids), field, ids, "must be token ids, 0 or more")
-
-
-@static_dataclass
+@processor_dataclass
 class RepetitionPenalty(LogitsProcessor):
     """Repetition penalty: make tokens of the prompt or the new text less likely. Keskar et al. 2019, section 4.1.
 
@@ -73,7 +75,7 @@ class RepetitionPenalty(LogitsProcessor):
         return where_possible(jnp.where(is_in_text, penalized, logits), logits), state
 
 
-@static_dataclass
+@processor_dataclass
 class PresencePenalty(_CountsNewTokens):
     """Presence penalty: subtract `value` from the logits of all tokens among the new ones. Prompt tokens do not count.
 
@@ -90,7 +92,7 @@ class PresencePenalty(_CountsNewTokens):
         return where_possible(logits - self.value * is_present, logits), state + 1
 
 
-@static_dataclass
+@processor_dataclass
 class FrequencyPenalty(_CountsNewTokens):
     """Frequency penalty: subtract `value` once for each occurrence among the new tokens. Prompt tokens do not count.
 
@@ -107,14 +109,14 @@ class FrequencyPenalty(_CountsNewTokens):
         return where_possible(logits - self.value * counts, logits), state + 1
 
 
-@static_dataclass
+@processor_dataclass
 class NoRepeatNgram(LogitsProcessor):
     """Forbid repeating any n-gram of size n. Paulus et al. 2017, section 2.5. Prompt tokens count.
 
     UserError: n below 1.
     """
 
-    n: int
+    n: int = dataclasses.field(metadata={"static": True})
 
     def __post_init__(self):
         check(self.n >= 1, "no_repeat_ngram_size", self.n, "must be 1 or more. Take 3")
@@ -126,7 +128,7 @@ class NoRepeatNgram(LogitsProcessor):
         return jnp.where(is_repeat, RULED_OUT, logits), state
 
 
-@static_dataclass
+@processor_dataclass
 class BadWords(LogitsProcessor):
     """Bad words: forbid a new token that completes one of these token sequences, even if it begins in the prompt.
 
@@ -137,33 +139,33 @@ class BadWords(LogitsProcessor):
 
     def __post_init__(self):
         check(all(self.words), "bad_words", self.words, "a word must have a token or more")
-        _check_ids("bad_words", sum(self.words, ()))
+        check_ids("bad_words", sum(self.words, ()))
 
     def __call__(self, logits, tokens, lengths, state):
-        for size in sorted({len(word) for word in self.words}):
-            words = jnp.array([word for word in self.words if len(word) == size], jnp.int32)
-            positions = lengths[:, None] - size + 1 + jnp.arange(size - 1)
-            newest = jnp.take_along_axis(tokens, jnp.maximum(positions, 0), axis=1)
-            would_end = jnp.all(newest[:, None] == words[:, :-1], axis=-1) & (lengths >= size - 1)[:, None]
-            is_end = jnp.zeros(logits.shape, bool).at[:, words[:, -1]].max(would_end, mode="drop")
-            logits = jnp.where(is_end, RULED_OUT, logits)
-        return logits, state
+        words = jnp.asarray(self.words)  # [words, longest], -1 before the first id of a shorter word
+        longest = words.shape[1]
+        positions = lengths[:, None] - longest + 1 + jnp.arange(longest - 1)
+        newest = jnp.take_along_axis(tokens, jnp.maximum(positions, 0), axis=1)
+        is_in_text = (newest[:, None] == words[:, :-1]) & (positions >= 0)[:, None]
+        would_end = jnp.all(is_in_text | (words[:, :-1] < 0), axis=-1)
+        is_end = jnp.zeros(logits.shape, bool).at[:, words[:, -1]].max(would_end, mode="drop")
+        return jnp.where(is_end, RULED_OUT, logits), state
 
 
-@static_dataclass
+@processor_dataclass
 class ForceFirst(_CountsNewTokens):
     """Force the first new token, even if it was ruled out before; its logit is 0, a probability of 1."""
 
     token: int
 
     def __post_init__(self):
-        _check_ids("token", (self.token,))
+        check_ids("token", (self.token,))
 
     def __call__(self, logits, tokens, lengths, state):
         return jnp.where((state == 0)[:, None], _force(logits, self.token), logits), state + 1
 
 
-@static_dataclass
+@processor_dataclass
 class ForceLast(LogitsProcessor):
     """Force the token at the length limit (number max_new_tokens), even if it was ruled out before; its logit is 0.
 
@@ -173,7 +175,7 @@ class ForceLast(LogitsProcessor):
     token: int
 
     def __post_init__(self):
-        _check_ids("token", (self.token,))
+        check_ids("token", (self.token,))
 
     def init_state(self, tokens, lengths, max_new_tokens):
         return jnp.full_like(lengths, max_new_tokens)
@@ -182,20 +184,20 @@ class ForceLast(LogitsProcessor):
         return jnp.where((state == 1)[:, None], _force(logits, self.token), logits), state - 1
 
 
-@static_dataclass
+@processor_dataclass
 class Suppress(LogitsProcessor):
     """Suppress tokens: none of these ids is generated. UserError: an id below 0."""
 
     ids: tuple[int, ...]
 
     def __post_init__(self):
-        _check_ids("ids", self.ids)
+        check_ids("ids", self.ids)
 
     def __call__(self, logits, tokens, lengths, state):
         return _rule_out(logits, self.ids), state
 
 
-@static_dataclass
+@processor_dataclass
 class SuppressFirst(_CountsNewTokens):
     """Suppress tokens at one step: new token number `index` (0 is the first) is none of these ids.
 
@@ -206,14 +208,14 @@ class SuppressFirst(_CountsNewTokens):
     index: int = 0
 
     def __post_init__(self):
-        _check_ids("ids", self.ids)
+        check_ids("ids", self.ids)
         check(self.index >= 0, "index", self.index, "must be 0, the first new token, or more")
 
     def __call__(self, logits, tokens, lengths, state):
         return jnp.where((state == self.index)[:, None], _rule_out(logits, self.ids), logits), state + 1
 
 
-@static_dataclass
+@processor_dataclass
 class MinLength(_CountsNewTokens):
     """Minimum length: no token of `eos_ids` before there are `length` other new tokens, or in total with the prompt.
 
@@ -226,7 +228,7 @@ class MinLength(_CountsNewTokens):
 
     def __post_init__(self):
         check(0 <= self.length < 2**31, "min_length", self.length, "must be 0 or more, a number of 32 bits")
-        _check_ids("eos_ids", self.eos_ids)
+        check_ids("eos_ids", self.eos_ids)
 
     def __call__(self, logits, tokens, lengths, state):
         is_short = (lengths if self.counts_prompt else state) < self.length
