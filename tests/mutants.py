@@ -173,7 +173,12 @@ MUTANTS = {
         "best = jax.lax.top_k(jnp.max(chunks, axis=2), k)[1]",
         ("processors", {}),
     ),
-    "bisected top-k keeps all equals": ("sampling.top_k", "(is_tie & (position < end))", "is_tie", ("processors", {})),
+    "bisected top-k keeps all equals": (
+        "sampling.top_k",
+        "| (is_tie & (position < end))",
+        "| is_tie",
+        ("processors", {}),
+    ),
     "bisected top-k takes negative numbers in the order of their bits": (
         "sampling.top_k",
         "bits ^= (bits >> 31) & 0x7FFFFFFF",

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import re
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -222,10 +223,22 @@ def test_a_constraint_that_no_tokens_spell_is_refused_in_one_line(make, message)
 # Texts
 
 
+class Count(NamedTuple):
+    """Cache of `random_step`: the number of steps so far, the same for all rows."""
+
+    num_steps: jax.Array
+
+    def reorder(self, rows):
+        return self
+
+    def expand(self, num, capacity):
+        return self
+
+
 def random_step(seed, tokens, is_token, cache):
     """Step with random logits at each step and row; the most likely tokens are often not allowed."""
-    key = jax.random.fold_in(jax.random.key(seed), cache)
-    return 5 * jax.random.normal(key, (len(tokens), V)), cache + 1
+    key = jax.random.fold_in(jax.random.key(seed), cache.num_steps)
+    return 5 * jax.random.normal(key, (len(tokens), V)), Count(cache.num_steps + 1)
 
 
 @functools.cache
@@ -243,7 +256,7 @@ PROMPTS = np.tile([[3, PAD, 4], [PAD, 5, EOS]], (ROWS, 1))[:ROWS]
 
 def constrained_texts(pattern, method, max_new_tokens, seed, eos_ids=(EOS,)):
     """Texts [rows], and which of them ended with EOS."""
-    step, cache = jax.tree_util.Partial(random_step, np.int32(seed)), np.int32(0)
+    step, cache = jax.tree_util.Partial(random_step, np.int32(seed)), Count(np.int32(0))
     given = PROMPTS, PROMPTS != PAD
     if method == "beam":
         beams = beam_search(
