@@ -23,14 +23,15 @@ TESTS = {p.relative_to(ROOT).as_posix(): p for p in sorted((ROOT / "tests").rglo
 LIBRARY = [name for name in SOURCES if name.startswith("transformer_jax/")]
 RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
 
-TOP = {"__init__", "__main__", "checkpoint", "config", "errors", "run", "schema", "startup"}
+TOP = {"__init__", "__main__", "checkpoint", "checkpoint_meta", "config", "errors", "run", "schema", "startup"}
 
 # Who may import whom, inside transformer_jax: a room may import itself and what stands beside it here.
 ROOMS = {
     "errors": set(),
     "schema": {"errors"},
     "startup": {"errors"},
-    "checkpoint": {"errors"},
+    "checkpoint": {"errors", "checkpoint_meta"},
+    "checkpoint_meta": {"errors", "schema", "models", "tokenizers"},
     "config": {"errors", "schema"},
     "nn": {"errors", "config"},
     "models": {"errors", "schema", "config", "nn"},
@@ -38,7 +39,9 @@ ROOMS = {
     "sampling": {"errors", "config", "nn.kv_cache"},
     "testing": {"errors", "config", "nn", "models"},
     "huggingface": {"errors", "schema", "config", "nn", "models", "sampling"},
-    "run": {"errors", "config", "checkpoint", "nn", "models", "tokenizers", "sampling", "huggingface"},
+    "run": {
+        "errors", "config", "checkpoint", "checkpoint_meta", "nn", "models", "tokenizers", "sampling", "huggingface"
+    },
     "inference": {
         "errors", "schema", "config", "checkpoint", "nn", "models", "tokenizers", "sampling", "huggingface", "run"
     },

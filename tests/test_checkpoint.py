@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.checkpoints import meta_of
 
 from transformer_jax.checkpoint import CheckpointError, Checkpoints, abstract
 from transformer_jax.errors import RunError, UserError
@@ -29,7 +30,7 @@ def arrays(step):
 
 def save(checkpoints, step, val_loss=None):
     params, state = arrays(step)
-    checkpoints.save(step, params, {"step": step, "val_score": None if val_loss is None else -val_loss}, state)
+    checkpoints.save(params, meta_of(step, None if val_loss is None else -val_loss), state)
 
 
 def restore(checkpoints, step):
@@ -45,7 +46,7 @@ def assert_equal(actual, expected):
 def assert_is(checkpoints, step):
     """The restored arrays equal the saved ones to the bit."""
     assert_equal(restore(checkpoints, step), arrays(step))
-    assert checkpoints.meta(step)["step"] == step
+    assert checkpoints.meta(step).step == step
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +101,7 @@ def test_parameters_are_restored_without_the_state(saved):
 def test_a_checkpoint_needs_no_state(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     params, _ = arrays(3)
-    checkpoints.save(3, params, {"step": 3})
+    checkpoints.save(params, meta_of(3))
     checkpoints.wait()
     assert checkpoints.find() == 3
     assert_equal(checkpoints.restore(3, params=abstract(params))["params"], params)
@@ -111,7 +112,7 @@ def test_arrays_are_copied_before_save_returns(tmp_path):
     overwrite = jax.jit(lambda x: x - 7, donate_argnums=0)
     on_device, on_host = jnp.arange(1_000_003.0), np.arange(500_009.0)
     template = abstract({"a": on_device, "b": on_host})
-    checkpoints.save(3, {"a": on_device, "b": on_host}, {})
+    checkpoints.save({"a": on_device, "b": on_host}, meta_of(3))
     overwrite(on_device).block_until_ready()  # in the same memory, if nothing else references it
     on_host[:] = -1
     checkpoints.wait()
@@ -310,7 +311,7 @@ def test_a_save_that_fails_midway_names_the_step_and_keeps_the_older_ones(run_di
     noise = {"kernel": np.random.default_rng(0).normal(size=300_007)}
     fail = functools.partial(pytest.raises, RunError, match="checkpoint 20 in .*could not be saved.*5, 10, 15")
     with largest_file(100_000), fail():
-        checkpoints.save(20, noise, {})
+        checkpoints.save(noise, meta_of(20))
         checkpoints.wait()
     assert Checkpoints(run_dir).steps() == list(STEPS)
     assert_is(Checkpoints(run_dir), Checkpoints(run_dir).find())

@@ -17,6 +17,7 @@ from train.parallel import PARALLEL, make_parallel
 from train.state import TrainState, create_state
 from train.step import eval_step, train_step
 from transformer_jax.checkpoint import Checkpoints, abstract
+from transformer_jax.checkpoint_meta import CheckpointMeta
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
 from transformer_jax.models import GPT
@@ -75,7 +76,9 @@ def on_four_devices(folder: Path) -> None:
     for name, accumulation in CASES:
         state, report["sums"][f"{name}-{accumulation}"] = train(name, accumulation)
         checkpoints = Checkpoints(folder / f"{name}-{accumulation}")
-        checkpoints.save(NUM_STEPS, state.params, {}, {"step": state.step, "accumulator": state.accumulator})
+        checkpoints.save(
+            state.params, CheckpointMeta(NUM_STEPS, MODEL, None), {"step": state.step, "accumulator": state.accumulator}
+        )
         checkpoints.wait()
         np.savez(folder / f"{name}-{accumulation}.npz", *map(np.asarray, jax.tree.leaves(state.params)))
     for name in PARALLEL:

@@ -33,7 +33,7 @@ def folder(tmp_path_factory):
     tiny = tj.from_pretrained(folder / "models" / "gpt2")
     model = GPT(dataclasses.replace(tiny.config, max_len=256))  # room for the texts that the examples generate
     run = dataclasses.replace(tiny, model=model, config=model.config, params=init_params(model, jax.random.key(0)))
-    tj.save(dataclasses.replace(run, hf_config={}), folder / "runs" / "a")
+    tj.save(dataclasses.replace(run, hf_config=None), folder / "runs" / "a")
     return folder
 
 

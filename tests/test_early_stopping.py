@@ -20,6 +20,7 @@ from train.state import create_state, eval_params, from_checkpoint, to_checkpoin
 from train.tasks.base import Task
 from train.tasks.scoring import confusions, macro_f1
 from transformer_jax.checkpoint import Checkpoints
+from transformer_jax.checkpoint_meta import BestScore
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
 LABELS = ("B-a", "I-a", "O", "B-b", "I-b")
@@ -61,11 +62,11 @@ def test_a_better_value_of_every_metric_is_the_best(metric):
 
 
 def test_scores_by_two_metrics_are_never_compared():
-    meta = {"best": {"metric": "loss", "score": -2.0, "step": 4}}
-    assert best_of(meta, "loss") == BestTracker("loss", -2.0, 4)
+    saved = BestScore("loss", -2.0, 4)
+    assert best_of(saved, "loss") == BestTracker("loss", -2.0, 4)
     assert best_of(None, "accuracy") == BestTracker("accuracy")
     with pytest.raises(tj.UserError, match="train.best_by='accuracy': .* scores by 'loss'.* Take train.best_by='loss'"):
-        best_of(meta, "accuracy")
+        best_of(saved, "accuracy")
 
 
 def test_the_best_checkpoint_is_the_one_of_train_best_by(tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from train.entropy_floor import compare, floor_of, paired, with_floor
 from train.evaluation import evaluate
 from train.loop import run as train
 from train.metrics import read_metrics
+from train.resume import trained_config
 from train.tasks.scoring import Options, causal_lm
 from transformer_jax.tokenizers import ByteTokenizer, train_tokenizer
 
@@ -182,7 +183,7 @@ def test_a_run_and_its_evaluation_write_floor_and_gap(source, tmp_path, capsys):
         assert event["leak"] is False
     output = capsys.readouterr().out
     assert f"floor {events[1]['floor']:.4f}  gap {events[1]['gap']:.4f}" in output and "leak?" not in output
-    config, run = Config.from_dict(tj.read_meta(workdir)["config"]), tj.load(workdir, "latest")
+    config, run = trained_config(tj.read_meta(workdir), workdir), tj.load(workdir, "latest")
     again, test = (causal_lm(run, config, split, Options()).values for split in ("val", "test"))
     assert again["loss"] == pytest.approx(events[1]["loss"], rel=1e-5)
     assert again["floor"] == pytest.approx(events[1]["floor"], rel=1e-6)

@@ -43,7 +43,7 @@ def settings(task, path):
 
 def untrained(config):
     """The run that training with `config` begins with, except that its parameters are larger."""
-    task = load_task(config, InitFrom(), None)
+    task = load_task(config, InitFrom())
     params = random_like(parameter_shapes(task.model))
     return tj.Run(
         task.model, params, task.tokenizer, task.model.config, labels=tuple(task.labels), separator=task.separator
@@ -205,7 +205,7 @@ def test_evaluation_saves_lines_scores_and_a_confusion_matrix(runs):
 def test_token_dropout_hides_new_tokens_in_each_training_step_but_never_the_first(runs):
     config = runs["classify"][1]
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, token_dropout=0.4))
-    task, plain = load_task(config, InitFrom(), None), load_task(runs["classify"][1], InitFrom(), None)
+    task, plain = load_task(config, InitFrom()), load_task(runs["classify"][1], InitFrom())
     kept = []
     for step in range(30):
         batch, whole = task.train_batch(step), plain.train_batch(step)
@@ -229,7 +229,6 @@ def test_bpe_dropout_makes_16_versions_of_each_example_with_the_same_text(runs, 
                 model=dataclasses.replace(runs[task][1].model, max_len=59),
             ),
             InitFrom(),
-            None,
         )
         for dropout in (0.0, 0.4)
     )
@@ -265,7 +264,7 @@ def test_bpe_dropout_makes_fewer_versions_of_very_many_examples(runs, monkeypatc
         train=dataclasses.replace(runs["classify"][1].train, batch_size=48),
         model=dataclasses.replace(runs["classify"][1].model, max_len=59),
     )
-    task = load_task(config, InitFrom(), None)
+    task = load_task(config, InitFrom())
     assert task.description.startswith("48 texts to train on (3 versions of each)")
     batch = task.train_batch(0)
     cuts = {tuple(row[kept]) for row, kept in zip(batch["tokens"], batch["is_token"], strict=True)}

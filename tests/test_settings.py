@@ -161,7 +161,7 @@ def make_config(values):
 def trace(config):
     """What training does with a configuration before anything is compiled. Returns the task and its metrics."""
     init_from = load_init_from(config.train, None)
-    task = load_task(config, init_from, None)
+    task = load_task(config, init_from)
     with_vocab_size(config.model, task.tokenizer.vocab_size)
     optimizer = make_optimizer(config.optimizer, config.train.num_steps)
     make_schedule(config.optimizer, config.train.num_steps)
@@ -200,7 +200,7 @@ def refusal(values, name):
     try:
         config = make_config(values)
         if config.train.init_from:
-            load_task(config, load_init_from(config.train, None), None)
+            load_task(config, load_init_from(config.train, None))
     except tj.UserError as error:
         return str(error) if str(error).startswith(f"{name}=") else None
     return None

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
+from transformer_jax.checkpoint_meta import BestScore
 from transformer_jax.errors import UserError
 
 IS_LARGER_BETTER = {
@@ -19,12 +20,8 @@ IS_LARGER_BETTER = {
 
 
 @dataclasses.dataclass(frozen=True)
-class BestTracker:
-    """Tracker of the best evaluation: its metric, score and step."""
-
-    metric: str  # a key of IS_LARGER_BETTER
-    score: float | None = None  # larger is better: the metric, or its negative; None: no evaluation yet
-    step: int = 0
+class BestTracker(BestScore):
+    """Tracker of the best evaluation; its metric is a key of IS_LARGER_BETTER."""
 
     def score_of(self, metrics: Mapping[str, float]) -> float:
         """Score of an evaluation; larger is better. Raises UserError if it has no such metric."""
@@ -53,18 +50,17 @@ class BestTracker:
         return f"{self.metric} {value:.4f} at step {self.step}"
 
 
-def best_of(meta: dict | None, metric: str) -> BestTracker:
-    """Tracker of a checkpoint, or a new one if there is no checkpoint.
+def best_of(saved: BestScore | None, metric: str) -> BestTracker:
+    """Tracker that continues from the best score of a checkpoint, or a new one if there is no checkpoint.
 
     Raises:
       UserError: the checkpoints have scores by another metric, so that "best" would compare two metrics.
     """
-    if meta is None:
+    if saved is None:
         return BestTracker(metric)
-    tracker = BestTracker(**meta["best"])
-    if tracker.metric != metric:
+    if saved.metric != metric:
         raise UserError(
-            f"train.best_by={metric!r}: the checkpoints in this workdir have scores by {tracker.metric!r}, and two "
-            f"metrics cannot be compared. Take train.best_by={tracker.metric!r}, or another workdir."
+            f"train.best_by={metric!r}: the checkpoints in this workdir have scores by {saved.metric!r}, and two "
+            f"metrics cannot be compared. Take train.best_by={saved.metric!r}, or another workdir."
         )
-    return tracker
+    return BestTracker(saved.metric, saved.score, saved.step)

@@ -1,13 +1,15 @@
 """Evaluate command: `transformer-jax evaluate --run_dir=runs/NAME --split=test` writes scores and predictions."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
 from transformer_jax import startup
-from transformer_jax.commands.cli import HELP_FLAGS, UsageError, parse_flags, report_errors, required, show_help
+from transformer_jax.commands.cli import HELP_FLAGS, parse_flags, report_errors, required, show_help
 
 EXAMPLE = "python -m transformer_jax evaluate --run_dir=runs/multi30k --split=test"
 
@@ -32,21 +34,16 @@ def main(argv: list[str]) -> None:
     startup.prepare()
     import transformer_jax as tj  # here, so that errors above are reported before JAX is loaded
 
-    from .config import Config
     from .data.pairs import SPLITS
     from .plot import draw_confusion
+    from .resume import trained_config
     from .tasks.scoring import SCORERS, Options
 
     run = tj.load(run_dir, _CHECKPOINT.value, average=_AVERAGE.value)
-    meta = tj.read_meta(run_dir)
-    if "config" not in meta:
-        raise UsageError(
-            f"--run_dir={run_dir}: was not trained by transformer_jax, so it has no task. Give a training run."
-        )
-    values = meta["config"]
-    for field, path in zip(SPLITS[_SPLIT.value], (_PATH.value, _TARGET_PATH.value), strict=True):
-        values["data"][field] = path or values["data"][field]
-    config = Config.from_dict(values)
+    config = trained_config(tj.read_meta(run_dir), run_dir)
+    given = zip(SPLITS[_SPLIT.value], (_PATH.value, _TARGET_PATH.value), strict=True)
+    paths: dict[str, Any] = {field: path for field, path in given if path}
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, **paths))
 
     def progress(done, total):
         print(f"\r{done:,}/{total:,}", end="\n" if done == total else "", file=sys.stderr, flush=True)

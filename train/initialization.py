@@ -6,11 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from transformer_jax.checkpoint_meta import CheckpointMeta, HuggingFaceConfig
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
-from transformer_jax.models import Encoder, Seq2SeqConfig, make_model, path_names
+from transformer_jax.models import Encoder, Model, Seq2SeqConfig, path_names
 from transformer_jax.run import Run, generation_defaults_of, open_run
-from transformer_jax.tokenizers import BOS_ID, Tokenizer, tokenizer_from_dict
+from transformer_jax.tokenizers import BOS_ID, Tokenizer
 
 from .config import TrainConfig
 from .resume import with_vocab_size
@@ -27,11 +28,17 @@ class InitFrom:
     """Initial model and tokenizer of a run: pre-trained, from the run's own checkpoint, or none (random values)."""
 
     run: Run | None = None  # the pre-trained model of `train.init_from`
-    own_model: Any = None  # the model of the run's own checkpoint; its configuration is not changed
+    own_model: Model | None = None  # the model of the run's own checkpoint; its configuration is not changed
+    own_labels: tuple[str, ...] = ()  # the labels of the run's own checkpoint
     tokenizer: Tokenizer | None = None
-    hf_config: dict = dataclasses.field(default_factory=dict)  # config.json and generation_config.json, if any
+    hf_config: HuggingFaceConfig | None = None  # None: not from a Hugging Face folder
     resize_vocab: bool = False
     resize_positions: bool = False
+
+    @property
+    def model(self) -> Model | None:
+        """The model to start from; None: random values."""
+        return self.own_model or (self.run.model if self.run else None)
 
     def merge_config(self, recipe: TransformerConfig) -> TransformerConfig:
         """Merge the recipe's model configuration into the pre-trained one; return the configuration to train.
@@ -39,13 +46,12 @@ class InitFrom:
         Raises:
           UserError: the recipe sets a field that the pre-trained model has fixed to another value.
         """
-        if self.own_model is not None:
-            return self.own_model.config
-        if self.run is None:
+        if self.model is None:
             return recipe
-        if not isinstance(self.run.config, TransformerConfig):
-            raise UserError(f"train.init_from: holds a {type(self.run.model).__name__}, which this task cannot train.")
-        return self._merge(recipe, self.run.config)
+        config = self.model.config
+        if not isinstance(config, TransformerConfig):
+            raise UserError(f"train.init_from: holds a {type(self.model).__name__}, which this task cannot train.")
+        return config if self.own_model else self._merge(recipe, config)
 
     def merge_seq2seq_config(
         self, recipe: TransformerConfig, vocab_size: int, source_vocab_size: int = 0
@@ -56,27 +62,24 @@ class InitFrom:
           vocab_size: that of the tokenizer, for a new model.
           source_vocab_size: that of the source tokenizer, if it is separate: then embeddings are not shared.
         """
-        if self.own_model is not None:
-            return self.own_model.config
-        if self.run is None:
+        if self.model is None:
             decoder = with_vocab_size(recipe, vocab_size)
             encoder = with_vocab_size(recipe, source_vocab_size or vocab_size)
             return Seq2SeqConfig(encoder, decoder, share_embeddings=not source_vocab_size)
-        pretrained = self.run.config
+        pretrained = self.model.config
         if not isinstance(pretrained, Seq2SeqConfig):
-            raise UserError(
-                f"train.init_from: holds a {type(self.run.model).__name__}, and this task trains a Seq2Seq."
-            )
+            raise UserError(f"train.init_from: holds a {type(self.model).__name__}, and this task trains a Seq2Seq.")
+        if self.own_model:
+            return pretrained
         encoder = self._merge(recipe, pretrained.encoder)
         decoder = self._merge(recipe, pretrained.decoder)
         return Seq2SeqConfig(encoder, decoder, pretrained.share_embeddings)
 
     def decoder_start_id(self) -> int:
         """Return the token id that starts every target."""
-        if not self.hf_config:
+        if self.hf_config is None or self.model is None:
             return BOS_ID
-        model = self.own_model or (self.run and self.run.model)
-        return generation_defaults_of(self.hf_config, model, self.tokenizer).start_id
+        return generation_defaults_of(self.hf_config, self.model, self.tokenizer).start_id
 
     def _merge(self, recipe: TransformerConfig, pretrained: TransformerConfig) -> TransformerConfig:
         default = TransformerConfig()
@@ -104,7 +107,7 @@ class InitFrom:
             raise UserError(f"train.init_from: holds a {pretrained}, and this train.task trains a {trained}.")
 
 
-def load_init_from(config: TrainConfig, meta: dict[str, Any] | None) -> InitFrom:
+def load_init_from(config: TrainConfig, meta: CheckpointMeta | None) -> InitFrom:
     """Load the initial model of a run: that of its own checkpoint, a pre-trained one, or none.
 
     Args:
@@ -113,9 +116,7 @@ def load_init_from(config: TrainConfig, meta: dict[str, Any] | None) -> InitFrom
     """
     if meta:
         return InitFrom(
-            own_model=make_model(meta["model"]),
-            tokenizer=tokenizer_from_dict(meta["tokenizer"]),
-            hf_config=meta.get("hf_config", {}),
+            own_model=meta.model, own_labels=meta.labels, tokenizer=meta.tokenizer, hf_config=meta.hf_config
         )
     if not config.init_from:
         return InitFrom()

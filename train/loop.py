@@ -5,22 +5,20 @@ import dataclasses
 import fcntl
 import functools
 import json
-import platform
 import time
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from transformer_jax.checkpoint import Checkpoints, abstract
+from transformer_jax.checkpoint_meta import CheckpointMeta, TrainingMeta
 from transformer_jax.errors import RunError, UserError
-from transformer_jax.models import describe_model, init_params
+from transformer_jax.models import Model, init_params
 
 from . import flops, resume
 from .config import Config
@@ -56,12 +54,13 @@ def run(config: Any, workdir: str | Path) -> Path:
     workdir = Path(workdir).expanduser()
     with _lock(workdir), StopSignals() as stop:
         checkpoints = Checkpoints(workdir, config.checkpoint.keep)
-        step, meta = resume.last_checkpoint(checkpoints)
-        changes = resume.changed_fields(meta, config)
+        meta = resume.last_checkpoint(checkpoints)
+        step = meta.step if meta else 0
+        changes = resume.changed_fields(resume.trained_config(meta, workdir) if meta else None, config)
         if step >= config.train.num_steps:
             print(f"Already trained: step {step} of train.num_steps={config.train.num_steps}.")
         else:
-            step = _train(config, workdir, checkpoints, step, meta, changes, stop, started)
+            step = _train(config, workdir, checkpoints, meta, changes, stop, started)
             draw_loss(workdir)
             print(f"Trained to step {step}. Loss curve: {workdir / 'loss.png'}")
         print(_next_command(workdir, config.train.task), flush=True)
@@ -72,18 +71,20 @@ def _train(
     config: Config,
     workdir: Path,
     checkpoints: Checkpoints,
-    step: int,
-    meta: dict[str, Any] | None,
+    meta: CheckpointMeta | None,
     changes: list[str],
     stop: StopSignals,
     started: float,
 ) -> int:
-    """Train from `step`, resuming from the checkpoint with `meta` if there is one. Returns the last step."""
+    """Train, resuming from the checkpoint with `meta` if there is one. Returns the last step."""
     # Data and model.
+    step = meta.step if meta else 0
+    before = meta.training if meta else None
     num_steps = config.train.num_steps
     init_from = load_init_from(config.train, meta)
-    task = load_task(config, init_from, meta)
-    resume.check_data(meta, task.fingerprint)
+    task = load_task(config, init_from)
+    if before:
+        resume.check_data(before.fingerprint, task.fingerprint)
     config = dataclasses.replace(config, model=resume.with_vocab_size(config.model, task.tokenizer.vocab_size))
     batches = task.batches(step, num_steps)
 
@@ -100,7 +101,7 @@ def _train(
         if meta:
             state = _restore(checkpoints, step, state, parallel)
             log.print("\n".join([f"resumed at step {step}", *changes]))
-        best = best_of(meta, task.best_by)
+        best = best_of(before.best if before else None, task.best_by)
         patience = config.train.patience * config.train.eval_every
         state = parallel.put(state)
 
@@ -131,7 +132,7 @@ def _train(
                 log.val(step, measured)
             is_last = stop_signal or best.is_stale(step, patience)
             if is_due(config.checkpoint.save_every) or best.step == step or is_last:
-                _save(checkpoints, parallel.get(state), step, _meta(config, task, step, score, best))
+                _save(checkpoints, parallel.get(state), _meta(config, task, step, score, best))
         checkpoints.wait()
         if best.is_stale(step, patience):
             log.print(f"stopped early: the best is {best}, train.patience={config.train.patience} evaluations ago")
@@ -158,7 +159,7 @@ def _lock(workdir: Path) -> Iterator[None]:
 
 
 def build_parallel(
-    config: Config, model: nn.Module, loss_fn: Callable, optimizer: optax.GradientTransformation
+    config: Config, model: Model, loss_fn: Callable, optimizer: optax.GradientTransformation
 ) -> Jit | Pmap:
     """Build the compiled training and evaluation steps of a run."""
     step = functools.partial(
@@ -179,7 +180,7 @@ def build_parallel(
 
 
 def init_state(
-    config: Config, model: nn.Module, optimizer: optax.GradientTransformation, init_from: InitFrom
+    config: Config, model: Model, optimizer: optax.GradientTransformation, init_from: InitFrom
 ) -> tuple[TrainState, str]:
     """Create the state before the first step, on the device in one program.
 
@@ -257,11 +258,13 @@ def _are_finite(params: Any) -> jax.Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(params)]))
 
 
-def _save(checkpoints: Checkpoints, state: TrainState, step: int, meta: dict) -> None:
+def _save(checkpoints: Checkpoints, state: TrainState, meta: CheckpointMeta) -> None:
     params, rest = to_checkpoint(state)
     if not _are_finite(params):
-        raise RunError(f"step {step}: a parameter is NaN or infinite, so it is not saved. Lower optimizer.peak_lr.")
-    checkpoints.save(step, params, meta, rest)
+        raise RunError(
+            f"step {meta.step}: a parameter is NaN or infinite, so it is not saved. Lower optimizer.peak_lr."
+        )
+    checkpoints.save(params, meta, rest)
 
 
 def _restore(checkpoints: Checkpoints, step: int, state: TrainState, parallel: Jit | Pmap) -> TrainState:
@@ -270,21 +273,18 @@ def _restore(checkpoints: Checkpoints, step: int, state: TrainState, parallel: J
     return from_checkpoint(restored["params"], restored["state"])
 
 
-def _meta(config: Config, task: Task, step: int, val_score: float | None, best: BestTracker) -> dict:
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    return {
-        "step": step,
-        "val_score": val_score,
-        "best": dataclasses.asdict(best),
-        "model": describe_model(task.model),
-        "config": dataclasses.asdict(config),
-        "tokenizer": task.tokenizer.to_dict(),
-        "labels": list(task.labels),
-        "texts": {"lowercase": config.data.lowercase, "separator": task.separator},
-        "hf_config": task.hf_config,
-        "fingerprint": task.fingerprint,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-    }
+def _meta(config: Config, task: Task, step: int, val_score: float | None, best: BestTracker) -> CheckpointMeta:
+    return CheckpointMeta(
+        step=step,
+        model=task.model,
+        tokenizer=task.tokenizer,
+        labels=task.labels,
+        lowercase=config.data.lowercase,
+        separator=task.separator,
+        hf_config=task.hf_config,
+        val_score=val_score,
+        training=TrainingMeta(dataclasses.asdict(config), best, task.fingerprint),
+    )
 
 
 def _describe(config: Config, task: Task, state: TrainState, init_note: str) -> str:

@@ -1,9 +1,11 @@
 """Resume a run from its checkpoint: which settings may change, and checks that the data is the same."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
 
-from transformer_jax.checkpoint import Checkpoints
+from transformer_jax.checkpoint import CheckpointError, Checkpoints
+from transformer_jax.checkpoint_meta import CheckpointMeta
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
 from transformer_jax.schema import config_fields
@@ -34,34 +36,47 @@ MAY_CHANGE = {
 }
 
 
-def last_checkpoint(checkpoints: Checkpoints) -> tuple[int, dict[str, Any] | None]:
-    """Return step and meta of the newest sound checkpoint; (0, None) if nothing was ever saved.
+def last_checkpoint(checkpoints: Checkpoints) -> CheckpointMeta | None:
+    """Return the metadata of the newest sound checkpoint; None if nothing was ever saved.
 
     Raises:
       CheckpointError: there are checkpoints, but none is sound. The run must not silently start again from step 0.
     """
-    if not checkpoints.steps():
-        return 0, None
-    step = checkpoints.find("latest")
-    return step, checkpoints.meta(step)
+    return checkpoints.meta(checkpoints.find("latest")) if checkpoints.steps() else None
 
 
-def changed_fields(meta: dict[str, Any] | None, config: Config) -> list[str]:
+def trained_config(meta: CheckpointMeta, run_dir: str | Path) -> Config:
+    """Return the settings that a checkpoint was trained with.
+
+    Raises:
+      CheckpointError: it was written by `tj.save`, or this version does not have its settings.
+    """
+    if meta.training is None:
+        raise CheckpointError(
+            f"{run_dir}: was not trained by transformer_jax, so it has no task. Give a training run; to train its "
+            "model further, take it as train.init_from of a new one."
+        )
+    try:
+        return Config.from_dict(meta.training.config)
+    except UserError as error:
+        raise CheckpointError(f"{run_dir}: has settings of another version. {error} Or train again.") from error
+
+
+def changed_fields(before: Config | None, config: Config) -> list[str]:
     """Return a line "field: old -> new" for each setting that changed since the checkpoint and may change.
 
     Args:
-      meta: of the checkpoint, with its resolved configuration as nested dicts; None: no checkpoint, nothing changed.
-      config: the new configuration; a model.vocab_size of 0 stands for the old one.
+      before: settings of the checkpoint, with the model's configuration resolved; None: no checkpoint, nothing changed.
+      config: the new settings; a model.vocab_size of 0 stands for the old one.
     Raises:
       UserError: a setting changed that must not.
     """
     changes: list[str] = []
-    if not meta:
+    if before is None:
         return changes
     for name in config_fields(Config):
         section, field = name.split(".")
-        old = meta["config"][section].get(field)
-        new = getattr(getattr(config, section), field)
+        old, new = (getattr(getattr(settings, section), field) for settings in (before, config))
         if old == new or (name == "model.vocab_size" and new == 0):
             continue
         if name not in MAY_CHANGE:
@@ -73,14 +88,13 @@ def changed_fields(meta: dict[str, Any] | None, config: Config) -> list[str]:
     return changes
 
 
-def check_data(meta: dict[str, Any] | None, fingerprint: dict[str, Any]) -> None:
-    """Check that the data is that of the checkpoint with `meta`. Raises UserError that names what differs."""
-    if not meta:
-        return
-    for name, old in meta["fingerprint"].items():
-        if fingerprint.get(name) != old:
+def check_data(before: Mapping[str, str | int], fingerprint: Mapping[str, str | int]) -> None:
+    """Check that the data has the fingerprint of the checkpoint. Raises UserError that names what differs."""
+    for name, old in before.items():
+        if name not in fingerprint or fingerprint[name] != old:
+            new = fingerprint[name] if name in fingerprint else None
             raise UserError(
-                f"data: {name} is {fingerprint.get(name)}, but was {old} when the checkpoint was saved. "
+                f"data: {name} is {new}, but was {old} when the checkpoint was saved. "
                 "Give the same text (data.source, data.path), or another workdir."
             )
 

@@ -2,7 +2,7 @@
 
     RUN_DIR/checkpoints/500/params/       the parameters alone: with meta, all that sampling needs
                             state/        the rest of the training state (absent where there is none)
-                            meta/         JSON: format, configuration, tokenizer, data fingerprint, versions, losses
+                            meta/         JSON of a CheckpointMeta: model, tokenizer, settings, scores, versions
                             sha256.json   the seal: a digest of every file above
 
 Orbax writes a checkpoint in the background into a temporary folder and renames it when it is complete, so
@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import shutil
 import sys
 from collections.abc import Iterator
@@ -24,9 +25,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from transformer_jax.checkpoint_meta import CheckpointMeta
 from transformer_jax.errors import RunError, UserError
-
-FORMAT = 2  # of `meta`: 1 had other names for its fields
 
 _SEAL = "sha256.json"
 _REWRITTEN_BY_RENAME = "_CHECKPOINT_METADATA"  # Orbax stamps the time into it after the seal; nothing is read from it
@@ -70,7 +70,7 @@ class Checkpoints:
 
     Args:
       run_dir: the run directory; it need not exist yet.
-      keep: number of newest checkpoints to keep when saving; the best by `meta["val_score"]` is kept as well.
+      keep: number of newest checkpoints to keep when saving; the best by `val_score` of its metadata is kept as well.
     """
 
     def __init__(self, run_dir: str | Path, keep: int = 3):
@@ -145,20 +145,22 @@ class Checkpoints:
             "start again in another directory; nothing was changed."
         )
 
-    def meta(self, step: int) -> dict:
-        """Read the JSON metadata: configuration, tokenizer, data fingerprint, versions, losses.
+    def meta(self, step: int) -> CheckpointMeta:
+        """Read the metadata of a checkpoint.
 
         Raises:
-          CheckpointError: unreadable, or written in another format.
+          CheckpointError: unreadable, written in another format, or malformed.
         """
-        meta = self._read_meta(step)
-        found = meta.get("format", 1)
-        if found != FORMAT:
-            writer = "an earlier" if found in range(FORMAT) else "another"
-            raise CheckpointError(
-                f"{self.folder.parent}: was written by {writer} version of transformer_jax (checkpoint format {found}, "
-                f"this version reads {FORMAT}). Train again, or use that version."
-            )
+        file = self._path(step) / "meta"
+        try:
+            meta = CheckpointMeta.from_dict(self._read_meta(step))
+        except CheckpointError:
+            raise
+        except UserError as error:
+            fix = "" if str(error).startswith("was written by") else " Choose another with checkpoint=<step>."
+            raise CheckpointError(f"{file}: {error}{fix}") from error
+        if meta.step != step:
+            raise CheckpointError(f"{file}: is that of step {meta.step}. Choose another with checkpoint=<step>.")
         return meta
 
     def restore(self, step: int, **templates: Any) -> dict:
@@ -169,7 +171,7 @@ class Checkpoints:
         """
         return self._restore(step, **{name: ocp.args.StandardRestore(tree) for name, tree in templates.items()})
 
-    def save(self, step: int, params: Any, meta: dict, state: Any = None) -> None:
+    def save(self, params: Any, meta: CheckpointMeta, state: Any = None) -> None:
         """Start to save; return once the arrays are copied, and continue in the background.
 
         Waits first until the previous save is sealed, then removes checkpoints that are no longer kept.
@@ -178,13 +180,14 @@ class Checkpoints:
           RunError: the previous save failed, or this one could not begin. Earlier checkpoints are untouched.
         """
         self.wait()
+        step = meta.step
         path = self._path(step)
         if path.exists():  # damaged, or the run would have resumed from it; someone may still need its files
             aside = next(p for i in range(1000) if not (p := path.with_name(f"{step}.damaged{i or ''}")).exists())
             path.rename(aside)
         items: dict[str, ocp.args.CheckpointArgs] = {
             "params": ocp.args.StandardSave(params),
-            "meta": ocp.args.JsonSave({"format": FORMAT, **meta}),
+            "meta": ocp.args.JsonSave(meta.to_dict()),
         }
         if state is not None:
             items["state"] = ocp.args.StandardSave(state)
@@ -231,12 +234,15 @@ class Checkpoints:
                 shutil.rmtree(self._path(step), ignore_errors=True)
 
     def _val_score(self, step: int) -> float | None:
+        """Validation score of a checkpoint of any format; whoever loads it gets the error from `meta`."""
         try:
-            return self._read_meta(step)["val_score"]  # of any format: whoever loads it gets the error from `meta`
-        except (CheckpointError, KeyError):
+            meta = self._read_meta(step)
+        except CheckpointError:
             return None  # damaged: `damage` describes it when someone loads it
+        score = meta.get("val_score") if isinstance(meta, dict) else None
+        return score if isinstance(score, int | float) and not math.isnan(score) else None
 
-    def _read_meta(self, step: int) -> dict:
+    def _read_meta(self, step: int) -> object:
         return self._restore(step, meta=ocp.args.JsonRestore())["meta"]
 
     def _path(self, step: int) -> Path:

@@ -19,8 +19,8 @@ class RunError(RuntimeError):
 
 def choose(table: dict, name: str, field: str) -> Any:
     """Return `table[name]`. Raises UserError that lists the known names."""
-    if name not in table:
-        raise UserError(f"{field}={name!r}: unknown. Choose one of: {', '.join(table)}.")
+    if not isinstance(name, str) or name not in table:
+        raise UserError(f"{field}={name!r:.80}: unknown. Choose one of: {', '.join(table)}.")
     return table[name]
 
 

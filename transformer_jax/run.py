@@ -7,13 +7,14 @@ from typing import Any
 import jax
 
 from transformer_jax.checkpoint import CheckpointError, Checkpoints, abstract
+from transformer_jax.checkpoint_meta import CheckpointMeta, HuggingFaceConfig
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
 from transformer_jax.huggingface.generation_defaults import read_generation_defaults
 from transformer_jax.huggingface.pretrained import read_folder, write_folder
-from transformer_jax.models import Seq2SeqConfig, describe_model, make_model, parameter_shapes
+from transformer_jax.models import Model, Seq2SeqConfig, parameter_shapes
 from transformer_jax.sampling import GenerationDefaults
-from transformer_jax.tokenizers import Tokenizer, tokenizer_from_dict
+from transformer_jax.tokenizers import Tokenizer
 from transformer_jax.tokenizers.pretrained import missing_tokenizer, read_tokenizer
 
 
@@ -29,7 +30,7 @@ class Run:
     generation_defaults: GenerationDefaults = GenerationDefaults()
     name: str = ""  # path or hub name that it was loaded from
     labels: tuple[str, ...] = ()  # of a classifier or tagger, in the order of its logits
-    hf_config: dict = dataclasses.field(default_factory=dict)  # config.json and generation_config.json, if any
+    hf_config: HuggingFaceConfig | None = None  # None: not from a Hugging Face folder
     lowercase: bool = False  # True: trained on lower-cased texts
     separator: str = " "  # between the words that a tagger reads; "" where it tags characters
 
@@ -60,25 +61,23 @@ def load(run_dir: str | Path, checkpoint: str | int = "latest", average: int = 0
     checkpoints = Checkpoints(run_dir)
     step = checkpoints.find(checkpoint)
     meta = checkpoints.meta(step)
-    model = make_model(meta["model"])
-    shapes = _with_dtypes(parameter_shapes(model), meta.get("types", {}))
+    shapes = _with_dtypes(parameter_shapes(meta.model), meta.param_dtypes)
     if average:
         step, params = _average(checkpoints, average, shapes)
     else:
         params = checkpoints.restore(step, params=abstract(shapes))["params"]
-    tokenizer = tokenizer_from_dict(meta["tokenizer"]) if meta["tokenizer"] else None
-    hf_config = meta.get("hf_config", {})
     return Run(
-        model,
+        meta.model,
         params,
-        tokenizer,
-        model.config,
+        meta.tokenizer,
+        meta.model.config,
         step,
-        generation_defaults_of(hf_config, model, tokenizer),
+        generation_defaults_of(meta.hf_config, meta.model, meta.tokenizer),
         name=str(run_dir),
-        labels=tuple(meta.get("labels", ())),
-        hf_config=hf_config,
-        **meta.get("texts", {}),
+        labels=meta.labels,
+        hf_config=meta.hf_config,
+        lowercase=meta.lowercase,
+        separator=meta.separator,
     )
 
 
@@ -95,8 +94,8 @@ def _average(checkpoints: Checkpoints, number: int, shapes: Any) -> tuple[int, A
     return steps[-1], jax.tree.map(lambda *leaves: sum(leaves) / number, *params)
 
 
-def read_meta(run_dir: str | Path) -> dict:
-    """Read the metadata of the newest undamaged checkpoint: configuration, data fingerprint, versions, losses.
+def read_meta(run_dir: str | Path) -> CheckpointMeta:
+    """Read the metadata of the newest undamaged checkpoint: model, tokenizer, settings, data fingerprint, versions.
 
     Raises:
       CheckpointError: no run, no undamaged checkpoint, or one of an earlier version.
@@ -121,7 +120,7 @@ def from_pretrained(folder: str | Path) -> Run:
     """
     read = read_folder(folder)
     tokenizer = read_tokenizer(read.folder.has, read.folder.data, _special_ids(read.generation or read.config))
-    hf_config = {"config": read.config, "generation": read.generation}
+    hf_config = HuggingFaceConfig(read.config, read.generation)
     return Run(
         read.model,
         read.params,
@@ -159,10 +158,9 @@ def save_pretrained(run: Run, folder: str | Path) -> None:
         or cannot be made.
     """
     _check_savable(run)
-    config = run.hf_config.get("config", {})
-    generation = run.hf_config.get("generation", {})
+    hf_config = run.hf_config or HuggingFaceConfig({}, {})
     tokenizer_files = getattr(run.tokenizer, "files", {})
-    write_folder(folder, run.model, run.params, config, generation, tokenizer_files)
+    write_folder(folder, run.model, run.params, hf_config.config, hf_config.generation, tokenizer_files)
 
 
 def save(run: Run, run_dir: str | Path) -> None:
@@ -176,17 +174,17 @@ def save(run: Run, run_dir: str | Path) -> None:
     if checkpoints.steps():
         raise UserError(f"run_dir={run_dir}: there is a run already. Give a new directory.")
     leaves = jax.tree_util.tree_leaves_with_path(run.params)
-    meta = {
-        "step": run.step,
-        "val_score": None,
-        "model": describe_model(run.model),
-        "hf_config": run.hf_config,
-        "labels": list(run.labels),
-        "texts": {"lowercase": run.lowercase, "separator": run.separator},
-        "types": {jax.tree_util.keystr(path): str(leaf.dtype) for path, leaf in leaves if leaf.dtype != "float32"},
-        "tokenizer": run.tokenizer.to_dict() if run.tokenizer else None,
-    }
-    checkpoints.save(run.step, run.params, meta)
+    meta = CheckpointMeta(
+        step=run.step,
+        model=run.model,
+        tokenizer=run.tokenizer,
+        labels=run.labels,
+        lowercase=run.lowercase,
+        separator=run.separator,
+        hf_config=run.hf_config,
+        param_dtypes={jax.tree_util.keystr(path): str(leaf.dtype) for path, leaf in leaves if leaf.dtype != "float32"},
+    )
+    checkpoints.save(run.params, meta)
     checkpoints.wait()
 
 
@@ -199,7 +197,7 @@ def open_tokenizer(path: str | Path) -> Tokenizer:
     path = Path(path).expanduser()
     tokenizer: Tokenizer | None
     if (path / "checkpoints").is_dir():
-        tokenizer = tokenizer_from_dict(read_meta(path)["tokenizer"])
+        tokenizer = read_meta(path).tokenizer
     else:
         folder = path.parent if path.is_file() else path
         names = {path.name} if path.is_file() else None  # None: any file of the folder
@@ -232,11 +230,13 @@ def _labels(config: dict) -> tuple[str, ...]:
     return tuple(str(names[number]) for number in sorted(names, key=lambda n: int(n) if n.isdecimal() else 0))
 
 
-def generation_defaults_of(hf_config: dict, model: Any, tokenizer: Tokenizer | None) -> GenerationDefaults:
+def generation_defaults_of(
+    hf_config: HuggingFaceConfig | None, model: Model, tokenizer: Tokenizer | None
+) -> GenerationDefaults:
     """Generation defaults of a model: from its generation_config.json, or else the special tokens of its tokenizer."""
     if hf_config:
         decoder = model.config.decoder
-        return read_generation_defaults(hf_config["config"], hf_config["generation"], decoder.vocab_size)
+        return read_generation_defaults(hf_config.config, hf_config.generation, decoder.vocab_size)
     if tokenizer is None:
         return GenerationDefaults()
     return GenerationDefaults((tokenizer.eos_id,), tokenizer.pad_id, tokenizer.bos_id)

@@ -22,8 +22,11 @@ def from_dict(cls: Any, values: Any, path: str = "") -> Any:
       path: prefix of field names in messages: "model." for the section `model`.
 
     Raises:
-      UserError: an unknown field (with the nearest known one), a value of another type, NaN or infinity.
+      UserError: an unknown field (with the nearest known one), a missing field that has no default, a value of
+        another type, NaN or infinity.
     """
+    if not hasattr(values, "items"):
+        raise UserError(f"{path.rstrip('.')}={values!r:.80}: must be a section with fields of its own.")
     fields = {f.name: f for f in dataclasses.fields(cls)}
     kwargs: dict[str, Any] = {}
     for name, value in values.items():
@@ -31,11 +34,12 @@ def from_dict(cls: Any, values: Any, path: str = "") -> Any:
             raise unknown_field(path + name, [path + known for known in fields])
         expected: Any = fields[name].type
         if dataclasses.is_dataclass(expected):
-            if not hasattr(value, "items"):
-                raise UserError(f"{path}{name}={value!r}: must be a section with fields of its own.")
             kwargs[name] = from_dict(expected, value, f"{path}{name}.")
             continue
         kwargs[name] = typed(path + name, expected, value)
+    for name, field in fields.items():
+        if name not in kwargs and field.default is field.default_factory is dataclasses.MISSING:
+            raise UserError(f"{path}{name}: is missing.")
     return cls(**kwargs)
 
 

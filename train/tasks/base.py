@@ -5,10 +5,11 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import numpy as np
 
+from transformer_jax.checkpoint_meta import HuggingFaceConfig
+from transformer_jax.models import Model
 from transformer_jax.tokenizers import Tokenizer
 
 from ..config import Config
@@ -24,7 +25,7 @@ EVAL_TOKENS = 8192  # targets in an evaluation batch, about: enough to be fast, 
 class Task:
     """Model, tokenizer, loss, batches and metrics of a run."""
 
-    model: nn.Module
+    model: Model
     tokenizer: Tokenizer
     loss_fn: Callable  # see losses.py
     train_batch: Callable[[int], Batch]  # a pure function of the step
@@ -40,7 +41,7 @@ class Task:
     best_by: str = "loss"  # the metric that chooses the best checkpoint, one of `metrics`
     labels: tuple[str, ...] = ()
     separator: str = " "  # between the words of a tagged sentence
-    hf_config: dict = dataclasses.field(default_factory=dict)  # of the pre-trained model
+    hf_config: HuggingFaceConfig | None = None  # of the pre-trained model
 
     @property
     def metrics(self) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ def _eval_rows(max_len: int) -> int:
     return -(-rows // jax.device_count()) * jax.device_count()
 
 
-def causal_lm(config: Config, init_from: InitFrom, meta: dict | None) -> Task:
+def causal_lm(config: Config, init_from: InitFrom) -> Task:
     """Causal language modeling: a GPT on running text, or on documents that are packed into rows."""
     if config.data.documents:
         return _packed_documents(config, init_from)
@@ -90,7 +90,7 @@ def _packed_documents(config: Config, init_from: InitFrom) -> Task:
     )
 
 
-def masked_lm(config: Config, init_from: InitFrom, meta: dict | None) -> Task:
+def masked_lm(config: Config, init_from: InitFrom) -> Task:
     """Masked language modeling: a MaskedLM on running text; masked tokens are drawn again in every epoch."""
     corpus = load_corpus(config.data, config.tokenizer, init_from.tokenizer)
     tokenizer = corpus.tokenizer
@@ -130,7 +130,7 @@ def masked_lm(config: Config, init_from: InitFrom, meta: dict | None) -> Task:
     )
 
 
-def spans(config: Config, init_from: InitFrom, meta: dict | None) -> Task:
+def spans(config: Config, init_from: InitFrom) -> Task:
     """Span corruption, the pre-training of T5: a Seq2Seq writes the missing spans, drawn again in every epoch."""
     corpus = load_corpus(config.data, config.tokenizer, init_from.tokenizer)
     tokenizer = corpus.tokenizer

@@ -1,6 +1,6 @@
 """Task registry: build the task that `train.task` names.
 
-A task is one function (config, init_from, meta) -> Task, and one entry in TASKS.
+A task is one function (config, init_from) -> Task, and one entry in TASKS.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from .base import Task
 from .language_modeling import causal_lm, masked_lm, spans
 from .supervised import classify, regress, seq2seq, tag
 
-TASKS: dict[str, Callable[[Config, InitFrom, dict | None], Task]] = {
+TASKS: dict[str, Callable[[Config, InitFrom], Task]] = {
     "causal_lm": causal_lm,
     "masked_lm": masked_lm,
     "spans": spans,
@@ -25,18 +25,16 @@ TASKS: dict[str, Callable[[Config, InitFrom, dict | None], Task]] = {
 }
 
 
-def load_task(config: Config, init_from: InitFrom, meta: dict | None) -> Task:
+def load_task(config: Config, init_from: InitFrom) -> Task:
     """Build the task that `train.task` names.
 
-    Args:
-      meta: metadata of the checkpoint to resume from; None for a new run.
     Raises:
       UserError: an unknown task or data source, a metric of `train.best_by` that this run does not measure, a
         tokenizer beside that of `train.init_from`, or data that the source refuses.
     """
     make_task = choose(TASKS, config.train.task, "train.task")
     _check_tokenizer(config.tokenizer, init_from)
-    task = make_task(config, init_from, meta)
+    task = make_task(config, init_from)
     best_by = config.train.best_by or task.best_by
     if best_by not in task.metrics:
         raise UserError(

@@ -5,11 +5,10 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-import flax.linen as nn
 import numpy as np
 
 from transformer_jax.config import TransformerConfig
-from transformer_jax.models import Regressor, Seq2Seq, SequenceClassifier, TokenTagger
+from transformer_jax.models import Model, Regressor, Seq2Seq, SequenceClassifier, TokenTagger
 from transformer_jax.tokenizers import PairTokenizer, Tokenizer
 
 from .. import losses
@@ -52,11 +51,10 @@ def _describe_long(number: int, max_len: int, action: str) -> str:
     return f"; {number:,} longer than {max_len} tokens were {action}" if number else ""
 
 
-def classify(config: Config, init_from: InitFrom, meta: dict | None) -> Task:
+def classify(config: Config, init_from: InitFrom) -> Task:
     """Text classification: a SequenceClassifier on labelled texts."""
-    labels = tuple(meta["labels"]) if meta else ()
     head_labels = init_from.run.labels if init_from.run else ()
-    data = load_labelled(config.data, config.tokenizer, init_from.tokenizer, labels, head_labels)
+    data = load_labelled(config.data, config.tokenizer, init_from.tokenizer, init_from.own_labels, head_labels)
     model_config = with_vocab_size(init_from.merge_config(config.model), data.tokenizer.vocab_size)
     init_from.check_model_type(SequenceClassifier)
     model = SequenceClassifier(model_config, len(data.labels), config.train.pooling)
@@ -70,7 +68,7 @@ def classify(config: Config, init_from: InitFrom, meta: dict | None) -> Task:
     )
 
 
-def regress(config: Config, init_from: InitFrom, meta: dict | None) -> Task:
+def regress(config: Config, init_from: InitFrom) -> Task:
     """Text regression: a Regressor on texts with a number each."""
     data = load_labelled(config.data, config.tokenizer, init_from.tokenizer, are_numbers=True)
     model_config = with_vocab_size(init_from.merge_config(config.model), data.tokenizer.vocab_size)
@@ -81,7 +79,7 @@ def regress(config: Config, init_from: InitFrom, meta: dict | None) -> Task:
 
 
 def _labelled_task(
-    config: Config, model: nn.Module, model_config: TransformerConfig, data: Labelled, loss_fn: Callable, dtype: type
+    config: Config, model: Model, model_config: TransformerConfig, data: Labelled, loss_fn: Callable, dtype: type
 ) -> Task:
     """Task on texts with one label or number each; `dtype` is that of the labels."""
     max_len = model_config.max_len
@@ -125,9 +123,9 @@ def _with_token_dropout(train_batch: Callable[[int], Batch], config: TrainConfig
     return batch
 
 
-def tag(config: Config, init_from: InitFrom, meta: dict | None) -> Task:
+def tag(config: Config, init_from: InitFrom) -> Task:
     """Sequence tagging: a TokenTagger on sentences with a tag for each word."""
-    data = load_tagged(config.data, config.tokenizer, init_from.tokenizer, tuple(meta["labels"]) if meta else ())
+    data = load_tagged(config.data, config.tokenizer, init_from.tokenizer, init_from.own_labels)
     model_config = with_vocab_size(init_from.merge_config(config.model), data.tokenizer.vocab_size)
     max_len = model_config.max_len
     init_from.check_model_type(TokenTagger)
@@ -168,7 +166,7 @@ def tag(config: Config, init_from: InitFrom, meta: dict | None) -> Task:
     )
 
 
-def seq2seq(config: Config, init_from: InitFrom, meta: dict | None) -> Task:
+def seq2seq(config: Config, init_from: InitFrom) -> Task:
     """Sequence to sequence: a Seq2Seq on pairs of texts; encoder and decoder have the config of `model`."""
     data = load_pairs(config.data, config.tokenizer, init_from.tokenizer)
     tokenizer = data.tokenizer

@@ -26,6 +26,7 @@ __all__ = [
     "MODELS",
     "Encoder",
     "MaskedLM",
+    "Model",
     "Regressor",
     "SentenceEmbedder",
     "Seq2Seq",
@@ -49,31 +50,39 @@ MODELS = {
     "embedder": SentenceEmbedder,
     "seq2seq": Seq2Seq,
 }
+Model = GPT | Encoder | MaskedLM | SequenceClassifier | Regressor | TokenTagger | SentenceEmbedder | Seq2Seq
 _HEAD_SETTINGS = {"num_classes": int, "num_tags": int, "pooling": str}
 
 
-def describe_model(model: nn.Module) -> dict[str, Any]:
+def describe_model(model: Model) -> dict[str, Any]:
     """Describe a model as plain data for JSON: its kind, configuration and settings. Inverse of `make_model`."""
     kind = next(kind for kind, cls in MODELS.items() if type(model) is cls)
     settings = {name: getattr(model, name) for name in _HEAD_SETTINGS if hasattr(model, name)}
     return {"kind": kind, "config": dataclasses.asdict(model.config), **settings}
 
 
-def make_model(values: dict[str, Any]) -> nn.Module:
+def make_model(values: object) -> Model:
     """Create the model that `describe_model` described.
 
     Raises:
-      UserError: an unknown kind, field or setting, or a value of the wrong type.
+      UserError: an unknown kind, field or setting, one that is missing, or a value of the wrong type.
     """
-    values = dict(values)
-    cls = choose(MODELS, values.pop("kind", None), "model.kind")
-    config = from_dict(cls.__dataclass_fields__["config"].type, values.pop("config", {}), "model.")
-    for name, value in values.items():
+    if not isinstance(values, dict):
+        raise UserError(f"model={values!r:.80}: must be an object with kind and config.")
+    cls = choose(MODELS, values["kind"] if "kind" in values else "", "model.kind")
+    config = from_dict(
+        cls.__dataclass_fields__["config"].type, values["config"] if "config" in values else {}, "model."
+    )
+    settings = {name: value for name, value in values.items() if name not in ("kind", "config")}
+    for name, value in settings.items():
         if name not in _HEAD_SETTINGS or name not in cls.__dataclass_fields__:
             raise UserError(f"model.{name}: a {cls.__name__} has no such setting. Remove it.")
         if type(value) is not _HEAD_SETTINGS[name]:
-            raise UserError(f"model.{name}={value!r}: must be of type {_HEAD_SETTINGS[name].__name__}.")
-    return cls(config, **values)
+            raise UserError(f"model.{name}={value!r:.80}: must be of type {_HEAD_SETTINGS[name].__name__}.")
+    for name in _HEAD_SETTINGS.keys() & cls.__dataclass_fields__.keys() - settings.keys():
+        if cls.__dataclass_fields__[name].default is dataclasses.MISSING:
+            raise UserError(f"model.{name}: is missing, and a {cls.__name__} needs it.")
+    return cls(config, **settings)
 
 
 def parameter_shapes(model: nn.Module) -> Any:
