@@ -14,8 +14,8 @@ from train.config import Config, TokenizerConfig
 from train.initialization import InitFrom
 from train.loop import run as train
 from train.tasks import supervised
-from train.tasks.registry import load_task
-from train.tasks.scoring import SCORERS, Options, confusions, macro_f1
+from train.tasks.base import load_task
+from train.tasks.scoring import Options, confusions, macro_f1, score
 from transformer_jax.models import parameter_shapes
 
 TEXTS = ["good film", "a bad one", "good", "what a bad bad film it was in all ways", "fine"]
@@ -94,7 +94,7 @@ def test_a_regressor_predicts_numbers_that_do_not_depend_on_the_batch(runs):
     numbers = tj.classify(run, TEXTS, batch_size=2)
     assert all(isinstance(number, float) for number in numbers)
     np.testing.assert_allclose(numbers, [tj.classify(run, [text])[0] for text in TEXTS], rtol=1e-4)
-    values = SCORERS["regress"](run, config, "val", Options()).values
+    values = score(run, config, "val", Options()).values
     assert values["root_mean_squared_error"] >= values["mean_absolute_error"] > 0
 
 

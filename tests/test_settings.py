@@ -18,14 +18,13 @@ from train.data.labelled import LABELLED_SOURCES, labelled_split
 from train.data.pairs import PAIR_SOURCES, load_split
 from train.data.tagged import TAGGED_SOURCES, tagged_split
 from train.early_stopping import IS_LARGER_BETTER
-from train.ignored_settings import READ_BY
-from train.ignored_settings import SOURCES as SOURCES_OF_TASK
+from train.ignored_settings import CONDITIONS, read_by
 from train.initialization import load_init_from
 from train.optimizer import make_optimizer, make_schedule
 from train.resume import with_vocab_size
 from train.step import eval_step, train_step
-from train.tasks.base import Task
-from train.tasks.registry import TASKS, load_task
+from train.tasks.base import Task, load_task
+from train.tasks.registry import TASKS
 from transformer_jax.inference.generate import complete
 from transformer_jax.models import GPT, init_params
 from transformer_jax.schema import config_fields
@@ -228,7 +227,7 @@ def traced(tmp_path_factory):
         with recorded(*SECTIONS.values(), without=OF_EACH_VARIANT) as reads:
             train.loop.run(make_config(settings("causal_lm", all_variants["causal_lm"])), folder / "run")
         # The loop reads the same fields for every task; data, model and optimizer are traced for each variant.
-        of_loop = {name for name in dotted(reads) if name.split(".")[0] in ("train", "checkpoint")} - set(READ_BY)
+        of_loop = {name for name in dotted(reads) if name.split(".")[0] in ("train", "checkpoint")} - set(read_by())
         results = {}
         for variant, changes in all_variants.items():
             values = settings(variant, changes)
@@ -265,14 +264,10 @@ def test_each_task_measures_the_metrics_that_best_by_can_choose(traced):
 
 
 def test_the_table_of_readers_names_the_fields_tasks_and_sources_that_exist():
-    named = {field for alternatives in READ_BY.values() for alternative in alternatives for field in alternative}
-    assert set(READ_BY) | named <= set(FIELDS)
-    texts = {*sources.SOURCES, "tfds"}
-    expected = dict.fromkeys(("causal_lm", "masked_lm", "spans"), texts)
-    expected |= dict.fromkeys(("classify", "regress"), set(LABELLED_SOURCES))
-    expected |= {"tag": set(TAGGED_SOURCES), "seq2seq": set(PAIR_SOURCES)}
-    assert {task: set(names) for task, names in SOURCES_OF_TASK.items()} == expected
-    assert set(expected) == set(TASKS)
+    named = {field for alternatives in read_by().values() for alternative in alternatives for field in alternative}
+    assert set(CONDITIONS) | set(read_by()) | named <= set(FIELDS)
+    of_loaders = ({*sources.SOURCES, "tfds"}, set(LABELLED_SOURCES), set(TAGGED_SOURCES), set(PAIR_SOURCES))
+    assert {task: set(row.sources) for task, row in TASKS.items() if set(row.sources) not in of_loaders} == {}
 
 
 def test_a_setting_that_a_run_ignores_is_refused_with_its_readers_and_default():

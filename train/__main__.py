@@ -16,6 +16,7 @@ from transformer_jax.commands.cli import HELP_FLAGS, UsageError, parse_flags, re
 from transformer_jax.schema import config_fields, unknown_field
 
 from .config import Config
+from .tasks.registry import TASKS, tasks_reading
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe: a name, or a Python file with get_config().")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run directory: created, or resumed if it has checkpoints.")
@@ -45,7 +46,9 @@ def _help() -> str:
     ]
     for name, field in config_fields(Config).items():
         setting = f"--config.{name}={field.default}"
-        lines.append(f"  {setting:<44}  {field.metadata['meaning']}")
+        tasks = tasks_reading(name)
+        of_tasks = f"task={', '.join(tasks)}: " if len(tasks) < len(TASKS) else ""
+        lines.append(f"  {setting:<44}  {of_tasks}{field.metadata['meaning']}")
     lines += ["", "Exit codes: 0 trained, 1 failed, 2 usage error, 130 Ctrl-C, 143 SIGTERM (both saved)."]
     return "\n".join(lines)
 

@@ -13,6 +13,7 @@ from transformer_jax.errors import UserError, choose
 from transformer_jax.schema import config_fields, from_dict, setting
 
 from .ignored_settings import check_settings_are_read
+from .tasks.registry import TASKS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,9 +29,7 @@ class DataConfig:
     path: str = setting(
         "", "source=text: a file, a folder or a glob, .gz too; tfds: a name such as glue/sst2; else the training file"
     )
-    documents: str = setting(
-        "", "task=causal_lm: files | lines: each is a document, packed into rows; empty: one running text"
-    )
+    documents: str = setting("", "files | lines: each is a document, packed into rows; empty: one running text")
     target_path: str = setting(
         "", "source=parallel: translation of data.path, line by line; empty: both are in one .tsv or .jsonl"
     )
@@ -40,8 +39,8 @@ class DataConfig:
     val_target_path: str = setting("", "source=parallel: translation of data.val_path")
     test_path: str = setting("", "test file, for `python -m train.evaluate --split=test`")
     test_target_path: str = setting("", "source=parallel: translation of data.test_path")
-    mask_fraction: float = setting(0.15, "task=masked_lm, spans: share of the tokens that are masked")
-    lowercase: bool = setting(False, "task=seq2seq: convert both sides to lower case")
+    mask_fraction: float = setting(0.15, "share of the tokens that are masked")
+    lowercase: bool = setting(False, "convert both sides to lower case")
     source_language: str = setting(
         "en", "source=dates: a language code of CLDR; tfds: the field of the source language"
     )
@@ -81,10 +80,8 @@ class TokenizerConfig:
     path: str = setting(
         "", "in place of kind and vocab_size: a tokenizer.json, or a folder or run directory with a tokenizer"
     )
-    separate: bool = setting(False, "task=seq2seq: train one tokenizer for the source and one for the target")
-    dropout: float = setting(
-        0.0, "kind=bpe, tasks on examples: share of merges omitted at random, in up to 16 versions of each example"
-    )
+    separate: bool = setting(False, "train one tokenizer for the source and one for the target")
+    dropout: float = setting(0.0, "kind=bpe: share of merges omitted at random, in up to 16 versions of each example")
 
     def __post_init__(self):
         if not 0 <= self.dropout < 1:
@@ -140,7 +137,7 @@ class OptimizerConfig:
 class TrainConfig:
     """Training loop: task, batches, evaluation and early stopping."""
 
-    task: str = setting("causal_lm", "causal_lm | masked_lm | spans | classify | regress | tag | seq2seq")
+    task: str = setting("causal_lm", " | ".join(TASKS))
     init_from: str = setting(
         "", "pre-trained model: a run directory, a Hugging Face folder or the name of a model on the hub"
     )
@@ -149,26 +146,14 @@ class TrainConfig:
     seed: int = setting(0, "random seed of initial parameters, data order and dropout")
     num_steps: int = setting(2000, "total number of optimizer steps")
     batch_size: int = setting(16, "sequences in one optimizer step, over all devices and micro-batches")
-    batch_tokens: int = setting(
-        0, "tasks on examples, in place of batch_size: tokens in a batch on each side, padding included"
-    )
-    num_buckets: int = setting(
-        4, "tasks on examples: maximum number of batch lengths; each is compiled once, more need less padding"
-    )
-    label_smoothing: float = setting(
-        0.0, "task=seq2seq: share of each target that is spread evenly over the vocabulary"
-    )
-    pooling: str = setting(
-        "first", "task=classify, regress: first | mean | max | attention: pooling of a text's activations"
-    )
-    token_dropout: float = setting(
-        0.0, "task=classify, regress: share of a text's tokens that are masked out, chosen again at every step"
-    )
+    batch_tokens: int = setting(0, "in place of batch_size: tokens in a batch on each side, padding included")
+    num_buckets: int = setting(4, "maximum number of batch lengths; each is compiled once, more need less padding")
+    label_smoothing: float = setting(0.0, "share of each target that is spread evenly over the vocabulary")
+    pooling: str = setting("first", "first | mean | max | attention: pooling of a text's activations")
+    token_dropout: float = setting(0.0, "share of a text's tokens that are masked out, chosen again at every step")
     accumulation: int = setting(1, "gradient accumulation: number of micro-batches in one step")
     parallel: str = setting("jit", "jit | pmap: data parallelism over the devices")
-    steps_per_call: int = setting(
-        0, "tasks on running text: steps in one call of the compiled program; 0: up to 10 when steps are short"
-    )
+    steps_per_call: int = setting(0, "steps in one call of the compiled program; 0: up to 10 when steps are short")
     log_every: int = setting(50, "steps between logs of the mean training loss")
     eval_every: int = setting(250, "steps between evaluations of the whole validation split")
     best_by: str = setting(

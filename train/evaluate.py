@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
     from .data.pairs import SPLITS
     from .plot import draw_confusion
     from .resume import trained_config
-    from .tasks.scoring import SCORERS, Options
+    from .tasks.scoring import Options, score
 
     run = tj.load(run_dir, _CHECKPOINT.value, average=_AVERAGE.value)
     config = trained_config(tj.read_meta(run_dir), run_dir)
@@ -48,18 +48,16 @@ def main(argv: list[str]) -> None:
     def progress(done, total):
         print(f"\r{done:,}/{total:,}", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
-    score = SCORERS[config.train.task](
-        run, config, _SPLIT.value, Options(_NUM_BEAMS.value, _LENGTH_PENALTY.value, progress)
-    )
+    scored = score(run, config, _SPLIT.value, Options(_NUM_BEAMS.value, _LENGTH_PENALTY.value, progress))
     folder = Path(run_dir).expanduser() / "evaluation" / _SPLIT.value
     folder.mkdir(parents=True, exist_ok=True)
     average = {"average_of": _AVERAGE.value} if _AVERAGE.value else {}
-    result = {"split": _SPLIT.value, "step": run.step, **average, **score.values}
+    result = {"split": _SPLIT.value, "step": run.step, **average, **scored.values}
     (folder / "scores.json").write_text(json.dumps(result, indent=1) + "\n")
-    for name, lines in score.lines.items():
+    for name, lines in scored.lines.items():
         (folder / f"{name}.txt").write_text("".join(line.replace("\n", " ") + "\n" for line in lines))
-    if score.confusion is not None:
-        draw_confusion(score.confusion, score.names or run.labels, folder / "confusion.png")
+    if scored.confusion is not None:
+        draw_confusion(scored.confusion, scored.names or run.labels, folder / "confusion.png")
     print(json.dumps(result, indent=1))
     print(f"{folder}", file=sys.stderr)
 

@@ -32,8 +32,8 @@ from .plot import draw_loss
 from .signals import Stopped, StopSignals
 from .state import TrainState, create_state, eval_params, from_checkpoint, to_checkpoint
 from .step import eval_step, train_step
-from .tasks.base import Task
-from .tasks.registry import load_task
+from .tasks.base import Task, load_task
+from .tasks.registry import TASKS
 
 SHORT_STEP_FLOPS = 5e10  # steps with fewer operations share a call; about a second or less on a laptop
 
@@ -296,10 +296,12 @@ def _describe(config: Config, task: Task, state: TrainState, init_note: str) -> 
 
 
 def _next_command(workdir: Path, task: str) -> str:
-    """Return a line with the command to use the trained run."""
+    """Return two lines: the command to try next with the trained run, and others that answer for it."""
+    row = TASKS[task]
     program = "python -m transformer_jax"
-    if task == "causal_lm":
-        return f'Sample: {program} sample --run_dir={workdir} --prompt="The " --on_overflow=re-prefill'
-    if task == "seq2seq":
-        return f"Translate: {program} translate --run_dir={workdir} <input >output"
-    return f"Evaluate: {program} evaluate --run_dir={workdir} --split=val"
+    command = row.next_command.split()[0]
+    others = [name for name in (*row.commands, "evaluate", "attention") if name != command]
+    return (
+        f"{command.capitalize()}: {program} {row.next_command.format(run_dir=workdir)}\n"
+        f"Other commands for this run: {', '.join(others)}."
+    )

@@ -1,4 +1,4 @@
-"""Task: model, loss, batches and metrics of one training objective."""
+"""Task: model, loss, batches and metrics of a run; `load_task` builds the one that `train.task` names."""
 
 import dataclasses
 import functools
@@ -9,14 +9,17 @@ import jax
 import numpy as np
 
 from transformer_jax.checkpoint_meta import HuggingFaceConfig
+from transformer_jax.errors import UserError, choose
 from transformer_jax.models import Model
 from transformer_jax.tokenizers import Tokenizer
 
-from ..config import Config
+from ..config import Config, TokenizerConfig
 from ..data.batch_sampler import LengthBucketSampler
 from ..data.batches import Batch, prefetch
 from ..evaluation import evaluate
+from ..initialization import InitFrom
 from ..metrics import text_metrics
+from .registry import TASKS, TaskRow
 
 EVAL_TOKENS = 8192  # targets in an evaluation batch, about: enough to be fast, few enough for their logits
 
@@ -38,7 +41,7 @@ class Task:
     bytes_per_token: float | None = None  # converts a loss per token to bits per byte
     has_perplexity: bool = True  # the loss is per token
     counts: tuple[str, ...] = ()  # metrics that loss_fn counts besides the loss
-    best_by: str = "loss"  # the metric that chooses the best checkpoint, one of `metrics`
+    best_by: str = "loss"  # the metric that chooses the best checkpoint, one of `metrics`; set by `load_task`
     labels: tuple[str, ...] = ()
     separator: str = " "  # between the words of a tagged sentence
     hf_config: HuggingFaceConfig | None = None  # of the pre-trained model
@@ -61,6 +64,40 @@ class Task:
     def batches(self, first_step: int, num_steps: int) -> Iterator[Batch]:
         """Training batches of steps first_step to num_steps - 1, in order, prefetched in a thread."""
         return prefetch(self.train_batch, first_step, num_steps)
+
+
+def load_task(config: Config, init_from: InitFrom) -> Task:
+    """Build the task that `train.task` names.
+
+    Raises:
+      UserError: an unknown task or data source, a metric of `train.best_by` that this run does not measure, a
+        tokenizer beside that of `train.init_from`, or data that the source refuses.
+    """
+    row: TaskRow = choose(TASKS, config.train.task, "train.task")
+    choose(dict.fromkeys(row.sources), config.data.source, "data.source")
+    _check_tokenizer(config.tokenizer, init_from)
+    task: Task = row.load_builder()(config, init_from)
+    best_by = config.train.best_by or next(name for name in row.best_by if name in task.metrics)
+    if best_by not in task.metrics:
+        raise UserError(
+            f"train.best_by={best_by!r}: must be a metric that train.task={config.train.task!r} measures in this run. "
+            f"Take one of: {', '.join(task.metrics)}."
+        )
+    return dataclasses.replace(task, best_by=best_by, hf_config=init_from.hf_config)
+
+
+def _check_tokenizer(config: TokenizerConfig, init_from: InitFrom) -> None:
+    """Refuse settings of a new tokenizer where the model of `train.init_from` has one."""
+    if init_from.run is None or init_from.tokenizer is None:
+        return
+    default = TokenizerConfig()
+    for name in ("kind", "vocab_size", "path", "separate"):
+        value = getattr(config, name)
+        if value != getattr(default, name):
+            raise UserError(
+                f"tokenizer.{name}={value!r}: the model of train.init_from has a tokenizer, which is used as it is. "
+                f"Take {getattr(default, name)!r}."
+            )
 
 
 class BucketedBatches(NamedTuple):

@@ -1,58 +1,125 @@
-"""Task registry: build the task that `train.task` names.
+"""Task registry: ONE row per task says everything about it. It loads no JAX, so that settings are checked at once.
 
-A task is one function (config, init_from) -> Task, and one entry in TASKS.
+A task is a builder, (config, init_from) -> Task, in a file of this folder, and a row of TASKS.
 """
 
 import dataclasses
-from collections.abc import Callable
+import importlib
+from typing import Any
 
-from transformer_jax.errors import UserError, choose
+# Settings that only some tasks read. `ignored_settings.CONDITIONS` says which settings need more than the task.
+RUNNING_TEXT_SETTINGS = ("data.text_field", "data.val_fraction", "train.steps_per_call")
+EXAMPLE_SETTINGS = ("data.test_split", "tokenizer.dropout", "train.batch_tokens", "train.num_buckets")
+TAG_SETTINGS = ("data.text_field", "data.label_field", "model.num_token_types")
+LABEL_SETTINGS = (*TAG_SETTINGS, "data.val_fraction", "train.pooling", "train.token_dropout")
+VOCABULARY_SETTINGS = ("model.scale_logits", "model.tie_embeddings", "model.logit_bias", "model.logit_softcap")
 
-from ..config import Config, TokenizerConfig
-from ..initialization import InitFrom
-from .base import Task
-from .language_modeling import causal_lm, masked_lm, spans
-from .supervised import classify, regress, seq2seq, tag
+TEXT_SOURCES = ("python_docs", "python_source", "text", "markov", "hmm", "grammar", "tfds")
+LABELLED_SOURCES = ("labelled", "languages", "tfds")
 
-TASKS: dict[str, Callable[[Config, InitFrom], Task]] = {
-    "causal_lm": causal_lm,
-    "masked_lm": masked_lm,
-    "spans": spans,
-    "classify": classify,
-    "regress": regress,
-    "tag": tag,
-    "seq2seq": seq2seq,
+EVALUATE = "evaluate --run_dir={run_dir} --split=val"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskRow:
+    """Row of TASKS. `builder` and `scorer` are "module:function", imported when they are needed.
+
+    A module with a dot in front is in this folder.
+    """
+
+    builder: str  # (config, init_from) -> Task: model, loss, batches and metrics of a run
+    scorer: str  # (run, config, split, options) -> Score, for `evaluate`
+    sources: tuple[str, ...]  # values of data.source
+    best_by: tuple[str, ...]  # metrics that choose the best checkpoint; the first that a run measures
+    reads: tuple[str, ...]  # of the settings in the `reads` of any row, those that this task reads
+    commands: tuple[str, ...]  # that answer for its runs, beside `evaluate`, `attention` and `convert`
+    next_command: str  # to try after training
+
+    def load_builder(self) -> Any:
+        """Import the builder; `base.load_task` calls it."""
+        return _load(self.builder)
+
+    def load_scorer(self) -> Any:
+        """Import the scorer; `scoring.score` calls it."""
+        return _load(self.scorer)
+
+
+def _load(path: str) -> Any:
+    module, name = path.split(":")
+    return getattr(importlib.import_module(module, __package__), name)
+
+
+TASKS: dict[str, TaskRow] = {
+    "causal_lm": TaskRow(
+        builder=".language_modeling:causal_lm",
+        scorer=".scoring:causal_lm",
+        sources=TEXT_SOURCES,
+        best_by=("loss",),
+        reads=("data.documents", *RUNNING_TEXT_SETTINGS, *VOCABULARY_SETTINGS),
+        commands=("sample", "score"),
+        next_command='sample --run_dir={run_dir} --prompt="The " --on_overflow=re-prefill',
+    ),
+    "masked_lm": TaskRow(
+        builder=".language_modeling:masked_lm",
+        scorer=".scoring:validation_metrics",
+        sources=TEXT_SOURCES,
+        best_by=("loss",),
+        reads=("data.mask_fraction", "model.num_token_types", *RUNNING_TEXT_SETTINGS, *VOCABULARY_SETTINGS),
+        commands=(),
+        next_command=EVALUATE,
+    ),
+    "spans": TaskRow(
+        builder=".language_modeling:spans",
+        scorer=".scoring:validation_metrics",
+        sources=TEXT_SOURCES,
+        best_by=("loss",),
+        reads=("data.mask_fraction", *RUNNING_TEXT_SETTINGS, *VOCABULARY_SETTINGS),
+        commands=("sample", "score", "translate"),
+        next_command=EVALUATE,
+    ),
+    "classify": TaskRow(
+        builder=".supervised:classify",
+        scorer=".scoring:classify",
+        sources=LABELLED_SOURCES,
+        best_by=("accuracy",),
+        reads=(*EXAMPLE_SETTINGS, *LABEL_SETTINGS),
+        commands=("classify",),
+        next_command=EVALUATE,
+    ),
+    "regress": TaskRow(
+        builder=".supervised:regress",
+        scorer=".scoring:regress",
+        sources=LABELLED_SOURCES,
+        best_by=("loss",),
+        reads=(*EXAMPLE_SETTINGS, *LABEL_SETTINGS),
+        commands=("classify",),
+        next_command=EVALUATE,
+    ),
+    "tag": TaskRow(
+        builder=".supervised:tag",
+        scorer=".scoring:tag",
+        sources=("tagged", "python_tokens", "tfds"),
+        best_by=("entity_f1", "accuracy"),
+        reads=(*EXAMPLE_SETTINGS, *TAG_SETTINGS),
+        commands=("tag",),
+        next_command=EVALUATE,
+    ),
+    "seq2seq": TaskRow(
+        builder=".supervised:seq2seq",
+        scorer=".scoring:seq2seq",
+        sources=("parallel", "dates", "copy", "reverse", "sort", "tfds"),
+        best_by=("loss",),
+        reads=(
+            *("data.lowercase", "data.source_language", "data.target_language"),
+            *("tokenizer.separate", "train.label_smoothing", *EXAMPLE_SETTINGS, *VOCABULARY_SETTINGS),
+        ),
+        commands=("translate", "sample", "score"),
+        next_command="translate --run_dir={run_dir} <input >output",
+    ),
 }
 
 
-def load_task(config: Config, init_from: InitFrom) -> Task:
-    """Build the task that `train.task` names.
-
-    Raises:
-      UserError: an unknown task or data source, a metric of `train.best_by` that this run does not measure, a
-        tokenizer beside that of `train.init_from`, or data that the source refuses.
-    """
-    make_task = choose(TASKS, config.train.task, "train.task")
-    _check_tokenizer(config.tokenizer, init_from)
-    task = make_task(config, init_from)
-    best_by = config.train.best_by or task.best_by
-    if best_by not in task.metrics:
-        raise UserError(
-            f"train.best_by={best_by!r}: must be a metric that train.task={config.train.task!r} measures in this run. "
-            f"Take one of: {', '.join(task.metrics)}."
-        )
-    return dataclasses.replace(task, best_by=best_by, hf_config=init_from.hf_config)
-
-
-def _check_tokenizer(config: TokenizerConfig, init_from: InitFrom) -> None:
-    """Refuse settings of a new tokenizer where the model of `train.init_from` has one."""
-    if init_from.run is None or init_from.tokenizer is None:
-        return
-    default = TokenizerConfig()
-    for name in ("kind", "vocab_size", "path", "separate"):
-        value = getattr(config, name)
-        if value != getattr(default, name):
-            raise UserError(
-                f"tokenizer.{name}={value!r}: the model of train.init_from has a tokenizer, which is used as it is. "
-                f"Take {getattr(default, name)!r}."
-            )
+def tasks_reading(setting: str) -> tuple[str, ...]:
+    """Tasks that read a setting, by its dotted name: all those that list it, or every task if none does."""
+    listed = tuple(name for name, row in TASKS.items() if setting in row.reads)
+    return listed or tuple(TASKS)

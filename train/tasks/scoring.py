@@ -1,4 +1,4 @@
-"""Scores of a trained run on a split: one function for each task, (run, config, split, options) -> Score."""
+"""Scores of a trained run on a split: `score`, by the scorer that the row of its task names."""
 
 import dataclasses
 import functools
@@ -26,7 +26,8 @@ from ..evaluation import evaluate
 from ..initialization import InitFrom
 from ..metrics import text_metrics
 from ..step import eval_step
-from .registry import load_task
+from .base import load_task
+from .registry import TASKS
 
 EVAL_ROWS = 32  # windows of running text in a batch
 
@@ -53,6 +54,12 @@ class Score:
     lines: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # by the name of their file
     confusion: np.ndarray | None = None  # see `confusions`
     names: tuple[str, ...] = ()  # labels of the confusion matrix, if they differ from those of the run
+
+
+def score(run: Run, config: Config, split: str, options: Options) -> Score:
+    """Score a run on a split, by the scorer of its task."""
+    scored: Score = TASKS[config.train.task].load_scorer()(run, config, split, options)
+    return scored
 
 
 def seq2seq(run: Run, config: Config, split: str, options: Options) -> Score:
@@ -170,14 +177,3 @@ def validation_metrics(run: Run, config: Config, split: str, options: Options) -
     task = load_task(config, InitFrom(None, run.model, run.labels, run.tokenizer, run.hf_config))
     step = jax.jit(functools.partial(eval_step, model=run.model, loss_fn=task.loss_fn))
     return Score(task.evaluate(step, run.params))
-
-
-SCORERS = {
-    "causal_lm": causal_lm,
-    "masked_lm": validation_metrics,
-    "spans": validation_metrics,
-    "classify": classify,
-    "regress": regress,
-    "tag": tag,
-    "seq2seq": seq2seq,
-}

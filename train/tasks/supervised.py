@@ -64,7 +64,6 @@ def classify(config: Config, init_from: InitFrom) -> Task:
         description=f"{task.description}, {len(data.labels)} labels",
         labels=data.labels,
         counts=("accuracy", "macro_f1"),
-        best_by="accuracy",
     )
 
 
@@ -160,7 +159,6 @@ def tag(config: Config, init_from: InitFrom) -> Task:
         has_one_shape=False,
         has_perplexity=False,
         counts=("accuracy", "entity_f1") if has_entities else ("accuracy",),
-        best_by="entity_f1" if has_entities else "accuracy",
         labels=data.labels,
         separator=data.train[0].separator,
     )
