@@ -16,10 +16,11 @@ from helpers.train_steps import step_without_update
 import transformer_jax as tj
 from configs import finetune_bert, finetune_gpt2
 from train.config import OptimizerConfig
+from train.initialization import InitFrom, load_pretrained_params
 from train.loop import run as train
 from train.optimizer import make_optimizer
 from train.tasks.supervised import encode_pair
-from transformer_jax.models import parameter_shapes, path_names
+from transformer_jax.models import SequenceClassifier, init_params, parameter_shapes, path_names
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -138,6 +139,30 @@ def test_a_classifier_that_starts_from_a_run_of_our_own_keeps_its_head(classifie
     second = train_without_updates(config, tmp_path / "second")
     assert "no new parameters" in capfd.readouterr().out
     assert_equal(tj.load(second).params, tj.load(first).params)
+
+
+def test_random_values_are_created_for_new_parameters_only():
+    run, key = run_of("bert"), jax.random.key(3)
+    num_traced = []
+
+    def load(model):
+        def create(key):
+            num_traced.append(1)
+            return init_params(model, key)
+
+        num_traced.clear()
+        params, note = load_pretrained_params(InitFrom(run=run), create, key)
+        return by_name(params), note, len(num_traced)  # once for the shapes, and again if values are needed
+
+    params, note, times = load(run.model)
+    assert_equal(params, by_name(run.params))
+    assert "no new parameters" in note and times == 1
+    classifier = SequenceClassifier(run.config, 3)
+    params, note, times = load(classifier)
+    random = by_name(jax.jit(functools.partial(init_params, classifier))(key))
+    new = {"dense/bias", "dense/kernel", "out/bias", "out/kernel"}
+    assert times == 2 and params.keys() == random.keys()
+    assert_equal(params, {name: (random if name in new else by_name(run.params))[name] for name in params})
 
 
 @pytest.mark.parametrize("folder", ["t5", "marian", "bart"])

@@ -1,11 +1,13 @@
-"""Process setup before JAX starts, in real processes with real folders."""
+"""Process setup before JAX starts, and its end when a reader closes the pipe, in real processes."""
 
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[1]
 SCRIPT = """
 import os, sys
 from transformer_jax import startup
@@ -95,3 +97,13 @@ def test_the_cache_folder_is_private_even_if_the_umask_allows_the_group(tmp_path
         os.umask(before)
     assert done.returncode == 0 and "not kept" not in done.stderr
     assert (tmp_path / "transformer_jax").stat().st_mode & 0o077 == 0
+
+
+def test_a_reader_that_closes_the_pipe_ends_a_command_quietly():
+    words = [sys.executable, "-m", "transformer_jax", "--version"]
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    buffered = os.environ | {"PYTHONUNBUFFERED": ""}  # as by default: what is printed last is still in the buffer
+    with open(write_end, "w") as closed:
+        done = subprocess.run(words, stdout=closed, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=buffered)
+    assert (done.returncode, done.stderr) == (141, "")

@@ -6,7 +6,6 @@ back into these frozen dataclasses, which check it.
 
 import dataclasses
 import re
-from typing import Any
 
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError, choose
@@ -232,6 +231,6 @@ class Config:
         check_settings_are_read(settings, {name: field.default for name, field in fields.items()})
 
     @classmethod
-    def from_dict(cls, values: Any) -> "Config":
+    def from_dict(cls, values: object) -> "Config":
         """Build from a ConfigDict or a nested dict. Raises UserError for an unknown field or an invalid value."""
         return from_dict(cls, values)

@@ -6,11 +6,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from transformer_jax.models import Params
+
 from .entropy_floor import compare
 from .step import Batch
 
 
-def evaluate(eval_step: Callable, params: Any, batches: Iterable[Batch]) -> dict[str, float]:
+def evaluate(eval_step: Callable, params: Params, batches: Iterable[Batch]) -> dict[str, float]:
     """Evaluate a split: sums over all batches, divided at the end, so the result does not depend on the batch size.
 
     Args:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from transformer_jax.config import TransformerConfig
-from transformer_jax.models import Seq2SeqConfig
+from transformer_jax.models import Params, Seq2SeqConfig
 
 
 def count_params(tree: Any) -> int:
@@ -19,7 +19,7 @@ def num_bytes(tree: Any) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def flops_per_token(params: Any, config: TransformerConfig | Seq2SeqConfig) -> int:
+def flops_per_token(params: Params, config: TransformerConfig | Seq2SeqConfig) -> int:
     """Floating-point operations to train on one token: 6 for each weight of a matrix product, 12 L N H T for attention.
 
     A product costs 2 for each weight and token in the forward pass and twice that in the backward pass; attention is
@@ -35,7 +35,7 @@ def flops_per_token(params: Any, config: TransformerConfig | Seq2SeqConfig) -> i
     return 6 * weights + sum(12 * c.num_layers * c.num_heads * c.head_dim * c.max_len for c in sides)
 
 
-def describe(params: Any, opt_state: Any, config: TransformerConfig | Seq2SeqConfig, tokens_per_step: int) -> str:
+def describe(params: Params, opt_state: Any, config: TransformerConfig | Seq2SeqConfig, tokens_per_step: int) -> str:
     """Describe the cost of a model in two lines for people: parameters and operations; bytes."""
     flops = flops_per_token(params, config)
     return (

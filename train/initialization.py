@@ -1,6 +1,7 @@
 """Initial parameters of a run: random values, or a pre-trained model (`train.init_from`)."""
 
 import dataclasses
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -9,12 +10,14 @@ import jax.numpy as jnp
 from transformer_jax.checkpoint_meta import CheckpointMeta, HuggingFaceConfig
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
-from transformer_jax.models import Encoder, Model, Seq2SeqConfig, path_names
+from transformer_jax.models import Encoder, Model, Params, Seq2SeqConfig, path_names
 from transformer_jax.run import Run, generation_defaults_of, open_run
 from transformer_jax.tokenizers import BOS_ID, Tokenizer
 
 from .config import TrainConfig
 from .resume import with_vocab_size
+
+Name = tuple[str, ...]  # of a parameter: "stack", "block_0", "norm", "scale"
 
 # Model fields that a recipe may override when it starts from a pre-trained model. All others stay as they were.
 MAY_OVERRIDE = ("dropout_rate", "dtype", "backend", "init_std", "zero_init")
@@ -130,49 +133,80 @@ def load_init_from(config: TrainConfig, meta: CheckpointMeta | None) -> InitFrom
     )
 
 
-def load_pretrained_params(init_from: InitFrom, params: Any) -> tuple[Any, str]:
-    """Replace random initial parameters by pre-trained ones of the same name, as float32.
+def load_pretrained_params(
+    init_from: InitFrom, create: Callable[[jax.Array], Params], key: jax.Array
+) -> tuple[Params, str]:
+    """Return the pre-trained parameters, as float32; those that the pre-trained model lacks get random values.
 
-    If vocabulary or positions are resized, the rows that both shapes share are copied.
+    If vocabulary or positions are resized, the rows that both shapes share are copied. Random values are computed for
+    new and resized parameters only: compiling all of them takes seconds.
 
+    Args:
+      create: creates all parameters at random from `key`.
     Returns:
       The parameters, and a line that lists which of them are new and which pre-trained ones were not used.
     Raises:
       UserError: a parameter has another shape than the pre-trained one.
     """
-    if init_from.run is None:
-        return params, ""
-    pretrained = init_from.run.params
-    if isinstance(init_from.run.model, Encoder):
-        pretrained = {"encoder": pretrained}
-    unused = {path_names(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(pretrained)}
-    new = []
+    assert init_from.run is not None, "the caller asks for the parameters of a pre-trained model"
+    of_run = init_from.run.params
+    pretrained = _by_name({"encoder": of_run} if isinstance(init_from.run.model, Encoder) else of_run)
+    shapes = jax.eval_shape(create, key)
+    fits = {name: _fit(name, leaf, pretrained, init_from) for name, leaf in _by_name(shapes).items()}
+    random = _create_some(create, key, {name for name, fit in fits.items() if fit != "equal"})
 
-    def load(path, leaf):
-        names = path_names(path)
-        old = unused.pop(names, None)
-        if old is None:
-            new.append("/".join(names))
-            return leaf
-        if old.shape == leaf.shape:
+    def load(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        name = path_names(path)
+        if fits[name] == "new":
+            return random[name]
+        old = pretrained[name]
+        if fits[name] == "equal":
             return jnp.asarray(old, jnp.float32)
-        resized = (VOCABULARY if init_from.resize_vocab else ()) + (POSITIONS if init_from.resize_positions else ())
-        if any(names[-len(end) :] == end for end in resized):
-            shared = tuple(slice(min(a, b)) for a, b in zip(old.shape, leaf.shape, strict=True))
-            return leaf.at[shared].set(jnp.asarray(old[shared], jnp.float32))
-        if names[-2:] in (("out", "kernel"), ("out", "bias")):  # a head for other labels
-            new.append("/".join(names))
-            return leaf
-        raise UserError(f"train.init_from: {'/'.join(names)} has shape {list(old.shape)}, and not {list(leaf.shape)}.")
+        shared = tuple(slice(min(a, b)) for a, b in zip(old.shape, leaf.shape, strict=True))
+        return random[name].at[shared].set(jnp.asarray(old[shared], jnp.float32))
 
-    params = jax.tree_util.tree_map_with_path(load, params)
+    params = jax.tree_util.tree_map_with_path(load, shapes)
+    new = ["/".join(name) for name, fit in fits.items() if fit == "new"]
     note = f"new, with random values: {', '.join(new)}" if new else "no new parameters"
-    if unused:
-        note += f"; not used: {', '.join(sorted('/'.join(names) for names in unused))}"
+    if unused := pretrained.keys() - fits.keys():
+        note += f"; not used: {', '.join(sorted(map('/'.join, unused)))}"
     return params, f"started from {init_from.run.name}; {note}"
 
 
-def _override_error(name: str, value: Any, old: Any) -> str:
+def _by_name(params: Params) -> dict[Name, Any]:
+    """Leaves of a tree of parameters by their names."""
+    return {path_names(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+
+def _fit(name: Name, leaf: jax.ShapeDtypeStruct, pretrained: dict[Name, jax.Array], init_from: InitFrom) -> str:
+    """Classify a parameter: "equal" in shape to the pre-trained one, "resized", or "new".
+
+    Raises:
+      UserError: it has another shape, and may be neither resized nor new.
+    """
+    if name not in pretrained:
+        return "new"
+    old = pretrained[name]
+    if old.shape == leaf.shape:
+        return "equal"
+    resizable = (VOCABULARY if init_from.resize_vocab else ()) + (POSITIONS if init_from.resize_positions else ())
+    if any(name[-len(end) :] == end for end in resizable):
+        return "resized"
+    if name[-2:] in (("out", "kernel"), ("out", "bias")):  # a head for other labels
+        return "new"
+    raise UserError(f"train.init_from: {'/'.join(name)} has shape {list(old.shape)}, and not {list(leaf.shape)}.")
+
+
+def _create_some(
+    create: Callable[[jax.Array], Params], key: jax.Array, names: Collection[Name]
+) -> dict[Name, jax.Array]:
+    """Create the parameters of these names as `create` does, without the others; for no names nothing is compiled."""
+    if not names:
+        return {}
+    return jax.jit(lambda key: {name: leaf for name, leaf in _by_name(create(key)).items() if name in names})(key)
+
+
+def _override_error(name: str, value: object, old: object) -> str:
     resize = {"vocab_size": "train.resize_vocab=True", "max_len": "train.resize_positions=True"}.get(name)
     fix = f"Set {resize} to resize it, or omit it." if resize else "Omit it."
     return f"model.{name}={value!r}: the model of train.init_from has {old!r}. {fix}"

@@ -17,8 +17,9 @@ import optax
 
 from transformer_jax.checkpoint import Checkpoints, abstract
 from transformer_jax.checkpoint_meta import CheckpointMeta, TrainingMeta
+from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import RunError, UserError
-from transformer_jax.models import Model, init_params
+from transformer_jax.models import Model, Params, Seq2SeqConfig, init_params
 
 from . import flops, resume
 from .config import Config
@@ -38,7 +39,7 @@ from .tasks.registry import TASKS
 SHORT_STEP_FLOPS = 5e10  # steps with fewer operations share a call; about a second or less on a laptop
 
 
-def run(config: Any, workdir: str | Path) -> Path:
+def run(config: object, workdir: str | Path) -> Path:
     """Train with `config` in `workdir`; resume from its newest sound checkpoint if it has one.
 
     Args:
@@ -192,17 +193,17 @@ def init_state(
     key = jax.random.key(config.train.seed)
     if init_from.run is None:
         return jax.jit(lambda key: create(create_params(key)))(key), ""
-    params, note = load_pretrained_params(init_from, jax.jit(create_params)(key))
+    params, note = load_pretrained_params(init_from, create_params, key)
     return jax.jit(create)(params), note
 
 
-def _write_config(workdir: Path, config: Config, model_config: Any) -> None:
+def _write_config(workdir: Path, config: Config, model_config: TransformerConfig | Seq2SeqConfig) -> None:
     """Write config.json: the run's settings, and the resolved model. For people; no code reads it."""
     values = dataclasses.asdict(config) | {"model": dataclasses.asdict(model_config)}
     (workdir / "config.json").write_text(json.dumps(values, indent=1) + "\n")
 
 
-def choose_steps_per_call(config: Config, task: Task, params: Any) -> int:
+def choose_steps_per_call(config: Config, task: Task, params: Params) -> int:
     """Choose the number of steps in a call of the compiled program: several if steps are short."""
     if not task.has_one_shape:
         return 1
@@ -254,7 +255,7 @@ def _stop_if_not_finite(
 
 
 @jax.jit
-def _are_finite(params: Any) -> jax.Array:
+def _are_finite(params: Params) -> jax.Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(params)]))
 
 

@@ -6,13 +6,12 @@ some biases have two.
 
 import dataclasses
 import re
-from typing import Any
 
 import jax
 import optax
 
 from transformer_jax.errors import UserError, choose
-from transformer_jax.models import path_names
+from transformer_jax.models import Params, path_names
 from transformer_jax.nn.layers import num_input_axes
 
 from .config import OptimizerConfig
@@ -54,12 +53,12 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     return schedule(dataclasses.replace(config, warmup_steps=warmup_steps), num_steps)
 
 
-def is_decayed(params: Any) -> Any:
+def is_decayed(params: Params) -> Params:
     """Return a mask for weight decay: True for kernels and embeddings, False for biases and norms."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path_names(path)[-1] in ("kernel", "embedding"), params)
 
 
-def muon_dimensions(params: Any) -> Any:
+def muon_dimensions(params: Params) -> Params:
     """Return the axes that Muon uses as rows and columns of each parameter; None: the parameter goes to AdamW.
 
     Muon is for the matrices between activations. Embeddings, the output projection, norms and biases go to AdamW

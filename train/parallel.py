@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from transformer_jax.errors import UserError, choose
+from transformer_jax.models import Params
 
 from .state import TrainState
 from .step import Batch, train_steps
@@ -44,7 +45,7 @@ class Jit:
         """Run `num_steps` training steps over batches [n, B, ...]. The buffers of `state` are donated."""
         return self._train(state, jax.device_put(batches, self._rows_of_steps), np.int32(num_steps))
 
-    def evaluate(self, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array, dict]:
+    def evaluate(self, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array, dict]:
         """Return the sums of `eval_step` over a batch [B, ...]."""
         return self._evaluate(params, jax.device_put(batch, self._rows))
 
@@ -71,7 +72,7 @@ class Pmap:
         shares = jax.tree.map(lambda x: _split_rows(x, axis=1), batches)
         return self._train(state, shares, np.int32(num_steps))
 
-    def evaluate(self, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array, dict]:
+    def evaluate(self, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array, dict]:
         """Return the sums of `eval_step` over a batch [B, ...]."""
         return self.get(self._evaluate(params, jax.tree.map(lambda x: _split_rows(x, axis=0), batch)))
 
@@ -81,7 +82,7 @@ def _split_rows(x: np.ndarray, axis: int) -> np.ndarray:
     return np.stack(np.split(x, jax.local_device_count(), axis))
 
 
-PARALLEL = {"jit": Jit, "pmap": Pmap}
+PARALLEL: dict[str, type[Jit] | type[Pmap]] = {"jit": Jit, "pmap": Pmap}
 
 
 def make_parallel(name: str, step: Callable, evaluate: Callable, rows: int) -> Jit | Pmap:

@@ -1,12 +1,13 @@
 """Training state: parameters, optimizer state, counters, and its two items in a checkpoint."""
 
 import dataclasses
-from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+
+from transformer_jax.models import Params
 
 
 @flax.struct.dataclass
@@ -22,16 +23,16 @@ class TrainState:
     """Training state: everything that a step changes. Random keys are functions of the step and are not stored."""
 
     step: jax.Array  # int32: optimizer steps so far, skipped ones included
-    params: Any
+    params: Params
     opt_state: optax.OptState
     consecutive_skips: jax.Array  # int32: skipped steps in a row, up to the last step
     skipped_steps: jax.Array  # int32: skipped steps in total
     grad_norm: jax.Array  # float32: of the last step, before clipping
     accumulator: LossAccumulator
-    ema_params: Any  # exponential moving average of params; () if none is kept
+    ema_params: Params  # exponential moving average of params; () if none is kept
 
 
-def create_state(params: Any, optimizer: optax.GradientTransformation, has_ema: bool = False) -> TrainState:
+def create_state(params: Params, optimizer: optax.GradientTransformation, has_ema: bool = False) -> TrainState:
     """Create the training state before the first step."""
     return TrainState(
         step=jnp.int32(0),
@@ -45,19 +46,19 @@ def create_state(params: Any, optimizer: optax.GradientTransformation, has_ema: 
     )
 
 
-def eval_params(state: TrainState) -> Any:
+def eval_params(state: TrainState) -> Params:
     """Return the parameters to evaluate and to save as the model: the moving average if there is one."""
     return state.ema_params or state.params
 
 
-def to_checkpoint(state: TrainState) -> tuple[Any, dict]:
+def to_checkpoint(state: TrainState) -> tuple[Params, dict]:
     """Split the state into the two items of a checkpoint: the parameters of `eval_params`, and all other fields."""
     saved_apart = "ema_params" if state.ema_params else "params"
     rest = {f.name: getattr(state, f.name) for f in dataclasses.fields(state) if f.name != saved_apart}
     return eval_params(state), rest
 
 
-def from_checkpoint(params: Any, rest: dict) -> TrainState:
+def from_checkpoint(params: Params, rest: dict) -> TrainState:
     """Rebuild the state from the two items of a checkpoint; the inverse of `to_checkpoint`."""
     saved_apart = "ema_params" if "params" in rest else "params"
     return TrainState(**{saved_apart: params}, **rest)

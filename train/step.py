@@ -5,13 +5,14 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+
+from transformer_jax.models import Params
 
 from .state import LossAccumulator, TrainState
 
@@ -109,7 +110,7 @@ def train_steps(state: TrainState, batches: Batch, num_steps: jax.Array, *, step
 
 
 def eval_step(
-    params: Any, batch: Batch, *, model: nn.Module, loss_fn: Callable, axis_name: str | None = None
+    params: Params, batch: Batch, *, model: nn.Module, loss_fn: Callable, axis_name: str | None = None
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
     """Evaluation step without dropout: sums of losses, weights and the loss function's counts over one batch."""
     sums = loss_fn(functools.partial(model.apply, {"params": params}), batch)

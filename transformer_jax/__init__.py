@@ -7,6 +7,7 @@ print(tj.generate(run, "The for statement", max_new_tokens=100))
 
 import importlib
 import importlib.util
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -42,7 +43,7 @@ def import_training(module: str) -> ModuleType:
         raise missing_package(error) from error
 
 
-def train(config: Any, workdir: Any) -> None:
+def train(config: object, workdir: str | Path) -> None:
     """Train as the train command does: with a config from a recipe's get_config(), into a run directory.
 
     A run directory that has checkpoints is resumed.

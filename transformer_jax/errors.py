@@ -1,6 +1,9 @@
 """Errors for the user: UserError (fixable input), RunError (a run that cannot continue), `choose` and `check`."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class UserError(ValueError):
@@ -17,14 +20,14 @@ class RunError(RuntimeError):
     """
 
 
-def choose(table: dict, name: str, field: str) -> Any:
+def choose(table: Mapping[str, T], name: object, field: str) -> T:
     """Return `table[name]`. Raises UserError that lists the known names."""
     if not isinstance(name, str) or name not in table:
         raise UserError(f"{field}={name!r:.80}: unknown. Choose one of: {', '.join(table)}.")
     return table[name]
 
 
-def check(is_valid: bool, field: str, value: Any, rule: str) -> None:
+def check(is_valid: bool, field: str, value: object, rule: str) -> None:
     """Raise UserError, one line with field, value and rule, unless the value is valid."""
     if not is_valid:
         raise UserError(f"{field}={value!r}: {rule}.")

@@ -2,7 +2,6 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -12,7 +11,7 @@ from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
 from transformer_jax.huggingface.generation_defaults import read_generation_defaults
 from transformer_jax.huggingface.pretrained import read_folder, write_folder
-from transformer_jax.models import Model, Seq2SeqConfig, parameter_shapes
+from transformer_jax.models import Model, Params, Seq2SeqConfig, parameter_shapes
 from transformer_jax.sampling import GenerationDefaults
 from transformer_jax.tokenizers import Tokenizer
 from transformer_jax.tokenizers.pretrained import missing_tokenizer, read_tokenizer
@@ -22,8 +21,8 @@ from transformer_jax.tokenizers.pretrained import missing_tokenizer, read_tokeni
 class Run:
     """A trained model with everything needed to use it: parameters, tokenizer, configuration, generation defaults."""
 
-    model: Any  # one of models.MODELS
-    params: Any
+    model: Model
+    params: Params
     tokenizer: Tokenizer | None
     config: TransformerConfig | Seq2SeqConfig
     step: int = 0
@@ -81,7 +80,7 @@ def load(run_dir: str | Path, checkpoint: str | int = "latest", average: int = 0
     )
 
 
-def _average(checkpoints: Checkpoints, number: int, shapes: Any) -> tuple[int, Any]:
+def _average(checkpoints: Checkpoints, number: int, shapes: Params) -> tuple[int, Params]:
     """Average the newest checkpoints (Vaswani et al. 2017, section 6.1); return the newest step and the mean."""
     steps = checkpoints.steps()[-number:]
     if len(steps) < number:
@@ -214,7 +213,7 @@ def open_tokenizer(path: str | Path) -> Tokenizer:
     return tokenizer
 
 
-def _with_dtypes(shapes: Any, dtypes: dict[str, str]) -> Any:
+def _with_dtypes(shapes: Params, dtypes: dict[str, str]) -> Params:
     """Shapes of parameters with their dtypes on disk; `dtypes` lists, by tree path, only those that are not float32."""
 
     def with_dtype(path, leaf):

@@ -3,17 +3,19 @@
 import dataclasses
 import difflib
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 from transformer_jax.errors import UserError
 
+T = TypeVar("T")
 
-def setting(default: Any, meaning: str) -> Any:
+
+def setting(default: object, meaning: str) -> Any:
     """Dataclass field with a meaning, so that `--help` and the reader see the same words."""
     return dataclasses.field(default=default, metadata={"meaning": meaning})
 
 
-def from_dict(cls: Any, values: Any, path: str = "") -> Any:
+def from_dict(cls: type[T], values: object, path: str = "") -> T:
     """Build the (nested) dataclass `cls` from a mapping; check every name, type and number.
 
     Args:
@@ -27,13 +29,14 @@ def from_dict(cls: Any, values: Any, path: str = "") -> Any:
     """
     if not hasattr(values, "items"):
         raise UserError(f"{path.rstrip('.')}={values!r:.80}: must be a section with fields of its own.")
+    assert dataclasses.is_dataclass(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}
-    kwargs: dict[str, Any] = {}
+    kwargs: dict[str, object] = {}
     for name, value in values.items():
         if name not in fields:
             raise unknown_field(path + name, [path + known for known in fields])
         expected: Any = fields[name].type
-        if dataclasses.is_dataclass(expected):
+        if isinstance(expected, type) and dataclasses.is_dataclass(expected):
             kwargs[name] = from_dict(expected, value, f"{path}{name}.")
             continue
         kwargs[name] = typed(path + name, expected, value)
@@ -43,7 +46,7 @@ def from_dict(cls: Any, values: Any, path: str = "") -> Any:
     return cls(**kwargs)
 
 
-def typed(name: str, expected: type, value: Any) -> Any:
+def typed(name: str, expected: type[T], value: object) -> T:
     """Check the type of a field's value and return it; an integer becomes a float where one is expected.
 
     Raises:
@@ -56,6 +59,7 @@ def typed(name: str, expected: type, value: Any) -> Any:
         raise UserError(f"{name}={value!r:.80}: must be {kind}, not {type(value).__name__}.")
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{name}={value}: must be a finite number.")
+    assert isinstance(value, expected), "the type was compared above"
     return value
 
 
@@ -68,11 +72,11 @@ def unknown_field(name: str, known: list[str]) -> UserError:
     return UserError(f"{name}: no such field. {fix}")
 
 
-def config_fields(cls: Any, path: str = "") -> dict[str, dataclasses.Field]:
+def config_fields(cls: type, path: str = "") -> dict[str, dataclasses.Field]:
     """List every leaf field of a (nested) configuration dataclass by its dotted name, in order."""
     leaves: dict[str, dataclasses.Field] = {}
     for field in dataclasses.fields(cls):
-        if dataclasses.is_dataclass(field.type):
+        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
             leaves |= config_fields(field.type, f"{path}{field.name}.")
         else:
             leaves[path + field.name] = field

@@ -3,14 +3,14 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from transformer_jax.checkpoint_meta import HuggingFaceConfig
 from transformer_jax.errors import UserError, choose
-from transformer_jax.models import Model
+from transformer_jax.models import Model, Params
 from transformer_jax.tokenizers import Tokenizer
 
 from ..config import Config, TokenizerConfig
@@ -56,7 +56,7 @@ class Task:
             names += ("bits_per_byte",)
         return names
 
-    def evaluate(self, eval_step: Callable, params: Any) -> dict[str, float]:
+    def evaluate(self, eval_step: Callable, params: Params) -> dict[str, float]:
         """Metrics of the whole validation split, `loss` first; `eval_step` as for `evaluation.evaluate`."""
         values = evaluate(eval_step, params, self.eval_batches())
         return values | text_metrics(values["loss"], self.bytes_per_token) if self.has_perplexity else values

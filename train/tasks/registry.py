@@ -5,7 +5,7 @@ A task is a builder, (config, init_from) -> Task, in a file of this folder, and 
 
 import dataclasses
 import importlib
-from typing import Any
+from collections.abc import Callable
 
 # Settings that only some tasks read. `ignored_settings.CONDITIONS` says which settings need more than the task.
 RUNNING_TEXT_SETTINGS = ("data.text_field", "data.val_fraction", "train.steps_per_call")
@@ -35,16 +35,16 @@ class TaskRow:
     commands: tuple[str, ...]  # that answer for its runs, beside `evaluate`, `attention` and `convert`
     next_command: str  # to try after training
 
-    def load_builder(self) -> Any:
+    def load_builder(self) -> Callable:
         """Import the builder; `base.load_task` calls it."""
         return _load(self.builder)
 
-    def load_scorer(self) -> Any:
+    def load_scorer(self) -> Callable:
         """Import the scorer; `scoring.score` calls it."""
         return _load(self.scorer)
 
 
-def _load(path: str) -> Any:
+def _load(path: str) -> Callable:
     module, name = path.split(":")
     return getattr(importlib.import_module(module, __package__), name)
 

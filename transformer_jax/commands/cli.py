@@ -1,6 +1,7 @@
 """Command line helpers: parse absl flags, show help, report errors in one line, set UTF-8."""
 
 import io
+import os
 import sys
 from collections.abc import Callable
 from typing import TextIO
@@ -49,15 +50,22 @@ def show_help(head: str, *modules: str) -> None:
 
 
 def report_errors(main: Callable[[list[str]], None], argv: list[str]) -> int | None:
-    """Run `main(argv)`. An error becomes one line on stderr and an exit code: 2 for the user's, 1 for a failure."""
+    """Run `main(argv)`. An error becomes one line on stderr and an exit code: 2 for the user's, 1 for a failure.
+
+    A pipe that its reader closed ends the command quietly, with 141 as a shell has for SIGPIPE.
+    """
     try:
         try:
             main(argv)
+            sys.stdout.flush()
         except ModuleNotFoundError as error:
             raise missing_package(error) from error
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of our output has all it wants, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit
+        return 141
     except (RunError, OSError) as error:
         print(f"failed: {error}", file=sys.stderr)
         return 1

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -27,6 +26,7 @@ __all__ = [
     "Encoder",
     "MaskedLM",
     "Model",
+    "Params",
     "Regressor",
     "SentenceEmbedder",
     "Seq2Seq",
@@ -40,7 +40,7 @@ __all__ = [
     "path_names",
 ]
 
-MODELS = {
+MODELS: dict[str, type[Any]] = {
     "gpt": GPT,
     "encoder": Encoder,
     "masked_lm": MaskedLM,
@@ -50,6 +50,7 @@ MODELS = {
     "embedder": SentenceEmbedder,
     "seq2seq": Seq2Seq,
 }
+Params = Any  # a tree of parameters: dicts of dicts of arrays, by module and by name
 Model = GPT | Encoder | MaskedLM | SequenceClassifier | Regressor | TokenTagger | SentenceEmbedder | Seq2Seq
 _HEAD_SETTINGS = {"num_classes": int, "num_tags": int, "pooling": str}
 
@@ -85,17 +86,17 @@ def make_model(values: object) -> Model:
     return cls(config, **settings)
 
 
-def parameter_shapes(model: nn.Module) -> Any:
+def parameter_shapes(model: Model) -> Params:
     """Parameter shapes and types of a model, without allocating the parameters."""
     return jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
 
 
-def path_names(path: tuple[Any, ...]) -> tuple[str, ...]:
+def path_names(path: tuple[jax.tree_util.DictKey, ...]) -> tuple[str, ...]:
     """Names along the path of a parameter, ("stack", "block_0", "norm", "scale"), from the keys of jax.tree_util."""
     return tuple(key.key for key in path)
 
 
-def init_params(model: nn.Module, key: jax.Array) -> Any:
+def init_params(model: Model, key: jax.Array) -> Params:
     """Initialize a model's parameters at random."""
     tokens = jnp.zeros((1, 1), jnp.int32)  # no parameter's shape depends on the length
     inputs = (tokens, tokens) if model.reads_source else (tokens,)
