@@ -18,6 +18,7 @@ from typing import NamedTuple, Self
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import choose
@@ -40,7 +41,7 @@ class KeysValues(NamedTuple):
         """Keys and values in the layout of the projections."""
         return cls(by_head(k_BSKH), by_head(v_BSKH))
 
-    def read(self, num_rows: int, dtype: str | jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    def read(self, num_rows: int, dtype: DTypeLike) -> tuple[jax.Array, jax.Array]:
         """Keys and values [B, S, K, H] of type `dtype` for `attend`; not copied if they have this type already."""
 
         def by_row(x):
@@ -138,7 +139,7 @@ class KVCache(flax.struct.PyTreeNode):
 
         return self.with_layer(layer, self.layers[layer].update(KeysValues.from_projections(k_BTKH, v_BTKH), put))
 
-    def read(self, layer: int, dtype: str | jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    def read(self, layer: int, dtype: DTypeLike) -> tuple[jax.Array, jax.Array]:
         """Keys and values [B, S, K, H] of a layer, of type `dtype`."""
         return self.layers[layer].read(self.num_rows, dtype)
 
@@ -187,6 +188,23 @@ class KVCache(flax.struct.PyTreeNode):
         rows = jnp.repeat(jnp.arange(self.num_rows), num)
         expanded = self.replace(source=None).reorder(rows)
         return expanded.replace(source=self.source, rows_per_source=num * self.rows_per_source)
+
+    def insert(self, rows: jax.Array, other: Self) -> Self:
+        """Replace rows by those of another cache of the same class and capacity: row `rows[i]` by its row i.
+
+        The rows of a full cache share their slots, so only caches with slots of their own can be mixed.
+        """
+
+        def put(x: jax.Array, new: jax.Array) -> jax.Array:
+            each = x.shape[0] // self.num_rows
+            old = x.reshape(self.num_rows, each, *x.shape[1:])
+            return old.at[rows].set(new.reshape(-1, *old.shape[1:])).reshape(x.shape)
+
+        return jax.tree.map(lambda x, new: put(x, new) if x.ndim else jnp.minimum(x, new), self, other)
+
+    def with_capacity(self, capacity: int) -> Self:
+        """The cache with at least `capacity` slots, where it has one for each token."""
+        return self
 
     def with_type(self, cache_type: str) -> Self:
         """Convert the keys and values to another type, a name in CACHE_TYPES; the computation's type does not change.

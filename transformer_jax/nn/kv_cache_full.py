@@ -1,6 +1,6 @@
 """Full KV cache: one slot for every token and for padding, in the order in which they came."""
 
-from typing import Self
+from typing import NoReturn, Self
 
 import jax
 import jax.numpy as jnp
@@ -69,18 +69,29 @@ class FullCache(KVCache):
         """Turn the tokens of some rows into padding: see KVCache. Their slots are not free again."""
         return self.replace(is_token=self.is_token.at[rows].set(False), num_tokens=self.num_tokens.at[rows].set(0))
 
+    def with_capacity(self, capacity: int) -> Self:
+        """The cache with empty slots at the end, up to `capacity`."""
+        num_more = max(0, capacity - self.capacity)
+        return self.replace(
+            layers=jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, num_more), (0, 0))), self.layers),
+            is_token=jnp.pad(self.is_token, ((0, 0), (0, num_more))),
+        )
+
+    def insert(self, rows: jax.Array, other: Self) -> NoReturn:
+        """Raise UserError: all rows share the slot numbers."""
+        raise UserError("cache: the rows of a full cache share their slots. Take a rolling cache, to insert rows.")
+
     def expand(self, num: int, capacity: int = 0) -> BeamCache:
         """Cache of `num` continuations of each row that share its slots, `capacity` or more: no key is copied."""
-        num_more = max(0, capacity - self.capacity)
-        is_token = jnp.pad(self.is_token, ((0, 0), (0, num_more)))
+        larger = self.with_capacity(capacity)
         return BeamCache(
-            layers=jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, num_more), (0, 0))), self.layers),
-            is_token=is_token,
+            layers=larger.layers,
+            is_token=larger.is_token,
             num_tokens=self.num_tokens,
             num_written=self.num_written,
             source=self.source,
             rows_per_source=num * self.rows_per_source,
-            on_path=jnp.repeat(is_token[:, None], num, axis=1),
+            on_path=jnp.repeat(larger.is_token[:, None], num, axis=1),
             first_slot=self.num_written,
         )
 

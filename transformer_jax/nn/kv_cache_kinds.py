@@ -49,6 +49,15 @@ def make_rolling_cache(config: TransformerConfig, batch_size: int, max_new: int)
     return CACHES[kind].empty(config, batch_size, config.window + max_new - 1)
 
 
+def make_row_cache(config: TransformerConfig, batch_size: int, capacity: int) -> KVCache:
+    """Empty KV cache whose rows have slots of their own, so that one may start again while the others continue.
+
+    Its rows, of at most `capacity` tokens, can be cleared, taken out and inserted: continuous batching.
+    """
+    kind = "linear" if config.attention == "linear" else "rolling"
+    return CACHES[kind].empty(config, batch_size, capacity)
+
+
 def overflow_error(config: TransformerConfig) -> str | None:
     """Return an error message if this config cannot decode past max_len in constant memory, else None."""
     if config.attention != "linear" and not config.window:

@@ -4,6 +4,7 @@ from typing import NoReturn, Self
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError, choose
@@ -52,7 +53,7 @@ class LinearCache(KVCache):
         """Replace the state of a layer: the sums of its keys and of its values."""
         return self.with_layer(layer, KeysValues(keys, values))
 
-    def read(self, layer: int, dtype: str | jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    def read(self, layer: int, dtype: DTypeLike) -> tuple[jax.Array, jax.Array]:
         """State of a layer, the sums of its keys and of its values, in float32 whatever `dtype` is."""
         keys, values = self.layers[layer]
         assert isinstance(keys, jax.Array) and isinstance(values, jax.Array)

@@ -4,10 +4,11 @@ Symmetric, one scale for each vector: x is about `numbers * scale`, off by half 
 section 2.1, "vector-wise quantization"). Products are computed in floating point: only the storage is rounded.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 BLOCK = 64  # rows of a kernel that are converted to floats at once, so that they stay in a processor's cache
 
@@ -26,7 +27,7 @@ def to_int8(x: jax.Array) -> Int8:
     return Int8(jnp.round(x / jnp.where(scales == 0.0, 1.0, scales)).astype(jnp.int8), scales)
 
 
-def dequantize(x: jax.Array | Int8, dtype: Any) -> jax.Array:
+def dequantize(x: jax.Array | Int8, dtype: DTypeLike) -> jax.Array:
     """Convert an Int8, or an array, to an array of `dtype`."""
     return (x.numbers * x.scales).astype(dtype) if isinstance(x, Int8) else x.astype(dtype)
 

@@ -1,11 +1,11 @@
 """Assertions for laws: equal to the bit, close, finite, different; LawBroken reports the failure."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 TOLERANCE = 1e-5  # relative to max(1, largest value): the error of float32 sums in a different order
 
@@ -14,12 +14,14 @@ class LawBroken(AssertionError):
     """Error of a law that does not hold: its name, the index and the difference."""
 
 
-def equal(law: str, actual: Any, expected: Any, where: Any = True) -> None:
+def equal(law: str, actual: ArrayLike, expected: ArrayLike, where: ArrayLike = True) -> None:
     """Assert that all numbers are equal to the bit, where `where` (broadcast) is True."""
     _compare(law, actual, expected, where, 0.0, "to the bit")
 
 
-def close(law: str, actual: Any, expected: Any, where: Any = True, tolerance: float = TOLERANCE) -> None:
+def close(
+    law: str, actual: ArrayLike, expected: ArrayLike, where: ArrayLike = True, tolerance: float = TOLERANCE
+) -> None:
     """Assert that all numbers differ by at most `tolerance` times max(1, largest value), where `where` is True."""
     expected = np.asarray(expected, np.float64)
     compared = expected[np.broadcast_to(where, expected.shape)]
@@ -48,7 +50,7 @@ def _compare(law, actual, expected, where, allowed, rule):
     )
 
 
-def finite(law: str, tree: Any) -> None:
+def finite(law: str, tree: object) -> None:
     """Assert that no array of a pytree has a NaN or an infinity."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         bad = ~np.isfinite(np.asarray(leaf, np.float64))
@@ -58,7 +60,7 @@ def finite(law: str, tree: Any) -> None:
             raise LawBroken(f"{law}: {int(bad.sum())} of {bad.size} numbers are not finite, first at [{index}] {name}.")
 
 
-def differs(law: str, a: Any, b: Any) -> None:
+def differs(law: str, a: ArrayLike, b: ArrayLike) -> None:
     """Assert that every row (leading axis) differs in at least one number."""
     is_same = np.array([np.array_equal(x, y) for x, y in zip(np.asarray(a), np.asarray(b), strict=True)])
     if is_same.any():
@@ -70,7 +72,7 @@ def normal(seed: int, *shape: int) -> jax.Array:
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
-def value_and_gradients(fn: Callable, arrays: Sequence[jax.Array]) -> tuple[Any, tuple]:
+def value_and_gradients(fn: Callable, arrays: Sequence[jax.Array]) -> tuple:
     """Compute fn(*arrays) and the gradients of the sum of sines of its numbers (a sum that no symmetry cancels)."""
 
     def loss(arrays):

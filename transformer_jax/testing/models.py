@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -156,5 +155,5 @@ def _tokens(vocab_size: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, vocab_size, (B, T))
 
 
-def _gradient_of_first(apply: Any, tokens: np.ndarray, t: int) -> Any:
+def _gradient_of_first(apply: Callable, tokens: np.ndarray, t: int) -> Callable:
     return jax.grad(lambda apply: jnp.sum(jnp.sin(apply(tokens, NO_PADDING)[:, :t])), allow_int=True)(apply)

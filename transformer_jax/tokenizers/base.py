@@ -6,9 +6,10 @@ The contract of every tokenizer stands in __init__.py of this package.
 import dataclasses
 import functools
 import re
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from transformer_jax.errors import UserError
 
@@ -104,7 +105,7 @@ class Tokenizer:
         """Encode a complete text, int32 [T]: bos, the text, then eos."""
         return np.concatenate([[self.bos_id], self.encode(text), [self.eos_id]]).astype(np.int32)
 
-    def decode(self, ids: Any) -> str:
+    def decode(self, ids: ArrayLike) -> str:
         """Decode integers [T] to a text, special ids skipped.
 
         Raises:

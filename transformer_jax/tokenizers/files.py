@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from transformer_jax.errors import UserError
 from transformer_jax.tokenizers.base import Tokenizer, no_id
@@ -60,7 +61,7 @@ class FileTokenizer(Tokenizer):
             raise UserError(f"tokenizer files {names}: {problem} {self.kind!r} ({reason}).") from error
 
     @functools.cached_property
-    def _saved(self) -> dict[str, Any]:
+    def _saved(self) -> dict:
         return json.loads(self.learned[0])
 
     @property
@@ -125,7 +126,7 @@ class FileTokenizer(Tokenizer):
         ids = self.encode(text)
         return ids[len(first) : len(ids) - len(last)]
 
-    def decode(self, ids: Any) -> str:
+    def decode(self, ids: ArrayLike) -> str:
         """Decode integers [T] to a text, special tokens skipped. Raises UserError for a negative id."""
         ids = np.asarray(ids)
         if ids.size and (ids.ndim != 1 or ids.dtype.kind not in "iu" or ids.min() < 0):

@@ -8,7 +8,6 @@ import base64
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import tokenizers as hugging_face
 
@@ -78,7 +77,7 @@ class JsonTokenizer(FileTokenizer):
         """The piece of each id as the vocabulary spells it, None for an unused id."""
         return [self._library.id_to_token(i) for i in range(self.vocab_size)]
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict:
         """The contents of tokenizer.json, as the library reads them: decoder, added_tokens, and so on."""
         return json.loads(self._library.to_str())
 
@@ -97,7 +96,7 @@ OTHER_FILES = ("vocab.txt", "vocab.json", "merges.txt", "tokenizer.model", "sent
 SETTINGS_FILES = ("target_vocab.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
-def _check_num_sentinels(number: Any) -> int:
+def _check_num_sentinels(number: object) -> int:
     if type(number) is not int or not 0 <= number < 10_000:  # their names have at most four digits
         raise UserError(f"tokenizer_config.json: extra_ids={number!r:.80}: must be an integer from 0 to 9,999.")
     return number

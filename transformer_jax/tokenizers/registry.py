@@ -2,9 +2,9 @@
 
 import dataclasses
 import json
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from transformer_jax.errors import choose
 from transformer_jax.tokenizers.base import ByteTokenizer, CharTokenizer, Tokenizer, malformed
@@ -59,7 +59,7 @@ class PairTokenizer(Tokenizer):
         """BPE-dropout in both tokenizers, for training. Raises UserError: only `bpe` has merges."""
         return self.of(self.source.with_dropout(rate, *seed), self.target.with_dropout(rate, *seed))
 
-    def decode(self, ids: Any) -> str:
+    def decode(self, ids: ArrayLike) -> str:
         """Decode the ids of a target, integers [T]."""
         return self.target.decode(ids)
 
@@ -74,10 +74,10 @@ def train_tokenizer(kind: str, vocab_size: int, text: str) -> Tokenizer:
     return choose(TOKENIZERS, kind, "tokenizer.kind").train(text, vocab_size)
 
 
-def tokenizer_from_dict(values: Any) -> Tokenizer:
+def tokenizer_from_dict(values: object) -> Tokenizer:
     """Rebuild the tokenizer that `to_dict` described. Raises UserError for an unknown kind or malformed content."""
     values = values if isinstance(values, dict) else {}
-    kind: Any = values.get("kind")
+    kind = values.get("kind")
     learned = values.get("learned")
     if not isinstance(learned, list) or not all(isinstance(item, str) for item in [kind, *learned]):
         raise malformed("a string 'kind' and a list of strings 'learned'")
