@@ -326,3 +326,18 @@ def source():
     apply = jax.jit(model.apply)
     a, b = (apply(params, np.where(is_token, source, fill), target, is_token) for fill in (0, 12))
     np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def metadata():
+    """All metadata of a checkpoint come back from JSON, and a field too many or of another type is refused."""
+    meta, errors = (importlib.import_module(f"transformer_jax.{name}") for name in ("checkpoint_meta", "errors"))
+    model, _, _ = make("GPT")
+    written = meta.CheckpointMeta(3, model, None, ("a", "b"), True, "", val_score=0.5)
+    values = written.to_dict()
+    assert meta.CheckpointMeta.from_dict(values) == written
+    for change in ({"more": 1}, {"step": True}, {"labels": [1]}):
+        try:
+            meta.CheckpointMeta.from_dict(values | change)
+        except errors.UserError:
+            continue
+        raise AssertionError(f"{change} was read")

@@ -293,4 +293,18 @@ MUTANTS = {
         "Mask() if source else None",
         ("source", {}),
     ),
+    # Metadata of a checkpoint
+    "lower case forgotten": ("checkpoint_meta", '"lowercase": self.lowercase', '"lowercase": False', ("metadata", {})),
+    "unknown metadata read": (
+        "checkpoint_meta",
+        "if name not in names and name not in others:",
+        "if False:",
+        ("metadata", {}),
+    ),
+    "types of metadata unchecked": (
+        "schema",
+        "if type(value) is not expected:",
+        "if not isinstance(value, expected):",
+        ("metadata", {}),
+    ),
 }

@@ -51,6 +51,7 @@ def test_a_config_cannot_be_changed():
 
 
 REFUSED = [
+    ({"vocab_size": 10**400}, "model.vocab_size=1000", "below 2**31"),
     *[({name: 0}, f"model.{name}=0", "at least 1") for name in ("max_len", "num_layers", "d_model", "num_heads")],
     *[({name: -1}, f"model.{name}=-1", "0 (") for name in ("vocab_size", "num_kv_heads", "head_dim", "d_ff")],
     ({"d_model": 131, "num_heads": 6}, "model.d_model=131", "divisible by model.num_heads=6", "126 or 132", "head_dim"),

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import re
 import sys
+from pathlib import Path
 
 import pytest
 from helpers.commands import assert_is_one_error, command, process
@@ -16,6 +18,7 @@ from transformer_jax.config import TransformerConfig
 from transformer_jax.models import GPT, MaskedLM, Regressor, Seq2Seq, Seq2SeqConfig, SequenceClassifier, TokenTagger
 from transformer_jax.tokenizers import train_tokenizer
 
+ROOT = Path(__file__).parents[1]
 CONFIG = TransformerConfig(vocab_size=259, max_len=11, num_layers=1, d_model=6, num_heads=2)
 MODEL_OF_TASK = {
     "causal_lm": GPT(CONFIG),
@@ -55,6 +58,13 @@ def test_a_task_answers_to_the_commands_of_its_row_and_to_no_others():
         }
         assert {name for name, use in uses.items() if not refuses(use)} == set(TASKS[task].commands), task
     assert MODEL_OF_TASK.keys() == TASKS.keys()
+
+
+def test_the_table_of_the_docs_has_the_sources_of_every_task():
+    table = [line for line in (ROOT / "docs" / "tasks.md").read_text().splitlines() if line.startswith("| `")]
+    for task, row in TASKS.items():
+        _, names, sources, *_ = next(line for line in table if f"`{task}`" in line.split("|")[1]).split("|")
+        assert set(re.findall(r"`(\w+)`", sources)) == set(row.sources), names
 
 
 def test_a_row_without_a_scorer_cannot_be_written():

@@ -86,6 +86,9 @@ class TransformerConfig:
         self._check_choices()
 
     def _check_numbers(self) -> None:
+        for field in dataclasses.fields(self):
+            if field.type is int and getattr(self, field.name) >= 2**31:
+                raise UserError(f"model.{field.name}={getattr(self, field.name)!s:.20}: must be below 2**31.")
         positive = ("max_len", "num_layers", "d_model", "num_heads", "rope_original_max_len", "relative_max_distance")
         for name in positive:
             if getattr(self, name) < 1:

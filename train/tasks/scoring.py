@@ -174,6 +174,7 @@ def validation_metrics(run: Run, config: Config, split: str, options: Options) -
     """Score by the metrics of training: those of the validation batches of the task."""
     if split != "val":
         raise UserError(f"split={split!r}: this task is measured on the validation part. Take --split=val.")
-    task = load_task(config, InitFrom(None, run.model, run.labels, run.tokenizer, run.hf_config))
+    own = InitFrom(own_model=run.model, own_labels=run.labels, tokenizer=run.tokenizer, hf_config=run.hf_config)
+    task = load_task(config, own)
     step = jax.jit(functools.partial(eval_step, model=run.model, loss_fn=task.loss_fn))
     return Score(task.evaluate(step, run.params))
