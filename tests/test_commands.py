@@ -176,7 +176,7 @@ def test_a_wrong_sampling_flag_is_one_line(run_dir, flags, words):
     [
         ({"prompt": ""}, "prompt='': must have at least one character"),
         ({"prompt": "a" * (MAX_LEN + 1)}, f"prompt: {MAX_LEN + 1} tokens, and the model's context is {MAX_LEN}"),
-        ({"temperature": 0.0}, "temperature=0.0: .*greedy"),
+        ({"temperature": -0.5}, "temperature=-0.5: must be from 1e-6 .*greedy"),
         ({"temperature": float("nan")}, "temperature=nan"),
         ({"temperature": float("inf")}, "temperature=inf"),
         ({"top_k": -1}, "top_k=-1"),
