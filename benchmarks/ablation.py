@@ -32,7 +32,7 @@ ADAMW = {
 PLAIN = {  # GPT-2's choices with the best learning rate found for them
     "model.positions": "learned",
     "model.norm": "layernorm",
-    "model.qk_norm": False,
+    "model.qk_norm": "none",
     "model.feed_forward": "gelu",
     "model.zero_init": False,
     "model.logit_softcap": 0.0,
@@ -47,7 +47,7 @@ VARIANTS = {
     "the recipe": {},
     "AdamW at 4e-3 for Muon": ADAMW | {"optimizer.peak_lr": 4e-3},
     "learned positions for rotary": {"model.positions": "learned"},
-    "no normalised queries and keys": {"model.qk_norm": False},
+    "no normalised queries and keys": {"model.qk_norm": "none"},
     "LayerNorm for RMSNorm": {"model.norm": "layernorm"},
     "GELU for SwiGLU": {"model.feed_forward": "gelu"},
     "squared ReLU for SwiGLU": {"model.feed_forward": "squared_relu"},

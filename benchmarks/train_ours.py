@@ -46,9 +46,10 @@ def matmul_gflops(rows: int, width: int) -> float:
 def main():
     setup = json.loads(sys.stdin.readline())
     batches = np.load(setup["batches"])  # [n, B, T + 1]
+    no_bias = dict.fromkeys(("qkv_bias", "out_bias", "mlp_bias"), False)
     config = Config.from_dict(
         {
-            "model": {**setup["shape"], "vocab_size": setup["vocab_size"], "use_bias": False},
+            "model": {**setup["shape"], "vocab_size": setup["vocab_size"], **no_bias},
             "optimizer": {"peak_lr": setup["lr"], "schedule": "constant", "warmup_steps": 0},
             "train": {"batch_size": batches.shape[1], "log_every": 1},
         }

@@ -22,7 +22,9 @@ def get_config():
     config.model.d_ff = 1024
     config.model.norm = "rmsnorm"
     config.model.positions = "rotary"
-    config.model.use_bias = False
+    config.model.qkv_bias = False
+    config.model.out_bias = False
+    config.model.mlp_bias = False
     config.optimizer.name = "muon"
     config.optimizer.peak_lr = 2e-3
     config.optimizer.schedule = "warmup_linear"

@@ -23,11 +23,13 @@ def get_config():
     config.model.d_ff = 1024
     config.model.norm = "rmsnorm"
     config.model.positions = "rotary"
-    config.model.qk_norm = True
+    config.model.qk_norm = "head"
     config.model.feed_forward = "squared_relu"
     config.model.zero_init = True
     config.model.logit_softcap = 15.0
-    config.model.use_bias = False
+    config.model.qkv_bias = False
+    config.model.out_bias = False
+    config.model.mlp_bias = False
     config.model.dropout_rate = 0.3
     config.optimizer.name = "muon"
     config.optimizer.muon_lr = 0.02

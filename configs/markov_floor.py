@@ -24,10 +24,12 @@ def get_config():
     config.model.num_layers = 2
     config.model.d_model = 64
     config.model.num_heads = 4
-    config.model.use_bias = False
+    config.model.qkv_bias = False
+    config.model.out_bias = False
+    config.model.mlp_bias = False
     config.model.positions = "rotary"
     config.model.norm = "rmsnorm"
-    config.model.qk_norm = True
+    config.model.qk_norm = "head"
     config.model.zero_init = True
     config.optimizer.name = "muon"
     config.optimizer.muon_steps = 3

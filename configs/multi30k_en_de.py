@@ -28,7 +28,9 @@ def get_config():
     config.model.norm = "rmsnorm"
     config.model.positions = "rotary"
     config.model.feed_forward = "relu"
-    config.model.use_bias = False
+    config.model.qkv_bias = False
+    config.model.out_bias = False
+    config.model.mlp_bias = False
     config.model.dropout_rate = 0.2
     config.optimizer.name = "muon"
     config.optimizer.muon_lr = 0.02

@@ -18,10 +18,12 @@ def get_config():
     config.model.num_layers = 4
     config.model.d_model = 128
     config.model.num_heads = 4
-    config.model.use_bias = False
+    config.model.qkv_bias = False
+    config.model.out_bias = False
+    config.model.mlp_bias = False
     config.model.positions = "rotary"
     config.model.norm = "rmsnorm"
-    config.model.qk_norm = True
+    config.model.qk_norm = "head"
     config.model.feed_forward = "swiglu"
     config.model.zero_init = True
     config.model.logit_softcap = 15.0

@@ -6,28 +6,10 @@ import importlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+from helpers.fresh_models import V, make, normal
+from helpers.numpy_gpt import GEMMA, numpy_gpt
 
-V, ROWS, LENGTH = 13, 3, 5
-
-
-def normal(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
-
-
-def make(name, scale=0.5, **changes):
-    """A model of one layer (or two where `num_layers` says so) and its parameters, from the package as it is now."""
-    models, config = (importlib.import_module(f"transformer_jax.{name}") for name in ("models", "config"))
-    sizes = dict(vocab_size=V, max_len=11, num_layers=1, d_model=7, num_heads=6, num_kv_heads=2, head_dim=4, d_ff=11)
-    config = config.TransformerConfig(**sizes | {"positions": "rotary"} | changes)
-    if name == "Seq2Seq":
-        model = models.Seq2Seq(models.Seq2SeqConfig(config, config))
-        shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((2, 3), int), jnp.zeros((2, 3), int))
-    else:
-        model = getattr(models, name)(config)
-        shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((2, 3), int))
-    leaves, tree = jax.tree.flatten(shapes)
-    params = jax.tree.unflatten(tree, [scale * normal(i, *leaf.shape) for i, leaf in enumerate(leaves)])
-    return model, params, config
+ROWS, LENGTH = 3, 5
 
 
 def laws():
@@ -226,7 +208,7 @@ def scores(positions, **changes):
     scheme = scheme.POSITIONS[positions]
 
     def fn(q, k, of_q, of_k):
-        q, k = scheme.rotate(q, of_q, config), scheme.rotate(k, of_k, config)
+        q, k = (scheme.rotate(x, at, config, config.layer(0)) for x, at in ((q, of_q), (k, of_k)))
         mask = masks.Mask(query_positions=of_q, key_positions=of_k)
         return attn.attention_scores(q, k, mask, attn.AttentionOptions(scale=0.3))
 
@@ -301,6 +283,13 @@ def parallel():
     block, x, attend, out = block_of("parallel")
     y = block.attention_norm(x)
     np.testing.assert_allclose(out, x + attend(y) + block.feed_forward(y), atol=1e-6)
+
+
+def pattern(**changes):
+    changes = GEMMA | dict(num_layers=2, layer_pattern="local,global") | changes
+    model, params, config = make("GPT", **changes)
+    tokens = np.arange(10).reshape(2, 5)
+    np.testing.assert_allclose(jax.jit(model.apply)(params, tokens), numpy_gpt(config, params, tokens), atol=1e-3)
 
 
 def scaled_logits():

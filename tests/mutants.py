@@ -6,6 +6,7 @@
 # ruff: noqa: E501
 A, M, P, L = "nn.attention", "nn.masks", "nn.positions", "nn.layers"
 CAUSAL = ("gpt", {})
+PATTERN = ("pattern", {})
 GROUPED = ("attention", {"backend": "reference"})
 
 MUTANTS = {
@@ -84,8 +85,8 @@ MUTANTS = {
     "soft-cap setting forgotten": (A, "softcap=config.attention_softcap,", "", ("settings", {})),
     "window setting forgotten": (
         "nn.blocks",
-        "mask = mask.replace(window=self.config.window)",
-        "pass",
+        "layer_mask = mask.replace(window=kind.window)",
+        "layer_mask = mask",
         ("sees_window", {}),
     ),
     # Fast paths
@@ -211,7 +212,7 @@ MUTANTS = {
         ("positions", {"positions": "rotary", "rope_layout": "pairs"}),
     ),
     "rotary turns one half": (P, "second * cos + first * sin", "second * cos", ("positions", {"positions": "rotary"})),
-    "keys not turned": (A, "k = self.scheme.rotate(k, positions, config)", "pass", ("shift", {})),
+    "keys not turned": (A, "k = self.scheme.rotate(k, positions, config, self.layer_config)", "pass", ("shift", {})),
     "ALiBi rewards distance": (P, "return -jnp.asarray(slopes)", "return jnp.asarray(slopes)", ("alibi", {})),
     "ALiBi slopes in the wrong order": (
         P,
@@ -244,6 +245,33 @@ MUTANTS = {
         ("packing", {"positions": "learned"}),
     ),
     # Layers, blocks, heads
+    "window of the wrong kind": ("config", '] == "local":', '] != "local":', PATTERN),
+    "local base scaled as the global one": (
+        "config",
+        'scaling = "none" if self.local_rope_theta else self.rope_scaling',
+        "scaling = self.rope_scaling",
+        PATTERN,
+    ),
+    "no positions means positions": (
+        A,
+        "has_positions = self.layer_config.has_positions and not self.is_cross",
+        "has_positions = not self.is_cross",
+        ("pattern", {"global_positions": False}),
+    ),
+    "the rest of a head rotated": (
+        P,
+        "num_rotated = config.rotary_dim or x_BTNH.shape[-1]",
+        "num_rotated = x_BTNH.shape[-1]",
+        PATTERN,
+    ),
+    "norm of the output after the sum": (
+        "nn.blocks",
+        "out = out if out_norm is None else out_norm(out)\n        x = x + self.drop(out, deterministic)",
+        "x = x + self.drop(out, deterministic)\n        x = x if out_norm is None else out_norm(x)",
+        PATTERN,
+    ),
+    "one plus scale forgotten": (L, "factor = 1.0 + scale if self.plus_one else scale", "factor = scale", PATTERN),
+    "output biased as queries": (A, "num_in=2, use_bias=config.out_bias, ", "num_in=2, ", PATTERN),
     "GELU variants confused": (
         L,
         "return x * _normal_distribution(x), x",
@@ -252,20 +280,20 @@ MUTANTS = {
     ),
     "RMSNorm subtracts the mean": (
         L,
-        "return (normalize(x.astype(jnp.float32), self.epsilon) * scale)",
-        "return (normalize(x - x.mean(-1, keepdims=True), self.epsilon) * scale)",
+        "return (normalize(flat, self.epsilon) * factor)",
+        "return (normalize(flat - flat.mean(-1, keepdims=True), self.epsilon) * factor)",
         ("numbers", {}),
     ),
     "post-norm missing": (
         "nn.blocks",
-        '"post": NormPlacement(False, True)',
-        '"post": NormPlacement(False, False)',
+        '"post": NormPlacement(of_sum=True)',
+        '"post": NormPlacement()',
         ("post_norm", {}),
     ),
     "parallel reads in turn": (
         "nn.blocks",
-        "x = x + self.drop(self.feed_forward(y), deterministic)\n        if self.has_source:",
-        "x = x + self.drop(self.feed_forward(self.attention_norm(x)), deterministic)\n        if self.has_source:",
+        "y = self._before(self.feed_forward_norm, x if parallel is None else parallel)",
+        "y = self.attention_norm(x)",
         ("parallel", {}),
     ),
     "T5 logits not scaled": ("models.embed", "x = x * config.d_model**-0.5", "pass", ("scaled_logits", {})),

@@ -63,7 +63,9 @@ def assert_sums_to_one(weights):
 @pytest.mark.parametrize("num_kv_heads, softcap", [(6, 0.0), (2, 3.0), (1, 0.0)])
 @pytest.mark.parametrize("positions", POSITIONS)
 def test_weights_of_the_module_are_the_softmax_of_its_scores(positions, num_kv_heads, softcap):
-    config = config_of(positions=positions, num_kv_heads=num_kv_heads, attention_softcap=softcap, use_bias=False)
+    config = config_of(
+        positions=positions, num_kv_heads=num_kv_heads, attention_softcap=softcap, qkv_bias=False, out_bias=False
+    )
     model, x = Attention(config), jnp.asarray(np.random.default_rng(1).normal(size=(B, T, 11)), jnp.float32)
     mask = Mask(is_key=jnp.asarray(RAGGED), is_causal=True, window=4)
     make_bias = POSITIONS[positions].bias
@@ -74,7 +76,7 @@ def test_weights_of_the_module_are_the_softmax_of_its_scores(positions, num_kv_h
     own = params["params"]
     q, k = (np.einsum("BTD,DNH->BTNH", x, own[name]["kernel"]) for name in ("query", "key"))
     if turn := POSITIONS[positions].rotate:
-        q, k = (jax.jit(turn, static_argnums=2)(y, np.arange(T)[None], config) for y in (q, k))
+        q, k = (jax.jit(lambda y: turn(y, np.arange(T)[None], config, config.layer(0)))(y) for y in (q, k))
     k = np.repeat(k, N // num_kv_heads, axis=2)
     scores = np.einsum("BTNH,BSNH->BNTS", q, k) / H**0.5
     if positions == "shaw":
@@ -112,7 +114,7 @@ def test_weights_times_values_are_the_output_of_self_and_cross_attention():
             assert np.all(weights[2] == 0)
 
 
-WITH_ALL = {"window": 3, "attention_softcap": 2.0, "qk_norm": True}
+WITH_ALL = {"window": 3, "attention_softcap": 2.0, "qk_norm": "head"}
 
 
 @pytest.mark.parametrize(
@@ -171,7 +173,7 @@ def test_pieces_read_with_a_cache_have_the_weights_of_the_whole_text():
 # Recording changes nothing
 
 
-ROTARY = {"positions": "rotary", "dtype": "bfloat16", "qk_norm": True}
+ROTARY = {"positions": "rotary", "dtype": "bfloat16", "qk_norm": "head"}
 BLOCKWISE = {"positions": "t5", "backend": "blockwise", "window": 3}
 
 

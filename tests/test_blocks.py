@@ -15,7 +15,7 @@ from transformer_jax.models import Encoder
 from transformer_jax.nn import kv_cache as kv
 from transformer_jax.nn.attention import Attention
 from transformer_jax.nn.blocks import NORM_PLACEMENTS, Block, Stack
-from transformer_jax.nn.layers import NORMS, FeedForward
+from transformer_jax.nn.layers import FeedForward
 from transformer_jax.nn.masks import Mask
 
 B, T, S, D = 3, 5, 7, 11
@@ -29,7 +29,7 @@ IS_TOKEN[0, 3:] = IS_TOKEN[1, :1] = SOURCE_IS_TOKEN[1, :2] = SOURCE_IS_TOKEN[2, 
 MASK, SOURCE_MASK = Mask(is_key=IS_TOKEN, is_causal=True), Mask(is_key=SOURCE_IS_TOKEN)
 
 placements = pytest.mark.parametrize("norm_placement", NORM_PLACEMENTS)
-norms = pytest.mark.parametrize("norm", NORMS)
+norms = pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])  # test_layers.py has the others
 with_and_without_source = pytest.mark.parametrize("has_source", [False, True], ids=["alone", "with_source"])
 
 
@@ -77,6 +77,9 @@ class Parts:
     def feed_forward(self, x):
         return FeedForward(self.config).apply({"params": self.params["feed_forward"]}, jnp.array(x))
 
+    def part(self, name, x):
+        return {"attention": self.attend, "cross": self.cross, "feed_forward": self.feed_forward}[name](x)
+
     def norm(self, name, x):
         return norm_of(self.config, self.params[name], x)
 
@@ -91,43 +94,67 @@ def norm_of(config, params, x):
     return (x - np.mean(x, -1, keepdims=True)) / spread * params["scale"] + params["bias"]
 
 
-@norms
-@with_and_without_source
-def test_a_pre_norm_block_adds_each_part_of_the_normed_stream(norm, has_source):
-    parts = Parts(has_source, norm=norm, norm_placement="pre")
-    x = X + parts.attend(parts.norm("attention_norm", X))
-    if has_source:
-        x = x + parts.cross(parts.norm("cross_norm", x))
-    close(parts(X), x + parts.feed_forward(parts.norm("feed_forward_norm", x)))
+def pre(parts, x, names):
+    for name in names:
+        x = x + parts.part(name, parts.norm(f"{name}_norm", x))
+    return x
 
 
-@norms
-@with_and_without_source
-def test_a_post_norm_block_norms_each_sum(norm, has_source):
-    parts = Parts(has_source, norm=norm, norm_placement="post")
-    x = parts.norm("attention_norm", X + parts.attend(X))
-    if has_source:
-        x = parts.norm("cross_norm", x + parts.cross(x))
-    close(parts(X), parts.norm("feed_forward_norm", x + parts.feed_forward(x)))
+def post(parts, x, names):
+    for name in names:
+        x = parts.norm(f"{name}_norm", x + parts.part(name, x))
+    return x
 
 
-@norms
-@with_and_without_source
-def test_a_parallel_block_adds_all_parts_of_one_normed_stream(norm, has_source):
-    parts = Parts(has_source, norm=norm, norm_placement="parallel")
-    y = parts.norm("attention_norm", X)
-    expected = X + parts.attend(y) + parts.feed_forward(y)
-    close(parts(X), expected + parts.cross(y) if has_source else expected)
+def sandwich(parts, x, names):
+    for name in names:
+        x = x + parts.norm(f"{name}_out_norm", parts.part(name, parts.norm(f"{name}_norm", x)))
+    return x
+
+
+def output(parts, x, names):
+    for name in names:
+        x = x + parts.norm(f"{name}_out_norm", parts.part(name, x))
+    return x
+
+
+def parallel(parts, x, names):
+    y = parts.norm("attention_norm", x)
+    return x + sum(parts.part(name, y) for name in names)
+
+
+def parallel_two(parts, x, names):
+    return x + sum(parts.part(name, parts.norm(f"{name}_norm", x)) for name in names)
+
+
+FORMULAS = {function.__name__: function for function in (pre, post, sandwich, output, parallel, parallel_two)}
+
+
+@placements
+@pytest.mark.parametrize(("norm", "has_source"), [("rmsnorm", False), ("layernorm", True)])
+def test_a_block_is_the_formula_of_its_placement_over_its_parts(norm_placement, norm, has_source):
+    parts = Parts(has_source, norm=norm, norm_placement=norm_placement)
+    names = ["attention", *["cross"] * has_source, "feed_forward"]
+    close(parts(X), FORMULAS[norm_placement](parts, X, names))
+
+
+NORM_NAMES = {  # of parts, after the part's name
+    "pre": ["norm"],
+    "post": ["norm"],
+    "sandwich": ["norm", "out_norm"],
+    "output": ["out_norm"],
+    "parallel": [],
+    "parallel_two": ["norm"],
+}
 
 
 @placements
 @with_and_without_source
 def test_a_block_has_the_parts_that_it_needs_and_no_others(norm_placement, has_source):
-    names = {"attention", "feed_forward", "attention_norm"}
-    names |= set() if norm_placement == "parallel" else {"feed_forward_norm"}
-    if has_source:
-        names |= {"cross"} if norm_placement == "parallel" else {"cross", "cross_norm"}
-    assert Parts(has_source, norm_placement=norm_placement).params.keys() == names
+    parts = {"attention", "feed_forward", *["cross"] * has_source}
+    norms = {f"{part}_{name}" for part in parts for name in NORM_NAMES[norm_placement]}
+    norms |= {"attention_norm"} if norm_placement == "parallel" else set()
+    assert Parts(has_source, norm_placement=norm_placement).params.keys() == parts | norms
 
 
 def stack_of(norm_placement, norm="layernorm", **kwargs):
@@ -157,7 +184,10 @@ def test_a_stack_reads_a_source_layer_by_layer_and_never_its_padding(norm_placem
 
     blocks = {f"block_{i}": Parts(True, norm_placement=norm_placement).params for i in range(2)}
     blocks["block_1"] = jax.tree.map(lambda leaf: leaf[::-1], blocks["block_1"])  # so that the layers differ
-    last = {} if norm_placement == "post" else {"norm": blocks["block_0"]["attention_norm"]}
+    some_norm = next(
+        blocks["block_0"][name] for name in ("attention_norm", "attention_out_norm") if name in blocks["block_0"]
+    )
+    last = {} if norm_placement == "post" else {"norm": some_norm}
     run = jax.jit(functools.partial(run, {"params": blocks | last}))
     source, out = run(ENCODED)
     x = X
@@ -173,7 +203,7 @@ def test_a_stack_reads_a_source_layer_by_layer_and_never_its_padding(norm_placem
 
 
 def test_an_unknown_placement_is_refused_with_the_list_of_known_ones():
-    with pytest.raises(UserError, match="model.norm_placement='nonsense'.*pre, post, parallel"):
+    with pytest.raises(UserError, match=f"model.norm_placement='nonsense'.*{', '.join(NORM_PLACEMENTS)}"):
         TransformerConfig(**SIZES, norm_placement="nonsense")
 
 
@@ -194,7 +224,7 @@ def test_dropout_is_a_function_of_its_key_and_off_when_deterministic(norm_placem
 @placements
 def test_dropout_never_touches_the_residual_stream(norm_placement):
     """Parts that write 0 leave the block the identity (or its norms) in training, too."""
-    parts = Parts(True, norm_placement=norm_placement, dropout_rate=0.5)
+    parts = Parts(True, norm="rmsnorm", norm_placement=norm_placement, dropout_rate=0.5)
     for part, writer in (("attention", "out"), ("cross", "out"), ("feed_forward", "down")):
         parts.params[part] = parts.params[part] | {writer: jax.tree.map(jnp.zeros_like, parts.params[part][writer])}
     training = parts.train(1)[0]

@@ -83,7 +83,7 @@ def test_an_unknown_name_is_refused_with_the_list_of_known_ones():
         ({"d_model": 128.0}, ["d_model=128.0", "int", "float"]),
         ({"d_model": True}, ["d_model=True", "int", "bool"]),
         ({"d_model": None}, ["d_model=None", "int", "NoneType"]),
-        ({"use_bias": 1}, ["use_bias=1", "bool", "int"]),
+        ({"mlp_bias": 1}, ["mlp_bias=1", "bool", "int"]),
         ({"init_std": True}, ["init_std=True", "float", "bool"]),
         ({"init_std": math.nan}, ["init_std=nan", "finite"]),
         ({"rope_theta": math.inf}, ["rope_theta=inf", "finite"]),
@@ -120,7 +120,7 @@ def test_an_int_is_accepted_where_a_float_is_expected():
     norm=st.sampled_from([*NORMS]),
     feed_forward=st.sampled_from([*FEED_FORWARDS]),
     positions=st.sampled_from([*POSITIONS]),
-    use_bias=st.booleans(),
+    qkv_bias=st.booleans(),
 )
 @lightly
 def test_a_config_survives_being_saved_and_read(num_heads, num_kv_heads, **kwargs):

@@ -28,14 +28,18 @@ def variant(i):
         positions=positions[(i + i // len(positions)) % len(positions)],
         num_kv_heads=[6, 2, 1][i % 3],
         tie_embeddings=i % 4 < 2,
-        use_bias=i % 2 == 0,
-        qk_norm=i % 3 == 1,
+        qkv_bias=i % 2 == 0,
+        out_bias=i % 3 == 0,
+        mlp_bias=i % 4 < 2,
+        qk_norm=["none", "head", "all"][i % 3],
+        rotary_dim=[0, 2][i % 2],
         logit_softcap=[0.0, 3.0][i % 5 == 3],
     )
 
 
 VARIANTS = {"-".join(map(str, variant(i).values())): variant(i) for i in range(NUM_VARIANTS)}
-LLAMA = dict(norm="rmsnorm", feed_forward="swiglu", positions="rotary", num_kv_heads=2, use_bias=False)
+NO_BIAS = dict.fromkeys(("qkv_bias", "out_bias", "mlp_bias"), False)
+LLAMA = dict(norm="rmsnorm", feed_forward="swiglu", positions="rotary", num_kv_heads=2, **NO_BIAS)
 variants = pytest.mark.parametrize("variant", VARIANTS)
 TOKENS = np.random.default_rng(0).integers(0, V, (B, T))
 ALL = np.ones((B, T), bool)
@@ -227,8 +231,9 @@ def test_training_without_dropout_needs_no_rng_and_equals_evaluation():
     np.testing.assert_array_equal(training, jax.jit(model.apply)(params, TOKENS))
 
 
-def test_normalised_queries_and_keys_do_not_feel_the_size_of_their_kernels():
-    model, params = make(qk_norm=True, positions="rotary")
+@pytest.mark.parametrize("qk_norm", ["head", "all"])
+def test_normalised_queries_and_keys_do_not_feel_the_size_of_their_kernels(qk_norm):
+    model, params = make(qk_norm=qk_norm, positions="rotary")
     apply = jax.jit(model.apply)
     plain = apply(params, TOKENS)
     for name, changes in (("query", False), ("key", False), ("value", True)):

@@ -21,8 +21,8 @@ PARENTS = [np.arange(B * W) // W * W + rng.integers(0, W, B * W) for _ in range(
 
 @functools.cache
 def plain_decoder(variant):
-    """A decoder of one layer; rotary has two, whose slots are in the same order."""
-    return Decoder(**VARIANTS[variant], num_layers=2 if variant == "rotary" else 1)
+    """A decoder of one layer; rotary has two, whose slots are in the same order, and a pattern its four."""
+    return Decoder(**{"num_layers": 2 if variant == "rotary" else 1} | VARIANTS[variant])
 
 
 def after_steps(model, cache):

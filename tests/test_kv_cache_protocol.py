@@ -161,7 +161,7 @@ def test_beams_that_share_slots_are_neither_cleared_nor_expanded(call):
 @variants
 def test_with_another_class_of_cache_chunks_equal_one_full_pass(variant, monkeypatch):
     monkeypatch.setitem(CACHES, "full", ShiftCache)
-    model = Decoder(**VARIANTS[variant], num_layers=1)
+    model = Decoder(**{"num_layers": 1} | VARIANTS[variant])
     logits, cache = model.in_chunks(RAGGED, [3, 4])
     assert type(cache) is ShiftCache
     close(logits[RAGGED], np.asarray(model.full(TOKENS, RAGGED))[RAGGED])

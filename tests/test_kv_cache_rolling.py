@@ -23,7 +23,7 @@ VARIANTS = {
     "alibi": dict(num_kv_heads=1, num_layers=1),
     "t5": dict(relative_buckets=5, relative_max_distance=11),
     "shaw": dict(relative_max_distance=3, num_layers=1),
-    "none": dict(num_kv_heads=3, qk_norm=True, num_layers=1),
+    "none": dict(num_kv_heads=3, qk_norm="head", num_layers=1),
 }
 variants = pytest.mark.parametrize("variant", VARIANTS)
 TOKENS = np.random.default_rng(0).integers(0, V, (B, T))

@@ -42,7 +42,11 @@ def variant(positions, i):
         feed_forward=turn(FEED_FORWARDS),
         norm_placement=turn(NORM_PLACEMENTS),
         num_kv_heads=[6, 2, 1][i % 3],
-        qk_norm=i % 4 == 1,
+        qk_norm=["none", "head", "none", "all"][i % 4],
+        qkv_bias=i % 2 == 0,
+        out_bias=i % 3 == 0,
+        mlp_bias=i % 4 < 2,
+        rotary_dim=[0, 2][i % 2],
         window=[0, 0, 3][i % 3],
         attention_softcap=[0.0, 2.0][i % 5 == 3],
         rope_layout=["halves", "pairs"][i % 2],
@@ -65,7 +69,9 @@ def variants():
         no_scores = dict(attention="linear", window=0, attention_softcap=0.0)
         made[f"linear-{positions}"] = variant(positions, i + 7) | no_scores
     kept = [name for i, name in enumerate(made) if i < len(POSITIONS) or name in AGAIN or name.startswith("linear")]
-    return {name: made[name] | dict(num_layers=2 if name in TWO_LAYERS else 1) for name in kept}
+    kept = {name: made[name] | dict(num_layers=2 if name in TWO_LAYERS else 1) for name in kept}
+    pattern = dict(layer_pattern="local,global", local_window=3, global_positions=False, num_layers=2)
+    return kept | {"pattern-t5": variant("t5", 4) | pattern}  # a bias in one layer and none in the other
 
 
 VARIANTS = variants()
@@ -199,7 +205,7 @@ def scores_of(positions):
     @jax.jit
     def scores(q, k, of_q, of_k):
         if scheme.rotate:
-            q, k = scheme.rotate(q, of_q, config), scheme.rotate(k, of_k, config)
+            q, k = (scheme.rotate(x, at, config, config.layer(0)) for x, at in ((q, of_q), (k, of_k)))
         mask = Mask(query_positions=of_q, key_positions=of_k)
         return attention_scores(q, k, mask, AttentionOptions(bias, 0.3, 0.0, relative))
 

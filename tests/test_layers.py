@@ -16,6 +16,7 @@ from transformer_jax.nn.layers import (
     Embedding,
     FeedForward,
     make_norm,
+    make_qk_norm,
     normalize,
     output_std,
 )
@@ -63,16 +64,22 @@ def test_dense_without_bias_has_a_kernel_only():
     assert [*params["params"]] == ["kernel"]
 
 
-def layernorm(x, params, epsilon):
+def layernorm(x, epsilon, scale=1.0, bias=0.0):
     centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt(x.var(-1, keepdims=True) + epsilon) * params["scale"] + params["bias"]
+    return centred / np.sqrt(x.var(-1, keepdims=True) + epsilon) * scale + bias
 
 
-def rmsnorm(x, params, epsilon):
-    return x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon) * params["scale"]
+def rmsnorm(x, epsilon, scale):
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon) * scale
 
 
-NORM_FORMULAS = {"layernorm": layernorm, "rmsnorm": rmsnorm}
+NORM_FORMULAS = {  # by the names of the parameters
+    "layernorm": ({"scale", "bias"}, layernorm),
+    "layernorm_no_bias": ({"scale"}, layernorm),
+    "layernorm_no_parameters": (set(), layernorm),
+    "rmsnorm": ({"scale"}, rmsnorm),
+    "rmsnorm_plus_one": ({"scale"}, lambda x, epsilon, scale: rmsnorm(x, epsilon, 1 + scale)),
+}
 
 
 @norms
@@ -80,7 +87,28 @@ NORM_FORMULAS = {"layernorm": layernorm, "rmsnorm": rmsnorm}
 def test_a_norm_is_its_formula(norm, epsilon):
     x, module = 3 + normal(0, (B, T, D)), make_norm(TransformerConfig(norm=norm, norm_epsilon=epsilon))
     params = with_random_params(module, x)
-    close(module.apply(params, x), NORM_FORMULAS[norm](numbers(x), numbers(params["params"]), epsilon))
+    names, formula = NORM_FORMULAS[norm]
+    leaves = params.get("params", {})
+    assert set(leaves) == names
+    close(module.apply(params, x), formula(numbers(x), epsilon, **numbers(leaves)))
+
+
+@norms
+def test_a_norm_starts_without_a_scale_or_bias_of_its_own(norm):
+    x, module = 3 + normal(0, (B, T, D)), make_norm(TransformerConfig(norm=norm))
+    plain = layernorm(numbers(x), 1e-5) if norm.startswith("layernorm") else rmsnorm(numbers(x), 1e-5, 1.0)
+    close(module.init_with_output(jax.random.key(0), x)[0], plain)
+
+
+@pytest.mark.parametrize("norm", ["layernorm", "rmsnorm_plus_one"])
+def test_queries_are_normed_in_each_head_or_over_all_heads_by_the_models_rms_norm(norm):
+    x = 3 + normal(0, (B, T, N, H))
+    for qk_norm, shape in (("head", (B, T, N, H)), ("all", (B, T, 1, N * H))):
+        module = make_qk_norm(TransformerConfig(norm=norm, qk_norm=qk_norm))
+        params = with_random_params(module, x)
+        scale = numbers(params["params"]["scale"]) + (norm == "rmsnorm_plus_one")
+        close(module.apply(params, x), rmsnorm(numbers(x).reshape(shape), 1e-5, scale).reshape(x.shape))
+    assert make_qk_norm(TransformerConfig()) is None
 
 
 @norms
@@ -94,7 +122,7 @@ def test_a_norm_of_zeros_is_finite_in_value_and_gradient(norm):
 def test_layernorm_keeps_small_differences_beside_a_large_mean():
     x, module = 1e4 + normal(0, (B, T, D)), make_norm(TransformerConfig(norm="layernorm"))
     params = module.init(jax.random.key(0), x)
-    expected = layernorm(numbers(x), numbers(params["params"]), 1e-5)
+    expected = layernorm(numbers(x), 1e-5, **numbers(params["params"]))
     np.testing.assert_allclose(module.apply(params, x), expected, atol=5e-3)
 
 
@@ -102,7 +130,7 @@ def test_layernorm_keeps_small_differences_beside_a_large_mean():
 def test_a_norm_computes_in_float32_and_answers_in_the_type_of_its_input(norm):
     x, module = 100 * normal(0, (B, T, D)).astype(jnp.bfloat16), make_norm(TransformerConfig(norm=norm))
     params = module.init(jax.random.key(0), x)
-    assert params["params"]["scale"].dtype == jnp.float32
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
     expected = module.apply(params, x.astype(jnp.float32)).astype(jnp.bfloat16)
     assert module.apply(params, x).dtype == jnp.bfloat16
     np.testing.assert_array_equal(module.apply(params, x), expected)
@@ -138,15 +166,15 @@ FEED_FORWARD_FORMULAS = {
 
 
 @feed_forwards
-@pytest.mark.parametrize("use_bias", [True, False])
-def test_a_feed_forward_is_its_formula(feed_forward, use_bias):
-    config = TransformerConfig(d_model=D, num_heads=1, d_ff=F, feed_forward=feed_forward, use_bias=use_bias)
+@pytest.mark.parametrize("mlp_bias", [True, False])
+def test_a_feed_forward_is_its_formula(feed_forward, mlp_bias):
+    config = TransformerConfig(d_model=D, num_heads=1, d_ff=F, feed_forward=feed_forward, mlp_bias=mlp_bias)
     x, module = normal(0, (B, T, D)), FeedForward(config)
     params = with_random_params(module, x)
     leaves = numbers(params["params"])
 
     def dense(name, x):
-        return x @ leaves[name]["kernel"] + (leaves[name]["bias"] if use_bias else 0)
+        return x @ leaves[name]["kernel"] + (leaves[name]["bias"] if mlp_bias else 0)
 
     gate = dense("gate", numbers(x)) if FEED_FORWARDS[feed_forward].is_gated else None
     hidden = FEED_FORWARD_FORMULAS[feed_forward](dense("up", numbers(x)), gate)
@@ -155,7 +183,7 @@ def test_a_feed_forward_is_its_formula(feed_forward, use_bias):
 
 def test_the_gated_and_the_plain_feed_forward_have_nearly_equally_many_parameters():
     def count(feed_forward):
-        config = TransformerConfig(d_model=256, feed_forward=feed_forward, use_bias=False)
+        config = TransformerConfig(d_model=256, feed_forward=feed_forward, mlp_bias=False)
         params = jax.eval_shape(FeedForward(config).init, jax.random.key(0), jnp.zeros((2, 3, 256)))
         return sum(leaf.size for leaf in jax.tree.leaves(params))
 

@@ -248,7 +248,7 @@ def own_run(config, model=GPT):
     return tj.Run(model, random_like(parameter_shapes(model)), None, config)
 
 
-LLAMA = dict(norm="rmsnorm", positions="rotary", feed_forward="swiglu", use_bias=False, num_kv_heads=1, d_ff=37)
+LLAMA = dict(norm="rmsnorm", positions="rotary", feed_forward="swiglu", mlp_bias=False, num_kv_heads=1, d_ff=37)
 LLAMA3_ROPE = dict(rope_scaling="llama3", rope_factor=4.0, rope_original_max_len=16)
 
 

@@ -188,7 +188,8 @@ def positions_of(seed):
 
 def turn(x, positions, **kwargs):
     """What the scheme "rotary" does, for a configuration."""
-    return POSITIONS["rotary"].rotate(x, positions, TransformerConfig(positions="rotary", **kwargs))
+    config = TransformerConfig(positions="rotary", **kwargs)
+    return POSITIONS["rotary"].rotate(x, positions, config, config.layer(0))
 
 
 def turn_by(x, positions, frequencies):

@@ -21,7 +21,8 @@ B, T, S, V = 3, 5, 7, 23
 SIDE = dict(vocab_size=V, max_len=17, num_layers=1, d_model=11, num_heads=3, head_dim=4, d_ff=13)
 OTHER = SIDE | dict(num_layers=2, num_heads=6, num_kv_heads=2, d_ff=19, max_len=29)
 SEPARATE = SIDE | dict(vocab_size=31, d_model=5, num_heads=2, head_dim=6)
-T5 = dict(positions="t5", norm="rmsnorm", use_bias=False, feed_forward="relu", scale_logits=True, attention_scale=1.0)
+T5 = dict(positions="t5", norm="rmsnorm", feed_forward="relu", scale_logits=True, attention_scale=1.0)
+T5 |= dict(qkv_bias=False, out_bias=False, mlp_bias=False)
 MARIAN = dict(positions="sinusoidal", norm_placement="post", scale_embeddings=True, feed_forward="swiglu")
 BART = dict(positions="learned", norm_placement="post", embed_norm=True, feed_forward="gelu")
 
@@ -38,7 +39,7 @@ MODELS = {
     "t5": both(**T5),
     "marian": both(**MARIAN | ONE_LAYER),
     "bart": both(**BART | ONE_LAYER),
-    "linear": both(attention="linear", positions="sinusoidal", norm_placement="parallel", qk_norm=True, num_layers=1),
+    "linear": both(attention="linear", positions="sinusoidal", norm_placement="parallel", qk_norm="head", num_layers=1),
     "all_different": Seq2SeqConfig(
         TransformerConfig(**SEPARATE, positions="alibi", norm="rmsnorm", norm_placement="post", tie_embeddings=False),
         TransformerConfig(**OTHER, positions="shaw", feed_forward="geglu", tie_embeddings=False, window=3),

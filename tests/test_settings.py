@@ -54,8 +54,8 @@ def recorded(*classes, only=(), without=()):
 
         def read(self, name):
             code = sys._getframe(1).f_code
-            if name in names and code.co_filename.startswith(folders) and code.co_filename not in excluded:
-                if code.co_name not in (*NOT_READING, *without):
+            if name in names and code.co_filename.startswith(folders) and code.co_name not in (*NOT_READING, *without):
+                if code.co_filename not in excluded or code.co_name == "layer":  # TransformerConfig.layer
                     reads.add((cls, name))
             return object.__getattribute__(self, name)
 
@@ -112,7 +112,8 @@ def variants(files):
     pairs = {"data.source": "parallel"} | {name: files["pairs.tsv"] for name in three}
     lines = {"data.target_path": files["a.txt"], "data.val_target_path": files["a.txt"]}
     lines |= {"data.test_target_path": files["a.txt"]} | {name: files["a.txt"] for name in three}
-    rope = {"model.positions": "rotary", "model.rope_scaling": "llama3"}
+    rope = {"model.positions": "rotary", "model.rope_scaling": "llama3", "model.num_layers": 2}
+    rope |= {"model.layer_pattern": "local,global", "model.local_window": 3}
     return {
         "causal_lm": text,
         "causal_lm, muon": text | {"optimizer.name": "muon", "model.positions": "shaw"},

@@ -43,6 +43,7 @@ TRAINED_TOKENIZER = {"tokenizer.path": one_of("")}
 SUBWORDS = TRAINED_TOKENIZER | {"tokenizer.kind": one_of("bpe", "wordpiece", "unigram")}
 MUON = {"optimizer.name": one_of("muon")}
 ROTARY = {"model.positions": one_of("rotary")}
+ATTENTION_POSITIONS = {"model.positions": one_of("rotary", "t5", "alibi", "shaw")}
 LLAMA3 = ROTARY | {"model.rope_scaling": one_of("llama3")}
 INIT_FROM = {"train.init_from": SET}
 
@@ -79,6 +80,7 @@ CONDITIONS: dict[str, tuple[Alternative, ...]] = {
     "model.position_offset": ({"model.positions": one_of("learned")},),
     "model.sinusoid_layout": ({"model.positions": one_of("sinusoidal")},),
     "model.rope_theta": (ROTARY,),
+    "model.rotary_dim": (ROTARY,),
     "model.rope_layout": (ROTARY,),
     "model.rope_scaling": (ROTARY,),
     "model.rope_factor": (ROTARY | {"model.rope_scaling": one_of("linear", "llama3")},),
@@ -87,6 +89,9 @@ CONDITIONS: dict[str, tuple[Alternative, ...]] = {
     "model.rope_original_max_len": (LLAMA3,),
     "model.relative_buckets": ({"model.positions": one_of("t5")},),
     "model.relative_max_distance": ({"model.positions": one_of("t5", "shaw")},),
+    "model.local_rope_theta": (ROTARY,),
+    "model.local_positions": (ATTENTION_POSITIONS,),
+    "model.global_positions": (ATTENTION_POSITIONS,),
     "model.attention_scale": ({"model.attention": one_of("softmax")},),
 }
 

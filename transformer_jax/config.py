@@ -20,6 +20,19 @@ from transformer_jax.schema import setting
 
 
 @dataclasses.dataclass(frozen=True)
+class LayerConfig:
+    """Settings of one layer that may differ from those of its neighbours: window, and positions in its attention."""
+
+    window: int  # sliding window; 0: no window
+    has_positions: bool  # False: no rotation, bias or relative vectors ("NoPE")
+    rope_theta: float  # rotary: base of the wavelengths
+    rope_scaling: str  # rotary: name of the scaling of the wavelengths
+
+
+LAYER_KINDS = ("local", "global")
+
+
+@dataclasses.dataclass(frozen=True)
 class TransformerConfig:
     """Shape of a Transformer. Zero means "derive it": after construction no such field is zero.
 
@@ -35,16 +48,21 @@ class TransformerConfig:
     num_kv_heads: int = setting(0, "number of key-value heads, K; 0: num_heads; fewer: grouped-query attention")
     head_dim: int = setting(0, "width of a head, H; 0: d_model / num_heads")
     d_ff: int = setting(0, "feed-forward width, F; 0: 4 d_model (8/3 d_model in multiples of 8 where gated)")
-    norm: str = setting("layernorm", "layernorm | rmsnorm")
+    norm: str = setting(
+        "layernorm", "layernorm | layernorm_no_bias | layernorm_no_parameters | rmsnorm | rmsnorm_plus_one"
+    )
     norm_epsilon: float = setting(1e-5, "added to the variance before the square root")
-    qk_norm: bool = setting(False, "RMSNorm of queries and keys, within each head")
+    qk_norm: str = setting("none", "none | head | all: RMSNorm of queries and keys, of each head or of all together")
     feed_forward: str = setting("gelu", "relu | gelu | gelu_tanh | silu | squared_relu | swiglu | geglu | geglu_tanh")
-    norm_placement: str = setting("pre", "pre | post | parallel: position of the norms in a block")
+    norm_placement: str = setting(
+        "pre", "pre | post | sandwich | output | parallel | parallel_two: position of the norms in a block"
+    )
     embed_norm: bool = setting(False, "norm after the embedding, as in BERT")
     positions: str = setting("learned", "none | learned | sinusoidal | rotary | t5 | alibi | shaw")
     position_offset: int = setting(0, "learned: unused rows before the first position; 2 in RoBERTa and BART")
     sinusoid_layout: str = setting("pairs", "sinusoidal: pairs (sine, cosine, sine ...) | halves (all sines first)")
     rope_theta: float = setting(10000.0, "rotary: base of the wavelengths")
+    rotary_dim: int = setting(0, "rotary: how many numbers of a head are rotated, the first ones; 0: all of head_dim")
     rope_layout: str = setting(
         "halves", "rotary: which pairs of dimensions are rotated together: halves (GPT-NeoX, Llama) | pairs (GPT-J)"
     )
@@ -62,9 +80,22 @@ class TransformerConfig:
     attention: str = setting("softmax", "softmax | linear")
     backend: str = setting("auto", "auto | reference | xla | blockwise | cudnn: implementation of softmax attention")
     window: int = setting(0, "sliding window: keys at this distance and beyond are masked; 0: no window")
+    layer_pattern: str = setting(
+        "",
+        "kinds of layers, local and global, with commas between them, repeated over the layers, such as "
+        "local,local,local,global; empty: all layers are alike",
+    )
+    local_window: int = setting(0, "layer_pattern: sliding window of the local layers; global layers have none")
+    local_rope_theta: float = setting(
+        0.0, "layer_pattern, rotary: base of the wavelengths in local layers, unscaled; 0: as in global layers"
+    )
+    local_positions: bool = setting(True, "layer_pattern: attention of local layers has the positions of `positions`")
+    global_positions: bool = setting(True, "layer_pattern: attention of global layers has the positions of `positions`")
     attention_scale: float = setting(0.0, "factor of the attention scores; 0: 1 / sqrt(head_dim); 1 in T5")
     attention_softcap: float = setting(0.0, "attention scores become cap * tanh(scores / cap); 0: no cap")
-    use_bias: bool = setting(True, "linear layers have a bias")
+    qkv_bias: bool = setting(True, "queries, keys and values have a bias")
+    out_bias: bool = setting(True, "the output projection of attention has a bias")
+    mlp_bias: bool = setting(True, "the linear layers of the feed-forward part have a bias")
     scale_embeddings: bool = setting(False, "multiply embeddings by sqrt(d_model)")
     scale_logits: bool = setting(False, "divide activations by sqrt(d_model) before the output projection, as in T5")
     num_token_types: int = setting(0, "encoder: number of token types, as for BERT's two sentences; 0: none")
@@ -83,6 +114,7 @@ class TransformerConfig:
         self._derive()
         self._check_heads()
         self._check_positions()
+        self._check_layers()
         self._check_choices()
 
     def _check_numbers(self) -> None:
@@ -97,7 +129,7 @@ class TransformerConfig:
             if getattr(self, name) <= 0:
                 raise UserError(f"model.{name}={getattr(self, name)}: must be above 0.")
         natural = ("vocab_size", "num_kv_heads", "head_dim", "d_ff", "window", "num_token_types", "attention_scale")
-        for name in (*natural, "position_offset"):
+        for name in (*natural, "position_offset", "rotary_dim", "local_window", "local_rope_theta"):
             if getattr(self, name) < 0:
                 raise UserError(f"model.{name}={getattr(self, name)}: must be 0 (derive it, or none) or more.")
         for name in ("logit_softcap", "attention_softcap"):
@@ -134,7 +166,12 @@ class TransformerConfig:
             )
 
     def _check_positions(self) -> None:
-        if self.positions == "rotary" and self.head_dim % 2:
+        if self.rotary_dim % 2 or self.rotary_dim > self.head_dim:
+            raise UserError(
+                f"model.rotary_dim={self.rotary_dim}: must be even, since pairs of numbers are rotated, and at most "
+                f"model.head_dim={self.head_dim}. Take {min(self.rotary_dim, self.head_dim) // 2 * 2}."
+            )
+        if self.positions == "rotary" and self.head_dim % 2 and not self.rotary_dim:
             raise UserError(
                 f"model.head_dim={self.head_dim}: rotary positions rotate pairs of dimensions, so it must be even. "
                 f"Take {self.head_dim + 1}, or other positions."
@@ -150,14 +187,53 @@ class TransformerConfig:
                 f"model.relative_max_distance={self.relative_max_distance}. T5 has 32 and 128."
             )
 
+    def _check_layers(self) -> None:
+        if not self.layer_pattern:
+            for field in dataclasses.fields(self):
+                value = getattr(self, field.name)
+                if field.name.startswith(("local_", "global_")) and value != field.default:
+                    raise UserError(
+                        f"model.{field.name}={value}: is read only with model.layer_pattern. Take {field.default}, or "
+                        "a pattern such as 'local,global'."
+                    )
+            return
+        kinds = self.layer_pattern.split(",")
+        for kind in kinds:
+            choose(dict.fromkeys(LAYER_KINDS), kind, "model.layer_pattern: kind")
+        pattern = f"model.layer_pattern={self.layer_pattern!r}"
+        if len(set(kinds)) < 2:
+            raise UserError(f"{pattern}: must have local and global layers. If all are alike, take model.window.")
+        if len(kinds) > self.num_layers:
+            raise UserError(f"{pattern}: has {len(kinds)} layers, but model.num_layers={self.num_layers}. Take more.")
+        if self.window:
+            raise UserError(
+                f"model.window={self.window}: must be 0 with model.layer_pattern; local layers have model.local_window."
+            )
+        if not self.local_window:
+            raise UserError(f"model.local_window=0: must be at least 1 with {pattern}.")
+
     def _check_choices(self) -> None:
         choices = {
             "attention": ("softmax", "linear"),
-            "norm_placement": ("pre", "post", "parallel"),
+            "norm_placement": ("pre", "post", "sandwich", "output", "parallel", "parallel_two"),
+            "qk_norm": ("none", "head", "all"),
             "dtype": ("float32", "bfloat16"),
         }
         for name, known in choices.items():
             choose(dict.fromkeys(known), getattr(self, name), f"model.{name}")
+
+    def layer(self, i: int) -> LayerConfig:
+        """Settings of layer i: those of its kind in `layer_pattern`, or those of every layer."""
+        if self.layer_pattern.split(",")[i % self.layer_period] == "local":
+            theta = self.local_rope_theta or self.rope_theta
+            scaling = "none" if self.local_rope_theta else self.rope_scaling
+            return LayerConfig(self.local_window, self.local_positions, theta, scaling)
+        return LayerConfig(self.window, self.global_positions, self.rope_theta, self.rope_scaling)
+
+    @property
+    def layer_period(self) -> int:
+        """Number of layers after which their kinds repeat; 1: all layers are alike."""
+        return len(self.layer_pattern.split(","))
 
     @property
     def encoder(self) -> "TransformerConfig":

@@ -12,13 +12,15 @@ from transformer_jax.nn.kv_cache_kinds import make_cache
 from transformer_jax.nn.positions import POSITIONS
 
 from .arrays import random_like
+from .numpy_gpt import GEMMA
 
 B, T, V, CAPACITY, MAX_LEN = 5, 7, 23, 13, 17
 SIZES = dict(vocab_size=V, max_len=MAX_LEN, num_layers=2, d_model=11, num_heads=6, head_dim=4, d_ff=19)
 VARIANTS = {
-    name: {"positions": name, "num_kv_heads": [6, 1, 2][i % 3], "qk_norm": i % 3 == 2}
+    name: {"positions": name, "num_kv_heads": [6, 1, 2][i % 3], "qk_norm": ["none", "all", "head"][i % 3]}
     for i, name in enumerate(POSITIONS)
 }
+VARIANTS["layer_pattern"] = GEMMA
 variants = pytest.mark.parametrize("variant", VARIANTS)
 TOKENS = np.random.default_rng(0).integers(0, V, (B, T))
 RAGGED = np.ones((B, T), bool)  # a full row, two padded on the left, two on the right

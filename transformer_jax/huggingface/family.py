@@ -20,6 +20,7 @@ ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
 }
+BIASES = {"qkv_bias": True, "out_bias": True, "mlp_bias": True}  # our fields where every linear layer has a bias
 
 
 class SameAs(NamedTuple):
@@ -167,10 +168,6 @@ def read_config(family: Family, hf_config: dict) -> dict:
     for field in family.fields:
         value = _read_value(field, hf_config)
         for name in as_tuple(field.names):
-            if field.names == "use_bias" and get(config, name) not in (None, value):
-                raise PretrainedError(
-                    f"config.json: {field.hf_names}={value}: all linear layers must have biases, or none of them."
-                )
             put(config, name, value)
     return config
 

@@ -34,7 +34,7 @@ from transformer_jax.huggingface.tensor_layout import (
     to_params,
     to_tensor,
 )
-from transformer_jax.models import describe_model, make_model, parameter_shapes, path_names
+from transformer_jax.models import Model, describe_model, make_model, parameter_shapes, path_names
 
 FAMILIES = {family.model_type: family for family in (GPT2, LLAMA, BERT, ROBERTA, T5, BART, MARIAN)}
 # Fields of our configuration that config.json need not reproduce: they change no output of the trained model.
@@ -115,22 +115,24 @@ def _family(folder: Folder, config: dict) -> Family:
     return FAMILIES[model_type]
 
 
-def _shapes(model: Any) -> ParamShapes:
-    """Shapes of the parameters by path. One layer is traced for all, since tracing takes tens of ms per layer."""
+def _shapes(model: Model) -> ParamShapes:
+    """Shapes of the parameters by path. One layer of each kind is traced, since tracing takes tens of ms per layer."""
     shapes = {}
-    traced = parameter_shapes(model.clone(config=_with_one_layer(model.config)))
+    traced = parameter_shapes(model.clone(config=_with_one_period(model.config)))
     for path, leaf in jax.tree_util.tree_leaves_with_path(traced):
         names = path_names(path)
-        side = getattr(model.config, names[0], model.config)
-        for i in range(side.num_layers if "block_0" in names else 1):
-            shapes[tuple(f"block_{i}" if name == "block_0" else name for name in names)] = leaf.shape
+        side: TransformerConfig = getattr(model.config, names[0], model.config.decoder)
+        block = next((name for name in names if name.startswith("block_")), "")
+        for i in range(int(block[6:]), side.num_layers, side.layer_period) if block else (0,):
+            shapes[tuple(f"block_{i}" if name == block else name for name in names)] = leaf.shape
     return shapes
 
 
-def _with_one_layer(config: Any) -> Any:
+def _with_one_period(config: Any) -> Any:
+    """The config with as many layers as there are before their kinds repeat."""
     if isinstance(config, TransformerConfig):
-        return dataclasses.replace(config, num_layers=1)
-    sides = {name: _with_one_layer(getattr(config, name)) for name in ("encoder", "decoder")}
+        return dataclasses.replace(config, num_layers=config.layer_period)
+    sides = {name: _with_one_period(getattr(config, name)) for name in ("encoder", "decoder")}
     return dataclasses.replace(config, **sides)
 
 

@@ -19,7 +19,7 @@ from transformer_jax.nn import linear_attention
 from transformer_jax.nn.attention_blockwise import attend_in_blocks
 from transformer_jax.nn.attention_cpu import attend_in_slices
 from transformer_jax.nn.dropout import drop
-from transformer_jax.nn.layers import Dense, RMSNorm, output_std
+from transformer_jax.nn.layers import Dense, make_qk_norm, output_std
 from transformer_jax.nn.masks import Mask
 from transformer_jax.nn.positions import POSITIONS, DenseBias, Relative, ScoreBias
 
@@ -223,19 +223,20 @@ class Attention(nn.Module):
 
     config: TransformerConfig
     is_cross: bool = False  # keys and values come from another sequence, which has no order relative to the queries
-    layer: int = 0  # index of its block, for the KV cache
+    layer: int = 0  # its index: for the KV cache, and for the settings that differ by layer
 
     def setup(self):
         config = self.config
-        dense = functools.partial(Dense, use_bias=config.use_bias, init_std=config.init_std, dtype=config.dtype)
+        self.layer_config = config.layer(self.layer)
+        dense = functools.partial(Dense, use_bias=config.qkv_bias, init_std=config.init_std, dtype=config.dtype)
         self.query = dense((config.num_heads, config.head_dim))
         self.key = dense((config.num_kv_heads, config.head_dim))
         self.value = dense((config.num_kv_heads, config.head_dim))
-        self.out = dense((config.d_model,), num_in=2, init_std=output_std(config))
-        if config.qk_norm:  # Dehghani et al. 2023, section 2: scores cannot grow without bound
-            self.query_norm = RMSNorm(config.norm_epsilon)
-            self.key_norm = RMSNorm(config.norm_epsilon)
-        self.scheme = POSITIONS["none"] if self.is_cross else choose(POSITIONS, config.positions, "model.positions")
+        self.out = dense((config.d_model,), num_in=2, use_bias=config.out_bias, init_std=output_std(config))
+        self.query_norm = make_qk_norm(config)
+        self.key_norm = make_qk_norm(config)
+        has_positions = self.layer_config.has_positions and not self.is_cross
+        self.scheme = choose(POSITIONS, config.positions if has_positions else "none", "model.positions")
         if self.scheme.is_relative:
             shape = (2 * config.relative_max_distance + 1, config.head_dim)
             self.relative_keys = self.param("relative_keys", nn.initializers.normal(config.init_std), shape)
@@ -244,8 +245,7 @@ class Attention(nn.Module):
     def keys_values(self, source: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Project a source [B, S, D] to keys and values [B, S, K, H], without positions."""
         keys = self.key(source)
-        if self.config.qk_norm:
-            keys = self.key_norm(keys)
+        keys = self.key_norm(keys) if self.key_norm else keys
         return keys, self.value(source)
 
     def __call__(
@@ -265,8 +265,7 @@ class Attention(nn.Module):
         """
         config = self.config
         q = self.query(x)
-        if config.qk_norm:
-            q = self.query_norm(q)
+        q = self.query_norm(q) if self.query_norm else q
         B, T, N, H = q.shape
         if self.is_cross:
             assert source is not None and mask.is_key is not None
@@ -276,8 +275,8 @@ class Attention(nn.Module):
         k, v = self.keys_values(x)
         if self.scheme.rotate:
             positions = mask.query_positions_at(0, T)
-            q = self.scheme.rotate(q, positions, config)
-            k = self.scheme.rotate(k, positions, config)
+            q = self.scheme.rotate(q, positions, config, self.layer_config)
+            k = self.scheme.rotate(k, positions, config, self.layer_config)
         if config.attention == "linear":
             if bias is not None:
                 raise UserError(linear_attention.unsupported("bias"))

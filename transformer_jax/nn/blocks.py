@@ -17,17 +17,22 @@ from transformer_jax.nn.positions import POSITIONS, ScoreBias
 
 
 class NormPlacement(NamedTuple):
-    """Norm placement of a block: before each part, or after its output is added to the residual stream."""
+    """Positions of the norms in a block: of each part's input, of its output, of the residual stream after the sum."""
 
-    is_before: bool
-    is_after: bool
-    is_parallel: bool = False  # all parts share the input of one norm and are added together
+    of_input: bool = False
+    of_output: bool = False  # before it is added to the residual stream
+    of_sum: bool = False
+    is_parallel: bool = False  # all parts read the input of the block, and are added together
+    is_shared: bool = False  # parallel parts share one norm of their input
 
 
 NORM_PLACEMENTS = {
-    "pre": NormPlacement(True, False),  # Xiong et al. 2020: trains without a delicate warmup; GPT-2, Llama, T5
-    "post": NormPlacement(False, True),  # Vaswani et al. 2017, section 3.1: the first paper; BERT, BART, Marian
-    "parallel": NormPlacement(True, False, is_parallel=True),  # Wang & Komatsuzaki 2021: GPT-J
+    "pre": NormPlacement(of_input=True),  # Xiong et al. 2020: trains without a delicate warmup; GPT-2, Llama, T5
+    "post": NormPlacement(of_sum=True),  # Vaswani et al. 2017, section 3.1: the first paper; BERT, BART, Marian
+    "sandwich": NormPlacement(of_input=True, of_output=True),  # Ding et al. 2021, section 3.1; Gemma 2 and 3
+    "output": NormPlacement(of_output=True),  # OLMo Team 2024, section 3.1: OLMo 2
+    "parallel": NormPlacement(of_input=True, is_parallel=True, is_shared=True),  # Wang & Komatsuzaki 2021: GPT-J
+    "parallel_two": NormPlacement(of_input=True, is_parallel=True),  # Black et al. 2022, section 2.1: GPT-NeoX, Pythia
 }
 
 
@@ -39,20 +44,27 @@ class Block(nn.Module):
 
     config: TransformerConfig
     has_source: bool = False
-    layer: int = 0  # its index, for the KV cache
+    layer: int = 0  # its index: for the KV cache, and for the settings that differ by layer
 
     def setup(self):
         config = self.config
         self.placement = choose(NORM_PLACEMENTS, config.norm_placement, "model.norm_placement")
+        placement = self.placement
+
+        def norm(is_there: bool) -> nn.Module | None:
+            return make_norm(config) if is_there else None
+
         self.attention = Attention(config, layer=self.layer)
-        self.feed_forward = FeedForward(config)
-        self.attention_norm = make_norm(config)
+        self.attention_norm = norm(placement.of_input or placement.of_sum)
+        self.attention_out_norm = norm(placement.of_output)
+        has_own = (placement.of_input or placement.of_sum) and not placement.is_shared
         if self.has_source:
-            self.cross = Attention(config, is_cross=True)
-        if not self.placement.is_parallel:
-            self.feed_forward_norm = make_norm(config)
-            if self.has_source:
-                self.cross_norm = make_norm(config)
+            self.cross = Attention(config, is_cross=True, layer=self.layer)
+            self.cross_norm = norm(has_own)
+            self.cross_out_norm = norm(placement.of_output)
+        self.feed_forward = FeedForward(config)
+        self.feed_forward_norm = norm(has_own)
+        self.feed_forward_out_norm = norm(placement.of_output)
         self.drop = Dropout(config.dropout_rate)
 
     def __call__(
@@ -66,34 +78,30 @@ class Block(nn.Module):
         deterministic: bool = True,
     ) -> tuple[jax.Array, kv.KVCache | None]:
         """Return [B, T, D] and, if a KV cache came in, the cache with the block's new keys and values."""
-        placement = self.placement
-        if placement.is_parallel:
-            return self._parallel(x, mask, bias, cache, source, source_mask, deterministic)
-
-        y = self.attention_norm(x) if placement.is_before else x
+        parallel = None  # input of all parts after the first in a parallel block
+        y = self._before(self.attention_norm, x)
+        if self.placement.is_parallel:
+            parallel = y if self.placement.is_shared else x
         out, cache = self.attention(y, mask, bias, cache, deterministic=deterministic)
-        x = x + self.drop(out, deterministic)
-        x = self.attention_norm(x) if placement.is_after else x
+        x = self._add(x, out, self.attention_out_norm, self.attention_norm, deterministic)
 
         if self.has_source:
-            y = self.cross_norm(x) if placement.is_before else x
+            y = self._before(self.cross_norm, x if parallel is None else parallel)
             out, _ = self.cross(y, source_mask, source=source, deterministic=deterministic)
-            x = x + self.drop(out, deterministic)
-            x = self.cross_norm(x) if placement.is_after else x
+            x = self._add(x, out, self.cross_out_norm, self.cross_norm, deterministic)
 
-        y = self.feed_forward_norm(x) if placement.is_before else x
-        x = x + self.drop(self.feed_forward(y), deterministic)
-        return self.feed_forward_norm(x) if placement.is_after else x, cache
+        y = self._before(self.feed_forward_norm, x if parallel is None else parallel)
+        out = self.feed_forward(y)
+        return self._add(x, out, self.feed_forward_out_norm, self.feed_forward_norm, deterministic), cache
 
-    def _parallel(self, x, mask, bias, cache, source, source_mask, deterministic):
-        y = self.attention_norm(x)
-        out, cache = self.attention(y, mask, bias, cache, deterministic=deterministic)
+    def _before(self, norm: nn.Module | None, x: jax.Array) -> jax.Array:
+        return norm(x) if self.placement.of_input and norm is not None else x
+
+    def _add(self, x, out, out_norm, sum_norm, deterministic):
+        """Add a part's output to the residual stream."""
+        out = out if out_norm is None else out_norm(out)
         x = x + self.drop(out, deterministic)
-        x = x + self.drop(self.feed_forward(y), deterministic)
-        if self.has_source:
-            out, _ = self.cross(y, source_mask, source=source, deterministic=deterministic)
-            x = x + self.drop(out, deterministic)
-        return x, cache
+        return sum_norm(x) if self.placement.of_sum else x
 
     def source_keys_values(self, encoded: jax.Array) -> kv.KeysValues:
         """Project an encoded source [B, S, D] to keys and values of cross-attention, once for all decode steps."""
@@ -108,7 +116,7 @@ class Stack(nn.Module):
 
     def setup(self):
         config = self.config
-        options = {"window": config.window, "softcap": config.attention_softcap}
+        options = {"window": config.window or config.local_window, "softcap": config.attention_softcap}
         extras = tuple(name for name, value in options.items() if value)
         if error := incompatibility(config.positions, config.backend, config.attention == "linear", extras):
             raise UserError(error)
@@ -126,12 +134,14 @@ class Stack(nn.Module):
         deterministic: bool = True,
     ) -> tuple[jax.Array, kv.KVCache | None]:
         """Return [B, T, D] and, if a KV cache came in, the cache with the new keys and values of all layers."""
-        mask = mask.replace(window=self.config.window)
         bias = self.position_bias(mask.is_causal) if self.position_bias else None
         source_mask = Mask(is_key=source.is_token) if source else None
         for i, block in enumerate(self.blocks):
+            kind = self.config.layer(i)
+            layer_mask = mask.replace(window=kind.window)
+            layer_bias = bias if kind.has_positions else None
             keys_values = source.layers[i] if source else None
-            x, cache = block(x, mask, bias, cache, keys_values, source_mask, deterministic)
+            x, cache = block(x, layer_mask, layer_bias, cache, keys_values, source_mask, deterministic)
         return self.norm(x) if self.norm else x, cache
 
     def source_keys_values(self, encoded: jax.Array, is_token: jax.Array) -> kv.EncodedSource:

@@ -61,9 +61,11 @@ def make_row_cache(config: TransformerConfig, batch_size: int, capacity: int) ->
 def overflow_error(config: TransformerConfig) -> str | None:
     """Return an error message if this config cannot decode past max_len in constant memory, else None."""
     if config.attention != "linear" and not config.window:
+        pattern = f"model.layer_pattern={config.layer_pattern!r}: has global layers, in which"
         return (
-            "model.window=0: every token attends to all before it, so tokens past the context have no slots. Take "
-            "on_overflow=re-prefill, or a model with a window or with linear attention."
+            f"{pattern if config.layer_pattern else 'model.window=0:'} every token attends to all before it, so tokens "
+            "past the context have no slots. Take on_overflow=re-prefill, or a model with a window in every layer or "
+            "with linear attention."
         )
     scheme = POSITIONS[config.positions]
     if scheme.is_learned or scheme.vectors:

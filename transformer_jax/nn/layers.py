@@ -98,33 +98,64 @@ class LayerNorm(nn.Module):
     """LayerNorm: (x - mean) / sqrt(variance + epsilon) * scale + bias, in float32. Ba et al. 2016, equation 4."""
 
     epsilon: float
+    has_scale: bool = True
+    has_bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:  # [..., D]
-        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
-        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
         x32 = x.astype(jnp.float32)
-        centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
-        return (normalize(centred, self.epsilon) * scale + bias).astype(x.dtype)
+        y = normalize(x32 - jnp.mean(x32, axis=-1, keepdims=True), self.epsilon)
+        if self.has_scale:
+            y = y * self.param("scale", nn.initializers.ones, x.shape[-1:])
+        if self.has_bias:
+            y = y + self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        return y.astype(x.dtype)
 
 
 class RMSNorm(nn.Module):
-    """RMSNorm: x / sqrt(mean of squares + epsilon) * scale, in float32. Zhang & Sennrich 2019, equation 4."""
+    """RMSNorm: x / sqrt(mean of squares + epsilon) * scale, in float32. Zhang & Sennrich 2019, equation 4.
+
+    With `plus_one` the factor is 1 + scale, so that a scale of 0 is neutral. Gemma Team 2024.
+    """
 
     epsilon: float
+    plus_one: bool = False
+    num_axes: int = 1  # number of last axes that are normalized together
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:  # [..., D]
-        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
-        return (normalize(x.astype(jnp.float32), self.epsilon) * scale).astype(x.dtype)
+        flat = x.astype(jnp.float32).reshape(*x.shape[: x.ndim - self.num_axes], -1)
+        init = nn.initializers.zeros if self.plus_one else nn.initializers.ones
+        scale = self.param("scale", init, flat.shape[-1:])
+        factor = 1.0 + scale if self.plus_one else scale
+        return (normalize(flat, self.epsilon) * factor).astype(x.dtype).reshape(x.shape)
 
 
-NORMS = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}
+NORMS: dict[str, Callable[..., nn.Module]] = {
+    "layernorm": LayerNorm,
+    "layernorm_no_bias": functools.partial(LayerNorm, has_bias=False),
+    "layernorm_no_parameters": functools.partial(LayerNorm, has_scale=False, has_bias=False),  # OLMo 1
+    "rmsnorm": RMSNorm,
+    "rmsnorm_plus_one": functools.partial(RMSNorm, plus_one=True),  # Gemma
+}
 
 
 def make_norm(config: TransformerConfig, name: str | None = None) -> nn.Module:
     """Create the norm layer named by `config.norm`."""
     return choose(NORMS, config.norm, "model.norm")(epsilon=config.norm_epsilon, name=name)
+
+
+QK_NORMS = {"none": 0, "head": 1, "all": 2}  # number of last axes of [B, T, N, H] that are normalized together
+
+
+def make_qk_norm(config: TransformerConfig) -> RMSNorm | None:
+    """Create the norm of queries or keys named by `config.qk_norm`; None: there is none.
+
+    Scores then cannot grow without bound. Dehghani et al. 2023, section 2.
+    """
+    num_axes = choose(QK_NORMS, config.qk_norm, "model.qk_norm")
+    plus_one = config.norm == "rmsnorm_plus_one"  # Gemma 3: all norms of a model are of one kind
+    return RMSNorm(config.norm_epsilon, plus_one, num_axes) if num_axes else None
 
 
 class FeedForwardVariant(NamedTuple):
@@ -183,7 +214,7 @@ class FeedForward(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:  # [B, T, D]
         config = self.config
         variant = choose(FEED_FORWARDS, config.feed_forward, "model.feed_forward")
-        dense = functools.partial(Dense, use_bias=config.use_bias, init_std=config.init_std, dtype=config.dtype)
+        dense = functools.partial(Dense, use_bias=config.mlp_bias, init_std=config.init_std, dtype=config.dtype)
         hidden = dense((config.d_ff,), name="up")(x)
         if variant.is_gated:
             hidden = variant.activation(dense((config.d_ff,), name="gate")(x)) * hidden

@@ -15,7 +15,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from transformer_jax.config import TransformerConfig
+from transformer_jax.config import LayerConfig, TransformerConfig
 from transformer_jax.errors import choose
 from transformer_jax.nn.masks import Mask, slice_axis
 
@@ -102,20 +102,24 @@ def _llama3_scaling(wavelengths, config):
 ROPE_SCALINGS = {"none": _no_scaling, "linear": _linear_scaling, "llama3": _llama3_scaling}
 
 
-def rotary(x_BTNH: jax.Array, positions_BT: jax.Array, config: TransformerConfig) -> jax.Array:
+def rotary(x_BTNH: jax.Array, positions_BT: jax.Array, config: TransformerConfig, layer: LayerConfig) -> jax.Array:
     """Rotary position embedding (RoPE): rotate each pair of a head's numbers by the angle position / theta^(2i/H).
 
     The product of a rotated query and a rotated key depends on the difference of their positions only.
-    Su et al. 2021, section 3.4.2.
+    Su et al. 2021, section 3.4.2. With `rotary_dim` only as many first numbers of a head are rotated, as if H were this
+    number, and the rest stay as they are (GPT-J, GPT-NeoX, Phi).
     """
     layout = choose(PAIR_LAYOUTS, config.rope_layout, "model.rope_layout")
-    scale = choose(ROPE_SCALINGS, config.rope_scaling, "model.rope_scaling")
-    half = x_BTNH.shape[-1] // 2
-    wavelengths = scale(2.0 * math.pi * config.rope_theta ** (jnp.arange(half) / half), config)
-    angle = positions_BT[:, :, None, None] * (2.0 * math.pi / wavelengths)  # [B, T, 1, H / 2]
+    scale = choose(ROPE_SCALINGS, layer.rope_scaling, "model.rope_scaling")
+    num_rotated = config.rotary_dim or x_BTNH.shape[-1]
+    half = num_rotated // 2
+    wavelengths = scale(2.0 * math.pi * layer.rope_theta ** (jnp.arange(half) / half), config)
+    angle = positions_BT[:, :, None, None] * (2.0 * math.pi / wavelengths)  # [B, T, 1, half]
     sin, cos = jnp.sin(angle), jnp.cos(angle)
-    first, second = layout.split(x_BTNH.astype(jnp.float32))  # angles of long contexts need float32
-    return layout.join(first * cos - second * sin, second * cos + first * sin).astype(x_BTNH.dtype)
+    first, second = layout.split(x_BTNH[..., :num_rotated].astype(jnp.float32))  # angles of long contexts need float32
+    rotated = layout.join(first * cos - second * sin, second * cos + first * sin).astype(x_BTNH.dtype)
+    rest = x_BTNH[..., num_rotated:]
+    return jnp.concatenate([rotated, rest], axis=-1) if rest.shape[-1] else rotated
 
 
 class ScoreBias(Protocol):
@@ -247,7 +251,7 @@ class Scheme(NamedTuple):
 
     vectors: Callable | None = None  # (positions [B, T], config) -> [B, T, D], added to the embedding
     is_learned: bool = False  # the vectors are a parameter [position_offset + max_len, D]
-    rotate: Callable | None = None  # (x [B, T, N, H], positions [B, T], config) -> the same shape, for queries and keys
+    rotate: Callable | None = None  # (x [B, T, N, H], positions [B, T], config, layer) -> x, for queries and keys
     bias: Callable | None = None  # config -> module; module(is_causal) -> a bias for the scores
     is_relative: bool = False  # each layer learns a Relative
 

@@ -3,7 +3,16 @@
 Both are the Transformer of 2017 with the same tensor names.
 """
 
-from transformer_jax.huggingface.family import ACTIVATIONS, Architecture, Family, Field, SameAs, TensorNames, TensorPart
+from transformer_jax.huggingface.family import (
+    ACTIVATIONS,
+    BIASES,
+    Architecture,
+    Family,
+    Field,
+    SameAs,
+    TensorNames,
+    TensorPart,
+)
 
 
 def _both(name: str) -> tuple[str, str]:
@@ -56,7 +65,7 @@ _FIELDS = (
 
 
 def _fixed(**values) -> dict:
-    values |= {"norm": "layernorm", "norm_epsilon": 1e-5, "norm_placement": "post", "use_bias": True}
+    values |= {"norm": "layernorm", "norm_epsilon": 1e-5, "norm_placement": "post"} | BIASES
     return {f"{side}.{name}": value for side in ("encoder", "decoder") for name, value in values.items()} | {
         "decoder.logit_bias": True
     }

@@ -1,6 +1,6 @@
 """BERT (Devlin et al. 2019) and RoBERTa (Liu et al. 2019) family tables: one body, heads with different names."""
 
-from transformer_jax.huggingface.family import ACTIVATIONS, Architecture, Family, Field
+from transformer_jax.huggingface.family import ACTIVATIONS, BIASES, Architecture, Family, Field
 
 _LAYER = "encoder.layer.{i}"
 _BODY = {
@@ -28,7 +28,7 @@ _FIELDS = (
     Field("hidden_dropout_prob", "dropout_rate", 0.1),
     Field("tie_word_embeddings", "tie_embeddings", True),
 )
-_FIXED = {"norm": "layernorm", "positions": "learned", "norm_placement": "post", "embed_norm": True, "use_bias": True}
+_FIXED = {"norm": "layernorm", "positions": "learned", "norm_placement": "post", "embed_norm": True} | BIASES
 _REQUIRED = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
 
 

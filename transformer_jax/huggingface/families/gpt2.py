@@ -1,6 +1,6 @@
 """GPT-2 family table (Radford et al. 2019). Its linear layers are "Conv1D", with kernels [in, out]."""
 
-from transformer_jax.huggingface.family import ACTIVATIONS, Architecture, Family, Field, TensorPart
+from transformer_jax.huggingface.family import ACTIVATIONS, BIASES, Architecture, Family, Field, TensorPart
 
 
 def _conv(name: str, part: int = 0, num_parts: int = 1) -> TensorPart:
@@ -22,7 +22,7 @@ GPT2 = Family(
         Field("tie_word_embeddings", "tie_embeddings", True),
         Field("resid_pdrop", "dropout_rate", 0.1),
     ),
-    fixed={"norm": "layernorm", "positions": "learned", "norm_placement": "pre", "use_bias": True},
+    fixed={"norm": "layernorm", "positions": "learned", "norm_placement": "pre"} | BIASES,
     required={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
     tensor_names={
         "embed/tokens": "transformer.wte",

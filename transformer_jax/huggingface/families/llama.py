@@ -41,8 +41,8 @@ LLAMA = Family(
         ),
         Field("rms_norm_eps", "norm_epsilon", 1e-6),
         Field("tie_word_embeddings", "tie_embeddings", False),
-        Field("attention_bias", "use_bias", False),
-        Field("mlp_bias", "use_bias", False),
+        Field("attention_bias", ("qkv_bias", "out_bias"), False),
+        Field("mlp_bias", "mlp_bias", False),
         Field(("rope_theta", "rope_parameters.rope_theta"), "rope_theta", 10000.0),
         Field(
             (*_rope("rope_type"), *_rope("type")),

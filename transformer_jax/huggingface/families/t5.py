@@ -76,7 +76,9 @@ T5 = Family(
             "norm": "rmsnorm",
             "positions": "t5",
             "norm_placement": "pre",
-            "use_bias": False,
+            "qkv_bias": False,
+            "out_bias": False,
+            "mlp_bias": False,
             "attention_scale": 1.0,
         }.items()
     }
