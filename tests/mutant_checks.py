@@ -1,6 +1,7 @@
 """Checks that have to notice the bugs of mutants.py; each imports the package as it is at that moment."""
 
 import contextlib
+import functools
 import importlib
 
 import jax
@@ -290,6 +291,21 @@ def pattern(**changes):
     model, params, config = make("GPT", **changes)
     tokens = np.arange(10).reshape(2, 5)
     np.testing.assert_allclose(jax.jit(model.apply)(params, tokens), numpy_gpt(config, params, tokens), atol=1e-3)
+
+
+def remat(kind):
+    model, params, _ = make("GPT", dropout_rate=0.5)
+    losses, kept = [], []
+    for name in ("none", kind):
+        apply = functools.partial(
+            model.clone(remat=name).apply, deterministic=False, rngs={"dropout": jax.random.key(0)}
+        )
+        loss = lambda params, apply=apply: jnp.sum(apply(params, np.arange(10).reshape(2, 5)))  # noqa: E731
+        losses.append(loss(params))
+        kept.append(jax.eval_shape(lambda params, loss=loss: jax.vjp(loss, params)[1], params))
+    assert losses[0] == losses[1]
+    none, some = (sum(x.size for x in jax.tree.leaves(residuals)) for residuals in kept)
+    assert some < 0.9 * none
 
 
 def scaled_logits():

@@ -4,9 +4,10 @@
 """
 
 # ruff: noqa: E501
+from mutants_layers import MUTANTS_OF_LAYERS
+
 A, M, P, L = "nn.attention", "nn.masks", "nn.positions", "nn.layers"
 CAUSAL = ("gpt", {})
-PATTERN = ("pattern", {})
 GROUPED = ("attention", {"backend": "reference"})
 
 MUTANTS = {
@@ -122,7 +123,12 @@ MUTANTS = {
     ),
     # Cache
     "cache slot off by one": ("nn.kv_cache", "(0, first_slot, 0)", "(0, first_slot + 1, 0)", ("cache", {})),
-    "K and V swapped": (A, "return keys, self.value(source)", "return self.value(source), keys", ("value_passes", {})),
+    "K and V swapped": (
+        A,
+        "return self.key_norm(self.key(source)), self.value(source)",
+        "return self.value(source), self.key(source)",
+        ("value_passes", {}),
+    ),
     "padding counted as tokens": (
         "nn.kv_cache",
         "jnp.sum(is_token, axis=1, keepdims=True, dtype=jnp.int32)",
@@ -244,83 +250,6 @@ MUTANTS = {
         "return slot",
         ("packing", {"positions": "learned"}),
     ),
-    # Layers, blocks, heads
-    "window of the wrong kind": ("config", '] == "local":', '] != "local":', PATTERN),
-    "local base scaled as the global one": (
-        "config",
-        'scaling = "none" if self.local_rope_theta else self.rope_scaling',
-        "scaling = self.rope_scaling",
-        PATTERN,
-    ),
-    "no positions means positions": (
-        A,
-        "has_positions = self.layer_config.has_positions and not self.is_cross",
-        "has_positions = not self.is_cross",
-        ("pattern", {"global_positions": False}),
-    ),
-    "the rest of a head rotated": (
-        P,
-        "num_rotated = config.rotary_dim or x_BTNH.shape[-1]",
-        "num_rotated = x_BTNH.shape[-1]",
-        PATTERN,
-    ),
-    "norm of the output after the sum": (
-        "nn.blocks",
-        "out = out if out_norm is None else out_norm(out)\n        x = x + self.drop(out, deterministic)",
-        "x = x + self.drop(out, deterministic)\n        x = x if out_norm is None else out_norm(x)",
-        PATTERN,
-    ),
-    "one plus scale forgotten": (L, "factor = 1.0 + scale if self.plus_one else scale", "factor = scale", PATTERN),
-    "output biased as queries": (A, "num_in=2, use_bias=config.out_bias, ", "num_in=2, ", PATTERN),
-    "GELU variants confused": (
-        L,
-        "return x * _normal_distribution(x), x",
-        "return jax.nn.gelu(x, approximate=True), x",
-        ("numbers", {}),
-    ),
-    "RMSNorm subtracts the mean": (
-        L,
-        "return (normalize(flat, self.epsilon) * factor)",
-        "return (normalize(flat - flat.mean(-1, keepdims=True), self.epsilon) * factor)",
-        ("numbers", {}),
-    ),
-    "post-norm missing": (
-        "nn.blocks",
-        '"post": NormPlacement(of_sum=True)',
-        '"post": NormPlacement()',
-        ("post_norm", {}),
-    ),
-    "parallel reads in turn": (
-        "nn.blocks",
-        "y = self._before(self.feed_forward_norm, x if parallel is None else parallel)",
-        "y = self.attention_norm(x)",
-        ("parallel", {}),
-    ),
-    "T5 logits not scaled": ("models.embed", "x = x * config.d_model**-0.5", "pass", ("scaled_logits", {})),
-    "padding in the mean": (
-        "models.encoder",
-        "jnp.maximum(jnp.sum(weights, axis=1), 1.0)",
-        "x.shape[1]",
-        ("pooling", {"pooling": "mean"}),
-    ),
-    "padding wins the maximum": (
-        "models.encoder",
-        "jnp.where(is_token[:, :, None], x, jnp.finfo(jnp.float32).min), axis=1, k",
-        "x, axis=1, k",
-        ("pooling", {"pooling": "max"}),
-    ),
-    "the first place, padding or not": (
-        "models.encoder",
-        "jnp.argmax(is_token, axis=1)[:, None, None]",
-        "jnp.zeros((x.shape[0], 1, 1), int)",
-        ("pooling", {"pooling": "first"}),
-    ),
-    "source padding seen": (
-        "nn.blocks",
-        "Mask(is_key=source.is_token) if source else None",
-        "Mask() if source else None",
-        ("source", {}),
-    ),
     # Metadata of a checkpoint
     "lower case forgotten": ("checkpoint_meta", '"lowercase": self.lowercase', '"lowercase": False', ("metadata", {})),
     "unknown metadata read": (
@@ -335,4 +264,4 @@ MUTANTS = {
         "if not isinstance(value, expected):",
         ("metadata", {}),
     ),
-}
+} | MUTANTS_OF_LAYERS

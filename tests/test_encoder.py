@@ -13,6 +13,7 @@ from transformer_jax.errors import UserError
 from transformer_jax.models import Encoder, MaskedLM, Regressor, SentenceEmbedder, SequenceClassifier, TokenTagger
 from transformer_jax.models.embed import Embedder
 from transformer_jax.models.encoder import POOLINGS, Pool
+from transformer_jax.nn.blocks import NORM_PLACEMENTS
 from transformer_jax.nn.layers import FEED_FORWARDS
 from transformer_jax.nn.positions import POSITIONS, sinusoid
 
@@ -23,7 +24,7 @@ SIZES = dict(
 VARIANTS = {
     name: {
         "positions": name,
-        "norm_placement": ["pre", "post", "parallel"][i % 3],
+        "norm_placement": [*NORM_PLACEMENTS][i % len(NORM_PLACEMENTS)],
         "norm": ["layernorm", "rmsnorm"][i % 2],
         "embed_norm": i % 3 == 1,
         "num_kv_heads": [6, 2][i % 2],

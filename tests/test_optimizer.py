@@ -83,9 +83,12 @@ def test_an_unknown_optimizer_or_schedule_is_refused_with_the_known_names():
 # Which parameters decay, and which are for Muon
 
 
-@pytest.mark.parametrize("tie_embeddings", [True, False])
-def test_kernels_and_embeddings_decay_and_biases_and_norms_do_not(tie_embeddings):
-    for name, decays in named(is_decayed(gpt_params(tie_embeddings=tie_embeddings))).items():
+NORMS = {"norm": "rmsnorm_plus_one", "norm_placement": "sandwich", "qk_norm": "all"}
+
+
+@pytest.mark.parametrize("changes", [{}, {"tie_embeddings": False}, NORMS, {"norm": "layernorm_no_bias"}], ids=str)
+def test_kernels_and_embeddings_decay_and_biases_and_norms_do_not(changes):
+    for name, decays in named(is_decayed(gpt_params(**changes))).items():
         assert decays == (name.rsplit("/", 1)[-1] in ("kernel", "embedding")), name
         assert decays or name.rsplit("/", 1)[-1] in ("bias", "scale"), name
 

@@ -151,6 +151,11 @@ class TrainConfig:
     pooling: str = setting("first", "first | mean | max | attention: pooling of a text's activations")
     token_dropout: float = setting(0.0, "share of a text's tokens that are masked out, chosen again at every step")
     accumulation: int = setting(1, "gradient accumulation: number of micro-batches in one step")
+    remat: str = setting(
+        "none",
+        "none | block | attention: what is computed again for the gradient, in place of kept in memory: all inside a "
+        "block, or attention's scores and weights",
+    )
     parallel: str = setting("jit", "jit | pmap: data parallelism over the devices")
     steps_per_call: int = setting(0, "steps in one call of the compiled program; 0: up to 10 when steps are short")
     log_every: int = setting(50, "steps between logs of the mean training loss")
@@ -180,6 +185,7 @@ class TrainConfig:
         for name in names:
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name}={getattr(self, name)}: must be at least 1.")
+        choose(dict.fromkeys(("none", "block", "attention")), self.remat, "train.remat")
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"train.label_smoothing={self.label_smoothing}: must be at least 0 and below 1. Take 0.1.")
         if not 0 <= self.token_dropout < 1:

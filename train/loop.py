@@ -165,7 +165,7 @@ def build_parallel(
     """Build the compiled training and evaluation steps of a run."""
     step = functools.partial(
         train_step,
-        model=model,
+        model=model.clone(remat=config.train.remat),
         loss_fn=loss_fn,
         optimizer=optimizer,
         seed=config.train.seed,

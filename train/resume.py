@@ -25,6 +25,7 @@ MAY_CHANGE = {
     "optimizer.b2",
     "train.num_steps",
     "train.parallel",
+    "train.remat",
     "train.steps_per_call",
     "train.log_every",
     "train.eval_every",

@@ -22,10 +22,11 @@ class Encoder(nn.Module):
     config: TransformerConfig
     shared: Embedding | None = None
     has_output: bool = False  # has the output projection, for heads that predict tokens
+    remat: str = "none"  # of training: see Stack
 
     def setup(self):
         self.embed = Embedder(self.config, self.shared, self.has_output)
-        self.stack = Stack(self.config)
+        self.stack = Stack(self.config, remat=self.remat)
 
     def __call__(
         self,
@@ -103,12 +104,13 @@ class MaskedLM(nn.Module):
     reads_source: ClassVar[bool] = False
 
     config: TransformerConfig
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, tokens: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
         """Compute the masked LM logits; arguments as for Encoder."""
         config = self.config
-        encoder = Encoder(config, has_output=True, name="encoder")
+        encoder = Encoder(config, has_output=True, remat=self.remat, name="encoder")
         x = Dense((config.d_model,), init_std=config.init_std, dtype=config.dtype, name="transform")(
             encoder(tokens, *args, **kwargs)
         )
@@ -124,6 +126,7 @@ class SequenceClassifier(nn.Module):
     config: TransformerConfig
     num_classes: int
     pooling: str = "first"
+    remat: str = "none"
 
     @nn.compact
     def __call__(
@@ -135,7 +138,7 @@ class SequenceClassifier(nn.Module):
     ) -> jax.Array:
         """Compute the class logits; arguments as for Encoder."""
         config = self.config
-        x = Encoder(config, name="encoder")(tokens, is_token, token_types, deterministic)
+        x = Encoder(config, remat=self.remat, name="encoder")(tokens, is_token, token_types, deterministic)
         pooled = Pool(self.pooling, name="pool")(x, is_token)
         pooled = jnp.tanh(Dense((config.d_model,), init_std=config.init_std, name="dense")(pooled))
         pooled = Dropout(config.dropout_rate)(pooled, deterministic)
@@ -149,11 +152,13 @@ class Regressor(nn.Module):
 
     config: TransformerConfig
     pooling: str = "first"
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, tokens: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
         """Predict the numbers; arguments as for Encoder."""
-        return SequenceClassifier(self.config, 1, self.pooling, name="classifier")(tokens, *args, **kwargs)[:, 0]
+        classifier = SequenceClassifier(self.config, 1, self.pooling, self.remat, name="classifier")
+        return classifier(tokens, *args, **kwargs)[:, 0]
 
 
 class TokenTagger(nn.Module):
@@ -163,6 +168,7 @@ class TokenTagger(nn.Module):
 
     config: TransformerConfig
     num_tags: int
+    remat: str = "none"
 
     @nn.compact
     def __call__(
@@ -174,7 +180,7 @@ class TokenTagger(nn.Module):
     ) -> jax.Array:
         """Compute the tag logits; arguments as for Encoder."""
         config = self.config
-        x = Encoder(config, name="encoder")(tokens, is_token, token_types, deterministic)
+        x = Encoder(config, remat=self.remat, name="encoder")(tokens, is_token, token_types, deterministic)
         x = Dropout(config.dropout_rate)(x, deterministic).astype(jnp.float32)
         return Dense((self.num_tags,), init_std=config.init_std, name="out")(x)
 
@@ -186,11 +192,12 @@ class SentenceEmbedder(nn.Module):
 
     config: TransformerConfig
     pooling: str = "mean"
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, tokens: jax.Array, is_token: jax.Array | None = None, *args: Any, **kwargs: Any) -> jax.Array:
         """Compute the sentence vectors; arguments as for Encoder."""
-        x = Encoder(self.config, name="encoder")(tokens, is_token, *args, **kwargs)
+        x = Encoder(self.config, remat=self.remat, name="encoder")(tokens, is_token, *args, **kwargs)
         pooled = Pool(self.pooling, name="pool")(x, is_token)
         # Maximum before the root: in a row of padding only, the root of 0 would have a NaN gradient.
         return pooled * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(pooled), axis=-1, keepdims=True), 1e-24))

@@ -25,10 +25,11 @@ class GPT(nn.Module):
     config: TransformerConfig
     has_source: bool = False  # every block has cross-attention to a source
     shared: Embedding | None = None
+    remat: str = "none"  # of training: see Stack
 
     def setup(self):
         self.embed = Embedder(self.config, self.shared)
-        self.stack = Stack(self.config, self.has_source)
+        self.stack = Stack(self.config, self.has_source, self.remat)
 
     def __call__(
         self,

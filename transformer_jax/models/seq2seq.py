@@ -50,12 +50,13 @@ class Seq2Seq(nn.Module):
     reads_source: ClassVar[bool] = True
 
     config: Seq2SeqConfig
+    remat: str = "none"  # of training: see Stack
 
     def setup(self):
         config = self.config
         self.shared = token_embedding(config.decoder) if config.share_embeddings else None
-        self.encoder = Encoder(config.encoder, self.shared)
-        self.decoder = GPT(config.decoder, has_source=True, shared=self.shared)
+        self.encoder = Encoder(config.encoder, self.shared, remat=self.remat)
+        self.decoder = GPT(config.decoder, has_source=True, shared=self.shared, remat=self.remat)
 
     def __call__(
         self,

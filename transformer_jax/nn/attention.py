@@ -224,6 +224,7 @@ class Attention(nn.Module):
     config: TransformerConfig
     is_cross: bool = False  # keys and values come from another sequence, which has no order relative to the queries
     layer: int = 0  # its index: for the KV cache, and for the settings that differ by layer
+    remat: bool = False  # compute all between projections again for the gradient, in place of keeping it
 
     def setup(self):
         config = self.config
@@ -244,9 +245,7 @@ class Attention(nn.Module):
 
     def keys_values(self, source: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Project a source [B, S, D] to keys and values [B, S, K, H], without positions."""
-        keys = self.key(source)
-        keys = self.key_norm(keys) if self.key_norm else keys
-        return keys, self.value(source)
+        return self.key_norm(self.key(source)), self.value(source)
 
     def __call__(
         self,
@@ -264,8 +263,7 @@ class Attention(nn.Module):
         stored in it, for inference/attention_maps.py.
         """
         config = self.config
-        q = self.query(x)
-        q = self.query_norm(q) if self.query_norm else q
+        q = self.query_norm(self.query(x))
         B, T, N, H = q.shape
         if self.is_cross:
             assert source is not None and mask.is_key is not None
@@ -280,7 +278,8 @@ class Attention(nn.Module):
         if config.attention == "linear":
             if bias is not None:
                 raise UserError(linear_attention.unsupported("bias"))
-            out, cache = self._attend_linearly(q, k, v, mask, cache)
+            attend = jax.checkpoint(self._attend_linearly) if self.remat else self._attend_linearly
+            out, cache = attend(q, k, v, mask, cache)
             return self.out(out), cache
         if cache is not None:
             cache = cache.write(self.layer, k, v)
@@ -302,7 +301,8 @@ class Attention(nn.Module):
         # Separate from the backend, which need not form the weights. While initializing, every collection is mutable.
         if self.is_mutable_collection("attention") and not self.is_initializing():
             self.sow("attention", "weights", attention_weights(q, k, mask, options))
-        return _attend(q, k, v, mask, options, config.backend)
+        attend = functools.partial(_attend, mask=mask, options=options, backend=config.backend)
+        return (jax.checkpoint(attend) if self.remat else attend)(q, k, v)
 
     def _attend_linearly(self, q, k, v, mask, cache):
         if mask.query_segments is not None or mask.may_attend is not None:

@@ -45,6 +45,7 @@ class Block(nn.Module):
     config: TransformerConfig
     has_source: bool = False
     layer: int = 0  # its index: for the KV cache, and for the settings that differ by layer
+    remat_attention: bool = False
 
     def setup(self):
         config = self.config
@@ -54,12 +55,12 @@ class Block(nn.Module):
         def norm(is_there: bool) -> nn.Module | None:
             return make_norm(config) if is_there else None
 
-        self.attention = Attention(config, layer=self.layer)
+        self.attention = Attention(config, layer=self.layer, remat=self.remat_attention)
         self.attention_norm = norm(placement.of_input or placement.of_sum)
         self.attention_out_norm = norm(placement.of_output)
         has_own = (placement.of_input or placement.of_sum) and not placement.is_shared
         if self.has_source:
-            self.cross = Attention(config, is_cross=True, layer=self.layer)
+            self.cross = Attention(config, is_cross=True, layer=self.layer, remat=self.remat_attention)
             self.cross_norm = norm(has_own)
             self.cross_out_norm = norm(placement.of_output)
         self.feed_forward = FeedForward(config)
@@ -108,11 +109,20 @@ class Block(nn.Module):
         return kv.KeysValues.from_projections(*self.cross.keys_values(encoded))
 
 
+REMATS = ("none", "block", "attention")
+
+
 class Stack(nn.Module):
-    """Stack of L blocks, and a final norm unless every block ends in one."""
+    """Stack of L blocks, and a final norm unless every block ends in one.
+
+    With `remat` (rematerialization, gradient checkpointing; Chen et al. 2016, section 3) a gradient keeps less from
+    the forward pass and computes it again: "block", all inside a block, of which only the input is kept; "attention",
+    scores and weights. Parameters, random numbers and results are the same.
+    """
 
     config: TransformerConfig
     has_source: bool = False
+    remat: str = "none"
 
     def setup(self):
         config = self.config
@@ -122,7 +132,10 @@ class Stack(nn.Module):
             raise UserError(error)
         make_bias = choose(POSITIONS, config.positions, "model.positions").bias
         self.position_bias = make_bias(config) if make_bias else None
-        self.blocks = [Block(config, self.has_source, i, name=f"block_{i}") for i in range(config.num_layers)]
+        remat = choose(dict(zip(REMATS, REMATS, strict=True)), self.remat, "remat")
+        self.blocks = [
+            Block(config, self.has_source, i, remat == "attention", name=f"block_{i}") for i in range(config.num_layers)
+        ]
         self.norm = None if config.norm_placement == "post" else make_norm(config)
 
     def __call__(
@@ -141,8 +154,14 @@ class Stack(nn.Module):
             layer_mask = mask.replace(window=kind.window)
             layer_bias = bias if kind.has_positions else None
             keys_values = source.layers[i] if source else None
-            x, cache = block(x, layer_mask, layer_bias, cache, keys_values, source_mask, deterministic)
+            x, cache = self._run(block, x, layer_mask, layer_bias, cache, keys_values, source_mask, deterministic)
         return self.norm(x) if self.norm else x, cache
+
+    def _run(self, block: Block, x: jax.Array, *args):
+        if self.remat != "block":
+            return block(x, *args)
+        # `args` are not arguments of the function: as such, the mask's static numbers would become arrays.
+        return nn.remat(lambda block, x: block(x, *args))(block, x)
 
     def source_keys_values(self, encoded: jax.Array, is_token: jax.Array) -> kv.EncodedSource:
         """Project an encoded source [B, S, D] to keys and values of all layers' cross-attention."""

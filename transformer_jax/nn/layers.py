@@ -148,14 +148,14 @@ def make_norm(config: TransformerConfig, name: str | None = None) -> nn.Module:
 QK_NORMS = {"none": 0, "head": 1, "all": 2}  # number of last axes of [B, T, N, H] that are normalized together
 
 
-def make_qk_norm(config: TransformerConfig) -> RMSNorm | None:
-    """Create the norm of queries or keys named by `config.qk_norm`; None: there is none.
+def make_qk_norm(config: TransformerConfig) -> Callable[[jax.Array], jax.Array]:
+    """Create the norm of queries or keys named by `config.qk_norm`; the identity if there is none.
 
-    Scores then cannot grow without bound. Dehghani et al. 2023, section 2.
+    With a norm, scores cannot grow without bound. Dehghani et al. 2023, section 2.
     """
     num_axes = choose(QK_NORMS, config.qk_norm, "model.qk_norm")
     plus_one = config.norm == "rmsnorm_plus_one"  # Gemma 3: all norms of a model are of one kind
-    return RMSNorm(config.norm_epsilon, plus_one, num_axes) if num_axes else None
+    return RMSNorm(config.norm_epsilon, plus_one, num_axes) if num_axes else lambda x: x
 
 
 class FeedForwardVariant(NamedTuple):
