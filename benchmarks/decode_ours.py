@@ -18,7 +18,7 @@ import numpy as np  # noqa: E402
 
 import transformer_jax as tj  # noqa: E402
 from transformer_jax import sampling  # noqa: E402
-from transformer_jax.inference.engine import generate_tokens  # noqa: E402
+from transformer_jax.inference.forward import step_function  # noqa: E402
 from transformer_jax.inference.prefill import beam_search_inputs  # noqa: E402
 from transformer_jax.models import GPT  # noqa: E402
 from transformer_jax.nn.layers import num_input_axes  # noqa: E402
@@ -49,16 +49,14 @@ def bare_products(weights, passes):
 
 
 def generate(run, rows: list[list[int]], num_new: int, num_beams: int) -> list[list[int]]:
-    rows = [np.array(row, np.int32) for row in rows]
     if num_beams == 1:
-        keys = jax.random.split(jax.random.key(0), len(rows))
-        return [row.tolist() for row in generate_tokens(run, rows, keys, (), "greedy", num_new)]
+        completions = tj.generate_tokens(run, rows, method="greedy", max_new_tokens=num_new)
+        return [list(completion.tokens) for completion in completions]
     beams = sampling.beam_search(
-        *beam_search_inputs(run, rows, num_new),
-        num_beams=num_beams,
-        max_new_tokens=num_new,
-        eos_ids=(),
-        pad_id=run.generation_defaults.pad_id,
+        step_function(run),
+        *beam_search_inputs(run, [np.array(row, np.int32) for row in rows], num_new),
+        sampling.BeamParams.of(num_new),
+        sampling.DecodeSpec(num_new, (), run.generation_defaults.pad_id, beams=sampling.BeamSpec(num_beams)),
     )
     return np.asarray(beams.tokens[:, 0]).tolist()
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from helpers.fresh_models import V, make, normal
 from helpers.numpy_gpt import GEMMA, numpy_gpt
+from helpers.sampling_checks import decoding, processors  # noqa: F401
 
 ROWS, LENGTH = 3, 5
 
@@ -172,31 +173,6 @@ def beams():
             state = state.reorder(parents)
         found.append(logits)
     np.testing.assert_allclose(*found, atol=1e-5)
-
-
-def processors():
-    module = importlib.import_module("transformer_jax.sampling.logits_processors")
-
-    def kept(method, x):
-        x = jnp.array([x])
-        out, _ = module.apply_processors((method,), x, jnp.zeros((1, 3), jnp.int32), jnp.ones(1, jnp.int32), ((),))
-        return np.flatnonzero(out[0] > module.RULED_OUT).tolist(), out[0]
-
-    for method in (module.TopK(2), module.TopP(0.6)):  # probabilities 0.40, 0.15, 0.40, 0.05
-        assert kept(method, [2.0, 1.0, 2.0, 0.0])[0] == [0, 2]
-    assert kept(module.TopK(1), [2.0, 2.0, 1.0])[0] == [0]
-    assert kept(module.MinP(1.0), [2.0, 1.0, 2.0])[0] == [0, 2]
-    np.testing.assert_allclose(kept(module.Temperature(2.0), [2.0, 1.0])[1], [1.0, 0.5])
-    top_k = importlib.import_module("transformer_jax.sampling.top_k")
-    x = np.zeros((1, 3 * top_k.CHUNK), np.float32)
-    x[0, [1, top_k.CHUNK + 1, top_k.CHUNK + 2]] = 2.0, 3.0, 2.0
-    assert top_k.largest(jnp.array(x), 2)[1].tolist() == [[top_k.CHUNK + 1, 1]]
-    x[0, 9:101] = -np.arange(1, 93)
-    num_not_negative = x.size - 92
-    for k in (num_not_negative - 3, num_not_negative + 5):  # both are bisected
-        assert k > top_k.TIERS[-1]
-        expected = np.argsort(-x[0], kind="stable")[:k]
-        assert np.flatnonzero(top_k.is_top_k(jnp.array(x), k)).tolist() == sorted(expected.tolist())
 
 
 def scores(positions, **changes):

@@ -192,6 +192,24 @@ MUTANTS = {
         "pass",
         ("processors", {}),
     ),
+    "a token has the key of its index in the call": (
+        "sampling.decode",
+        "fold_in_index(params.keys, state.first_index + i)",
+        "fold_in_index(params.keys, i)",
+        ("decoding", {}),
+    ),
+    "the newest token is not read before a given turn": (
+        "sampling.decode",
+        "is_unread = state.cache.num_tokens < lengths[:, None]",
+        "is_unread = jnp.zeros(rows.shape, bool)",
+        ("decoding", {}),
+    ),
+    "given tokens overwrite the newest one": (
+        "sampling.decode",
+        "positions = lengths[:, None] + jnp.arange(given.shape[1])",
+        "positions = lengths[:, None] - 1 + jnp.arange(given.shape[1])",
+        ("decoding", {}),
+    ),
     "linear state not carried": (
         "nn.linear_attention",
         "state.keys + fk.sum(1), state.values + jnp",

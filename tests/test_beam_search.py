@@ -18,6 +18,7 @@ from helpers.beams import (
     History,
     all_hypotheses,
     assert_best,
+    beam_search,
     first_token_step,
     hash_step,
     next_log_probs,
@@ -31,8 +32,8 @@ from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
 from transformer_jax.models import GPT
 from transformer_jax.nn.kv_cache_kinds import make_cache
-from transformer_jax.sampling import generate
-from transformer_jax.sampling.beam_search import LENGTH_PENALTIES, Beams, beam_search
+from transformer_jax.sampling import DecodeSpec, Prompts, SamplingParams, generate
+from transformer_jax.sampling.beam_search import LENGTH_PENALTIES, Beams
 
 
 def log_prob(V, prompt, tokens):
@@ -140,13 +141,9 @@ def greedy_tokens(table, prompts, max_new_tokens, eos_ids):
     generated = generate(
         jax.tree_util.Partial(hash_step, jnp.array(table)),
         history,
-        tokens,
-        is_token,
-        jax.random.split(jax.random.key(0), len(prompts)),
-        max_new_tokens=max_new_tokens,
-        choice="greedy",
-        eos_ids=eos_ids,
-        pad_id=PAD,
+        Prompts(tokens, is_token),
+        SamplingParams(jax.random.split(jax.random.key(0), len(prompts))),
+        DecodeSpec(max_new_tokens, eos_ids, PAD, "greedy"),
     )
     return np.asarray(generated.tokens)
 

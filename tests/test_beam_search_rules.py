@@ -13,6 +13,7 @@ from helpers.beams import (
     STEADY_TABLE,
     all_hypotheses,
     assert_best,
+    beam_search,
     first_token_step,
     next_log_probs,
     penalized,
@@ -21,11 +22,10 @@ from helpers.beams import (
 )
 
 import transformer_jax as tj
-from transformer_jax import sampling
 from transformer_jax.errors import UserError
 from transformer_jax.inference.forward import step_function
 from transformer_jax.nn.kv_cache_kinds import make_cache
-from transformer_jax.sampling import STOPPING, MinLength, Renormalize, Suppress, beam_search
+from transformer_jax.sampling import STOPPING, MinLength, Renormalize, Suppress
 
 FIXTURES = Path(__file__).parent / "fixtures"
 V, EOS_IDS = 5, (EOS, 3)
@@ -298,7 +298,7 @@ def test_invalid_arguments_are_refused_in_one_line(kwargs, message):
 def test_a_search_for_one_new_token_returns_the_most_likely_ones():
     run = pretrained("gpt2")
     tokens = np.arange(2, 8).reshape(2, 3)
-    beams = sampling.beam_search(
+    beams = beam_search(
         step_function(run),
         make_cache(run.config, 2, 3),
         tokens,

@@ -9,11 +9,12 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import pytest
+from helpers.beams import beam_search
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transformer_jax.errors import UserError
-from transformer_jax.sampling import Temperature, beam_search, generate, matching, one_of
+from transformer_jax.sampling import DecodeSpec, Prompts, SamplingParams, Temperature, generate, matching, one_of
 from transformer_jax.sampling.regex import MAX_DEPTH, compile_regex
 
 EOS, PAD = 1, 0
@@ -278,14 +279,9 @@ def constrained_texts(pattern, method, max_new_tokens, seed, eos_ids=(EOS,)):
         generated = generate(
             step,
             cache,
-            *given,
-            keys,
-            0,
-            (padded_constraint(pattern), Temperature(0.7)),
-            choice=method,
-            max_new_tokens=max_new_tokens,
-            eos_ids=eos_ids,
-            pad_id=PAD,
+            Prompts(*given),
+            SamplingParams(keys, (padded_constraint(pattern), Temperature(0.7))),
+            DecodeSpec(max_new_tokens, eos_ids, PAD, method),
         )
         tokens, lengths = generated.tokens, generated.lengths
     rows = [row[:length] for row, length in zip(np.asarray(tokens).tolist(), np.asarray(lengths).tolist(), strict=True)]

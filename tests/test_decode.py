@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.arrays import random_like
+from helpers.arrays import close, random_like
 from helpers.markov import EOS, KEYS, MAX_NEW, PAD, PROMPTS, TABLE, B, V, markov_step
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -16,7 +16,21 @@ from transformer_jax.errors import UserError
 from transformer_jax.models import GPT
 from transformer_jax.nn.kv_cache_kinds import make_cache
 from transformer_jax.nn.positions import POSITIONS
-from transformer_jax.sampling import CHOICES, Temperature, TopK, TopP, generate
+from transformer_jax.sampling import (
+    METHODS,
+    Custom,
+    DecodeSpec,
+    PresencePenalty,
+    Prompts,
+    SamplingParams,
+    Temperature,
+    TopK,
+    TopP,
+    decode,
+    extend,
+    generate,
+    prefill,
+)
 from transformer_jax.sampling.logits_processors import RULED_OUT, apply_processors, keep_first
 
 lightly = settings(max_examples=100, deadline=None, database=None)
@@ -26,21 +40,15 @@ ENDLESS[:, EOS] = -1e9
 
 
 def generate_tokens(
-    table, *processors, choice="sample", prompts=PROMPTS, keys=KEYS, first_index=0, max_new_tokens=MAX_NEW
+    table, *processors, method="sample", prompts=PROMPTS, keys=KEYS, first_index=0, max_new_tokens=MAX_NEW
 ):
     step = jax.tree_util.Partial(markov_step, jnp.array(table))
     generated = generate(
         step,
         np.full(len(prompts), -1, np.int32),
-        prompts,
-        prompts != PAD,
-        keys,
-        first_index,
-        processors,
-        max_new_tokens=max_new_tokens,
-        choice=choice,
-        eos_ids=(EOS,),
-        pad_id=PAD,
+        Prompts(prompts, prompts != PAD, first_index=first_index),
+        SamplingParams(keys, processors),
+        DecodeSpec(max_new_tokens, (EOS,), PAD, method),
     )
     tokens = generated.tokens
     np.testing.assert_array_equal(generated.lengths, np.sum(np.asarray(tokens) != PAD, axis=1))
@@ -70,19 +78,19 @@ def chain_table():
 
 @pytest.mark.parametrize("table", [TABLE, ENDLESS, chain_table()], ids=["random", "endless", "chain"])
 @pytest.mark.parametrize(
-    "choice, processors",
+    "method, processors",
     [("greedy", ()), ("sample", (TopK(1),)), ("sample", (Temperature(1e-5),)), ("sample", (TopP(1e-5),))],
     ids=["greedy", "top_k=1", "cold", "top_p~0"],
 )
-def test_greedy_top_1_and_cold_sampling_follow_the_most_likely_chain(table, choice, processors):
-    np.testing.assert_array_equal(generate_tokens(table, *processors, choice=choice), greedy_chains(table))
+def test_greedy_top_1_and_cold_sampling_follow_the_most_likely_chain(table, method, processors):
+    np.testing.assert_array_equal(generate_tokens(table, *processors, method=method), greedy_chains(table))
 
 
 @pytest.mark.parametrize(
-    "choice, processors", [("greedy", ()), ("sample", ()), ("sample", (Temperature(2.0),))], ids=str
+    "method, processors", [("greedy", ()), ("sample", ()), ("sample", (Temperature(2.0),))], ids=str
 )
-def test_after_the_end_of_a_row_there_is_only_padding(choice, processors):
-    out = generate_tokens(TABLE + 2 * np.eye(V)[EOS], *processors, choice=choice)
+def test_after_the_end_of_a_row_there_is_only_padding(method, processors):
+    out = generate_tokens(TABLE + 2 * np.eye(V)[EOS], *processors, method=method)
     assert np.any(out == EOS)
     for row in out:
         ends = np.flatnonzero(row == EOS)
@@ -102,13 +110,9 @@ def test_the_loop_stops_when_every_row_has_ended():
     out = generate(
         jax.tree_util.Partial(counting_step),
         jnp.array([-1, -1]),
-        prompts,
-        prompts != PAD,
-        KEYS[:2],
-        max_new_tokens=MAX_NEW,
-        choice="greedy",
-        eos_ids=(EOS,),
-        pad_id=PAD,
+        Prompts(prompts, prompts != PAD),
+        SamplingParams(KEYS[:2]),
+        DecodeSpec(MAX_NEW, (EOS,), PAD, "greedy"),
     ).tokens
     jax.effects_barrier()
     np.testing.assert_array_equal(out, [[3, 4, 5, EOS] + 7 * [PAD], [5, EOS] + 9 * [PAD]])
@@ -117,7 +121,7 @@ def test_the_loop_stops_when_every_row_has_ended():
 
 def test_one_new_token_is_chosen_from_the_logits_of_the_prompt():
     np.testing.assert_array_equal(
-        generate_tokens(TABLE, choice="greedy", max_new_tokens=1), greedy_chains(TABLE)[:, :1]
+        generate_tokens(TABLE, method="greedy", max_new_tokens=1), greedy_chains(TABLE)[:, :1]
     )
 
 
@@ -161,7 +165,7 @@ jitted_processed = jax.jit(processed)
 def token_counts(logits, *processors, num=3001):
     """Counts of each token, sampled from one row of logits with many keys."""
     keys = jax.random.split(jax.random.key(7), num)
-    tokens = jax.jit(CHOICES["sample"])(jitted_processed(np.tile(logits, (num, 1)), *processors), keys)
+    tokens = jax.jit(METHODS["sample"])(jitted_processed(np.tile(logits, (num, 1)), *processors), keys)
     return np.bincount(tokens, minlength=V)
 
 
@@ -235,9 +239,9 @@ def test_temperature_divides_the_logits():
     np.testing.assert_array_equal(processed([[2.0, -3.0]], Temperature(0.5)), [[4.0, -6.0]])
 
 
-def test_an_unknown_choice_is_refused_with_the_list_of_choices():
-    with pytest.raises(UserError, match="choice='nonsense': unknown. Choose one of: sample, greedy"):
-        generate_tokens(TABLE, choice="nonsense")
+def test_an_unknown_method_is_refused_with_the_list_of_methods():
+    with pytest.raises(UserError, match="method='nonsense': unknown. Choose one of: sample, greedy"):
+        generate_tokens(TABLE, method="nonsense")
 
 
 @functools.cache
@@ -286,16 +290,41 @@ def test_cached_greedy_decoding_equals_full_passes_over_each_prompt_alone(positi
     out = generate(
         step,
         make_cache(config, B, T + MAX_NEW - 1),
-        tokens,
-        is_token,
-        KEYS,
-        max_new_tokens=MAX_NEW,
-        choice="greedy",
-        eos_ids=(),
-        pad_id=PAD,
+        Prompts(tokens, is_token),
+        SamplingParams(KEYS),
+        DecodeSpec(MAX_NEW, method="greedy"),
     ).tokens
     for row, expected in enumerate(greedy_full_passes(full_pass, prompts)):
         assert out[row].tolist() == expected, prompts[row]
+
+
+@pytest.mark.parametrize("positions", ["rotary", "learned"])
+def test_rows_extended_by_given_tokens_continue_as_their_whole_texts_do(positions):
+    config, _, step = gpt(positions)
+    prompts = np.array([[5, 7, 0], [0, 3, 9], [1, 0, 4], [0, 0, 6], [2, 8, 3]])
+    more = np.array([[0, 4], [7, 0], [2, 5], [0, 0], [6, 0]])  # one row gets nothing
+    stop_at_6 = Custom(lambda x, _, lengths: jnp.where(lengths[:, None] >= 6, RULED_OUT, x))
+    first = SamplingParams(KEYS, (stop_at_6,))
+    spec = DecodeSpec(5, eos_ids=(EOS,), buffer_length=19)
+    state = prefill(step, make_cache(config, B, 17), Prompts(prompts, prompts > 0), first, spec)
+    state = decode(step, state, first, spec, 5)
+    assert len({*state.generated.lengths.tolist()}) > 1 and np.any(state.is_done)
+    texts = [
+        text[:n] for text, n in zip(state.token_buffer, state.prompt_lengths + state.generated.lengths, strict=True)
+    ]
+    texts = [np.append(text, row[row > 0]) for text, row in zip(texts, more, strict=True)]
+    whole, is_whole = np.zeros((B, 9), np.int32), np.arange(9) < np.array([[len(text)] for text in texts])
+    whole[is_whole] = np.concatenate(texts)
+
+    then = SamplingParams(jax.random.split(jax.random.key(7), B), (PresencePenalty(0.5),))
+    found = extend(step, state, Prompts(more, more > 0), then, spec)
+    expected = prefill(step, make_cache(config, B, 17), Prompts(whole, is_whole), then, spec)
+    for _ in range(2):
+        np.testing.assert_array_equal(found.generated.tokens, expected.generated.tokens)
+        close(found.generated.log_probs, expected.generated.log_probs)
+        np.testing.assert_array_equal(found.is_done, expected.is_done)
+        found, expected = (decode(step, one, then, spec, 5) for one in (found, expected))
+    assert len({*np.ravel(found.generated.tokens).tolist()}) > 4
 
 
 def test_a_temperature_that_overflows_is_refused_and_the_smallest_is_greedy():

@@ -66,11 +66,8 @@ def engine_that_writes(run, text, stop):
     made = engine.Engine(
         run,
         [run.tokenizer.encode("the")],
-        jax.random.split(jax.random.key(0), 1),
-        (sampling.ForcedTokens(forced[None]),),
-        "greedy",
-        len(tokens),
-        stop,
+        tj.GenerationConfig(method="greedy", max_new_tokens=len(tokens), stop=stop),
+        sampling.SamplingParams(jax.random.split(jax.random.key(0), 1), (sampling.ForcedTokens(forced[None]),)),
     )
     advance = made.advance
     made.advance = lambda num: advance(1)
@@ -191,7 +188,7 @@ def test_ten_prompt_lengths_compile_two_prefill_programs_and_one_decode_loop(mon
         traced.append(tokens.shape[1])
         return step.func(params, tokens, is_token, cache)
 
-    monkeypatch.setattr(engine, "step_function", lambda run: jax.tree_util.Partial(counting, run.params))
+    monkeypatch.setattr(engine, "step_function", lambda run: jax.tree_util.Partial(counting, *step.args))
     lengths, numbers = (1, 5, 17, 29, 32, 33, 41, 53, 61, 64), (32, 29, 3, 11, 5, 7, 23, 2, 13, 31)
     for length, num_new in zip(lengths, numbers, strict=True):
         tj.generate(run, ("the cat " * 8)[:length], max_new_tokens=num_new)

@@ -61,7 +61,7 @@ def longer(run):
 
 # Chunks
 
-prefill = jax.jit(chunked_prefill, static_argnames="chunk")
+prefill = jax.jit(chunked_prefill, static_argnums=5)
 read = jax.jit(lambda step, *args: step(*args))
 
 
@@ -74,7 +74,7 @@ def test_a_prompt_read_in_chunks_gives_the_logits_of_one_read_at_once(kind, chun
     step = step_function(run)
     for is_token, unused in ((LEFT, NUM_UNUSED), (RAGGED, NUM_UNUSED)):
         cache = make_rolling_cache(run.config, B, chunk) if kind == "ring" else make_cache(run.config, B, CONTEXT)
-        logits, cache = prefill(step, cache, tokens, is_token, unused, chunk=chunk)
+        logits, cache = prefill(step, cache, tokens, is_token, unused, chunk)
         expected, whole = read(step, tokens, is_token, make_cache(run.config, B, CONTEXT))
         close(logits, expected)
         np.testing.assert_array_equal(cache.num_tokens, whole.num_tokens)
@@ -92,7 +92,7 @@ def test_chunks_of_padding_alone_are_not_read():
         return step(tokens, is_token, cache)
 
     empty, tokens = make_cache(run.config, B, CONTEXT), np.ones((B, T), np.int32)
-    jax.block_until_ready(prefill(jax.tree_util.Partial(counting), empty, tokens, LEFT, 17, chunk=4))
+    jax.block_until_ready(prefill(jax.tree_util.Partial(counting), empty, tokens, LEFT, 17, 4))
     jax.effects_barrier()
     assert read_by_host == [1, 4, 4, 4]  # 12 positions in use: 1 that fills no chunk, and 3 chunks
 

@@ -14,16 +14,31 @@ from transformer_jax import sampling
 from transformer_jax.errors import UserError
 from transformer_jax.huggingface.files import PretrainedError
 from transformer_jax.huggingface.generation_defaults import read_generation_defaults
-from transformer_jax.sampling import ForceLast, MinLength, PresencePenalty, Suppress, Temperature, TopK, TopP, generate
+from transformer_jax.sampling import (
+    DecodeSpec,
+    ForceLast,
+    MinLength,
+    PresencePenalty,
+    Prompts,
+    SamplingParams,
+    Suppress,
+    Temperature,
+    TopK,
+    TopP,
+    generate,
+)
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
 
 def generated(*processors, table=TABLE, prompts=PROMPTS, first_index=0, states=None, **kwargs):
-    kwargs = dict(max_new_tokens=MAX_NEW, eos_ids=(EOS,), pad_id=PAD) | kwargs
     step = jax.tree_util.Partial(markov_step, jnp.array(table))
     out = generate(
-        step, np.full(B, -1, np.int32), prompts, prompts != PAD, KEYS, first_index, processors, states, **kwargs
+        step,
+        np.full(B, -1, np.int32),
+        Prompts(prompts, prompts != PAD, None, first_index, states),
+        SamplingParams(KEYS, processors),
+        DecodeSpec(**dict(max_new_tokens=MAX_NEW, eos_ids=(EOS,), pad_id=PAD) | kwargs),
     )
     return jax.tree.map(np.asarray, out)
 
@@ -61,7 +76,7 @@ def test_a_stop_sequence_ends_a_row_when_it_is_complete(sequences):
 def test_a_stop_sequence_may_begin_in_an_earlier_call_but_not_in_the_prompt():
     prompts = np.tile([[3, 1]], (B, 1))
     table = np.full((V, V), -9.0) + 18 * np.eye(V)[[0, 4, 4, 1, 5, 6, 6]]  # 1 -> 4 -> 5 -> 6 -> 6 ...
-    kwargs = dict(table=table, eos_ids=(), choice="greedy")
+    kwargs = dict(table=table, eos_ids=(), method="greedy")
     assert generated(prompts=prompts, stop_sequences=((1, 4),), **kwargs).tokens[0, :4].tolist() == [4, 5, 6, 6]
     first = generated(prompts=prompts, max_new_tokens=1, **kwargs)
     both = np.concatenate([prompts, first.tokens], axis=1)
@@ -137,14 +152,9 @@ def test_processors_share_a_compiled_program_whatever_their_numbers():
         generate(
             step,
             jnp.full(B, -1),
-            PROMPTS,
-            PROMPTS != PAD,
-            KEYS,
-            0,
-            (processor,),
-            max_new_tokens=3,
-            eos_ids=(EOS,),
-            pad_id=PAD,
+            Prompts(PROMPTS, PROMPTS != PAD),
+            SamplingParams(KEYS, (processor,)),
+            DecodeSpec(3, (EOS,), PAD),
         )
         assert len(traced) == num
 

@@ -129,7 +129,7 @@ def test_the_names_that_a_field_may_have_are_those_of_the_tables_that_need_jax()
     assert NAMES["cache_type"] == tuple(CACHE_TYPES)
     assert NAMES["length_normalization"] == tuple(sampling.LENGTH_PENALTIES)
     assert NAMES["stopping"] == tuple(sampling.STOPPING)
-    assert NAMES["method"] == (*sampling.CHOICES, "beam")
+    assert NAMES["method"] == (*sampling.METHODS, "beam")
 
 
 def test_flags_are_checked_without_importing_jax():

@@ -234,7 +234,11 @@ def test_two_sampled_tokens_have_the_distribution_of_the_twin(name):
     step = jax.tree_util.Partial(lambda row, tokens, _, cache: (jnp.tile(row, (len(tokens), 1)), cache), LOGITS)
     tokens = np.tile(np.array(prompt, np.int32), (rows, 1))
     generated = sampling.generate(
-        step, (), tokens, tokens >= 0, keys, 0, (processor,), max_new_tokens=2, eos_ids=(), pad_id=0
+        step,
+        (),
+        sampling.Prompts(tokens, tokens >= 0),
+        sampling.SamplingParams(keys, (processor,)),
+        sampling.DecodeSpec(2),
     )
     counts = np.zeros((V, V))
     has_two = np.asarray(generated.lengths) == 2  # without EOS ids a constraint may allow no second token

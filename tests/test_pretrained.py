@@ -19,7 +19,7 @@ from transformer_jax.huggingface.files import PretrainedError
 from transformer_jax.inference.forward import step_function
 from transformer_jax.models import GPT, Encoder, MaskedLM, TokenTagger, parameter_shapes
 from transformer_jax.nn.kv_cache_kinds import make_cache
-from transformer_jax.sampling import generate
+from transformer_jax.sampling import DecodeSpec, Prompts, SamplingParams, generate
 
 FIXTURES = Path(__file__).parent / "fixtures"
 FOLDERS = "gpt2 llama llama3 llama_sharded_bf16 bert bert_classifier roberta t5 t5_v1_1 bart marian".split()
@@ -137,15 +137,9 @@ def test_greedy_tokens_equal_those_of_the_reference_library(folder):
     new = generate(
         step_function(run),
         cache,
-        tokens,
-        is_token,
-        jax.random.split(jax.random.key(0), len(tokens)),
-        0,
-        run.generation_defaults.processors,
-        max_new_tokens=num_new,
-        choice="greedy",
-        eos_ids=run.generation_defaults.eos_ids,
-        pad_id=run.generation_defaults.pad_id,
+        Prompts(tokens, is_token),
+        SamplingParams(jax.random.split(jax.random.key(0), len(tokens)), run.generation_defaults.processors),
+        DecodeSpec(num_new, run.generation_defaults.eos_ids, run.generation_defaults.pad_id, "greedy"),
     )
     np.testing.assert_array_equal(new.tokens, given["greedy"])
 

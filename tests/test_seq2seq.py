@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.arrays import close, random_like
+from helpers.beams import beam_search
 
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
 from transformer_jax.models import Seq2Seq, Seq2SeqConfig
 from transformer_jax.nn.kv_cache import KVCache
-from transformer_jax.sampling import generate
-from transformer_jax.sampling.beam_search import beam_search
+from transformer_jax.sampling import DecodeSpec, Prompts, SamplingParams, generate
 
 B, T, S, V = 3, 5, 7, 23
 SIDE = dict(vocab_size=V, max_len=17, num_layers=1, d_model=11, num_heads=3, head_dim=4, d_ff=13)
@@ -284,9 +284,8 @@ def decode(search, rows, places=slice(None)):
 def test_greedy_decoding_is_the_argmax_of_full_passes_and_each_row_its_own():
     def greedy(step, cache, tokens, is_token):
         keys = jax.random.split(jax.random.key(0), len(tokens))
-        return generate(
-            step, cache, tokens, is_token, keys, max_new_tokens=NUM_NEW, choice="greedy", eos_ids=(EOS,), pad_id=PAD
-        ).tokens
+        spec = DecodeSpec(NUM_NEW, (EOS,), PAD, "greedy")
+        return generate(step, cache, Prompts(tokens, is_token), SamplingParams(keys), spec).tokens
 
     expected, text = np.full((B, NUM_NEW), PAD), STARTS
     for i in range(NUM_NEW):

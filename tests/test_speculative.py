@@ -22,7 +22,16 @@ from transformer_jax.nn.kv_cache_full import FullCache
 from transformer_jax.nn.kv_cache_kinds import make_cache
 from transformer_jax.nn.positions import token_positions
 from transformer_jax.run import Run
-from transformer_jax.sampling import FrequencyPenalty, MinLength, PresencePenalty, Temperature, TopK
+from transformer_jax.sampling import (
+    DecodeSpec,
+    FrequencyPenalty,
+    MinLength,
+    PresencePenalty,
+    Prompts,
+    SamplingParams,
+    Temperature,
+    TopK,
+)
 from transformer_jax.sampling.drafts import NO_PROPOSAL, look_up_tokens
 from transformer_jax.sampling.logits_processors import apply_processors, init_states
 
@@ -65,23 +74,24 @@ def empty_cache(num_rows, capacity):
 
 
 def plain(*processors, prompts=PROMPTS, is_token=IS_TOKEN, keys=KEYS, **kwargs):
-    kwargs = dict(max_new_tokens=MAX_NEW, eos_ids=(EOS,), pad_id=PAD) | kwargs
-    cache = empty_cache(len(prompts), prompts.shape[1] + kwargs["max_new_tokens"])
+    spec = DecodeSpec(**dict(max_new_tokens=MAX_NEW, eos_ids=(EOS,), pad_id=PAD) | kwargs)
+    cache = empty_cache(len(prompts), prompts.shape[1] + spec.max_new_tokens)
     model = jax.tree_util.Partial(step, jnp.array(TABLE))
-    out = sampling.generate(model, cache, prompts, is_token, keys, 0, processors, **kwargs)
+    out = sampling.generate(model, cache, Prompts(prompts, is_token), SamplingParams(keys, processors), spec)
     return jax.tree.map(np.asarray, out)
 
 
 def drafted(*processors, draft=None, extra_slots=0, prompts=PROMPTS, is_token=IS_TOKEN, keys=KEYS, **kwargs):
     """Speculative decoding with the toy model; `draft` is the table of a draft model, or give prompt_lookup."""
-    kwargs = dict(max_new_tokens=MAX_NEW, eos_ids=(EOS,), pad_id=PAD, num_draft=3) | kwargs
-    capacity = prompts.shape[1] + kwargs["max_new_tokens"] - 1 + kwargs["num_draft"] + extra_slots
+    spec = DecodeSpec(**dict(max_new_tokens=MAX_NEW, eos_ids=(EOS,), pad_id=PAD, num_draft=3) | kwargs)
+    capacity = prompts.shape[1] + spec.max_new_tokens - 1 + spec.num_draft + extra_slots
     step_and_verify = [jax.tree_util.Partial(function, jnp.array(TABLE)) for function in (step, verify)]
     cache = empty_cache(len(prompts), capacity)
     drafting = (None, None)
     if draft is not None:
         drafting = jax.tree_util.Partial(step, jnp.array(draft)), empty_cache(len(prompts), capacity)
-    out = sampling.speculate(*step_and_verify, cache, prompts, is_token, keys, 0, processors, None, *drafting, **kwargs)
+    params = SamplingParams(keys, processors)
+    out = sampling.speculate(*step_and_verify, cache, Prompts(prompts, is_token), params, spec, *drafting)
     return jax.tree.map(np.asarray, out)
 
 
@@ -98,27 +108,27 @@ def assert_same(found, expected):
 # The same tokens
 
 
-GREEDY_DRAFT = {"draft": NEAR, "choice": "greedy"}
+GREEDY_DRAFT = {"draft": NEAR, "method": "greedy"}
 
 
 @pytest.mark.parametrize(
     "drafts, extra_slots",
-    [(GREEDY_DRAFT, 0), (GREEDY_DRAFT, 13), ({"prompt_lookup": 1, "choice": "greedy"}, 0), ({"prompt_lookup": 2}, 13)],
+    [(GREEDY_DRAFT, 0), (GREEDY_DRAFT, 13), ({"prompt_lookup": 1, "method": "greedy"}, 0), ({"prompt_lookup": 2}, 13)],
     ids=["draft", "draft, more slots", "lookup", "sampled lookup, more slots"],
 )
 def test_tokens_log_probs_states_and_ends_equal_those_of_plain_decoding(drafts, extra_slots):
     processors, ends = (MinLength(4, (EOS,)), PresencePenalty(0.5)), dict(stop_sequences=((3, 5),), num_top=2)
-    expected = plain(*processors, choice=drafts.get("choice", "sample"), **ends)
+    expected = plain(*processors, method=drafts.get("method", "sample"), **ends)
     found, num_drafted, num_accepted = drafted(*processors, extra_slots=extra_slots, **ends, **drafts)
     assert_same(found, expected)
-    if "choice" in drafts:
+    if "method" in drafts:
         assert expected.lengths.tolist() == [4, 15, 5, 6, 17]  # ended by: 3 5, EOS, EOS, 3 5, max_new_tokens
     assert np.all(num_accepted <= num_drafted) and 0 < num_accepted.sum() < num_drafted.sum()
 
 
-@pytest.mark.parametrize("choice", ["greedy", "sample"])
-def test_every_token_of_a_draft_model_that_is_the_model_itself_is_accepted(choice):
-    found, num_drafted, num_accepted = drafted(draft=TABLE, choice=choice, eos_ids=(), num_draft=4)
+@pytest.mark.parametrize("method", ["greedy", "sample"])
+def test_every_token_of_a_draft_model_that_is_the_model_itself_is_accepted(method):
+    found, num_drafted, num_accepted = drafted(draft=TABLE, method=method, eos_ids=(), num_draft=4)
     np.testing.assert_array_equal(num_accepted, num_drafted)
     assert np.all(num_drafted == 13) and np.all(found.lengths == MAX_NEW)  # 1, 3 times 4 drafted and 1 more, and 1
 
@@ -204,25 +214,16 @@ def test_a_gpt_generates_the_same_tokens_to_the_end_of_its_context(positions, lo
     if not lookup:
         params = jax.tree.map(lambda ours, other: ours + 0.1 * other, run.params, run_of(positions, 1).params)
         draft = dataclasses.replace(run, params=params)
-    kwargs = dict(max_new_tokens=20, eos_ids=(), pad_id=PAD, choice="sample" if lookup else "greedy", num_top=1)
-    expected = sampling.generate(
-        step_function(run), make_cache(run.config, B, capacity), PROMPTS, IS_TOKEN, KEYS, 0, processors, **kwargs
-    )
+    spec = DecodeSpec(20, method="sample" if lookup else "greedy", num_top=1, num_draft=3, prompt_lookup=lookup)
+    given = (Prompts(PROMPTS, IS_TOKEN), SamplingParams(KEYS, processors), spec)
+    expected = sampling.generate(step_function(run), make_cache(run.config, B, capacity), *given)
     drafting = (step_function(draft), make_cache(draft.config, B, capacity, 4)) if draft else ()
     result = sampling.speculate(
         step_function(run),
         step_function(run, last_only=False),
         make_cache(run.config, B, capacity, 4),
-        PROMPTS,
-        IS_TOKEN,
-        KEYS,
-        0,
-        processors,
-        None,
+        *given,
         *drafting,
-        num_draft=3,
-        prompt_lookup=lookup,
-        **kwargs,
     )
     assert_same(result.generated, expected)
     assert len({*np.ravel(expected.tokens).tolist()}) > 4 and result.num_accepted.sum() > 0

@@ -17,7 +17,8 @@ from transformer_jax.errors import RunError, UserError, missing_package
 __version__ = "0.2.0"
 
 _MODULES = {  # public name: the module that defines it
-    **dict.fromkeys(("Completion", "benchmark", "complete", "generate", "prompt_text", "stream"), "inference.generate"),
+    **dict.fromkeys(("benchmark", "complete", "generate", "prompt_text", "stream"), "inference.generate"),
+    **dict.fromkeys(("Completion", "generate_tokens"), "inference.generate_tokens"),
     **dict.fromkeys(("classify", "score", "tag"), "inference.predict"),
     "attention_maps": "inference.attention_maps",
     "GenerationConfig": "inference.generation_config",

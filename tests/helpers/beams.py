@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transformer_jax.sampling.beam_search import Beams, beam_search
+from transformer_jax import sampling
+from transformer_jax.sampling import Beams, BeamSpec
 
 EOS, PAD, NUM_HASHES = 1, 99, 10007  # no toy model has a token 99
 PROMPTS = ((0,), (1, 0), (0, 0, 1))
@@ -64,6 +65,14 @@ def padded(prompts):
         tokens[row, columns] = prompt
         is_token[row, columns] = True
     return tokens, is_token
+
+
+def beam_search(step, cache, tokens, is_token, processors=(), *, num_beams, max_new_tokens, eos_ids, pad_id, **kwargs):
+    """`sampling.beam_search` with its settings by name, static ones and numbers."""
+    static = {name: kwargs.pop(name) for name in ("num_return", "stopping", "num_groups") if name in kwargs}
+    spec = sampling.DecodeSpec(max_new_tokens, eos_ids, pad_id, beams=BeamSpec(num_beams, **static))
+    params = sampling.BeamParams.of(max_new_tokens, processors, **kwargs)
+    return sampling.beam_search(step, cache, sampling.Prompts(tokens, is_token), params, spec)
 
 
 def search_beams(table, prompts, step=hash_step, missing_slots=0, **kwargs):

@@ -15,7 +15,7 @@ from transformer_jax.errors import UserError
 from transformer_jax.inference.generation_config import GenerationConfig
 
 if TYPE_CHECKING:  # these modules load JAX
-    from transformer_jax.inference.generate import Completion
+    from transformer_jax.inference.generate_tokens import Completion
     from transformer_jax.run import Run
 
 EXAMPLE = 'python -m transformer_jax sample --run_dir=runs/a --prompt="To be or not to be" --top_k=40'

@@ -1,35 +1,17 @@
-"""Draft sources for speculative decoding: a smaller model or prompt lookup."""
+"""Draft models for speculative decoding, and the checks of drafts."""
 
-import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from transformer_jax.errors import UserError, check
-from transformer_jax.inference.forward import step_function
 from transformer_jax.inference.generation_config import GenerationConfig
 from transformer_jax.run import Run, open_run
 from transformer_jax.tokenizers.token_bytes import token_bytes
 
 
-@dataclasses.dataclass(frozen=True)
-class DraftSource:
-    """Source of drafted tokens, and the length of a draft."""
-
-    run: Run | None  # the draft model; None: drafts are looked up in the text itself
-    prompt_lookup: int  # length of the n-gram that is looked up; 0: there is a draft model
-    num_draft: int  # tokens of a draft
-
-    @property
-    def step(self) -> jax.tree_util.Partial | None:
-        """Step function of the draft model, or None."""
-        return None if self.run is None else step_function(self.run)
-
-
-def make_draft_source(config: GenerationConfig, run: Run) -> DraftSource | None:
-    """Draft source that a generation config asks for; None: no speculative decoding.
+def open_draft_model(config: GenerationConfig, run: Run) -> Run | None:
+    """Open the draft model that a generation config asks for; None: prompt lookup, or no speculative decoding.
 
     Raises:
       UserError: linear attention, which cannot forget a refused token; a draft model that cannot be opened, is another
@@ -37,13 +19,12 @@ def make_draft_source(config: GenerationConfig, run: Run) -> DraftSource | None:
     """
     if config.prompt_lookup:
         _check_can_rewind("prompt_lookup", config.prompt_lookup, "the model", run)
-        return DraftSource(None, config.prompt_lookup, config.num_draft)
     if config.draft:
         draft = _open(config.draft, _modification_time(config.draft))
         _check_can_rewind("draft", config.draft, "the model", run)
         _check_can_rewind("draft", config.draft, "the draft", draft)
         _check_compatible(config.draft, draft, run)
-        return DraftSource(draft, 0, config.num_draft)
+        return draft
     return None
 
 

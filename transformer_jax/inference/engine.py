@@ -5,15 +5,14 @@ decode loop takes the number of tokens as an argument. Results do not depend on 
 to the longest prompt, and the cache gives back the slots of the padding behind it.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax import sampling
-from transformer_jax.inference.draft_model import DraftSource
+from transformer_jax.inference.draft_model import open_draft_model
 from transformer_jax.inference.forward import step_function
+from transformer_jax.inference.generation_config import GenerationConfig
 from transformer_jax.inference.prefill import (
     Prefill,
     plan_prefill,
@@ -40,33 +39,24 @@ class Engine:
         self,
         run: Run,
         prompts: list[np.ndarray],
-        keys: jax.Array,
-        processors: tuple,
-        choice: str,
-        max_new_tokens: int,
-        stop: tuple[str, ...] = (),
+        config: GenerationConfig,
+        params: sampling.SamplingParams,
         num_top: int = 0,
-        draft_source: DraftSource | None = None,
-        has_rolling_cache: bool = False,
-        cache_type: str = "model",
     ):
         self.run = run
         self.prompts = prompts
-        self.keys = keys
-        self.processors = processors
-        self.max_new_tokens = max_new_tokens
-        self.stop = stop
-        self.num_top = num_top
-        self.draft_source = draft_source
-        self.has_rolling_cache = has_rolling_cache
-        self.cache_type = cache_type
-        self.is_seq2seq = run.model.reads_source
-        self.eos_ids = run.generation_defaults.eos_ids
-        self._static: dict[str, Any] = {
-            "choice": choice,
-            "eos_ids": self.eos_ids,
-            "pad_id": run.generation_defaults.pad_id,
-        }
+        self.config = config
+        self._draft = open_draft_model(config, run)
+        self._params = params
+        self._spec = sampling.DecodeSpec(
+            max_new_tokens=config.max_new_tokens,
+            eos_ids=run.generation_defaults.eos_ids,
+            pad_id=run.generation_defaults.pad_id,
+            method=config.method,
+            num_top=num_top,
+            num_draft=config.num_draft if config.draft or config.prompt_lookup else 0,
+            prompt_lookup=config.prompt_lookup,
+        )
         # Results, row by row.
         B = len(prompts)
         no_log_probs = np.zeros(0, np.float32)
@@ -80,12 +70,12 @@ class Engine:
         self.num_accepted = np.zeros(B, np.int32)
         self.num_generated = 0  # new tokens of the rows that have not ended
         # Where decoding stands.
-        lengths = jnp.array([1 if self.is_seq2seq else len(row) for row in prompts], jnp.int32)
+        lengths = jnp.array([1 if run.model.reads_source else len(row) for row in prompts], jnp.int32)
         no_text = jnp.zeros((B, 0), jnp.int32)
-        self._processor_states = sampling.init_states(processors, no_text, lengths, max_new_tokens)
+        self._processor_states = sampling.init_states(params.processors, no_text, lengths, config.max_new_tokens)
         self._prompt_texts = []
         if tokenizer := run.tokenizer:
-            self._prompt_texts = ["" if self.is_seq2seq else tokenizer.decode(row) for row in prompts]
+            self._prompt_texts = ["" if run.model.reads_source else tokenizer.decode(row) for row in prompts]
         self._state: sampling.DecodeState | None = None
         self._speculative: sampling.SpeculativeState | None = None
         self._segment_start = 0  # index of the first new token after the latest prefill
@@ -96,16 +86,30 @@ class Engine:
         """True once all rows have ended."""
         return all(self.finish)
 
+    @property
+    def is_speculative(self) -> bool:
+        """True if tokens are drafted: by a draft model or by prompt lookup."""
+        return self._spec.num_draft > 0
+
     def advance(self, num_tokens: int) -> None:
         """Generate up to `num_tokens` more tokens for each row that has not ended."""
-        end = min(self.num_generated + num_tokens, self.max_new_tokens)
+        step = step_function(self.run)
+        end = min(self.num_generated + num_tokens, self.config.max_new_tokens)
         while not self.is_done and self.num_generated < end:
             state = self._state
             if state is None or self.num_generated == self._segment_start + self._segment_length:
-                state = self._prefill()
+                plan = self._plan_prefill()
+                state = sampling.prefill(step, plan.cache, plan.prompts, self._params, plan.spec)
+                state = self._with_ended_rows(state)
             num = np.int32(min(end - self._segment_start, self._segment_length))
-            if num > 1:  # prefill has chosen the first token
-                state = self._decode(state, num)
+            if num > 1 and self._speculative is None:  # prefill has chosen the first token
+                state = sampling.decode(step, state, self._params, self._spec, num)
+            elif num > 1:
+                verify = step_function(self.run, last_only=False)
+                drafting = None if self._draft is None else step_function(self._draft)
+                state, self._speculative = sampling.decode_speculative(
+                    verify, state, self._speculative, self._params, self._spec, num, drafting
+                )
             self._state = state
             self._collect(state, int(num))
 
@@ -124,84 +128,44 @@ class Engine:
 
     def _row(self, i: int, num_new: int | None = None) -> np.ndarray:
         tokens = self.tokens[i][:num_new]
-        return tokens if self.is_seq2seq else np.concatenate([self.prompts[i], tokens])
+        return tokens if self.run.model.reads_source else np.concatenate([self.prompts[i], tokens])
 
     # Prefill
 
-    def _prefill(self) -> sampling.DecodeState:
-        """Read the rows, or the last half of the context once they have outgrown it, and choose a token for each."""
+    def _plan_prefill(self) -> Prefill:
+        """Begin a segment: the rows to read, or the last half of the context once they have outgrown it."""
         self._segment_start = self.num_generated
-        num_left = self.max_new_tokens - self.num_generated
-        num_draft = self.draft_source.num_draft if self.draft_source else 0
-        if self.is_seq2seq:
-            prefill = plan_source_prefill(self.run, self.prompts, num_left, num_draft)
-        elif self.has_rolling_cache:
-            prefill = plan_rolling_prefill(self.run, self.prompts, num_left)
+        num_left = self.config.max_new_tokens - self.num_generated
+        if self.run.model.reads_source:
+            plan = plan_source_prefill(self.run, self.prompts, num_left, self._spec)
+        elif self.config.on_overflow == "slide":
+            plan = plan_rolling_prefill(self.run, self.prompts, num_left, self._spec)
         else:
             rows = [self._row(i) for i in range(len(self.prompts))]
             if self._segment_start:
                 rows = [row[-max(self.run.config.decoder.max_len // 2, 1) :] for row in rows]
-            prefill = plan_prefill(self.run, rows, num_left, num_draft)
-        self._segment_length = prefill.segment_length
-        state = sampling.prefill(
-            step_function(self.run),
-            prefill.cache.with_type(self.cache_type),
-            prefill.tokens,
-            prefill.is_token,
-            self.keys,
-            np.int32(num_left),
-            np.int32(self._segment_start),
-            self.processors,
-            self._processor_states,
-            prefill.trailing_padding,
-            output_length=prefill.output_length,
-            buffer_length=prefill.buffer_length,
-            num_top=self.num_top,
-            chunk=prefill.chunk,
-            **self._static,
-        )
-        if self.draft_source is not None:
-            self._speculative = self._prefill_drafts(self.draft_source, prefill)
-        return self._with_ended_rows(state)
+            plan = plan_prefill(self.run, rows, num_left, self._spec)
+        self._spec = plan.spec
+        self._segment_length = plan.segment_length
+        self._params = self._params._replace(limit=np.int32(plan.segment_length))
+        if self.is_speculative:
+            self._speculative = self._prefill_drafts(plan)
+        prompts = plan.prompts._replace(first_index=np.int32(self._segment_start), states=self._processor_states)
+        return plan._replace(cache=plan.cache.with_type(self.config.cache_type), prompts=prompts)
 
-    def _prefill_drafts(self, source: DraftSource, prefill: Prefill) -> sampling.SpeculativeState:
-        """Start speculative decoding; the draft model, if there is one, reads what the model has read."""
-        cache = None
-        if source.run is not None and self.is_seq2seq:
-            cache = prefill_source(source.run, self.prompts, prefill.capacity, prefill.extra_slots).cache
-        elif source.run is not None:
-            config = source.run.config.decoder
-            cache = make_cache(config, len(prefill.tokens), prefill.capacity, prefill.extra_slots)
-        state = sampling.prefill_speculative(
-            prefill.tokens, prefill.is_token, source.step, cache, prefill.trailing_padding
-        )
+    def _prefill_drafts(self, plan: Prefill) -> sampling.SpeculativeState:
+        """Start speculative decoding; the draft model, if there is one, reads what the model reads."""
+        step = cache = None
+        if self._draft is not None:
+            step = step_function(self._draft)
+            if self.run.model.reads_source:
+                cache, _ = prefill_source(self._draft, self.prompts, plan.capacity, plan.extra_slots)
+            else:
+                config = self._draft.config.decoder
+                cache = make_cache(config, len(self.prompts), plan.capacity, plan.extra_slots)
+        state = sampling.prefill_speculative(plan.prompts, step, cache)
         if (before := self._speculative) is not None:
             state = state._replace(num_drafted=before.num_drafted, num_accepted=before.num_accepted)
-        return state
-
-    # Decode
-
-    def _decode(self, state: sampling.DecodeState, end: np.int32) -> sampling.DecodeState:
-        """Run the decode loop until the segment has `end` tokens."""
-        first = np.int32(self._segment_start)
-        source = self.draft_source
-        if source is None:
-            step = step_function(self.run)
-            return sampling.decode(step, state, self.keys, end, first, self.processors, **self._static)
-        state, self._speculative = sampling.decode_speculative(
-            step_function(self.run, last_only=False),
-            state,
-            self._speculative,
-            self.keys,
-            end,
-            np.int32(self._segment_length),
-            first,
-            self.processors,
-            source.step,
-            num_draft=source.num_draft,
-            prompt_lookup=source.prompt_lookup,
-            **self._static,
-        )
         return state
 
     def _with_ended_rows(self, state: sampling.DecodeState) -> sampling.DecodeState:
@@ -229,16 +193,16 @@ class Engine:
             self.log_probs[i] = np.append(self.log_probs[i], log_probs[i, first:end])
             new_top = (top_tokens[i, first:end], top_log_probs[i, first:end])
             self.top[i] = tuple(np.concatenate(pair) for pair in zip(self.top[i], new_top, strict=True))
-            if end > first and tokens[i, end - 1] in self.eos_ids:
+            if end > first and tokens[i, end - 1] in self._spec.eos_ids:
                 self.finish[i] = "eos"
             elif end < num:
                 self.finish[i] = "ruled_out"
-            elif self._segment_start + num == self.max_new_tokens:
+            elif self._segment_start + num == self.config.max_new_tokens:
                 self.finish[i] = "length"
-            if self.stop:
+            if self.config.stop:
                 self._end_at_stop_string(i, end - first)
         self.num_generated = self._segment_start + num
-        if self.stop:
+        if self.config.stop:
             self._state = self._with_ended_rows(state)
 
     def _end_at_stop_string(self, i: int, num_newest: int) -> None:
@@ -256,13 +220,4 @@ class Engine:
     def _find_stop_string(self, i: int, num_tokens: int) -> int:
         """Index of the first stop string in the text of the first `num_tokens` new tokens; -1: none."""
         text = self._new_text(i, num_tokens)
-        return min((index for index in map(text.find, self.stop) if index >= 0), default=-1)
-
-
-def generate_tokens(
-    run: Run, prompts: list[np.ndarray], keys: jax.Array, processors: tuple, choice: str, max_new_tokens: int
-) -> list[np.ndarray]:
-    """New tokens of each row, generated in one call."""
-    engine = Engine(run, prompts, keys, processors, choice, max_new_tokens)
-    engine.advance(max_new_tokens)
-    return engine.tokens
+        return min((index for index in map(text.find, self.config.stop) if index >= 0), default=-1)

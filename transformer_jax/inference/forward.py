@@ -19,7 +19,7 @@ def _apply(model: Any, params: Any, args: tuple, kwargs: dict) -> jax.Array:
 
 @functools.cache  # one function object per model: jit tells functions apart by identity, and would compile again
 def _extend(model: Any, last_only: bool) -> Callable:
-    return lambda params, *args: model.apply({"params": params}, *args, last_only=last_only, method="extend")
+    return functools.partial(model.apply, last_only=last_only, method="extend")
 
 
 def step_function(run: Run, last_only: bool = True) -> jax.tree_util.Partial:
@@ -28,7 +28,7 @@ def step_function(run: Run, last_only: bool = True) -> jax.tree_util.Partial:
     The parameters are arguments of the Partial: a closure would compile them into the program as constants.
     With last_only=False it returns the logits at every position: `verify` of speculative decoding.
     """
-    return jax.tree_util.Partial(_extend(run.model, last_only), run.params)
+    return jax.tree_util.Partial(_extend(run.model, last_only), {"params": run.params})
 
 
 def logits(

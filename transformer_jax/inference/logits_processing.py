@@ -23,24 +23,24 @@ def logits_processors(config: GenerationConfig, run: Run) -> tuple[LogitsProcess
 
     Raises:
       UserError: a string that is no token; choices or a regex that no tokens spell, or that
-        need more than max_new_tokens; no tokenizer.
+        need more than max_new_tokens; a setting that needs text, and no tokenizer.
     """
-    tokenizer = run.text_tokenizer
+    _check_has_text(config, run)
     eos_ids = run.generation_defaults.eos_ids
     processors = (*run.generation_defaults.processors, *_penalties(config))
     if config.bad_words:
-        words = tuple(word for text in config.bad_words for word in _spellings(tokenizer, text))
+        words = tuple(word for text in config.bad_words for word in _spellings(run.text_tokenizer, text))
         processors += (sampling.BadWords(words),)
     if config.suppress:
-        processors += (sampling.Suppress(tuple(_token_id(tokenizer, "suppress", token) for token in config.suppress)),)
+        processors += (sampling.Suppress(tuple(_token_id(run, "suppress", token) for token in config.suppress)),)
     if config.logit_bias:
-        ids = tuple(_token_id(tokenizer, "logit_bias", token) for token, _ in config.logit_bias)
+        ids = tuple(_token_id(run, "logit_bias", token) for token, _ in config.logit_bias)
         processors += (sampling.LogitBias(ids, tuple(float(bias) for _, bias in config.logit_bias)),)
     if config.min_new_tokens:
         processors += (sampling.MinLength(config.min_new_tokens, eos_ids),)
     if config.choices or config.regex:
         vocab_size = run.config.decoder.vocab_size
-        constraint, min_tokens = _constraint(config.choices, config.regex, tokenizer, vocab_size, eos_ids)
+        constraint, min_tokens = _constraint(config.choices, config.regex, run.text_tokenizer, vocab_size, eos_ids)
         rule = f"the shortest text allowed has {min_tokens} tokens. Allow as many"
         check(min_tokens <= config.max_new_tokens, "max_new_tokens", config.max_new_tokens, rule)
         processors += (constraint,)
@@ -78,13 +78,25 @@ def _spellings(tokenizer: Tokenizer, text: str) -> Sequence[tuple[int, ...]]:
     return sorted(word for word in words if word)
 
 
-def _token_id(tokenizer: Tokenizer, field: str, token: int | str) -> int:
+def _token_id(run: Run, field: str, token: int | str) -> int:
     if isinstance(token, int):
-        check(0 <= token < tokenizer.vocab_size, field, token, f"must be a token id below {tokenizer.vocab_size}")
+        vocab_size = run.tokenizer.vocab_size if run.tokenizer else run.config.decoder.vocab_size
+        check(0 <= token < vocab_size, field, token, f"must be a token id below {vocab_size}")
         return token
-    ids = tokenizer.encode_piece(token)
+    ids = run.text_tokenizer.encode_piece(token)
     check(len(ids) == 1, field, token, f"is {len(ids)} tokens, and must be one. Give ids, or take bad_words")
     return int(ids[0])
+
+
+def _check_has_text(config: GenerationConfig, run: Run) -> None:
+    """Raise UserError if the config has text that becomes tokens, or that is searched for, and the run no tokenizer."""
+    if run.tokenizer is not None:
+        return
+    strings = {name: getattr(config, name) for name in ("stop", "bad_words", "choices", "regex")}
+    strings["suppress"] = tuple(token for token in config.suppress if isinstance(token, str))
+    strings["logit_bias"] = tuple(token for token, _ in config.logit_bias if isinstance(token, str))
+    for name, value in strings.items():
+        check(not value, name, value, "is text, and the run has no tokenizer. Give token ids, or omit it")
 
 
 @functools.lru_cache(maxsize=8)

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Sequence
 
-import jax
 import numpy as np
 
 from transformer_jax import sampling
 from transformer_jax.errors import UserError
 from transformer_jax.inference.batching import batch_by_length, padded_length, truncate, unpad
-from transformer_jax.inference.engine import generate_tokens
+from transformer_jax.inference.forward import step_function
+from transformer_jax.inference.generate_tokens import make_engine
+from transformer_jax.inference.generation_config import GenerationConfig
 from transformer_jax.inference.prefill import prefill_source
 from transformer_jax.run import Run
 
@@ -62,17 +63,12 @@ def translate(
 def _best_targets(
     run: Run, sources: list[np.ndarray], num_beams: int, length_penalty: float, num_new: int
 ) -> list[np.ndarray]:
-    processors = run.generation_defaults.processors
+    defaults = run.generation_defaults
     if num_beams == 1:
-        keys = jax.random.split(jax.random.key(0), len(sources))  # the greedy choice does not use them
-        return generate_tokens(run, sources, keys, processors, "greedy", num_new)
-    beams = sampling.beam_search(
-        *prefill_source(run, sources, num_new),
-        processors,
-        num_beams=num_beams,
-        max_new_tokens=num_new,
-        eos_ids=run.generation_defaults.eos_ids,
-        pad_id=run.generation_defaults.pad_id,
-        length_penalty=length_penalty,
-    )
+        engine, _ = make_engine(run, sources, GenerationConfig(method="greedy", max_new_tokens=num_new))
+        engine.advance(num_new)
+        return engine.tokens
+    params = sampling.BeamParams.of(num_new, defaults.processors, length_penalty=length_penalty)
+    spec = sampling.DecodeSpec(num_new, defaults.eos_ids, defaults.pad_id, beams=sampling.BeamSpec(num_beams))
+    beams = sampling.beam_search(step_function(run), *prefill_source(run, sources, num_new), params, spec)
     return unpad(beams.tokens[:, 0], beams.lengths[:, 0])

@@ -1,9 +1,8 @@
 """Sampling: decode loops, logits processors, beam search, speculative decoding. Nothing here knows a model."""
 
-from transformer_jax.sampling.beam_search import LENGTH_PENALTIES, STOPPING, Beams, beam_search
+from transformer_jax.sampling.beam_search import LENGTH_PENALTIES, STOPPING, BeamParams, Beams, beam_search
 from transformer_jax.sampling.constrained import Constraint, ForcedTokens, matching, one_of
-from transformer_jax.sampling.decode import PREFILL_CHUNK, decode, generate, prefill
-from transformer_jax.sampling.decode_state import CHOICES, DecodeState, GeneratedTokens
+from transformer_jax.sampling.decode import DecodeState, GeneratedTokens, decode, extend, generate, prefill
 from transformer_jax.sampling.logits_processors import (
     Custom,
     LogitBias,
@@ -15,6 +14,7 @@ from transformer_jax.sampling.logits_processors import (
     TypicalP,
     init_states,
 )
+from transformer_jax.sampling.spec import METHODS, PREFILL_CHUNK, BeamSpec, DecodeSpec, Prompts, SamplingParams, Step
 from transformer_jax.sampling.speculative import (
     SpeculativeResult,
     SpeculativeState,
@@ -59,15 +59,18 @@ LOGITS_PROCESSORS = {  # name: logits processor
 }
 
 __all__ = [
-    "CHOICES",
     "LENGTH_PENALTIES",
     "LOGITS_PROCESSORS",
+    "METHODS",
     "PREFILL_CHUNK",
     "STOPPING",
     "BadWords",
+    "BeamParams",
+    "BeamSpec",
     "Beams",
     "Constraint",
     "Custom",
+    "DecodeSpec",
     "DecodeState",
     "ForcedTokens",
     "ForceFirst",
@@ -80,10 +83,13 @@ __all__ = [
     "MinP",
     "NoRepeatNgram",
     "PresencePenalty",
+    "Prompts",
     "Renormalize",
     "RepetitionPenalty",
+    "SamplingParams",
     "SpeculativeResult",
     "SpeculativeState",
+    "Step",
     "Suppress",
     "SuppressFirst",
     "Temperature",
@@ -93,6 +99,7 @@ __all__ = [
     "beam_search",
     "decode",
     "decode_speculative",
+    "extend",
     "generate",
     "init_states",
     "matching",

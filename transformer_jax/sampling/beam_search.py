@@ -1,6 +1,6 @@
 """Beam search in one compiled loop: length penalties, stopping rules, diverse groups. It knows no model, only its step.
 
-`step` is the function that decode.py describes. Of the cache only `expand` and `reorder` are used. B, T and V are
+`step` is the function that spec.py describes. Of the cache only `expand` and `reorder` are used. B, T and V are
 as in the rest of the package, and W is the number of beams of a row (`num_beams`). The model sees W beams of B rows as
 B W rows. With groups of beams, each group of a row is a search of its own: R = B num_groups searches of
 W / num_groups beams.
@@ -9,15 +9,17 @@ W / num_groups beams.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax.errors import check, choose
-from transformer_jax.sampling.decode_state import left_aligned, where_rows
+from transformer_jax.nn.kv_cache import KVCache
+from transformer_jax.sampling.decode import left_aligned, where_rows
 from transformer_jax.sampling.logits_processors import RULED_OUT, apply_processors, init_states
+from transformer_jax.sampling.spec import DecodeSpec, Prompts, Step
 from transformer_jax.sampling.top_k import largest
 
 LENGTH_PENALTIES = {  # (n new tokens, alpha) -> divisor of the sum of their log-probabilities
@@ -73,82 +75,83 @@ class _State(NamedTuple):
     is_done: jax.Array  # bool [R]
     is_nan: jax.Array  # bool [R]: a NaN occurred before the search was done
     processor_states: tuple  # of R W rows
-    cache: Any  # of R W rows
+    cache: KVCache | None  # of R W rows; None: not made yet
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=(
-        "num_beams",
-        "max_new_tokens",
-        "eos_ids",
-        "pad_id",
-        "length_penalty",
-        "num_return",
-        "length_normalization",
-        "stopping",
-        "num_groups",
-        "diversity",
-    ),
-)
-def beam_search(
-    step: Callable,
-    cache: Any,
-    tokens: jax.Array,
-    is_token: jax.Array,
-    processors: tuple = (),
-    *,
-    num_beams: int,
-    max_new_tokens: int,
-    eos_ids: tuple[int, ...],
-    pad_id: int,
-    length_penalty: float = 1.0,
-    num_return: int = 1,
-    length_normalization: str = "gnmt",
-    stopping: str = "exhaustive",
-    num_groups: int = 1,
-    diversity: float = 0.0,
-) -> Beams:
+class BeamParams(NamedTuple):
+    """Numbers of a beam search, arguments of the compiled program."""
+
+    penalties: jax.Array | np.ndarray  # float32 [max_new_tokens]: divisors of the scores of 1, 2, ... new tokens
+    processors: tuple = ()  # logits processors, as for `beam_search`
+    diversity: jax.Array | np.floating | float = (
+        0.0  # subtracted from a token for each beam of an earlier group that has just chosen it
+    )
+
+    @classmethod
+    def of(
+        cls,
+        max_new_tokens: int,
+        processors: tuple = (),
+        *,
+        length_penalty: float = 1.0,
+        length_normalization: str = "gnmt",
+        diversity: float = 0.0,
+    ) -> "BeamParams":
+        """Check the numbers, and compute LENGTH_PENALTIES[length_normalization](n, length_penalty) for n tokens.
+
+        Args:
+          length_penalty: alpha. 0: none; above 0 favours long hypotheses, below 0 short ones.
+        Raises:
+          UserError: length_penalty outside -4..4, an unknown normalization, diversity below 0.
+        """
+        # Outside of these, the penalties of long hypotheses leave float32.
+        rule = "must be from -4 to 4. Take 0 (none) to 1"
+        check(-4 <= length_penalty <= 4, "length_penalty", length_penalty, rule)
+        check(0 <= diversity <= 1e6, "diversity", diversity, "must be from 0 (none) to 1e6. Take 0.5")
+        penalty_of = choose(LENGTH_PENALTIES, length_normalization, "length_normalization")
+        penalties = penalty_of(np.arange(1.0, max_new_tokens + 1), length_penalty).astype(np.float32)
+        return cls(penalties, processors, np.float32(diversity))
+
+
+@jax.jit
+def beam_search(step: Step, cache: KVCache, prompts: Prompts, params: BeamParams, spec: DecodeSpec) -> Beams:
     """Beam search: prefill the prompts, then search for the continuations of highest score. Wu et al. 2016, section 7.
 
-    The score of n new tokens is the sum of their log-probabilities, divided by
-    LENGTH_PENALTIES[length_normalization](n, length_penalty). At every step each open beam may end, which makes it a
-    hypothesis and uses up no open beam, and of all continuations without EOS the W most likely stay open. At
-    `max_new_tokens` the open beams become hypotheses too. If W beams hold all possible prefixes, the search is
-    exhaustive. Ties go to the lower index: the hypothesis that ended earlier, the better beam, the smaller token id.
+    The score of n new tokens is the sum of their log-probabilities, divided by params.penalties[n - 1]. At every step
+    each open beam may end, which makes it a hypothesis and uses up no open beam, and of all continuations without EOS
+    the W most likely stay open. At `max_new_tokens` the open beams become hypotheses too. If W beams hold all possible
+    prefixes, the search is exhaustive. Ties go to the lower index: the hypothesis that ended earlier, the better beam,
+    the smaller token id.
+
+    With groups of beams that differ, Vijayakumar et al. 2018, section 4, a group chooses at each step after the groups
+    before it, and params.diversity is subtracted from a token once for each of their beams that has just chosen it.
+    This decides only which beams stay, and leaves scores unchanged. Each group stops by itself.
 
     Args:
-      step: see decode.py. The cache has B rows, and room for T + max_new_tokens - 1 slots.
-      tokens, is_token: prompts [B, T], padded on either side, at least one token in each row.
-      processors: logits processors of the log-probabilities of each step, which are not normalized again: put
+      cache: with B rows, and room for T + max_new_tokens - 1 slots.
+      params: its logits processors see the log-probabilities of each step, which are not normalized again: put
         Renormalize where that is wanted. A forced token costs nothing, but counts in the length. States follow their
         beams.
-      eos_ids: each ends a hypothesis; with none, only `max_new_tokens` does.
-      length_penalty: alpha. 0: none; above 0 favours long hypotheses, below 0 short ones.
-      num_return: hypotheses to return for each row.
-      stopping: a name in STOPPING.
-      num_groups, diversity: groups of beams that differ, Vijayakumar et al. 2018, section 4. At each step a group
-        chooses after the groups before it, and `diversity` is subtracted from a token once for each of their beams that
-        has just chosen it. This decides only which beams stay, and leaves scores unchanged. Each group stops by itself.
+      spec: with `beams`; its method, stop sequences, num_top and chunk are not used.
     Returns:
       Beams, best first. Tokens of logit -inf or finfo.min are impossible; where fewer than `num_return`
       hypotheses are possible the rest have only `pad_id`, length 0 and score -inf. A row with a NaN logit in its beams
       (which a cache that is too small causes) has only `pad_id`, length 0 and score NaN.
     Raises:
-      UserError: num_beams or max_new_tokens below 1, num_return outside 1..num_beams, length_penalty outside
-        -4..4, an unknown penalty or stopping, num_groups that do not divide num_beams, diversity below 0.
+      UserError: an unknown stopping rule.
     """
-    _check(num_beams, max_new_tokens, length_penalty, num_return, num_groups, diversity, eos_ids)
-    penalty_of = choose(LENGTH_PENALTIES, length_normalization, "length_normalization")
-    rule = choose(STOPPING, stopping, "stopping")
+    assert spec.beams is not None
+    num_beams = spec.beams.num_beams
+    num_groups = spec.beams.num_groups
+    rule = choose(STOPPING, spec.beams.stopping, "stopping")
+    max_new_tokens = spec.max_new_tokens
+    tokens = jnp.asarray(prompts.tokens)
+    is_token = jnp.asarray(prompts.is_token)
     B = len(tokens)
     R = B * num_groups
     W = num_beams // num_groups
-    penalties = penalty_of(np.arange(1.0, max_new_tokens + 1), length_penalty).astype(np.float32)  # of 1, 2, ... tokens
-    prompts, lengths = (jnp.repeat(x, num_beams, axis=0) for x in left_aligned(tokens, is_token, max_new_tokens))
-    search = _Search(
-        num_groups, diversity, rule, jnp.array(eos_ids, jnp.int32), penalties, processors, prompts, lengths
-    )
+    texts, lengths = (jnp.repeat(x, num_beams, axis=0) for x in left_aligned(tokens, is_token, max_new_tokens))
+    search = _Search(num_groups, rule, jnp.array(spec.eos_ids, jnp.int32), params, texts, lengths)
 
     def has_open_searches(state):
         return (state.num_new < max_new_tokens) & ~jnp.all(state.is_done)
@@ -162,7 +165,7 @@ def beam_search(
         return state._replace(processor_states=processor_states, cache=cache.reorder(rows))
 
     logits, cache = step(tokens, is_token, cache)
-    state = search.initial_state(R, W, pad_id)
+    state = search.initial_state(R, W, spec.pad_id)
     state, _ = search.extend_beams(state, jnp.repeat(logits, num_beams, axis=0).reshape(R, W, -1))
     # All beams of a row share one parent, its prompt, and its encoded source. The loop is compiled even for one new
     # token, so there is always room for a step.
@@ -171,11 +174,11 @@ def beam_search(
     state = jax.lax.while_loop(has_open_searches, search_step, state)
 
     best = jax.tree.map(lambda x: x.reshape(B, num_beams, *x.shape[2:]), state.ended)
-    best = _best(_without_duplicates(best) if num_groups > 1 else best, num_return)
+    best = _best(_without_duplicates(best) if num_groups > 1 else best, spec.beams.num_return)
     is_nan = jnp.any(state.is_nan.reshape(B, num_groups), axis=1)[:, None]
     is_none = is_nan | (best.scores == _IMPOSSIBLE)
     return Beams(
-        jnp.where(is_none[:, :, None], pad_id, best.tokens),
+        jnp.where(is_none[:, :, None], spec.pad_id, best.tokens),
         jnp.where(is_nan, jnp.nan, best.scores),
         jnp.where(is_none, 0, best.lengths),
     )
@@ -185,23 +188,21 @@ class _Search(NamedTuple):
     """Constants of a beam search, and one step of it: from logits to the next beams."""
 
     num_groups: int
-    diversity: float
     rule: StoppingRule
     eos_ids: jax.Array  # int32
-    penalties: np.ndarray  # of 1, 2, ... tokens
-    processors: tuple
+    params: BeamParams
     prompts: jax.Array  # int32 [R W, S]: token buffer with the left-aligned prompts, and room for the new tokens
     prompt_lengths: jax.Array  # int32 [R W]
 
     def initial_state(self, R: int, W: int, pad_id: int) -> _State:
         """Return the state before the first new token, without a cache."""
-        max_new_tokens = len(self.penalties)
+        max_new_tokens = len(self.params.penalties)
         no_tokens = jnp.full((R, W, max_new_tokens), pad_id, jnp.int32)
         scores = jnp.full((R, W), _IMPOSSIBLE, jnp.float32)
         no_lengths = jnp.zeros((R, W), jnp.int32)
         one_beam = scores.at[:, 0].set(0.0)  # the prompt; W equal beams would stay equal
         no = jnp.zeros(R, bool)
-        processor_states = init_states(self.processors, self.prompts, self.prompt_lengths, max_new_tokens)
+        processor_states = init_states(self.params.processors, self.prompts, self.prompt_lengths, max_new_tokens)
         return _State(
             num_new=jnp.int32(0),
             tokens=no_tokens,
@@ -215,24 +216,24 @@ class _Search(NamedTuple):
 
     def process(self, state: _State, log_probs: jax.Array) -> tuple[jax.Array, tuple]:
         """Apply the logits processors to log-probabilities [R, W, V]; also return their new states."""
-        if not self.processors:
+        if not self.params.processors:
             return log_probs, ()
         num_rows = len(self.prompts)
-        max_new_tokens = len(self.penalties)
+        max_new_tokens = len(self.params.penalties)
         positions = self.prompt_lengths[:, None] + jnp.arange(max_new_tokens)
         rows = jnp.arange(num_rows)[:, None]
         token_buffer = self.prompts.at[rows, positions].set(state.tokens.reshape(num_rows, max_new_tokens))
         flat = log_probs.reshape(num_rows, -1)
         lengths = self.prompt_lengths + state.num_new
-        flat, states = apply_processors(self.processors, flat, token_buffer, lengths, state.processor_states)
+        flat, states = apply_processors(self.params.processors, flat, token_buffer, lengths, state.processor_states)
         return flat.reshape(log_probs.shape), states
 
     def extend_beams(self, state: _State, logits: jax.Array) -> tuple[_State, jax.Array]:
         """Add a token to each beam, from logits [R, W, V]: the state without its cache, and the parents [R, W]."""
         R, W, V = logits.shape
         n = state.num_new
-        penalties = jnp.array(self.penalties)
-        max_new_tokens = len(self.penalties)
+        penalties = jnp.asarray(self.params.penalties)
+        max_new_tokens = len(self.params.penalties)
         model_log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
         log_probs, processor_states = self.process(state, model_log_probs)
         is_open = (state.log_probs > _IMPOSSIBLE) & ~state.is_done[:, None]
@@ -258,7 +259,8 @@ class _Search(NamedTuple):
 
         candidates = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), state.ended, ended_now, cut_off)
         ended = jax.tree.map(functools.partial(where_rows, state.is_done), state.ended, _best(candidates, W))
-        reachable = jnp.array(np.append(np.maximum.accumulate(self.penalties[::-1])[::-1], 1))[n + 1]
+        # The largest penalty among the lengths beyond n + 1; 1 after the last.
+        reachable = jnp.append(jax.lax.cummax(penalties, reverse=True), 1)[n + 1]
         best = jnp.max(log_probs, axis=1)
         is_done = state.is_done | self.rule.is_done(ended.scores[:, -1], best, reachable, penalties[n])
         is_done |= best == _IMPOSSIBLE
@@ -279,7 +281,7 @@ class _Search(NamedTuple):
         counts = jnp.zeros((len(groups), V))  # beams that have just chosen each token
         kept = []
         for g in range(self.num_groups):
-            _, best = largest(groups[:, g] - self.diversity * jnp.tile(counts, (1, W)), W)
+            _, best = largest(groups[:, g] - self.params.diversity * jnp.tile(counts, (1, W)), W)
             is_beam = jnp.take_along_axis(groups[:, g], best, axis=1) > _IMPOSSIBLE
             counts = counts.at[rows, best % V].add(is_beam)
             kept.append(best)
@@ -299,16 +301,3 @@ def _without_duplicates(hypotheses):
     is_same = jnp.all(tokens[:, :, None] == tokens[:, None], axis=-1) & (lengths[:, :, None] == lengths[:, None])
     is_copy = jnp.any(is_same & jnp.tril(jnp.ones(is_same.shape[1:], bool), -1), axis=-1)
     return hypotheses._replace(scores=jnp.where(is_copy, _IMPOSSIBLE, hypotheses.scores))
-
-
-def _check(num_beams, max_new_tokens, length_penalty, num_return, num_groups, diversity, eos_ids):
-    check(num_beams >= 1, "num_beams", num_beams, "must be at least 1. Take 4")
-    rule = f"must be from 1 to num_beams={num_beams}"
-    check(1 <= num_return <= num_beams, "num_return", num_return, f"{rule}. Return fewer, or search with more beams")
-    check(max_new_tokens >= 1, "max_new_tokens", max_new_tokens, "must be at least 1")
-    # Outside of these, the penalties of long hypotheses leave float32.
-    check(-4 <= length_penalty <= 4, "length_penalty", length_penalty, "must be from -4 to 4. Take 0 (none) to 1")
-    is_divisor = num_groups >= 1 and num_beams % num_groups == 0
-    check(is_divisor, "num_groups", num_groups, f"must divide num_beams={num_beams}. Take 1, or as many as beams")
-    check(0 <= diversity <= 1e6, "diversity", diversity, "must be from 0 (none) to 1e6. Take 0.5")
-    check(all(token >= 0 for token in eos_ids), "eos_ids", eos_ids, "must be token ids, 0 or more")

@@ -1,196 +1,123 @@
-"""Token-by-token decoding in compiled programs: prefill, decode loop, and both in one.
+"""Token-by-token decoding in compiled programs: prefill, decode loop, both in one, and more tokens for a chat turn.
 
-`step(tokens [B, T], is_token [B, T], cache) -> (logits of each row's last token [B, V], cache)` is all that is known of
-the model. Pass a `jax.tree_util.Partial` over the parameters, so that they are arguments of the compiled program and
-not constants in it.
+All take (step, cache or state, prompts, params, spec): spec.py describes the step, the prompts, the numbers and the
+static settings. The model is known by its step alone.
 """
 
-import functools
 from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from transformer_jax.errors import check, choose
-from transformer_jax.sampling.decode_state import (
-    CHOICES,
-    DecodeState,
-    GeneratedTokens,
-    choose_tokens,
-    left_aligned,
-    newest_tokens,
-)
-from transformer_jax.sampling.logits_processors import init_states
-
-PREFILL_CHUNK = 256  # prompt positions in one call of the step during prefill
+from transformer_jax.nn.kv_cache import KVCache
+from transformer_jax.sampling.logits_processors import RULED_OUT, apply_processors, init_states
+from transformer_jax.sampling.spec import METHODS, DecodeSpec, Integer, Prompts, SamplingParams, Step
+from transformer_jax.sampling.top_k import largest
 
 
-@functools.partial(
-    jax.jit, static_argnames=("max_new_tokens", "choice", "eos_ids", "pad_id", "stop_sequences", "num_top", "chunk")
-)
-def generate(
-    step: Callable,
-    cache: Any,
-    tokens: jax.Array,
-    is_token: jax.Array,
-    keys: jax.Array,
-    first_index: jax.Array | int = 0,
-    processors: tuple = (),
-    states: tuple | None = None,
-    *,
-    max_new_tokens: int,
-    eos_ids: tuple[int, ...],
-    pad_id: int,
-    choice: str = "sample",
-    stop_sequences: tuple[tuple[int, ...], ...] = (),
-    num_top: int = 0,
-    chunk: int = PREFILL_CHUNK,
-) -> GeneratedTokens:
-    """Generate up to `max_new_tokens` tokens for each row: `prefill` and `decode` in one program.
+class GeneratedTokens(NamedTuple):
+    """New tokens of each row, with natural log-probabilities of the model itself, before any logits processor."""
+
+    tokens: jax.Array  # int32 [B, max_new_tokens]; EOS and stop sequences included, pad_id after the end
+    lengths: jax.Array  # int32 [B]: new tokens, EOS included
+    log_probs: jax.Array  # float32 [B, max_new_tokens] of each token; 0 after the end
+    top_tokens: jax.Array  # int32 [B, max_new_tokens, num_top], the most likely first; pad_id after the end
+    top_log_probs: jax.Array  # float32 [B, max_new_tokens, num_top]
+    states: tuple  # of the logits processors, for a call that continues these rows
+
+
+class DecodeState(NamedTuple):
+    """State of a decode loop, from which `decode` continues."""
+
+    is_done: jax.Array  # bool [B]; set an entry to end that row
+    token_buffer: jax.Array  # int32 [B, S]: prompts and new tokens, left-aligned
+    prompt_lengths: jax.Array  # int32 [B]
+    first_index: jax.Array  # int32 [B]: new tokens of an earlier call that are part of the prompts
+    generated: GeneratedTokens  # the new tokens so far, in arrays of the full length
+    cache: KVCache
+
+
+@jax.jit
+def generate(step: Step, cache: KVCache, prompts: Prompts, params: SamplingParams, spec: DecodeSpec) -> GeneratedTokens:
+    """Generate up to `spec.max_new_tokens` tokens for each row: `prefill` and `decode` in one program.
+
+    The loop stops when every row has ended: by an EOS id, by a stop sequence, or where all tokens are ruled out.
 
     Args:
-      step: see the top of this file. The cache must have room for T + max_new_tokens - 1 slots.
-      tokens, is_token: prompts [B, T], padded on either side, at least one token in each row.
-      keys: [B] PRNG keys. Token i of a row is drawn with fold_in(key of the row, first_index + i), so that
-        neither the other rows nor a split into several calls change it.
-      processors: logits processors, applied in this order before a token is chosen: logits_processors.py,
-        text_processors.py, constrained.py.
-      states: of the processors, from the end of an earlier call (its `first_index` tokens are in the prompts); None:
-        initial states.
-      eos_ids: each ends a row: after it there is only `pad_id`. The loop stops when every row has ended. A row also
-        ends when all its tokens are ruled out.
-      choice: a name in CHOICES.
-      stop_sequences: each ends a row when its newest tokens, none of them from the prompt, are these.
-      num_top: number of most likely tokens to return at each position.
-      chunk: prompt positions in one call of the step; for a rolling cache, at most the chunk it was made for.
-    Raises:
-      UserError: max_new_tokens below 1, an unknown choice, num_top or an id below 0, an empty stop sequence.
+      cache: empty, with room for T + max_new_tokens - 1 slots.
     """
-    check(max_new_tokens >= 1, "max_new_tokens", max_new_tokens, "must be at least 1")
-    state = prefill(
-        step,
-        cache,
-        tokens,
-        is_token,
-        keys,
-        max_new_tokens,
-        first_index,
-        processors,
-        states,
-        output_length=max_new_tokens,
-        buffer_length=tokens.shape[1] + max_new_tokens,
-        eos_ids=eos_ids,
-        pad_id=pad_id,
-        choice=choice,
-        stop_sequences=stop_sequences,
-        num_top=num_top,
-        chunk=chunk,
-    )
-    state = decode(
-        step,
-        state,
-        keys,
-        max_new_tokens,
-        first_index,
-        processors,
-        eos_ids=eos_ids,
-        pad_id=pad_id,
-        choice=choice,
-        stop_sequences=stop_sequences,
-    )
-    return state.generated
+    state = prefill(step, cache, prompts, params, spec)
+    return decode(step, state, params, spec, spec.max_new_tokens).generated
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=(
-        "output_length",
-        "buffer_length",
-        "choice",
-        "eos_ids",
-        "pad_id",
-        "stop_sequences",
-        "num_top",
-        "chunk",
-    ),
-)
-def prefill(
-    step: Callable,
-    cache: Any,
-    tokens: jax.Array,
-    is_token: jax.Array,
-    keys: jax.Array,
-    max_new_tokens: jax.Array | int,
-    first_index: jax.Array | int = 0,
-    processors: tuple = (),
-    states: tuple | None = None,
-    trailing_padding: jax.Array | int | None = None,
-    *,
-    output_length: int,
-    buffer_length: int,
-    eos_ids: tuple[int, ...],
-    pad_id: int,
-    choice: str = "sample",
-    stop_sequences: tuple[tuple[int, ...], ...] = (),
-    num_top: int = 0,
-    chunk: int = PREFILL_CHUNK,
-) -> DecodeState:
+@jax.jit
+def prefill(step: Step, cache: KVCache, prompts: Prompts, params: SamplingParams, spec: DecodeSpec) -> DecodeState:
     """Prefill: read the prompts into the cache and choose the first token of each row.
 
-    Only shapes are compiled in: one program serves every `max_new_tokens`.
+    Only shapes and the spec are compiled in: one program serves every `params.limit`.
+    """
+    tokens = jnp.asarray(prompts.tokens)
+    is_token = jnp.asarray(prompts.is_token)
+    num_extra = spec.buffer_length - tokens.shape[1] if spec.buffer_length else spec.max_new_tokens
+    token_buffer, lengths = left_aligned(tokens, is_token, num_extra)
+    logits, cache = chunked_prefill(step, cache, tokens, is_token, prompts.trailing_padding, spec.chunk)
+    return _first_tokens(cache, logits, token_buffer, lengths, prompts, params, spec)
+
+
+@jax.jit
+def extend(step: Step, state: DecodeState, prompts: Prompts, params: SamplingParams, spec: DecodeSpec) -> DecodeState:
+    """Extend rows that have decoded with more given tokens, and choose the next token of each: a chat turn.
+
+    The result is that of `prefill` on the whole text, but only the given tokens are read, and the newest one, which the
+    model has not read yet. The new tokens so far become part of the prompts. Rows that had ended continue.
 
     Args:
-      max_new_tokens: number of new tokens that will be generated; logits processors use it.
-      trailing_padding: columns at the end of `tokens` that are padding in every row; the cache frees their slots.
-      output_length: length of the output arrays, max_new_tokens or more.
-      buffer_length: length of the token buffer that logits processors see: prompt and new tokens of a row.
-      The others are those of `generate`.
-    Raises:
-      UserError: as `generate`.
+      state: with room in its cache, and in its token buffer, for the given tokens and the new ones.
+      prompts: the given tokens; a row may have none, unless it ended because all tokens were ruled out.
     """
-    check(num_top >= 0, "num_top", num_top, "must be at least 0")
-    B = len(tokens)
-    token_buffer, prompt_lengths = left_aligned(tokens, is_token, buffer_length - tokens.shape[1])
+    rows = jnp.arange(len(state.token_buffer))[:, None]
+    lengths = state.prompt_lengths + state.generated.lengths
+    is_unread = state.cache.num_tokens < lengths[:, None]
+    tokens = jnp.concatenate([jnp.take_along_axis(state.token_buffer, lengths[:, None] - 1, axis=1), prompts.tokens], 1)
+    is_token = jnp.concatenate([is_unread, prompts.is_token], axis=1)
+    given, num_given = left_aligned(prompts.tokens, prompts.is_token, 0)
+    positions = lengths[:, None] + jnp.arange(given.shape[1])
+    token_buffer = state.token_buffer.at[rows, positions].set(given, mode="drop")
+    logits, cache = chunked_prefill(step, state.cache, tokens, is_token, prompts.trailing_padding, spec.chunk)
+    return _first_tokens(cache, logits, token_buffer, lengths + num_given, prompts, params, spec)
+
+
+def _first_tokens(cache, logits, token_buffer, prompt_lengths, prompts, params, spec):
+    """Choose the first token of each row: the state after the prompts, from their logits [B, V]."""
+    B = len(token_buffer)
+    states = prompts.states
     if states is None:
-        states = init_states(processors, token_buffer, prompt_lengths, max_new_tokens)
-    logits, cache = chunked_prefill(step, cache, tokens, is_token, trailing_padding, chunk)
-    top_tokens = jnp.full((B, output_length, num_top), pad_id, jnp.int32)
-    log_probs = jnp.zeros((B, output_length), jnp.float32)
+        limit = spec.max_new_tokens if params.limit is None else params.limit
+        states = init_states(params.processors, token_buffer, prompt_lengths, limit)
+    top_tokens = jnp.full((B, spec.max_new_tokens, spec.num_top), spec.pad_id, jnp.int32)
+    log_probs = jnp.zeros((B, spec.max_new_tokens), jnp.float32)
     generated = GeneratedTokens(
-        tokens=jnp.full(log_probs.shape, pad_id, jnp.int32),
+        tokens=jnp.full(log_probs.shape, spec.pad_id, jnp.int32),
         lengths=jnp.zeros(B, jnp.int32),
         log_probs=log_probs,
         top_tokens=top_tokens,
         top_log_probs=jnp.zeros(top_tokens.shape, jnp.float32),
         states=states,
     )
-    state = DecodeState(jnp.zeros(B, bool), token_buffer, prompt_lengths, generated, cache)
-    return choose_tokens(
-        state,
-        logits,
-        keys,
-        first_index,
-        processors,
-        choose(CHOICES, choice, "choice"),
-        eos_ids=eos_ids,
-        pad_id=pad_id,
-        stop_sequences=stop_sequences,
-    )
+    first_index = jnp.full(B, prompts.first_index, jnp.int32)
+    state = DecodeState(jnp.zeros(B, bool), token_buffer, prompt_lengths, first_index, generated, cache)
+    return choose_tokens(state, logits, params, spec, METHODS[spec.method])
 
 
 def chunked_prefill(
-    step: Callable,
-    cache: Any,
-    tokens: jax.Array,
-    is_token: jax.Array,
-    trailing_padding: jax.Array | int | None = None,
-    chunk: int = PREFILL_CHUNK,
-) -> tuple[jax.Array, Any]:
+    step: Step, cache: KVCache, tokens: jax.Array, is_token: jax.Array, trailing_padding: Integer | None, chunk: int
+) -> tuple[jax.Array, KVCache]:
     """Chunked prefill: read prompts [B, T], at most `chunk` positions a call, in memory that does not grow with T.
 
     Args:
-      trailing_padding: as in `prefill`; chunks that have nothing else are not read.
+      trailing_padding: see Prompts; chunks that have nothing else are not read.
     Returns:
       Logits of each row's last token [B, V], and the cache.
     """
@@ -202,7 +129,7 @@ def chunked_prefill(
     else:
         shape = jax.eval_shape(step, tokens[:, :chunk], is_token[:, :chunk], cache)[0]
         logits = jnp.zeros(shape.shape, shape.dtype)
-    num_read: jax.Array | int = start
+    num_read: Integer = start
     num_used = T if trailing_padding is None else T - trailing_padding
     if start < T:
 
@@ -225,41 +152,85 @@ def chunked_prefill(
     return logits, cache
 
 
-@functools.partial(jax.jit, static_argnames=("choice", "eos_ids", "pad_id", "stop_sequences"))
-def decode(
-    step: Callable,
-    state: DecodeState,
-    keys: jax.Array,
-    until: jax.Array | int,
-    first_index: jax.Array | int = 0,
-    processors: tuple = (),
-    *,
-    eos_ids: tuple[int, ...],
-    pad_id: int,
-    choice: str = "sample",
-    stop_sequences: tuple[tuple[int, ...], ...] = (),
-) -> DecodeState:
-    """Decode loop: decode steps until each row has `until` new tokens or has ended. Arguments as for `prefill`.
+@jax.jit
+def decode(step: Step, state: DecodeState, params: SamplingParams, spec: DecodeSpec, until: Integer) -> DecodeState:
+    """Decode loop: decode steps until each row has `until` new tokens or has ended.
 
     One program serves every `until`, so that decoding in several calls gives bit for bit the result of one call.
     """
-    choose_one = choose(CHOICES, choice, "choice")
 
     def has_active_rows(state):
         return jnp.any(~state.is_done & (state.generated.lengths < until))
 
     def decode_step(state):
         logits, cache = step(newest_tokens(state), ~state.is_done[:, None], state.cache)
-        return choose_tokens(
-            state._replace(cache=cache),
-            logits,
-            keys,
-            first_index,
-            processors,
-            choose_one,
-            eos_ids=eos_ids,
-            pad_id=pad_id,
-            stop_sequences=stop_sequences,
-        )
+        return choose_tokens(state._replace(cache=cache), logits, params, spec, METHODS[spec.method])
 
     return jax.lax.while_loop(has_active_rows, decode_step, state)
+
+
+def choose_tokens(
+    state: DecodeState,
+    logits: jax.Array,
+    params: SamplingParams,
+    spec: DecodeSpec,
+    choose_one: Callable[[jax.Array, jax.Array], jax.Array],
+) -> DecodeState:
+    """Choose the next token of each row that has not ended, from the model's logits [B, V].
+
+    Args:
+      choose_one: (logits after all processors [B, V], keys of the tokens [B]) -> tokens [B].
+    """
+    generated = state.generated
+    i = generated.lengths
+    rows = jnp.arange(len(logits))
+    logits = logits.astype(jnp.float32)
+    lengths = state.prompt_lengths + i
+    log_probs = jax.nn.log_softmax(logits, axis=-1)
+    logits, states = apply_processors(params.processors, logits, state.token_buffer, lengths, generated.states)
+    is_done = state.is_done | jnp.all(logits <= RULED_OUT, axis=-1)
+    token = choose_one(logits, fold_in_index(params.keys, state.first_index + i)).astype(jnp.int32)
+    token = jnp.where(is_done, spec.pad_id, token)  # written after the end of a row, where padding is already
+    log_prob = jnp.take_along_axis(log_probs, token[:, None], axis=1, mode="fill", fill_value=0.0)[:, 0]
+    top_log_probs, top_tokens = largest(log_probs, spec.num_top)
+    token_buffer = state.token_buffer.at[rows, lengths].set(token)
+    generated = GeneratedTokens(
+        generated.tokens.at[rows, i].set(token),
+        generated.lengths + ~is_done,
+        generated.log_probs.at[rows, i].set(jnp.where(is_done, 0.0, log_prob)),
+        generated.top_tokens.at[rows, i].set(jnp.where(is_done[:, None], spec.pad_id, top_tokens)),
+        generated.top_log_probs.at[rows, i].set(jnp.where(is_done[:, None], 0.0, top_log_probs)),
+        states,
+    )
+    is_done |= jnp.isin(token, jnp.array(spec.eos_ids, jnp.int32))
+    for sequence in spec.stop_sequences:
+        positions = lengths[:, None] + 1 - len(sequence) + jnp.arange(len(sequence))
+        newest = jnp.take_along_axis(token_buffer, jnp.maximum(positions, 0), axis=1)
+        is_new = lengths + 1 - len(sequence) >= state.prompt_lengths - state.first_index
+        is_done |= jnp.all(newest == jnp.array(sequence), axis=1) & is_new
+    return state._replace(is_done=is_done, token_buffer=token_buffer, generated=generated)
+
+
+def newest_tokens(state: DecodeState) -> jax.Array:
+    """Return the newest token of each row [B, 1], the input of the next decode step."""
+    last = jnp.maximum(state.generated.lengths - 1, 0)
+    return jnp.take_along_axis(state.generated.tokens, last[:, None], axis=1)
+
+
+def fold_in_index(keys: jax.Array, index: jax.Array) -> jax.Array:
+    """Fold the token index [B], counted over all calls, into the PRNG key of each row [B]."""
+    return jax.vmap(jax.random.fold_in)(keys, index)
+
+
+def left_aligned(
+    tokens: jax.Array | np.ndarray, is_token: jax.Array | np.ndarray, num_extra: int
+) -> tuple[jax.Array, jax.Array]:
+    """Left-align prompts [B, T] in a token buffer [B, T + num_extra], 0 after the end: (buffer, lengths [B])."""
+    order = jnp.argsort(~jnp.asarray(is_token), axis=1, stable=True)
+    tokens = jnp.take_along_axis(jnp.where(is_token, tokens, 0), order, axis=1).astype(jnp.int32)
+    return jnp.pad(tokens, ((0, 0), (0, num_extra))), jnp.sum(is_token, axis=1, dtype=jnp.int32)
+
+
+def where_rows(is_row: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
+    """Take rows [R, ...] from `new` where `is_row` [R], else from `old`."""
+    return jnp.where(is_row.reshape(-1, *(1,) * (new.ndim - 1)), new, old)

@@ -6,9 +6,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from transformer_jax.errors import choose
-from transformer_jax.sampling.decode_state import CHOICES, fold_in_index, newest_tokens, where_rows
+from transformer_jax.nn.kv_cache import KVCache
+from transformer_jax.sampling.decode import DecodeState, choose_tokens, fold_in_index, newest_tokens, where_rows
 from transformer_jax.sampling.logits_processors import apply_processors
+from transformer_jax.sampling.spec import METHODS, DecodeSpec, SamplingParams, Step
 from transformer_jax.sampling.text_processors import follows_newest
 
 NO_PROPOSAL = -1  # in place of a drafted token
@@ -25,32 +26,43 @@ class Drafts(NamedTuple):
 
 
 def draft_tokens(
-    state, cache, is_active, *, keys, first_index, processors, max_new_tokens, step, prompt_lookup, num_draft, choice
-):
-    """Draft tokens: the token buffer with drafted tokens appended, the Drafts, and the draft model's cache."""
+    step: Step | None,
+    state: DecodeState,
+    cache: KVCache | None,
+    is_active: jax.Array,
+    params: SamplingParams,
+    spec: DecodeSpec,
+) -> tuple[jax.Array, Drafts, KVCache | None]:
+    """Draft tokens: the token buffer with drafted tokens appended, the Drafts, and the draft model's cache.
+
+    Args:
+      step, cache: of the draft model; None: prompt lookup.
+    """
     num_new = state.generated.lengths
     rows = jnp.arange(len(state.token_buffer))
 
     def draft_one(carry, i):
         token, is_token, token_buffer, states, cache = carry
-        is_token &= num_new + i < max_new_tokens  # the model may have no position for a token beyond the last one
+        is_token &= num_new + i < params.limit  # the model may have no position for a token beyond the last one
         lengths = state.prompt_lengths + num_new + i
-        if prompt_lookup:
-            drafted = look_up_tokens(token_buffer, lengths, prompt_lookup)
+        if step is None:
+            drafted = look_up_tokens(token_buffer, lengths, spec.prompt_lookup)
             logits = None
         else:
             logits, cache = step(token[:, None], is_token[:, None], cache)
-            logits, states = apply_processors(processors, logits.astype(jnp.float32), token_buffer, lengths, states)
-            token_keys = fold_in_index(fold_in_index(keys, first_index + num_new + i), jnp.full_like(num_new, _DRAFT))
-            drafted = choose(CHOICES, choice, "choice")(logits, token_keys).astype(jnp.int32)
+            logits = logits.astype(jnp.float32)
+            logits, states = apply_processors(params.processors, logits, token_buffer, lengths, states)
+            keys = fold_in_index(params.keys, state.first_index + num_new + i)
+            drafted = METHODS[spec.method](logits, fold_in_index(keys, jnp.full_like(num_new, _DRAFT)))
+            drafted = drafted.astype(jnp.int32)
         next_token = jnp.maximum(drafted, 0)
         next_is_token = is_token & (drafted != NO_PROPOSAL)
         token_buffer = token_buffer.at[rows, lengths].set(next_token)
         carry = next_token, next_is_token, token_buffer, states, cache
-        return carry, Drafts(token, is_token, drafted, logits if choice == "sample" else None)
+        return carry, Drafts(token, is_token, drafted, logits if spec.method == "sample" else None)
 
     carry = newest_tokens(state)[:, 0], is_active, state.token_buffer, state.generated.states, cache
-    (_, _, token_buffer, _, cache), drafts = jax.lax.scan(draft_one, carry, jnp.arange(num_draft + 1))
+    (_, _, token_buffer, _, cache), drafts = jax.lax.scan(draft_one, carry, jnp.arange(spec.num_draft + 1))
     return token_buffer, drafts, cache
 
 
@@ -62,7 +74,15 @@ def look_up_tokens(tokens, lengths, n):
     return jnp.where(jnp.any(follows, axis=1), token, NO_PROPOSAL)
 
 
-def accept_drafts(state, drafts, logits, is_active, max_new_tokens, extra_slots, choose_token, choice):
+def accept_drafts(
+    state: DecodeState,
+    drafts: Drafts,
+    logits: jax.Array,
+    is_active: jax.Array,
+    extra_slots: jax.Array,
+    params: SamplingParams,
+    spec: DecodeSpec,
+) -> tuple[DecodeState, jax.Array]:
     """Accept drafted tokens position by position: a row stays active while its chosen token is the proposed one.
 
     Returns the DecodeState after that, and where a proposed token was accepted, bool [k + 1, B].
@@ -71,14 +91,14 @@ def accept_drafts(state, drafts, logits, is_active, max_new_tokens, extra_slots,
     def accept_one(carry, position):
         state, is_active, limit = carry
         i, logits, proposed, draft_logits = position
-        choose_one = choose(CHOICES, choice, "choice")
+        choose_one = METHODS[spec.method]
         if draft_logits is not None:
             choose_one = functools.partial(_accept_or_replace, proposed, draft_logits)
-        after = choose_token(state, logits, choose_one=choose_one)
+        after = choose_tokens(state, logits, params, spec, choose_one)
         is_longer = is_active & (after.generated.lengths > state.generated.lengths)
         state = jax.tree.map(functools.partial(where_rows, is_active), after, state)
         is_accepted = is_longer & (newest_tokens(state)[:, 0] == proposed)
-        may_continue = is_active & ~state.is_done & (state.generated.lengths < max_new_tokens)
+        may_continue = is_active & ~state.is_done & (state.generated.lengths < params.limit)
         # The first row with a refused token limits how far the others may run ahead of it.
         has_refused = jnp.any(may_continue & ~is_accepted)
         limit = jnp.where(has_refused, jnp.minimum(limit, i + 1 + jnp.maximum(extra_slots, 0)), limit)

@@ -2,7 +2,7 @@
 
 Leviathan et al. 2023 and Chen et al. 2023 (draft model); Saxena 2023 (prompt lookup). This file knows no model:
 `verify(tokens [B, T], is_token [B, T], cache) -> (logits at every position [B, T, V], cache)` is the model's step
-(decode.py) with all logits, and `draft_step` is such a step of a smaller model. Caches are KVCaches.
+(spec.py) with all logits, and `draft_step` is such a step of a smaller model.
 
 Why a text has the model's own distribution, after all logits processors: token i of a row is a function of the text
 before it and of the row's key for i alone, and given that text its distribution is the model's. Which tokens share a
@@ -10,8 +10,6 @@ pass, how many are drafted at a time and what the other rows do change only the 
 the token after the last drafted one is chosen like all others: with a draft of its own, which the model has not read.
 """
 
-import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -19,11 +17,9 @@ import jax.numpy as jnp
 
 from transformer_jax.errors import check
 from transformer_jax.nn.kv_cache import KVCache
-from transformer_jax.sampling.decode import prefill
-from transformer_jax.sampling.decode_state import DecodeState, GeneratedTokens, choose_tokens
+from transformer_jax.sampling.decode import DecodeState, GeneratedTokens, prefill
 from transformer_jax.sampling.drafts import NO_PROPOSAL, accept_drafts, draft_tokens
-
-_STATIC = ("num_draft", "prompt_lookup", "choice", "eos_ids", "pad_id", "stop_sequences")
+from transformer_jax.sampling.spec import DecodeSpec, Integer, Prompts, SamplingParams, Step
 
 
 class SpeculativeState(NamedTuple):
@@ -42,157 +38,80 @@ class SpeculativeResult(NamedTuple):
     num_accepted: jax.Array  # int32 [B]
 
 
-@functools.partial(jax.jit, static_argnames=("max_new_tokens", "num_top", *_STATIC))
+@jax.jit
 def speculate(
-    step: Callable,
-    verify: Callable,
+    step: Step,
+    verify: Step,
     cache: KVCache,
-    tokens: jax.Array,
-    is_token: jax.Array,
-    keys: jax.Array,
-    first_index: jax.Array | int = 0,
-    processors: tuple = (),
-    states: tuple | None = None,
-    draft_step: Callable | None = None,
+    prompts: Prompts,
+    params: SamplingParams,
+    spec: DecodeSpec,
+    draft_step: Step | None = None,
     draft_cache: KVCache | None = None,
-    *,
-    num_draft: int,
-    max_new_tokens: int,
-    eos_ids: tuple[int, ...],
-    pad_id: int,
-    prompt_lookup: int = 0,
-    choice: str = "sample",
-    stop_sequences: tuple[tuple[int, ...], ...] = (),
-    num_top: int = 0,
 ) -> SpeculativeResult:
     """Speculative `generate`, with fewer model calls: `prefill`, `prefill_speculative` and `decode_speculative` in one.
 
-    Greedy, and with prompt_lookup, the tokens equal those of `generate`, except where another order of sums in the
+    Greedy, and with spec.prompt_lookup, the tokens equal those of `generate`, except where another order of sums in the
     model changes a near tie. Sampled with a draft model they are other tokens of the same distribution.
 
     Args:
       step, verify: the model's, see the top of this file. The empty cache has T + max_new_tokens - 1 + num_draft slots
         or more. With more slots, rows with more accepted drafts can run further ahead of the others.
-      draft_step, draft_cache: of a draft model with the same vocabulary, and as many slots; or none, and
-      prompt_lookup: length of the n-gram to look up. The newest n tokens are searched for earlier in the text, and what
-        followed them there is proposed.
-      num_draft: tokens drafted for each call of the model.
-      The others are those of `generate`.
+      draft_step, draft_cache: of a draft model with the same vocabulary, and as many slots; or none, and prompt lookup:
+        the newest n = spec.prompt_lookup tokens are searched for earlier in the text, and what followed them there is
+        proposed.
     Raises:
-      UserError: as `generate`; caches without slots (linear attention), or with too few; num_draft below 1; not exactly
-        one of draft model and prompt lookup.
+      UserError: caches without slots (linear attention), or with too few; num_draft below 1; not exactly one of draft
+        model and prompt lookup.
     """
-    check(max_new_tokens >= 1, "max_new_tokens", max_new_tokens, "must be at least 1")
-    min_capacity = tokens.shape[1] + max_new_tokens - 1 + num_draft
+    min_capacity = prompts.tokens.shape[1] + spec.max_new_tokens - 1 + spec.num_draft
     for name, one in (("cache", cache), ("draft_cache", draft_cache or cache)):
         rule = f"must be at least {min_capacity} slots, for the prompts, the new tokens but one, and num_draft"
         check(one.capacity >= min_capacity or not one.capacity, f"{name}.capacity", one.capacity, rule)
-    state = prefill(
-        step,
-        cache,
-        tokens,
-        is_token,
-        keys,
-        max_new_tokens,
-        first_index,
-        processors,
-        states,
-        output_length=max_new_tokens,
-        buffer_length=tokens.shape[1] + max_new_tokens,
-        eos_ids=eos_ids,
-        pad_id=pad_id,
-        choice=choice,
-        stop_sequences=stop_sequences,
-        num_top=num_top,
-    )
-    speculative = prefill_speculative(tokens, is_token, draft_step, draft_cache)
-    state, speculative = decode_speculative(
-        verify,
-        state,
-        speculative,
-        keys,
-        max_new_tokens,
-        max_new_tokens,
-        first_index,
-        processors,
-        draft_step,
-        num_draft=num_draft,
-        prompt_lookup=prompt_lookup,
-        eos_ids=eos_ids,
-        pad_id=pad_id,
-        choice=choice,
-        stop_sequences=stop_sequences,
-    )
+    params = params._replace(limit=spec.max_new_tokens)
+    state = prefill(step, cache, prompts, params, spec)
+    speculative = prefill_speculative(prompts, draft_step, draft_cache)
+    state, speculative = decode_speculative(verify, state, speculative, params, spec, spec.max_new_tokens, draft_step)
     return SpeculativeResult(state.generated, speculative.num_drafted, speculative.num_accepted)
 
 
 @jax.jit
 def prefill_speculative(
-    tokens: jax.Array,
-    is_token: jax.Array,
-    draft_step: Callable | None = None,
-    draft_cache: KVCache | None = None,
-    trailing_padding: jax.Array | int | None = None,
+    prompts: Prompts, draft_step: Step | None = None, draft_cache: KVCache | None = None
 ) -> SpeculativeState:
     """Prefill the draft model's cache with the prompts, if there is one. Arguments as in `prefill` and `speculate`."""
     if draft_step is not None:
-        num_slots = 0 if trailing_padding is None else trailing_padding
-        draft_cache = draft_step(tokens, is_token, draft_cache)[1].rewind(num_slots)
-    zeros = jnp.zeros(len(tokens), jnp.int32)
+        assert draft_cache is not None
+        tokens = jnp.asarray(prompts.tokens)
+        _, draft_cache = draft_step(tokens, jnp.asarray(prompts.is_token), draft_cache)
+        if prompts.trailing_padding is not None:
+            draft_cache = draft_cache.rewind(jnp.asarray(prompts.trailing_padding))
+    zeros = jnp.zeros(len(prompts.tokens), jnp.int32)
     return SpeculativeState(draft_cache, zeros, zeros)
 
 
-@functools.partial(jax.jit, static_argnames=_STATIC)
+@jax.jit
 def decode_speculative(
-    verify: Callable,
+    verify: Step,
     state: DecodeState,
     speculative: SpeculativeState,
-    keys: jax.Array,
-    until: jax.Array | int,
-    max_new_tokens: jax.Array | int,
-    first_index: jax.Array | int = 0,
-    processors: tuple = (),
-    draft_step: Callable | None = None,
-    *,
-    num_draft: int,
-    eos_ids: tuple[int, ...],
-    pad_id: int,
-    prompt_lookup: int = 0,
-    choice: str = "sample",
-    stop_sequences: tuple[tuple[int, ...], ...] = (),
+    params: SamplingParams,
+    spec: DecodeSpec,
+    until: Integer,
+    draft_step: Step | None = None,
 ) -> tuple[DecodeState, SpeculativeState]:
     """Speculative decode loop: draft and verify until each row has `until` new tokens or more, or has ended.
 
     Args:
-      max_new_tokens: limit of new tokens of a row over all calls. The cache has room for them and num_draft more slots.
+      params: its limit is given; the cache has room for as many new tokens, and for num_draft more slots.
       The others are those of `decode` and `speculate`.
     """
-    check(num_draft >= 1, "num_draft", num_draft, "must be at least 1")
+    check(spec.num_draft >= 1, "num_draft", spec.num_draft, "must be at least 1")
     check(
-        (draft_step is None) == (prompt_lookup >= 1),
+        (draft_step is None) == (spec.prompt_lookup >= 1),
         "prompt_lookup",
-        prompt_lookup,
+        spec.prompt_lookup,
         "must be 1 or more without a draft model, and 0 with one",
-    )
-    choose_token = functools.partial(
-        choose_tokens,
-        keys=keys,
-        first_index=first_index,
-        processors=processors,
-        eos_ids=eos_ids,
-        pad_id=pad_id,
-        stop_sequences=stop_sequences,
-    )
-    draft = functools.partial(
-        draft_tokens,
-        keys=keys,
-        first_index=first_index,
-        processors=processors,
-        max_new_tokens=max_new_tokens,
-        step=draft_step,
-        prompt_lookup=prompt_lookup,
-        num_draft=num_draft,
-        choice=choice,
     )
 
     def has_active_rows(carry):
@@ -202,21 +121,19 @@ def decode_speculative(
     def draft_and_verify(carry):
         state, speculative = carry
         before = state.generated.lengths
-        is_active = ~state.is_done & (before < max_new_tokens)
-        token_buffer, drafts, draft_cache = draft(state, speculative.cache, is_active)
+        is_active = ~state.is_done & (before < params.limit)
+        token_buffer, drafts, draft_cache = draft_tokens(draft_step, state, speculative.cache, is_active, params, spec)
         # A row that runs ahead of the others leaves them slots without a token. It may, as long as the remaining slots
         # are enough for the row with the most tokens to go.
-        num_to_go = jnp.max(jnp.where(is_active, max_new_tokens - before, 0))
-        extra_slots = state.cache.capacity - state.cache.num_written - num_to_go - num_draft
+        num_to_go = jnp.max(jnp.where(is_active, params.limit - before, 0))
+        extra_slots = state.cache.capacity - state.cache.num_written - num_to_go - spec.num_draft
         logits, cache = verify(drafts.inputs.T, drafts.is_token.T, state.cache)
         state = state._replace(token_buffer=token_buffer, cache=None)
-        state, is_accepted = accept_drafts(
-            state, drafts, logits, is_active, max_new_tokens, extra_slots, choose_token, choice
-        )
+        state, is_accepted = accept_drafts(state, drafts, logits, is_active, extra_slots, params, spec)
         num_kept = state.generated.lengths - before
-        if draft_step is not None:
-            draft_cache = draft_cache.accept_prefix(num_kept, num_draft + 1)
-        state = state._replace(cache=cache.accept_prefix(num_kept, num_draft + 1))
+        if draft_cache is not None:
+            draft_cache = draft_cache.accept_prefix(num_kept, spec.num_draft + 1)
+        state = state._replace(cache=cache.accept_prefix(num_kept, spec.num_draft + 1))
         is_proposed = drafts.is_token & (drafts.proposed != NO_PROPOSAL)
         num_drafted, num_accepted = (jnp.sum(x[:-1], axis=0, dtype=jnp.int32) for x in (is_proposed, is_accepted))
         return state, SpeculativeState(

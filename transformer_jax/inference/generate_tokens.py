@@ -1,0 +1,200 @@
+"""Token ids in, token ids out: generation with a run for every method, with or without a tokenizer."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from transformer_jax import sampling
+from transformer_jax.errors import UserError
+from transformer_jax.inference.engine import STOP_CHECK_TOKENS, Engine
+from transformer_jax.inference.forward import step_function
+from transformer_jax.inference.generation_config import GenerationConfig
+from transformer_jax.inference.logits_processing import logits_processors
+from transformer_jax.inference.prefill import beam_search_inputs
+from transformer_jax.models import GPT, Seq2Seq
+from transformer_jax.nn.kv_cache_kinds import overflow_error
+from transformer_jax.run import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """New tokens of one prompt, and their text. Log-probabilities are the model's own, before processors."""
+
+    prompt: str  # "" where it was given as token ids
+    text: str  # the continuation, or the target; cut before a stop string; "" without a tokenizer
+    tokens: tuple[int, ...]  # new tokens, the one that ended the text included
+    log_probs: tuple[float, ...]  # of each token
+    finish: str  # eos | stop | length | ruled_out: an end token, a stop string, max_new_tokens, no token allowed
+    top: tuple[tuple[tuple[int, float], ...], ...] = ()  # most likely (token, log-probability) pairs at each position
+    num_drafted: int = 0  # tokens proposed by speculative decoding
+    num_accepted: int = 0  # proposed tokens that are in the text
+    score: float | None = None  # of beam search: log-probability after logits processors / length penalty
+
+    @property
+    def log_prob(self) -> float:
+        """Log-probability of all tokens together."""
+        return float(sum(self.log_probs))
+
+
+def generate_tokens(
+    run: Run,
+    tokens: np.ndarray | Sequence[Sequence[int] | np.ndarray],
+    is_token: np.ndarray | Sequence[Sequence[bool] | np.ndarray] | None = None,
+    *,
+    num_top: int = 0,
+    seeds: Sequence[int] | None = None,
+    **settings: Any,
+) -> list[Completion]:
+    """Generate `num_samples` completions of each sequence of token ids, sequence by sequence.
+
+    Args:
+      tokens: int [B, T], or sequences of any lengths: texts to continue, or the sources of a Seq2Seq.
+      is_token: bool of the same shape, False for padding, anywhere; None: no padding.
+      num_top: number of most likely tokens to report at each position.
+      seeds: one for each sequence, instead of the setting `seed` for all.
+      settings: fields of `GenerationConfig` by name, as for `generate`. Without a tokenizer, none that is text.
+    Raises:
+      UserError: as `generate`; ids outside the vocabulary or of another type, a sequence without tokens, a mask of
+        another shape; a setting that is text, and no tokenizer; not as many seeds as sequences.
+    """
+    config = GenerationConfig.from_dict(settings)
+    rows = _rows(run, tokens, is_token)
+    if not rows:
+        return []
+    engine, scores = make_engine(run, rows, config, num_top, seeds)
+    while not engine.is_done:
+        engine.advance(STOP_CHECK_TOKENS if config.stop else config.max_new_tokens)
+    return [
+        Completion(
+            prompt="",
+            text=engine.text(i) if run.tokenizer else "",
+            tokens=tuple(row.tolist()),
+            log_probs=tuple(engine.log_probs[i].tolist()),
+            finish=engine.finish[i],
+            top=_pairs(*engine.top[i]) if num_top else (),
+            num_drafted=int(engine.num_drafted[i]),
+            num_accepted=int(engine.num_accepted[i]),
+            score=scores[i] if scores else None,
+        )
+        for i, row in enumerate(engine.tokens)
+    ]
+
+
+def make_engine(
+    run: Run, rows: list[np.ndarray], config: GenerationConfig, num_top: int = 0, seeds: Sequence[int] | None = None
+) -> tuple[Engine, list[float]]:
+    """Engine of all rows, `num_samples` for each sequence, and their scores if they come from a beam search.
+
+    Everything a user can get wrong is checked here, before the first token.
+    """
+    if not isinstance(run.model, GPT | Seq2Seq):
+        raise UserError(f"run: a {type(run.model).__name__} generates no text. Take a GPT or a Seq2Seq, or tj.logits.")
+    if seeds is not None and len(seeds) != len(rows):
+        raise UserError(f"seeds: {len(seeds)} of them, and {len(rows)} prompts. Give one for each, or none.")
+    processors = logits_processors(config, run)
+    _check_fits_context(run, rows, config)
+    keys = _row_keys(len(rows), config, seeds)
+    samples = [row for row in rows for _ in range(config.num_samples)]
+    if config.method != "beam":
+        return Engine(run, samples, config, sampling.SamplingParams(keys, processors), num_top), []
+    cache, prompts = beam_search_inputs(run, rows, config.max_new_tokens)
+    beams = sampling.beam_search(
+        step_function(run), cache.with_type(config.cache_type), prompts, *_beam_settings(run, config, processors)
+    )
+    if not jnp.all(beams.lengths):
+        raise UserError(f"num_samples={config.num_samples}: beam search found fewer texts. Ask for fewer of them.")
+    # The texts are known now. They are generated again for the model's own log-probabilities.
+    forced = sampling.ForcedTokens(jnp.reshape(beams.tokens, (-1, config.max_new_tokens)))
+    config = dataclasses.replace(config, method="greedy")
+    engine = Engine(run, samples, config, sampling.SamplingParams(keys, (forced,)), num_top)
+    return engine, np.ravel(beams.scores).tolist()
+
+
+def _beam_settings(
+    run: Run, config: GenerationConfig, processors: tuple
+) -> tuple[sampling.BeamParams, sampling.DecodeSpec]:
+    params = sampling.BeamParams.of(
+        config.max_new_tokens,
+        processors,
+        length_penalty=config.length_penalty,
+        length_normalization=config.length_normalization,
+        diversity=config.diversity,
+    )
+    spec = sampling.DecodeSpec(
+        config.max_new_tokens,
+        run.generation_defaults.eos_ids,
+        run.generation_defaults.pad_id,
+        beams=sampling.BeamSpec(config.num_beams, config.num_samples, config.stopping, config.num_groups),
+    )
+    return params, spec
+
+
+def _row_keys(num_prompts: int, config: GenerationConfig, seeds: Sequence[int] | None) -> jax.Array:
+    """Random key of each row: the seed of its prompt, folded with the index of the sample."""
+    sample_index = jnp.tile(jnp.arange(config.num_samples), num_prompts)
+    seed_keys = jnp.stack([jax.random.key(seed) for seed in ([config.seed] if seeds is None else seeds)])
+    seed_index = np.repeat(np.arange(num_prompts) % len(seed_keys), config.num_samples)
+    return jax.vmap(jax.random.fold_in)(seed_keys[seed_index], sample_index)
+
+
+def _rows(run: Run, tokens: Any, is_token: Any) -> list[np.ndarray]:
+    """Check token ids, and return each sequence int32 [T] without its padding."""
+    if is_token is not None and len(is_token) != len(tokens):
+        raise UserError(f"is_token: {len(is_token)} sequences, and tokens has {len(tokens)}. Give a mask for each.")
+    vocab_size = run.config.encoder.vocab_size
+    rows = []
+    for i, row in enumerate(tokens):
+        ids = np.asarray(row)
+        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+            raise UserError(f"tokens: sequence {i} must be integers [T], not {ids.dtype} {list(ids.shape)}.")
+        if is_token is not None:
+            mask = np.asarray(is_token[i])
+            if mask.shape != ids.shape or mask.dtype != bool:
+                rule = f"must be bool [{len(ids)}] as its tokens, not {mask.dtype} {list(mask.shape)}"
+                raise UserError(f"is_token: sequence {i} {rule}.")
+            ids = ids[mask]
+        if not ids.size:
+            raise UserError(f"tokens: sequence {i} has no token. Give at least one.")
+        if not (0 <= ids.min() and ids.max() < vocab_size):
+            rule = f"must lie between 0 and {vocab_size - 1}, not between {ids.min()} and {ids.max()}"
+            raise UserError(f"tokens: ids of sequence {i} {rule}.")
+        rows.append(ids.astype(np.int32))
+    return rows
+
+
+def _pairs(ids: np.ndarray, log_probs: np.ndarray) -> tuple[tuple[tuple[int, float], ...], ...]:
+    """Pairs (token, log-probability) of arrays [T, num_top]."""
+    rows = zip(ids.tolist(), log_probs.tolist(), strict=True)
+    return tuple(tuple(zip(row_ids, values, strict=True)) for row_ids, values in rows)
+
+
+def _check_fits_context(run: Run, prompts: list[np.ndarray], config: GenerationConfig) -> None:
+    """Raise UserError if prompts or new tokens outgrow the context and the config does not allow that."""
+    num_new = config.max_new_tokens
+    longest = max(map(len, prompts))
+    context = run.config.encoder.max_len
+    if config.on_overflow == "slide" and not run.model.reads_source:
+        if reason := overflow_error(run.config.decoder):
+            raise UserError(reason)
+        return
+    if longest > context:
+        fix = f"Give at most {context} tokens, for example the end of the text"
+        raise UserError(f"prompt: {longest} tokens, and the model's context is {context}. {fix}.")
+    if run.model.reads_source:
+        context = run.config.decoder.max_len
+        if num_new > context:
+            raise UserError(f"max_new_tokens={num_new}: the decoder's context is {context}. Take at most {context}.")
+        return
+    if longest + num_new > context and config.on_overflow == "error":
+        room = context - longest
+        fix = f"Take at most {room}" if room else "Shorten the prompt"
+        can_slide = overflow_error(run.config.decoder) is None
+        way = "slide" if can_slide else "re-prefill, which keeps the last half and reads it again"
+        raise UserError(
+            f"max_new_tokens={num_new}: with a prompt of {longest} tokens that is beyond the model's context of "
+            f"{context}. {fix}, or on_overflow={way}."
+        )
