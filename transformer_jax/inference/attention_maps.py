@@ -2,14 +2,14 @@
 
 import functools
 import json
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
-from transformer_jax.models import GPT
+from transformer_jax.models import GPT, Model, Params
 from transformer_jax.nn import linear_attention
 from transformer_jax.run import Run
 from transformer_jax.tokenizers import Tokenizer
@@ -73,7 +73,7 @@ def attention_maps(run: Run, text: str, target: str | None = None) -> AttentionM
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _record(model: Any, params: Any, *inputs: jax.Array) -> dict:
+def _record(model: Model, params: Params, *inputs: jax.Array) -> dict:
     """Attention weights that the model records in its collection "attention"."""
     return model.apply({"params": params}, *inputs, mutable=["attention"])[1]["attention"]
 

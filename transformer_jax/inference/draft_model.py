@@ -2,7 +2,6 @@
 
 import functools
 from pathlib import Path
-from typing import Any
 
 from transformer_jax.errors import UserError, check
 from transformer_jax.inference.generation_config import GenerationConfig
@@ -41,7 +40,7 @@ def _modification_time(path: str) -> int:
     return next((candidate.stat().st_mtime_ns for candidate in candidates if candidate.is_dir()), 0)
 
 
-def _check_can_rewind(field: str, value: Any, owner: str, run: Run) -> None:
+def _check_can_rewind(field: str, value: str | int, owner: str, run: Run) -> None:
     rule = f"{owner} has linear attention, a sum from which refused tokens cannot be removed. Omit {field}"
     check(run.config.decoder.attention != "linear", field, value, rule)
 

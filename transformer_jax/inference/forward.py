@@ -2,23 +2,26 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from transformer_jax.errors import UserError
+from transformer_jax.models import Model, Params
 from transformer_jax.run import Run
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _apply(model: Any, params: Any, args: tuple, kwargs: dict) -> jax.Array:
-    return model.apply({"params": params}, *args, **kwargs)
+def _apply(model: Model, params: Params, args: tuple, kwargs: dict) -> jax.Array:
+    out = model.apply({"params": params}, *args, **kwargs)
+    assert isinstance(out, jax.Array)
+    return out
 
 
 @functools.cache  # one function object per model: jit tells functions apart by identity, and would compile again
-def _extend(model: Any, last_only: bool) -> Callable:
+def _extend(model: Model, last_only: bool) -> Callable:
     return functools.partial(model.apply, last_only=last_only, method="extend")
 
 
@@ -33,12 +36,12 @@ def step_function(run: Run, last_only: bool = True) -> jax.tree_util.Partial:
 
 def logits(
     run: Run,
-    tokens: Any,
-    is_token: Any = None,
-    target: Any = None,
+    tokens: ArrayLike,
+    is_token: ArrayLike | None = None,
+    target: ArrayLike | None = None,
     *,
-    target_is_token: Any = None,
-    token_types: Any = None,
+    target_is_token: ArrayLike | None = None,
+    token_types: ArrayLike | None = None,
 ) -> jax.Array:
     """Compute the logits of a batch of token ids in one forward pass.
 
@@ -60,7 +63,7 @@ def logits(
     encoder = run.config.encoder
     inputs = [_check_ids("tokens", tokens, encoder.vocab_size)]
     masks = [_check_mask("is_token", is_token, inputs[0])]
-    if is_seq2seq:
+    if target is not None:
         inputs.append(_check_ids("target", target, run.config.decoder.vocab_size))
         masks.append(_check_mask("target_is_token", target_is_token, inputs[1]))
     kwargs = {}
@@ -69,7 +72,7 @@ def logits(
     return _apply(run.model, run.params, (*inputs, *masks), kwargs)
 
 
-def _check_ids(name: str, tokens: Any, vocab_size: int) -> jax.Array:
+def _check_ids(name: str, tokens: ArrayLike, vocab_size: int) -> jax.Array:
     tokens = np.asarray(tokens)
     if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
         raise UserError(f"{name}: must be integers [B, T], not {tokens.dtype} {list(tokens.shape)}.")
@@ -80,7 +83,7 @@ def _check_ids(name: str, tokens: Any, vocab_size: int) -> jax.Array:
     return jnp.asarray(tokens, jnp.int32)
 
 
-def _check_mask(name: str, is_token: Any, tokens: jax.Array) -> jax.Array | None:
+def _check_mask(name: str, is_token: ArrayLike | None, tokens: jax.Array) -> jax.Array | None:
     if is_token is None:
         return None
     if np.shape(is_token) != tokens.shape:

@@ -19,6 +19,8 @@ from transformer_jax.models import GPT, Seq2Seq
 from transformer_jax.nn.kv_cache_kinds import overflow_error
 from transformer_jax.run import Run
 
+Rows = np.ndarray | Sequence[Sequence[int] | np.ndarray]  # [B, T], or sequences of any lengths
+
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
@@ -42,8 +44,8 @@ class Completion:
 
 def generate_tokens(
     run: Run,
-    tokens: np.ndarray | Sequence[Sequence[int] | np.ndarray],
-    is_token: np.ndarray | Sequence[Sequence[bool] | np.ndarray] | None = None,
+    tokens: Rows,
+    is_token: Rows | None = None,
     *,
     num_top: int = 0,
     seeds: Sequence[int] | None = None,
@@ -141,7 +143,7 @@ def _row_keys(num_prompts: int, config: GenerationConfig, seeds: Sequence[int] |
     return jax.vmap(jax.random.fold_in)(seed_keys[seed_index], sample_index)
 
 
-def _rows(run: Run, tokens: Any, is_token: Any) -> list[np.ndarray]:
+def _rows(run: Run, tokens: Rows, is_token: Rows | None) -> list[np.ndarray]:
     """Check token ids, and return each sequence int32 [T] without its padding."""
     if is_token is not None and len(is_token) != len(tokens):
         raise UserError(f"is_token: {len(is_token)} sequences, and tokens has {len(tokens)}. Give a mask for each.")

@@ -166,6 +166,7 @@ def _typed(field: dataclasses.Field, value: Any) -> Any:
     return typed(field.name, field.type, value)
 
 
-def _is_bias(pair: Any) -> bool:
-    is_pair = isinstance(pair, tuple) and len(pair) == 2
-    return is_pair and type(pair[0]) in (int, str) and type(pair[1]) in (int, float)
+def _is_bias(pair: object) -> bool:
+    if not isinstance(pair, tuple) or len(pair) != 2:
+        return False
+    return type(pair[0]) in (int, str) and type(pair[1]) in (int, float)

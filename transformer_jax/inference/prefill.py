@@ -6,14 +6,14 @@ Few shapes are compiled, whatever the lengths: prompts are padded to a bucket, a
 import dataclasses
 import functools
 import sys
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from transformer_jax import sampling
 from transformer_jax.inference.batching import bucket, pad_batch
-from transformer_jax.models import Seq2Seq
+from transformer_jax.models import Params, Seq2Seq
 from transformer_jax.nn.kv_cache import KVCache
 from transformer_jax.nn.kv_cache_kinds import make_cache, make_rolling_cache
 from transformer_jax.run import Run
@@ -108,9 +108,11 @@ def prefill_source(
 
 @functools.partial(jax.jit, static_argnums=(0, 4, 5))
 def _encode_source(
-    model: Seq2Seq, params: Any, source: jax.Array, is_token: jax.Array, capacity: int, extra_slots: int
-) -> Any:
-    return model.apply({"params": params}, source, is_token, capacity, extra_slots, method="encode_source")
+    model: Seq2Seq, params: Params, source: jax.Array, is_token: jax.Array, capacity: int, extra_slots: int
+) -> KVCache:
+    cache = model.apply({"params": params}, source, is_token, capacity, extra_slots, method="encode_source")
+    assert isinstance(cache, KVCache)
+    return cache
 
 
 def beam_search_inputs(run: Run, rows: list[np.ndarray], max_new_tokens: int) -> tuple[KVCache, sampling.Prompts]:

@@ -2,10 +2,10 @@
 
 import dataclasses
 import math
-from typing import Any
 
 import jax.numpy as jnp
 
+from transformer_jax.models import Params
 from transformer_jax.nn.layers import num_input_axes
 from transformer_jax.nn.quantization import to_int8
 from transformer_jax.run import Run
@@ -21,7 +21,7 @@ def quantize(run: Run) -> Run:
     return dataclasses.replace(run, params=_quantize(run.params, ()))
 
 
-def _quantize(params: Any, path: tuple[str, ...]) -> Any:
+def _quantize(params: Params, path: tuple[str, ...]) -> Params:
     """Replace `kernel` or `embedding` by `int8` in the parameters of every Dense and Embedding below `path`."""
     if not hasattr(params, "items"):
         return params

@@ -30,11 +30,12 @@ from transformer_jax.sampling.top_k import is_top_k
 
 RULED_OUT = jnp.finfo(jnp.float32).min
 T = TypeVar("T")
+State = Any  # of a processor: a pytree whose leaves have R rows
 
 
 def init_states(
     processors: tuple, tokens: jax.Array, lengths: jax.Array, max_new_tokens: jax.Array | int
-) -> tuple[Any, ...]:
+) -> tuple[State, ...]:
     """Return the initial state of each logits processor, from left-aligned prompts [R, S] and their lengths [R]."""
     return tuple(processor.init_state(tokens, lengths, max_new_tokens) for processor in processors)
 
@@ -98,7 +99,7 @@ def processor_dataclass(cls: type[T]) -> type[T]:
 class LogitsProcessor:
     """Base class of logits processors, without state."""
 
-    def init_state(self, tokens: jax.Array, lengths: jax.Array, max_new_tokens: jax.Array | int) -> Any:
+    def init_state(self, tokens: jax.Array, lengths: jax.Array, max_new_tokens: jax.Array | int) -> State:
         """Return the state before the first new token."""
         return ()
 
