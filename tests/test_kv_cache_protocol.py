@@ -135,6 +135,28 @@ def test_rows_are_gathered_in_any_order_and_number(kind):
     close(logits, np.asarray(model.extend(NEXT, ALL, after_reading(kind))[0])[rows])
 
 
+@pytest.mark.parametrize("kind", ["rolling", "linear"])
+def test_rows_that_ended_are_taken_out_read_another_text_and_are_put_back(kind):
+    model = model_of("linear") if kind == "linear" else model_of("full")
+    _, cache = model.extend(TOKENS, RAGGED, KINDS[kind].empty(model.config, B, CAPACITY))
+    rows = np.array([3, 1])
+    _, new = model.extend(TOKENS[:2, :4], RAGGED[2:4, :4], cache.clear(rows).reorder(rows))
+    logits, later = model.extend(NEXT, ALL, cache.insert(rows, new))
+    expected = np.array(model.extend(NEXT, ALL, cache)[0])
+    expected[rows] = model.extend(NEXT[rows], ALL[rows], new)[0]
+    close(logits, expected)
+    assert later.num_tokens[3, 0] == RAGGED[2, :4].sum() + 3
+
+
+def test_a_full_cache_grows_and_takes_no_row_of_another():
+    model = model_of("full")
+    larger = after_reading("full").with_capacity(17)
+    assert larger.capacity == 17
+    close(model.extend(NEXT, ALL, larger)[0], model.extend(NEXT, ALL, after_reading("full"))[0])
+    with pytest.raises(UserError, match="rows of a full cache share their slots"):
+        larger.insert(np.array([0]), larger)
+
+
 def test_a_rolling_cache_without_a_window_is_a_full_cache_until_its_slots_end():
     model = model_of("full")
     empty = CACHES["rolling"].empty(model.config, B, CAPACITY)

@@ -198,7 +198,7 @@ class KVCache(flax.struct.PyTreeNode):
         def put(x: jax.Array, new: jax.Array) -> jax.Array:
             each = x.shape[0] // self.num_rows
             old = x.reshape(self.num_rows, each, *x.shape[1:])
-            return old.at[rows].set(new.reshape(-1, *old.shape[1:])).reshape(x.shape)
+            return old.at[rows].set(new.reshape(len(rows), *old.shape[1:])).reshape(x.shape)
 
         return jax.tree.map(lambda x, new: put(x, new) if x.ndim else jnp.minimum(x, new), self, other)
 
