@@ -189,21 +189,32 @@ class Engine:
             if finish:
                 continue
             end = min(int(lengths[i]), num)
-            self.tokens[i] = np.append(self.tokens[i], tokens[i, first:end])
-            self.log_probs[i] = np.append(self.log_probs[i], log_probs[i, first:end])
-            new_top = (top_tokens[i, first:end], top_log_probs[i, first:end])
-            self.top[i] = tuple(np.concatenate(pair) for pair in zip(self.top[i], new_top, strict=True))
-            if end > first and tokens[i, end - 1] in self._spec.eos_ids:
-                self.finish[i] = "eos"
-            elif end < num:
-                self.finish[i] = "ruled_out"
-            elif self._segment_start + num == self.config.max_new_tokens:
-                self.finish[i] = "length"
-            if self.config.stop:
-                self._end_at_stop_string(i, end - first)
+            top = (top_tokens[i, first:end], top_log_probs[i, first:end])
+            self._add_tokens(i, tokens[i, first:end], log_probs[i, first:end], top, end < num)
         self.num_generated = self._segment_start + num
         if self.config.stop:
             self._state = self._with_ended_rows(state)
+
+    def _add_tokens(
+        self,
+        i: int,
+        tokens: np.ndarray,
+        log_probs: np.ndarray,
+        new_top: tuple[np.ndarray, np.ndarray],
+        is_ruled_out: bool,
+    ) -> None:
+        """Add the newest tokens of row i to its results, and end the row if one of them ended it."""
+        self.tokens[i] = np.append(self.tokens[i], tokens)
+        self.log_probs[i] = np.append(self.log_probs[i], log_probs)
+        self.top[i] = tuple(np.concatenate(pair) for pair in zip(self.top[i], new_top, strict=True))
+        if len(tokens) and tokens[-1] in self._spec.eos_ids:
+            self.finish[i] = "eos"
+        elif is_ruled_out:
+            self.finish[i] = "ruled_out"
+        elif len(self.tokens[i]) == self.config.max_new_tokens:
+            self.finish[i] = "length"
+        if self.config.stop:
+            self._end_at_stop_string(i, len(tokens))
 
     def _end_at_stop_string(self, i: int, num_newest: int) -> None:
         """End row i after the first token with which its text contains a stop string, if there is one."""

@@ -90,6 +90,7 @@ def benchmark(run: Run, prompt: str, config: GenerationConfig) -> dict[str, floa
       With speculative decoding also accepted_share, of the drafted tokens.
     """
     rows = _encode(run, [prompt])
+    config = dataclasses.replace(config, batch_size=config.num_samples)
     seconds = []
     for _ in range(2):
         start = time.perf_counter()

@@ -10,6 +10,7 @@ import numpy as np
 
 from transformer_jax import sampling
 from transformer_jax.errors import UserError
+from transformer_jax.inference.continuous import ContinuousEngine
 from transformer_jax.inference.engine import STOP_CHECK_TOKENS, Engine
 from transformer_jax.inference.forward import step_function
 from transformer_jax.inference.generation_config import GenerationConfig
@@ -67,9 +68,27 @@ def generate_tokens(
     rows = _rows(run, tokens, is_token)
     if not rows:
         return []
-    engine, scores = make_engine(run, rows, config, num_top, seeds)
-    while not engine.is_done:
-        engine.advance(STOP_CHECK_TOKENS if config.stop else config.max_new_tokens)
+    check_request(run, rows, config, seeds)
+    # Prompts of one engine: all of them in a continuous batch, else as many as make a batch.
+    size = len(rows) if _is_continuous(run, rows, config) else max(1, config.batch_size // config.num_samples)
+    completions = []
+    for first in range(0, len(rows), size):
+        group_seeds = None if seeds is None else seeds[first : first + size]
+        engine, scores = make_engine(run, rows[first : first + size], config, num_top, group_seeds)
+        while not engine.is_done:
+            engine.advance(STOP_CHECK_TOKENS if config.stop else config.max_new_tokens)
+        completions += _completions(run, engine, scores, num_top)
+    return completions
+
+
+def _is_continuous(run: Run, rows: list[np.ndarray], config: GenerationConfig) -> bool:
+    """True if rows that end make room for others: there are more than a batch, and each has slots of its own."""
+    fits = max(map(len, rows)) + config.max_new_tokens <= run.config.decoder.max_len
+    has_own_slots = fits and not (run.model.reads_source or config.draft or config.prompt_lookup)
+    return len(rows) * config.num_samples > config.batch_size and has_own_slots and config.method != "beam"
+
+
+def _completions(run: Run, engine: Engine, scores: list[float], num_top: int) -> list[Completion]:
     return [
         Completion(
             prompt="",
@@ -93,16 +112,13 @@ def make_engine(
 
     Everything a user can get wrong is checked here, before the first token.
     """
-    if not isinstance(run.model, GPT | Seq2Seq):
-        raise UserError(f"run: a {type(run.model).__name__} generates no text. Take a GPT or a Seq2Seq, or tj.logits.")
-    if seeds is not None and len(seeds) != len(rows):
-        raise UserError(f"seeds: {len(seeds)} of them, and {len(rows)} prompts. Give one for each, or none.")
+    check_request(run, rows, config, seeds)
     processors = logits_processors(config, run)
-    _check_fits_context(run, rows, config)
     keys = _row_keys(len(rows), config, seeds)
     samples = [row for row in rows for _ in range(config.num_samples)]
     if config.method != "beam":
-        return Engine(run, samples, config, sampling.SamplingParams(keys, processors), num_top), []
+        engine_class = ContinuousEngine if _is_continuous(run, rows, config) else Engine
+        return engine_class(run, samples, config, sampling.SamplingParams(keys, processors), num_top), []
     cache, prompts = beam_search_inputs(run, rows, config.max_new_tokens)
     beams = sampling.beam_search(
         step_function(run), cache.with_type(config.cache_type), prompts, *_beam_settings(run, config, processors)
@@ -114,6 +130,17 @@ def make_engine(
     config = dataclasses.replace(config, method="greedy")
     engine = Engine(run, samples, config, sampling.SamplingParams(keys, (forced,)), num_top)
     return engine, np.ravel(beams.scores).tolist()
+
+
+def check_request(
+    run: Run, rows: list[np.ndarray], config: GenerationConfig, seeds: Sequence[int] | None = None
+) -> None:
+    """Raise UserError if the run generates no text, seeds are missing, or a text does not fit the context."""
+    if not isinstance(run.model, GPT | Seq2Seq):
+        raise UserError(f"run: a {type(run.model).__name__} generates no text. Take a GPT or a Seq2Seq, or tj.logits.")
+    if seeds is not None and len(seeds) != len(rows):
+        raise UserError(f"seeds: {len(seeds)} of them, and {len(rows)} prompts. Give one for each, or none.")
+    _check_fits_context(run, rows, config)
 
 
 def _beam_settings(

@@ -34,6 +34,7 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
 MINIMUM = {
     "max_new_tokens": 1,
     "num_samples": 1,
+    "batch_size": 1,
     "num_beams": 1,
     "min_new_tokens": 0,
     "prompt_lookup": 0,
@@ -56,6 +57,7 @@ class GenerationConfig:
     max_new_tokens: int = setting(200, "maximum number of new tokens; an end token or a stop string may come earlier")
     seed: int = setting(0, "seed of the random draws; the same seed gives the same texts")
     num_samples: int = setting(1, "texts for each prompt; with beam search the best ones")
+    batch_size: int = setting(32, "texts that are generated together; of more, the next one begins where one has ended")
     on_overflow: str = setting(
         "error",
         "what happens when a text outgrows the context: error | re-prefill (read its last half again) | "

@@ -55,7 +55,7 @@ def make_row_cache(config: TransformerConfig, batch_size: int, capacity: int) ->
     Its rows, of at most `capacity` tokens, can be cleared, taken out and inserted: continuous batching.
     """
     kind = "linear" if config.attention == "linear" else "rolling"
-    return CACHES[kind].empty(config, batch_size, capacity)
+    return CACHES[kind].empty(config, batch_size, capacity + config.window)  # so that no prompt is too long for a call
 
 
 def overflow_error(config: TransformerConfig) -> str | None:

@@ -2,7 +2,16 @@
 
 from transformer_jax.sampling.beam_search import LENGTH_PENALTIES, STOPPING, BeamParams, Beams, beam_search
 from transformer_jax.sampling.constrained import Constraint, ForcedTokens, matching, one_of
-from transformer_jax.sampling.decode import DecodeState, GeneratedTokens, decode, extend, generate, prefill
+from transformer_jax.sampling.continuous import decode_until_rows_end, read_into_rows
+from transformer_jax.sampling.decode import (
+    DecodeState,
+    GeneratedTokens,
+    decode,
+    extend,
+    generate,
+    initial_state,
+    prefill,
+)
 from transformer_jax.sampling.logits_processors import (
     Custom,
     LogitBias,
@@ -98,13 +107,16 @@ __all__ = [
     "TypicalP",
     "beam_search",
     "decode",
+    "decode_until_rows_end",
     "decode_speculative",
     "extend",
     "generate",
     "init_states",
+    "initial_state",
     "matching",
     "one_of",
     "prefill",
     "prefill_speculative",
+    "read_into_rows",
     "speculate",
 ]

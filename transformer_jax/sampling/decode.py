@@ -91,8 +91,21 @@ def extend(step: Step, state: DecodeState, prompts: Prompts, params: SamplingPar
 
 def _first_tokens(cache, logits, token_buffer, prompt_lengths, prompts, params, spec):
     """Choose the first token of each row: the state after the prompts, from their logits [B, V]."""
+    state = initial_state(cache, token_buffer, prompt_lengths, params, spec, prompts.states)
+    state = state._replace(first_index=state.first_index + prompts.first_index)
+    return choose_tokens(state, logits, params, spec, METHODS[spec.method])
+
+
+def initial_state(
+    cache: KVCache,
+    token_buffer: jax.Array,
+    prompt_lengths: jax.Array,
+    params: SamplingParams,
+    spec: DecodeSpec,
+    states: tuple | None = None,
+) -> DecodeState:
+    """State of rows without a new token; `states` of the logits processors, None for their initial ones."""
     B = len(token_buffer)
-    states = prompts.states
     if states is None:
         limit = spec.max_new_tokens if params.limit is None else params.limit
         states = init_states(params.processors, token_buffer, prompt_lengths, limit)
@@ -106,9 +119,8 @@ def _first_tokens(cache, logits, token_buffer, prompt_lengths, prompts, params, 
         top_log_probs=jnp.zeros(top_tokens.shape, jnp.float32),
         states=states,
     )
-    first_index = jnp.full(B, prompts.first_index, jnp.int32)
-    state = DecodeState(jnp.zeros(B, bool), token_buffer, prompt_lengths, first_index, generated, cache)
-    return choose_tokens(state, logits, params, spec, METHODS[spec.method])
+    first_index = jnp.zeros(B, jnp.int32)
+    return DecodeState(jnp.zeros(B, bool), token_buffer, prompt_lengths, first_index, generated, cache)
 
 
 def chunked_prefill(
@@ -162,11 +174,13 @@ def decode(step: Step, state: DecodeState, params: SamplingParams, spec: DecodeS
     def has_active_rows(state):
         return jnp.any(~state.is_done & (state.generated.lengths < until))
 
-    def decode_step(state):
-        logits, cache = step(newest_tokens(state), ~state.is_done[:, None], state.cache)
-        return choose_tokens(state._replace(cache=cache), logits, params, spec, METHODS[spec.method])
+    return jax.lax.while_loop(has_active_rows, lambda state: decode_step(step, state, params, spec), state)
 
-    return jax.lax.while_loop(has_active_rows, decode_step, state)
+
+def decode_step(step: Step, state: DecodeState, params: SamplingParams, spec: DecodeSpec) -> DecodeState:
+    """Read the newest token of each row that has not ended, and choose the next one."""
+    logits, cache = step(newest_tokens(state), ~state.is_done[:, None], state.cache)
+    return choose_tokens(state._replace(cache=cache), logits, params, spec, METHODS[spec.method])
 
 
 def choose_tokens(

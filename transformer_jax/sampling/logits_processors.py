@@ -34,7 +34,7 @@ State = Any  # of a processor: a pytree whose leaves have R rows
 
 
 def init_states(
-    processors: tuple, tokens: jax.Array, lengths: jax.Array, max_new_tokens: jax.Array | int
+    processors: tuple, tokens: jax.Array, lengths: jax.Array, max_new_tokens: jax.Array | np.integer | int
 ) -> tuple[State, ...]:
     """Return the initial state of each logits processor, from left-aligned prompts [R, S] and their lengths [R]."""
     return tuple(processor.init_state(tokens, lengths, max_new_tokens) for processor in processors)
