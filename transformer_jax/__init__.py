@@ -26,6 +26,7 @@ _MODULES = {  # public name: the module that defines it
     "translate": "inference.translate",
     **dict.fromkeys(("Run", "from_pretrained", "load", "open_run", "read_meta", "save", "save_pretrained"), "run"),
     "logits": "inference.forward",
+    "Session": "inference.session",
 }
 
 __all__ = ["RunError", "TransformerConfig", "UserError", "import_training", "train", *_MODULES]

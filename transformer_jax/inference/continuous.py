@@ -53,14 +53,14 @@ class ContinuousEngine(Engine):
         num_idle = int(np.sum(self._index == NO_PROMPT))
         num_ended = min(num_idle + self._num_read, batch_size) if self._waiting else batch_size
         params = self._params_of(self._index)
-        self._state = sampling.decode_until_rows_end(
+        self.state = sampling.decode_until_rows_end(
             step_function(self.run), state, params, self._spec, np.int32(num_ended), np.int32(num_tokens)
         )
-        self._collect_rows(self._state)
+        self._collect_rows(self.state)
 
     def _read_prompts(self) -> sampling.DecodeState:
         """Fill the rows without a prompt, a fixed number at a time, and as many as there are prompts for."""
-        state = self._state
+        state = self.state
         if state is None:
             state = self._empty_state()
         idle = np.flatnonzero(self._index == NO_PROMPT)
@@ -117,4 +117,4 @@ class ContinuousEngine(Engine):
             self._add_tokens(i, tokens, log_probs, (top[0], top[1]), is_ruled_out)
             if self.finish[i]:
                 self._index[row] = NO_PROMPT
-        self._state = state._replace(is_done=jnp.asarray(self._index == NO_PROMPT))
+        self.state = state._replace(is_done=jnp.asarray(self._index == NO_PROMPT))

@@ -15,6 +15,7 @@ from transformer_jax.inference.forward import step_function
 from transformer_jax.inference.generation_config import GenerationConfig
 from transformer_jax.inference.prefill import (
     Prefill,
+    plan_extension,
     plan_prefill,
     plan_rolling_prefill,
     plan_source_prefill,
@@ -76,7 +77,7 @@ class Engine:
         self._prompt_texts = []
         if tokenizer := run.tokenizer:
             self._prompt_texts = ["" if run.model.reads_source else tokenizer.decode(row) for row in prompts]
-        self._state: sampling.DecodeState | None = None
+        self.state: sampling.DecodeState | None = None
         self._speculative: sampling.SpeculativeState | None = None
         self._segment_start = 0  # index of the first new token after the latest prefill
         self._segment_length = 0
@@ -96,7 +97,7 @@ class Engine:
         step = step_function(self.run)
         end = min(self.num_generated + num_tokens, self.config.max_new_tokens)
         while not self.is_done and self.num_generated < end:
-            state = self._state
+            state = self.state
             if state is None or self.num_generated == self._segment_start + self._segment_length:
                 plan = self._plan_prefill()
                 state = sampling.prefill(step, plan.cache, plan.prompts, self._params, plan.spec)
@@ -110,8 +111,23 @@ class Engine:
                 state, self._speculative = sampling.decode_speculative(
                     verify, state, self._speculative, self._params, self._spec, num, drafting
                 )
-            self._state = state
+            self.state = state
             self._collect(state, int(num))
+
+    def continue_from(self, state: sampling.DecodeState, given: np.ndarray) -> None:
+        """Begin with the state of an earlier engine of one row, which has read all but the `given` end of the text.
+
+        This takes the place of a prefill; only the given tokens are read, and the newest one of the earlier engine.
+        """
+        plan = plan_extension(self.run, state.cache, len(self.prompts[0]), given, self.config, self._spec)
+        self._spec = plan.spec
+        self._segment_length = plan.segment_length
+        self._params = self._params._replace(limit=np.int32(plan.segment_length))
+        num_more = max(0, plan.spec.buffer_length - state.token_buffer.shape[1])
+        token_buffer = jnp.pad(state.token_buffer, ((0, 0), (0, num_more)))
+        state = state._replace(cache=plan.cache, token_buffer=token_buffer)
+        prompts = plan.prompts._replace(states=self._processor_states)
+        self.state = sampling.extend(step_function(self.run), state, prompts, self._params, plan.spec)
 
     def text(self, i: int) -> str:
         """New text of row i; while the row has not ended, the part that no later token changes."""
@@ -193,7 +209,7 @@ class Engine:
             self._add_tokens(i, tokens[i, first:end], log_probs[i, first:end], top, end < num)
         self.num_generated = self._segment_start + num
         if self.config.stop:
-            self._state = self._with_ended_rows(state)
+            self.state = self._with_ended_rows(state)
 
     def _add_tokens(
         self,

@@ -65,7 +65,7 @@ def generate_tokens(
         another shape; a setting that is text, and no tokenizer; not as many seeds as sequences.
     """
     config = GenerationConfig.from_dict(settings)
-    rows = _rows(run, tokens, is_token)
+    rows = check_tokens(run, tokens, is_token)
     if not rows:
         return []
     check_request(run, rows, config, seeds)
@@ -77,7 +77,7 @@ def generate_tokens(
         engine, scores = make_engine(run, rows[first : first + size], config, num_top, group_seeds)
         while not engine.is_done:
             engine.advance(STOP_CHECK_TOKENS if config.stop else config.max_new_tokens)
-        completions += _completions(run, engine, scores, num_top)
+        completions += completions_of(run, engine, scores, num_top)
     return completions
 
 
@@ -88,7 +88,8 @@ def _is_continuous(run: Run, rows: list[np.ndarray], config: GenerationConfig) -
     return len(rows) * config.num_samples > config.batch_size and has_own_slots and config.method != "beam"
 
 
-def _completions(run: Run, engine: Engine, scores: list[float], num_top: int) -> list[Completion]:
+def completions_of(run: Run, engine: Engine, scores: Sequence[float] = (), num_top: int = 0) -> list[Completion]:
+    """Completions of all rows of an engine that is done."""
     return [
         Completion(
             prompt="",
@@ -170,7 +171,7 @@ def _row_keys(num_prompts: int, config: GenerationConfig, seeds: Sequence[int] |
     return jax.vmap(jax.random.fold_in)(seed_keys[seed_index], sample_index)
 
 
-def _rows(run: Run, tokens: Rows, is_token: Rows | None) -> list[np.ndarray]:
+def check_tokens(run: Run, tokens: Rows, is_token: Rows | None = None) -> list[np.ndarray]:
     """Check token ids, and return each sequence int32 [T] without its padding."""
     if is_token is not None and len(is_token) != len(tokens):
         raise UserError(f"is_token: {len(is_token)} sequences, and tokens has {len(tokens)}. Give a mask for each.")

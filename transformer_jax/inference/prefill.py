@@ -13,6 +13,7 @@ import numpy as np
 
 from transformer_jax import sampling
 from transformer_jax.inference.batching import bucket, pad_batch
+from transformer_jax.inference.generation_config import GenerationConfig
 from transformer_jax.models import Params, Seq2Seq
 from transformer_jax.nn.kv_cache import KVCache
 from transformer_jax.nn.kv_cache_kinds import make_cache, make_rolling_cache
@@ -58,7 +59,7 @@ def plan_rolling_prefill(run: Run, rows: list[np.ndarray], num_left: int, spec: 
     config = run.config.decoder
     output_length = bucket(num_left, sys.maxsize)
     width = bucket(max(map(len, rows)), sys.maxsize)
-    chunk = bucket(config.window or sampling.PREFILL_CHUNK, sampling.PREFILL_CHUNK)  # about as long as the window
+    chunk = _rolling_chunk(run)
     return Prefill(
         make_rolling_cache(config, len(rows), chunk),
         _padded_prompts(run, rows, width),
@@ -78,6 +79,30 @@ def plan_source_prefill(run: Run, sources: list[np.ndarray], num_left: int, spec
         capacity=output_length,
         extra_slots=extra_slots,
     )
+
+
+def plan_extension(
+    run: Run, cache: KVCache, num_tokens: int, given: np.ndarray, config: GenerationConfig, spec: sampling.DecodeSpec
+) -> Prefill:
+    """Given tokens [T] at the end of a text of `num_tokens` in all, whose other tokens are in the cache of one row."""
+    context = sys.maxsize if config.on_overflow == "slide" else run.config.decoder.max_len
+    capacity = bucket(num_tokens + config.max_new_tokens, context)
+    if config.on_overflow == "slide":
+        spec = dataclasses.replace(spec, chunk=_rolling_chunk(run))
+    # Padding must not take slots that the cache does not have.
+    width = min(bucket(max(1, len(given)), context), capacity - num_tokens + len(given))
+    tokens, is_token = pad_batch([given], width, run.generation_defaults.pad_id)
+    return Prefill(
+        cache.with_capacity(capacity),
+        sampling.Prompts(tokens, is_token, np.int32(width - len(given))),
+        dataclasses.replace(spec, max_new_tokens=bucket(config.max_new_tokens, context), buffer_length=capacity + 1),
+        segment_length=config.max_new_tokens,
+    )
+
+
+def _rolling_chunk(run: Run) -> int:
+    """Positions that are read at once into a rolling cache: about as many as the window has."""
+    return bucket(run.config.decoder.window or sampling.PREFILL_CHUNK, sampling.PREFILL_CHUNK)
 
 
 def _padded_prompts(run: Run, rows: list[np.ndarray], width: int) -> sampling.Prompts:

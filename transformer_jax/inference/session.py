@@ -1,0 +1,95 @@
+"""Session: a text that grows by turns, with a KV cache that keeps what was read. For a chat or a server."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from transformer_jax import sampling
+from transformer_jax.errors import UserError, check
+from transformer_jax.inference.generate_tokens import Completion, check_tokens, completions_of, make_engine
+from transformer_jax.inference.generation_config import GenerationConfig
+from transformer_jax.models import GPT
+from transformer_jax.run import Run
+
+
+class Session:
+    """One growing text of a decoder-only run: `extend` adds given text to it, `generate` adds new text.
+
+    Each token is read once, in all turns together; the new tokens are those of a `generate` that reads the whole text
+    again. `tokens` has all of them.
+
+    Raises:
+      UserError: a run that is no GPT.
+    """
+
+    def __init__(self, run: Run):
+        if not isinstance(run.model, GPT):
+            raise UserError(f"run: a {type(run.model).__name__} has no text that grows by turns. Take a GPT.")
+        self.run = run
+        self.tokens: list[int] = []
+        self._state: sampling.DecodeState | None = None  # with the KV cache, after the latest turn
+        self._num_known = 0  # tokens that the state has: all but those that `extend` has added since
+        self._first_config: GenerationConfig | None = None
+        self._may_continue = True  # False: every token was ruled out
+
+    @property
+    def text(self) -> str:
+        """All text so far."""
+        return self.run.text_tokenizer.decode(np.array(self.tokens, np.int32))
+
+    def extend(self, text: str | Sequence[int]) -> None:
+        """Add text, or token ids, to the end; they are read by the next `generate`.
+
+        Raises:
+          UserError: text, and no tokenizer; ids outside the vocabulary or of another type.
+        """
+        ids = self.run.text_tokenizer.encode(text) if isinstance(text, str) else text
+        if len(ids):
+            self.tokens += check_tokens(self.run, [ids])[0].tolist()
+
+    def generate(self, **settings: Any) -> str:
+        """Generate a continuation of the text, add it to the session, and return it.
+
+        Args:
+          settings: fields of `GenerationConfig` by name, as for `tj.generate`, with method="sample" or "greedy", for
+            one text without drafts. `cache_type` and `on_overflow` stay those of the first turn.
+        Raises:
+          UserError: as `tj.generate`; nothing to continue yet; a setting that a session does not have.
+        """
+        return self.generate_tokens(**settings).text
+
+    def generate_tokens(self, **settings: Any) -> Completion:
+        """`generate`, with tokens and log-probabilities. A text that a stop string ends keeps all of `tokens`."""
+        config = GenerationConfig.from_dict(settings)
+        self._check(config)
+        engine, _ = make_engine(self.run, [np.array(self.tokens, np.int32)], config)
+        if self._state is not None:
+            engine.continue_from(self._state, np.array(self.tokens[self._num_known :], np.int32))
+        while not engine.is_done:
+            engine.advance(1 if config.stop else config.max_new_tokens)  # no token is read after a stop string
+        completion = completions_of(self.run, engine)[0]
+        self.tokens += completion.tokens
+        self._state = engine.state
+        self._num_known = len(self.tokens)
+        self._first_config = self._first_config or config
+        self._may_continue = completion.finish != "ruled_out"
+        return completion
+
+    def _check(self, config: GenerationConfig) -> None:
+        """Raise UserError for settings that a session does not have, and where there is nothing to continue."""
+        check(config.method != "beam", "method", config.method, "a session takes sample or greedy")
+        check(config.num_samples == 1, "num_samples", config.num_samples, "a session has one text. Take 1")
+        for name in ("draft", "prompt_lookup"):
+            value = getattr(config, name)
+            check(not value, name, value, f"a session takes no drafts. Omit {name}")
+        rule = "a session reads no token twice. Take error, slide, or a new session with the end of the text"
+        check(config.on_overflow != "re-prefill", "on_overflow", config.on_overflow, rule)
+        for name in ("cache_type", "on_overflow"):
+            first = getattr(self._first_config or config, name)
+            value = getattr(config, name)
+            check(value == first, name, value, f"was {first!r} in the first turn, and stays. Take {first!r}")
+        if not self.tokens:
+            raise UserError("session: has no text yet. Call extend with at least one character.")
+        if not self._may_continue and self._num_known == len(self.tokens):
+            raise UserError("session: no token is allowed after its text. Call extend first, or change the settings.")
