@@ -186,6 +186,15 @@ def test_the_hall_has_at_most_ten_files_and_no_module_called_train():
     assert [name for name in LIBRARY if Path(name).stem == "train" or "/train/" in name] == []
 
 
+def test_models_and_decoding_never_ask_which_kind_of_cache_they_hold():
+    kinds = r"\b(FullCache|RollingCache|BeamCache|LinearCache)\b"
+    sources = {name: path.read_text(encoding="utf-8") for name, path in SOURCES.items()}
+    assert [n for n, text in sources.items() if "nn/kv_cache" not in n and re.search(kinds, text)] == []
+    assert sum(len(re.findall(r"isinstance\([^)]*\bSeq2Seq", text)) for n, text in sources.items()
+               if not n.startswith(("transformer_jax/models/", "transformer_jax/huggingface/"))) <= 3  # fmt: skip
+    assert sum(len(re.findall(r"(?m)^.*\bAny\b.*$", sources[name])) for name in LIBRARY) <= 60
+
+
 # Size and style
 
 

@@ -107,7 +107,7 @@ def test_a_row_that_is_cleared_starts_again_and_the_others_continue(kind):
     np.testing.assert_array_equal(later.num_tokens[:, 0], lengths)
 
 
-@pytest.mark.parametrize("kind", KINDS.keys() - {"linear"})
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "linear"])
 def test_each_row_keeps_a_prefix_of_its_own_length(kind):
     model = model_of(kind)
     lengths = np.array([2, 0, 3, 1, 2])

@@ -163,7 +163,7 @@ class Checkpoints:
             raise CheckpointError(f"{file}: is that of step {meta.step}. Choose another with checkpoint=<step>.")
         return meta
 
-    def restore(self, step: int, **templates: Any) -> dict:
+    def restore(self, step: int, **templates: object) -> dict:
         """Restore arrays of a checkpoint, placed as the templates are sharded.
 
         Args:
@@ -171,7 +171,7 @@ class Checkpoints:
         """
         return self._restore(step, **{name: ocp.args.StandardRestore(tree) for name, tree in templates.items()})
 
-    def save(self, params: Any, meta: CheckpointMeta, state: Any = None) -> None:
+    def save(self, params: object, meta: CheckpointMeta, state: object = None) -> None:
         """Start to save; return once the arrays are copied, and continue in the background.
 
         Waits first until the previous save is sealed, then removes checkpoints that are no longer kept.
@@ -248,7 +248,7 @@ class Checkpoints:
     def _path(self, step: int) -> Path:
         return self.folder / str(step)
 
-    def _restore(self, step: int, **items: Any) -> dict:
+    def _restore(self, step: int, **items: object) -> dict:
         path = self._path(step)
         try:
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
@@ -267,7 +267,7 @@ def _listed(steps: list[int]) -> str:
     return ", ".join(map(str, steps))
 
 
-def abstract(tree: Any, sharding: jax.sharding.Sharding | None = None) -> Any:
+def abstract(tree: object, sharding: jax.sharding.Sharding | None = None) -> Any:
     """Shapes and dtypes of a pytree: a template for `restore`, placed by `sharding` (default: the first device)."""
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)

@@ -100,7 +100,7 @@ def _generate(run: "Run", prompts: list[str], config: GenerationConfig) -> None:
     _print_origin(run)
 
 
-def _settings() -> dict[str, Any]:
+def _settings() -> dict[str, object]:
     """Fields of GenerationConfig from the flags: a number is a token id, "the:2.5" is a token and its bias."""
     settings = {name: flag.value for name, flag in _SETTINGS.items() if flag.value is not None}
     settings["suppress"] = [_token(text) for text in settings.get("suppress", [])]
@@ -167,7 +167,7 @@ def _chat(run: "Run", config: GenerationConfig) -> None:
             print(f"error: {error}", file=sys.stderr)
 
 
-def _record(completion: "Completion", config: GenerationConfig, run: "Run") -> dict[str, Any]:
+def _record(completion: "Completion", config: GenerationConfig, run: "Run") -> dict[str, object]:
     """JSON object of one text: the text, and all that is needed to generate it again."""
     return {
         **dataclasses.asdict(completion),

@@ -27,7 +27,7 @@ class SameAs(NamedTuple):
     """A default that is the value of another field of config.json, which has a default of its own."""
 
     hf_name: str
-    default: Any
+    default: object
 
 
 class Field(NamedTuple):
@@ -73,7 +73,7 @@ class Family(NamedTuple):
     architectures: dict[str, Architecture]  # by name in config.json; the first if config.json names none
     fields: tuple[Field, ...]
     fixed: dict[str, Any]  # our fields that have the same value in every model of the family
-    required: dict[str, Any]  # fields of config.json with the only value that we can compute
+    required: dict[str, object]  # fields of config.json with the only value that we can compute
     tensor_names: TensorNames
     gated_names: TensorNames = {}  # replace `tensor_names` in models with a gate in the feed-forward part
     output_projection: tuple[str, ...] = ()  # its tensor, then the embeddings that it can be tied to
@@ -84,14 +84,14 @@ class Family(NamedTuple):
     copies: tuple[tuple[str, str], ...] = ()  # (copy, tensor): written whenever the tensor is
 
 
-def get(values: Any, path: str) -> Any:
+def get(values: object, path: str) -> Any:
     """Return the value at "section.field", or None if there is none."""
     for name in path.split("."):
         values = values.get(name) if isinstance(values, dict) else None
     return values
 
 
-def put(values: dict, path: str, value: Any) -> None:
+def put(values: dict, path: str, value: object) -> None:
     """Set the value at "section.field"."""
     *sections, name = path.split(".")
     for section in sections:
@@ -206,5 +206,5 @@ def _hf_value(family: Family, field: Field, value: Any) -> Any:
     raise PretrainedError(f"model.{as_tuple(field.names)[0]}={value!r}: {family.model_type} has no such value.")
 
 
-def _copy(values: Any) -> Any:
+def _copy(values: object) -> Any:
     return {name: _copy(value) for name, value in values.items()} if isinstance(values, dict) else values

@@ -6,6 +6,7 @@ from transformer_jax import sampling
 from transformer_jax.errors import UserError
 from transformer_jax.huggingface.files import PretrainedError
 from transformer_jax.sampling import GenerationDefaults
+from transformer_jax.sampling.logits_processors import LogitsProcessor
 
 
 def read_generation_defaults(config: dict, generation: dict, vocab_size: int) -> GenerationDefaults:
@@ -29,7 +30,7 @@ def read_generation_defaults(config: dict, generation: dict, vocab_size: int) ->
     return GenerationDefaults(eos_ids, values.first_id("pad_token_id", 0), start_id, tuple(processors))
 
 
-def _processors(values: "_Values", eos_ids: tuple[int, ...]) -> list[Any]:
+def _processors(values: "_Values", eos_ids: tuple[int, ...]) -> list[LogitsProcessor]:
     """The logits processors in the order in which they apply."""
     first_ids = values.ids("forced_bos_token_id")
     last_ids = values.ids("forced_eos_token_id")
@@ -41,7 +42,7 @@ def _processors(values: "_Values", eos_ids: tuple[int, ...]) -> list[Any]:
     bad_words = tuple(word for word in values.words("bad_words_ids") if len(word) > 1 or word[0] not in eos_ids)
     min_length = values.number("min_length", 0, int)
     min_new_tokens = values.number("min_new_tokens", 0, int)
-    processors: list[Any] = []
+    processors: list[LogitsProcessor] = []
     if penalty != 1:
         processors.append(sampling.RepetitionPenalty(penalty))
     if ngram_size != 0:

@@ -34,7 +34,7 @@ from transformer_jax.huggingface.tensor_layout import (
     to_params,
     to_tensor,
 )
-from transformer_jax.models import Model, describe_model, make_model, parameter_shapes, path_names
+from transformer_jax.models import Model, Params, describe_model, make_model, parameter_shapes, path_names
 
 FAMILIES = {family.model_type: family for family in (GPT2, LLAMA, BERT, ROBERTA, T5, BART, MARIAN)}
 # Fields of our configuration that config.json need not reproduce: they change no output of the trained model.
@@ -46,8 +46,8 @@ HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.spm"]
 class Pretrained(NamedTuple):
     """Contents of a Hugging Face folder."""
 
-    model: Any
-    params: Any
+    model: Model
+    params: Params
     config: dict  # config.json, unchanged
     generation: dict  # generation_config.json, unchanged
     folder: Folder
@@ -146,7 +146,7 @@ def _architecture(family: Family, config: dict) -> Architecture:
 
 def _make_model(
     family: Family, architecture: Architecture, hf_config: dict, tensors: TensorFiles, names: dict[str, str]
-) -> Any:
+) -> Model:
     """The model that config.json describes; the tensors decide whether embeddings are tied and shared."""
     config = read_config(family, hf_config)
     _check_size(config, tensors)
@@ -156,7 +156,7 @@ def _make_model(
     if family.embedding_tables and all(name in names for name in family.embedding_tables):
         # transformers 5 unties all tables together; earlier versions always had one table for both sides.
         put(config, "share_embeddings", _are_equal(tensors, *(names[name] for name in family.embedding_tables)))
-    values: dict[str, Any] = {"kind": architecture.kind, "config": config}
+    values: dict[str, object] = {"kind": architecture.kind, "config": config}
     labels = hf_config.get("id2label")
     if isinstance(labels, dict) and not all(re.fullmatch("[0-9]{1,9}", number) for number in labels):
         raise PretrainedError("config.json: id2label: must have numbers as names, '0', '1', and so on.")
@@ -201,7 +201,7 @@ def _are_equal(tensors: TensorFiles, first: str, second: str) -> bool:
 
 
 def write_folder(
-    folder: str | Path, model: Any, params: Any, config: dict, generation: dict, files: dict[str, bytes]
+    folder: str | Path, model: Model, params: Params, config: dict, generation: dict, files: dict[str, bytes]
 ) -> None:
     """Write a model as a Hugging Face folder, which appears when it is complete.
 
@@ -228,7 +228,7 @@ def write_folder(
             (temporary / name).write_bytes(data)
 
 
-def _hf_description(model: Any, config: dict) -> tuple[Family, Architecture, dict]:
+def _hf_description(model: Model, config: dict) -> tuple[Family, Architecture, dict]:
     """The first family that has such a model, the architecture, and config.json."""
     described = describe_model(model)
     reasons = []

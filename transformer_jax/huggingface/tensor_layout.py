@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -91,7 +91,7 @@ def to_params(spec: TensorSpec, array: np.ndarray, shapes: ParamShapes) -> Itera
         yield path, part.reshape(shapes[path])
 
 
-def to_tensor(spec: TensorSpec, params: dict[ParamPath, Any]) -> np.ndarray:
+def to_tensor(spec: TensorSpec, params: dict[ParamPath, np.ndarray]) -> np.ndarray:
     """Join the parameters that a tensor of the files holds into this tensor."""
     if spec.layout in ("out_in", "in_out"):
         fan_in = spec.shape[1] if spec.layout == "out_in" else spec.shape[0]

@@ -3,7 +3,6 @@
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from transformer_jax.run import Run
 STREAM_SECONDS = 0.05  # target time between two pieces of a stream, however fast the model is
 
 
-def generate(run: Run, prompt: str | Sequence[str], **settings: Any) -> str | list[str]:
+def generate(run: Run, prompt: str | Sequence[str], **settings: object) -> str | list[str]:
     """Continue one prompt or several of any lengths; a Seq2Seq generates the target of each.
 
     Args:
@@ -63,7 +62,7 @@ def complete(
     return [dataclasses.replace(one, prompt=text) for one, text in zip(completions, texts, strict=True)]
 
 
-def stream(run: Run, prompt: str, **settings: Any) -> Iterator[str]:
+def stream(run: Run, prompt: str, **settings: object) -> Iterator[str]:
     """Stream the continuation of a prompt in pieces; joined they are what `generate` puts after the prompt.
 
     No piece ends within a character. Text that may be the start of a stop string is held back until that is decided.

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +49,7 @@ def generate_tokens(
     *,
     num_top: int = 0,
     seeds: Sequence[int] | None = None,
-    **settings: Any,
+    **settings: object,
 ) -> list[Completion]:
     """Generate `num_samples` completions of each sequence of token ids, sequence by sequence.
 

@@ -145,7 +145,7 @@ class GenerationConfig:
         rule = "beam search stays within the context. Take method=sample or greedy"
         check(self.on_overflow == "error", "on_overflow", self.on_overflow, rule)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain data for JSON. The inverse is `from_dict`."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
 
@@ -158,7 +158,7 @@ class GenerationConfig:
         return cls(**values)
 
 
-def _typed(field: dataclasses.Field, value: Any) -> Any:
+def _typed(field: dataclasses.Field, value: object) -> Any:
     """The value in the type of its field: a tuple for a list, a float for an integer, Python's number for NumPy's."""
     value = value.item() if isinstance(value, np.generic) else value
     if field.type is tuple and isinstance(value, dict | list | tuple):

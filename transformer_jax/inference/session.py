@@ -1,7 +1,6 @@
 """Session: a text that grows by turns, with a KV cache that keeps what was read. For a chat or a server."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -48,7 +47,7 @@ class Session:
         if len(ids):
             self.tokens += check_tokens(self.run, [ids])[0].tolist()
 
-    def generate(self, **settings: Any) -> str:
+    def generate(self, **settings: object) -> str:
         """Generate a continuation of the text, add it to the session, and return it.
 
         Args:
@@ -59,7 +58,7 @@ class Session:
         """
         return self.generate_tokens(**settings).text
 
-    def generate_tokens(self, **settings: Any) -> Completion:
+    def generate_tokens(self, **settings: object) -> Completion:
         """`generate`, with tokens and log-probabilities. A text that a stop string ends keeps all of `tokens`."""
         config = GenerationConfig.from_dict(settings)
         self._check(config)

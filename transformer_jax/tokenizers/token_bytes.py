@@ -3,7 +3,6 @@
 import functools
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import numpy as np
 
@@ -93,7 +92,7 @@ def _pair(tokenizer: PairTokenizer) -> tuple[bytes, ...]:
     return token_bytes(tokenizer.target)
 
 
-_BYTES_OF_KIND: dict[str, Callable[[Any], Iterable[bytes]]] = {
+_BYTES_OF_KIND: dict[str, Callable[..., Iterable[bytes]]] = {
     "char": _char,
     "byte": _byte,
     "bpe": _subwords,
