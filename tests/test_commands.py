@@ -116,7 +116,7 @@ def test_an_invalid_setting_is_one_line_and_changes_no_file(tmp_path, data, flag
         ({"data": {"source": "text", "path": "{empty}"}}, "empty"),
         ({"data": {"source": "web"}}, "data.source='web'.*python_docs"),
         ({"model": {"num_heads": 4, "num_kv_heads": 3}}, "model.num_kv_heads=3: must divide model.num_heads=4"),
-        ({"model": {"norm": "batchnorm"}}, "model.norm='batchnorm'.*layernorm, rmsnorm"),
+        ({"model": {"norm": "batchnorm"}}, "model.norm='batchnorm'.*layernorm, layernorm_no_bias"),
         ({"model": {"vocab_size": 5}}, "model.vocab_size=5.*Take 0"),
         ({"train": {"batch_size": 4, "accumulation": 3}}, "train.accumulation=3: must divide train.batch_size=4"),
         ({"train": {"parallel": "tpu"}}, "train.parallel='tpu'.*jit, pmap"),

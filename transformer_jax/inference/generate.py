@@ -8,7 +8,7 @@ import numpy as np
 
 from transformer_jax.errors import UserError
 from transformer_jax.inference.engine import Engine
-from transformer_jax.inference.generate_tokens import Completion, generate_tokens, make_engine
+from transformer_jax.inference.generate_tokens import Completion, check_generates_text, generate_tokens, make_engine
 from transformer_jax.inference.generation_config import GenerationConfig
 from transformer_jax.run import Run
 
@@ -137,6 +137,7 @@ def _num_held_back(text: str, stop: tuple[str, ...]) -> int:
 
 def _encode(run: Run, prompts: Sequence[str]) -> list[np.ndarray]:
     """Token ids of each prompt, or of each source."""
+    check_generates_text(run)
     tokenizer = run.text_tokenizer
     rows = []
     for text in prompts:

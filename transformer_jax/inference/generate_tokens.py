@@ -112,8 +112,7 @@ def make_engine(
 
     Everything a user can get wrong is checked here, before the first token.
     """
-    check_request(run, rows, config, seeds)
-    processors = logits_processors(config, run)
+    processors = check_request(run, rows, config, seeds)
     keys = _row_keys(len(rows), config, seeds)
     samples = [row for row in rows for _ in range(config.num_samples)]
     if config.method != "beam":
@@ -134,13 +133,20 @@ def make_engine(
 
 def check_request(
     run: Run, rows: list[np.ndarray], config: GenerationConfig, seeds: Sequence[int] | None = None
-) -> None:
-    """Raise UserError if the run generates no text, seeds are missing, or a text does not fit the context."""
-    if not isinstance(run.model, GPT | Seq2Seq):
-        raise UserError(f"run: a {type(run.model).__name__} generates no text. Take a GPT or a Seq2Seq, or tj.logits.")
+) -> tuple:
+    """Logits processors of a request; UserError if the run generates no text, or seeds or texts do not fit."""
+    check_generates_text(run)
     if seeds is not None and len(seeds) != len(rows):
         raise UserError(f"seeds: {len(seeds)} of them, and {len(rows)} prompts. Give one for each, or none.")
+    processors = logits_processors(config, run)
     _check_fits_context(run, rows, config)
+    return processors
+
+
+def check_generates_text(run: Run) -> None:
+    """Raise UserError for a run without a decoder."""
+    if not isinstance(run.model, GPT | Seq2Seq):
+        raise UserError(f"run: a {type(run.model).__name__} generates no text. Take a GPT or a Seq2Seq, or tj.logits.")
 
 
 def _beam_settings(

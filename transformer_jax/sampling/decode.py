@@ -4,6 +4,7 @@ All take (step, cache or state, prompts, params, spec): spec.py describes the st
 static settings. The model is known by its step alone.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -174,7 +175,8 @@ def decode(step: Step, state: DecodeState, params: SamplingParams, spec: DecodeS
     def has_active_rows(state):
         return jnp.any(~state.is_done & (state.generated.lengths < until))
 
-    return jax.lax.while_loop(has_active_rows, lambda state: decode_step(step, state, params, spec), state)
+    one_step = functools.partial(decode_step, step, params=params, spec=spec)
+    return jax.lax.while_loop(has_active_rows, one_step, state)
 
 
 def decode_step(step: Step, state: DecodeState, params: SamplingParams, spec: DecodeSpec) -> DecodeState:
