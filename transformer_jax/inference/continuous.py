@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax import sampling
-from transformer_jax.inference.batching import bucket, pad_batch
+from transformer_jax.inference.batching import bucket
 from transformer_jax.inference.engine import Engine
 from transformer_jax.inference.forward import step_function
 from transformer_jax.inference.generation_config import GenerationConfig
+from transformer_jax.inference.prefill import padded_prompts
 from transformer_jax.nn.kv_cache_kinds import make_row_cache
 from transformer_jax.run import Run
 
@@ -74,10 +75,7 @@ class ContinuousEngine(Engine):
             rows = np.append(rows, rows[padding])
             indices = self._index[rows]
             texts = [self.prompts[i] for i in indices]
-            longest = max(map(len, texts))
-            width = bucket(longest, self._capacity)
-            tokens, is_token = pad_batch(texts, width, self._spec.pad_id, end=longest)
-            prompts = sampling.Prompts(tokens, is_token, np.int32(width - longest))
+            prompts = padded_prompts(self.run, texts, bucket(max(map(len, texts)), self._capacity))
             step = step_function(self.run)
             state = sampling.read_into_rows(step, state, rows, prompts, self._params_of(indices), self._spec)
         return state

@@ -120,9 +120,7 @@ class Engine:
         This takes the place of a prefill; only the given tokens are read, and the newest one of the earlier engine.
         """
         plan = plan_extension(self.run, state.cache, len(self.prompts[0]), given, self.config, self._spec)
-        self._spec = plan.spec
-        self._segment_length = plan.segment_length
-        self._params = self._params._replace(limit=np.int32(plan.segment_length))
+        self._begin_segment(plan)
         num_more = max(0, plan.spec.buffer_length - state.token_buffer.shape[1])
         token_buffer = jnp.pad(state.token_buffer, ((0, 0), (0, num_more)))
         state = state._replace(cache=plan.cache, token_buffer=token_buffer)
@@ -161,13 +159,16 @@ class Engine:
             if self._segment_start:
                 rows = [row[-max(self.run.config.decoder.max_len // 2, 1) :] for row in rows]
             plan = plan_prefill(self.run, rows, num_left, self._spec)
-        self._spec = plan.spec
-        self._segment_length = plan.segment_length
-        self._params = self._params._replace(limit=np.int32(plan.segment_length))
+        self._begin_segment(plan)
         if self.is_speculative:
             self._speculative = self._prefill_drafts(plan)
         prompts = plan.prompts._replace(first_index=np.int32(self._segment_start), states=self._processor_states)
         return plan._replace(cache=plan.cache.with_type(self.config.cache_type), prompts=prompts)
+
+    def _begin_segment(self, plan: Prefill) -> None:
+        self._spec = plan.spec
+        self._segment_length = plan.segment_length
+        self._params = self._params._replace(limit=np.int32(plan.segment_length))
 
     def _prefill_drafts(self, plan: Prefill) -> sampling.SpeculativeState:
         """Start speculative decoding; the draft model, if there is one, reads what the model reads."""

@@ -67,9 +67,10 @@ def generate_tokens(
     rows = check_tokens(run, tokens, is_token)
     if not rows:
         return []
-    check_request(run, rows, config, seeds)
     # Prompts of one engine: all of them in a continuous batch, else as many as make a batch.
     size = len(rows) if _is_continuous(run, rows, config) else max(1, config.batch_size // config.num_samples)
+    if size < len(rows):  # an engine checks its own prompts; here those of all, before the first one begins
+        check_request(run, rows, config, seeds)
     completions = []
     for first in range(0, len(rows), size):
         group_seeds = None if seeds is None else seeds[first : first + size]

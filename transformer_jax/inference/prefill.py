@@ -46,7 +46,7 @@ def plan_prefill(run: Run, rows: list[np.ndarray], num_left: int, spec: sampling
     extra_slots = _extra_slots(spec.num_draft, len(rows), output_length)
     return Prefill(
         make_cache(config, len(rows), capacity, extra_slots),
-        _padded_prompts(run, rows, bucket(longest, context)),
+        padded_prompts(run, rows, bucket(longest, context)),
         dataclasses.replace(spec, max_new_tokens=output_length, buffer_length=capacity + 1),
         segment_length,
         capacity,
@@ -62,7 +62,7 @@ def plan_rolling_prefill(run: Run, rows: list[np.ndarray], num_left: int, spec: 
     chunk = _rolling_chunk(run)
     return Prefill(
         make_rolling_cache(config, len(rows), chunk),
-        _padded_prompts(run, rows, width),
+        padded_prompts(run, rows, width),
         dataclasses.replace(spec, max_new_tokens=output_length, buffer_length=width + output_length, chunk=chunk),
         segment_length=num_left,
     )
@@ -105,7 +105,7 @@ def _rolling_chunk(run: Run) -> int:
     return bucket(run.config.decoder.window or sampling.PREFILL_CHUNK, sampling.PREFILL_CHUNK)
 
 
-def _padded_prompts(run: Run, rows: list[np.ndarray], width: int) -> sampling.Prompts:
+def padded_prompts(run: Run, rows: list[np.ndarray], width: int) -> sampling.Prompts:
     """Prompts that end where the longest one does, and padding behind it up to `width`."""
     longest = max(map(len, rows))
     tokens, is_token = pad_batch(rows, width, run.generation_defaults.pad_id, end=longest)

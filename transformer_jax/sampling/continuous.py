@@ -25,7 +25,7 @@ def read_into_rows(
     new = end_at_limit(prefill(step, cache, prompts, params, spec), params)
 
     def put(old: jax.Array, new: jax.Array) -> jax.Array:
-        return old.at[rows].set(new) if old.ndim else old
+        return old.at[rows].set(new)
 
     # Fields of a DecodeState before its cache.
     is_done, token_buffer, prompt_lengths, first_index, generated = jax.tree.map(put, state[:-1], new[:-1])
