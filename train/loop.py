@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from transformer_jax.checkpoint import Checkpoints, abstract
@@ -22,8 +21,8 @@ from transformer_jax.errors import RunError, UserError
 from transformer_jax.models import Model, Params, Seq2SeqConfig, init_params
 
 from . import flops, resume
+from .calls import Call, choose_steps_per_call, read_calls
 from .config import Config
-from .data.batches import Batch
 from .early_stopping import BestTracker, best_of
 from .initialization import InitFrom, load_init_from, load_pretrained_params
 from .metrics import MetricsLog
@@ -35,8 +34,6 @@ from .state import TrainState, create_state, eval_params, from_checkpoint, to_ch
 from .step import eval_step, train_step
 from .tasks.base import Task, load_task
 from .tasks.registry import TASKS
-
-SHORT_STEP_FLOPS = 5e10  # steps with fewer operations share a call; about a second or less on a laptop
 
 
 def run(config: object, workdir: str | Path) -> Path:
@@ -95,6 +92,7 @@ def _train(
     parallel = build_parallel(config, task.model, task.loss_fn, optimizer)
     state, init_note = init_state(config, task.model, optimizer, init_from)
     steps_per_call = choose_steps_per_call(config, task, state.params)
+    calls = read_calls(batches, task.num_targets, step, config, steps_per_call)
     _write_config(workdir, config, task.model.config)
     log = MetricsLog(workdir, step, num_steps, config.train.tensorboard, task.has_perplexity)
     with contextlib.closing(log):
@@ -107,16 +105,17 @@ def _train(
         state = parallel.put(state)
 
         stop_signal = None
-        while step < num_steps and not stop_signal and not best.is_stale(step, patience):
-            # Step. The very first runs alone, to time its compilation; `n` is not part of the compiled program.
-            n = min(steps_per_call, _steps_to_next_event(step, config)) if log.steps_timed else 1
+        call: Call | None = next(calls)
+        while call and not stop_signal and not best.is_stale(step, patience):
+            # Step. The batches of the next call are read while the device works on this one.
             call_started = time.perf_counter()
-            stacked = _stack(batches, n, steps_per_call)
-            state = parallel.train(state, stacked, n)
+            n = call.num_steps
+            num_targets = call.num_targets
+            state = parallel.train(state, call.batches, n)
             step += n
+            call = next(calls, None)
             metrics = parallel.get(_step_metrics(state))
             _stop_if_not_finite(metrics, step, schedule, config, checkpoints)
-            num_targets = task.num_targets({name: x[:n] for name, x in stacked.items()})
             log.add_steps(n, step, num_targets, time.perf_counter() - call_started)
             if log.steps_timed == 1:
                 log.print_first_step(time.perf_counter() - started)
@@ -203,27 +202,8 @@ def _write_config(workdir: Path, config: Config, model_config: TransformerConfig
     (workdir / "config.json").write_text(json.dumps(values, indent=1) + "\n")
 
 
-def choose_steps_per_call(config: Config, task: Task, params: Params) -> int:
-    """Choose the number of steps in a call of the compiled program: several if steps are short."""
-    if not task.has_one_shape:
-        return 1
-    step_flops = flops.flops_per_token(params, task.model.config) * task.tokens_per_step
-    return config.train.steps_per_call or int(np.clip(SHORT_STEP_FLOPS // step_flops, 1, 10))
-
-
 def _is_due(step: int, num_steps: int, every: int) -> bool:
     return step % every == 0 or step == num_steps
-
-
-def _steps_to_next_event(step: int, config: Config) -> int:
-    every = (config.train.log_every, config.train.eval_every, config.checkpoint.save_every)
-    return min(*(e - step % e for e in every), config.train.num_steps - step)
-
-
-def _stack(batches: Iterator[Batch], n: int, capacity: int) -> Batch:
-    """Stack the next n batches as [capacity, B, ...]; entries beyond n repeat the last and are never read."""
-    taken = [next(batches) for _ in range(n)]
-    return jax.tree.map(lambda *x: np.stack([*x, *x[-1:] * (capacity - n)]), *taken)
 
 
 def _step_metrics(state: TrainState) -> dict[str, jax.Array]:
@@ -290,6 +270,7 @@ def _meta(config: Config, task: Task, step: int, val_score: float | None, best: 
 
 def _describe(config: Config, task: Task, state: TrainState, init_note: str) -> str:
     return (
+        f"devices: {jax.device_count()} x {jax.devices()[0].device_kind}, {task.model.config.decoder.dtype}\n"
         f"data: {task.description}; {task.tokenizer.kind} tokenizer, {task.tokenizer.vocab_size:,} ids\n"
         + flops.describe(state.params, state.opt_state, task.model.config, task.tokens_per_step)
         + (f"\n{init_note}" if init_note else "")
