@@ -104,6 +104,70 @@ def test_only_lines_after_the_resumed_step_are_dropped(open_log, tmp_path):
     assert [event["step"] for event in read_metrics(tmp_path / "metrics.jsonl")] == [5, 10, 10, 15]
 
 
+BAD_LINES = {
+    "not UTF-8": b'{"step": 7, "split": "tr\xff", "loss": 1.5}',
+    "null": b"null",
+    "a list": b"[5, 1.5]",
+    "a number": b"5",
+    "no step": b'{"split": "train", "loss": 1.5}',
+    "no split": b'{"step": 7, "loss": 1.5}',
+    "no loss": b'{"step": 7, "split": "train"}',
+    "a step in words": b'{"step": "7", "split": "train", "loss": 1.5}',
+    "a true step": b'{"step": true, "split": "train", "loss": 1.5}',
+    "a fraction of a step": b'{"step": 7.0, "split": "train", "loss": 1.5}',
+    "a step below 0": b'{"step": -7, "split": "train", "loss": 1.5}',
+    "a step without end": b'{"step": ' + b"9" * 400 + b', "split": "train", "loss": 1.5}',
+    "a step of NaN": b'{"step": NaN, "split": "train", "loss": 1.5}',
+    "a loss of NaN": b'{"step": 7, "split": "train", "loss": NaN}',
+    "a loss in words": b'{"step": 7, "split": "train", "loss": "low"}',
+    "an infinite number": b'{"step": 7, "split": "train", "loss": 1.5, "grad_norm": 1e999}',
+    "a split that is a number": b'{"step": 7, "split": 3, "loss": 1.5}',
+    "a cut in the middle": b'{"step": 7, "split"',
+    "two lines in one": b'{"step": 7, "split": "train", "loss": 1.5}{"step": 8, "split": "train", "loss": 1.5}',
+    "zeros": bytes(4096),
+    "nested without end": b"[" * 100_000,
+    "a huge line": b"x" * 3_000_000,
+}
+
+
+@pytest.mark.parametrize("bad", BAD_LINES.values(), ids=BAD_LINES)
+def test_a_line_that_is_no_event_is_left_out_and_counted(open_log, tmp_path, capsys, bad):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(
+        line(5).encode() + bad + b"\n" + line(10).encode() + b"\n\r\n" + bad + b"\n" + line(10, "val").encode()
+    )
+    assert [(event["step"], event["split"]) for event in read_metrics(path)] == [
+        (5, "train"),
+        (10, "train"),
+        (10, "val"),
+    ]
+    warning = f"warning: {path}: lines left out because they are no events of a run: 2\n"
+    assert capsys.readouterr().err == warning
+    draw_loss(tmp_path)
+    assert capsys.readouterr().err == warning
+    open_log(first_step=10).train(15, NUMBERS, 0.25)
+    assert capsys.readouterr().err == warning
+    assert path.read_text().startswith(line(5) + line(10) + line(10, "val"))
+    assert len(read_metrics(path)) == 4 and capsys.readouterr().err == ""
+
+
+def test_good_lines_of_an_edited_file_are_kept(open_log, tmp_path):
+    strange = {"step": 9, "split": "train", "loss": 2, "note": "é \u2028 \x0c \u0085 \ud800", "list": [{"a": 0.1}]}
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + line(5).encode().rstrip() + b"\r\n" + json.dumps(strange).encode() + b"\n")
+    open_log(first_step=10)
+    assert [json.loads(text) for text in path.read_text().split("\n")[:-1]] == [json.loads(line(5)), strange]
+
+
+def test_a_link_beside_the_log_is_not_written_through(open_log, tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "metrics.tmp").symlink_to("mine")
+    (tmp_path / "metrics.jsonl").symlink_to("mine")
+    open_log().train(15, NUMBERS, 0.25)
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert [event["step"] for event in read_metrics(tmp_path / "metrics.jsonl")] == [15]
+
+
 @pytest.mark.parametrize("length", range(1, len(line(10)) - 1, 7))
 def test_a_line_that_a_kill_cut_off_is_dropped(open_log, tmp_path, length):
     write_lines(tmp_path, line(5), line(10)[:length])

@@ -1,10 +1,12 @@
 """Metrics of a run: metrics.jsonl, TensorBoard files, log lines and a progress bar."""
 
+import codecs
 import json
 import math
 import os
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import rich.console
 import rich.progress
@@ -13,6 +15,16 @@ from tensorboardX import SummaryWriter
 from transformer_jax.inference.predict import perplexity
 
 from . import entropy_floor
+
+LARGEST = sys.float_info.max  # of a number that a plot can show
+
+
+class Event(TypedDict):
+    """One line of metrics.jsonl: these, and the other metrics of the split."""
+
+    step: int
+    split: str  # train | val
+    loss: float | None  # None: NaN or infinite
 
 
 def bits_per_byte(nats_per_token: float, bytes_per_token: float) -> float:
@@ -156,19 +168,47 @@ class MetricsLog:
             self._tensorboard.close()
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read the events of a metrics.jsonl. A last line that a kill cut off is skipped; no file, no events."""
-    events = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            events.append(json.loads(line))
-        except ValueError:
-            continue
-    return events
+def read_metrics(path: Path) -> list[Event]:
+    """Read the events of a metrics.jsonl, in the order of its lines; no file, no events.
+
+    A line that is no event (damaged, cut off by a kill, without a step) is left out, and a warning on stderr says
+    how many are.
+    """
+    lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n") if path.exists() else []
+    events = [_parse_event(line) for line in lines if line.strip()]
+    num_left_out = events.count(None)
+    if num_left_out:
+        print(f"warning: {path}: lines left out because they are no events of a run: {num_left_out}", file=sys.stderr)
+    return [event for event in events if event is not None]
+
+
+def _parse_event(line: bytes) -> Event | None:
+    """Parse a line of metrics.jsonl; None if it is not the JSON of an event."""
+    try:
+        event = json.loads(line.decode(), parse_float=_finite, parse_constant=_finite)
+    except (ValueError, RecursionError):  # not UTF-8, not JSON, NaN, or nested without end
+        return None
+    if not isinstance(event, dict) or not {"step", "split", "loss"} <= event.keys():
+        return None
+    is_step = type(event["step"]) is int and 0 <= event["step"] <= LARGEST
+    is_loss = event["loss"] is None or (type(event["loss"]) in (int, float) and abs(event["loss"]) <= LARGEST)
+    return cast(Event, event) if is_step and isinstance(event["split"], str) and is_loss else None
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(number)
+    return value
 
 
 def _drop_lines_after(path: Path, step: int) -> None:
+    """Drop the events after a step, by a new file that takes the place of the old one: a kill leaves one of them."""
     kept = [event for event in read_metrics(path) if event["step"] <= step]
     scratch = path.with_suffix(".tmp")
-    scratch.write_text("".join(json.dumps(event) + "\n" for event in kept), encoding="utf-8")
+    scratch.unlink(missing_ok=True)
+    with open(scratch, "x", encoding="utf-8") as file:  # never through a link
+        file.write("".join(json.dumps(event) + "\n" for event in kept))
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(scratch, path)
