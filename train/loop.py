@@ -2,11 +2,9 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
-import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +14,10 @@ import optax
 
 from transformer_jax.checkpoint import Checkpoints, abstract
 from transformer_jax.checkpoint_meta import CheckpointMeta, TrainingMeta
-from transformer_jax.config import TransformerConfig
-from transformer_jax.errors import RunError, UserError
-from transformer_jax.models import Model, Params, Seq2SeqConfig, init_params
+from transformer_jax.errors import RunError
+from transformer_jax.models import Model, Params, init_params
 
-from . import flops, resume
+from . import flops, resume, run_directory
 from .calls import Call, choose_steps_per_call, read_calls
 from .config import Config
 from .early_stopping import BestTracker, best_of
@@ -50,7 +47,7 @@ def run(config: object, workdir: str | Path) -> Path:
     started = time.perf_counter()
     config = config if isinstance(config, Config) else Config.from_dict(config)
     workdir = Path(workdir).expanduser()
-    with _lock(workdir), StopSignals() as stop:
+    with run_directory.lock(workdir), StopSignals() as stop:
         checkpoints = Checkpoints(workdir, config.checkpoint.keep)
         meta = resume.last_checkpoint(checkpoints)
         step = meta.step if meta else 0
@@ -93,7 +90,7 @@ def _train(
     state, init_note = init_state(config, task.model, optimizer, init_from)
     steps_per_call = choose_steps_per_call(config, task, state.params)
     calls = read_calls(batches, task.num_targets, step, config, steps_per_call)
-    _write_config(workdir, config, task.model.config)
+    run_directory.write_config(workdir, config, task.model.config)
     log = MetricsLog(workdir, step, num_steps, config.train.tensorboard, task.has_perplexity)
     with contextlib.closing(log):
         log.print(_describe(config, task, state, init_note))
@@ -142,22 +139,6 @@ def _train(
     return step
 
 
-@contextlib.contextmanager
-def _lock(workdir: Path) -> Iterator[None]:
-    """Lock the run directory for this process. The lock ends with the process, however that ends."""
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        file = open(workdir / ".lock", "w")
-    except OSError as error:
-        raise UserError(f"workdir={workdir}: cannot be written to ({error.strerror}). Give another.") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"workdir={workdir}: another process is training here. Wait for it, or stop it.") from error
-        yield
-
-
 def build_parallel(
     config: Config, model: Model, loss_fn: Callable, optimizer: optax.GradientTransformation
 ) -> Jit | Pmap:
@@ -194,12 +175,6 @@ def init_state(
         return jax.jit(lambda key: create(create_params(key)))(key), ""
     params, note = load_pretrained_params(init_from, create_params, key)
     return jax.jit(create)(params), note
-
-
-def _write_config(workdir: Path, config: Config, model_config: TransformerConfig | Seq2SeqConfig) -> None:
-    """Write config.json: the run's settings, and the resolved model. For people; no code reads it."""
-    values = dataclasses.asdict(config) | {"model": dataclasses.asdict(model_config)}
-    (workdir / "config.json").write_text(json.dumps(values, indent=1) + "\n")
 
 
 def _is_due(step: int, num_steps: int, every: int) -> bool:
