@@ -120,7 +120,6 @@ def test_metadata_with_a_wrong_field_are_refused_in_one_line_that_names_it():
     "change, message",
     [
         (lambda meta: [meta], "was written by another version"),
-        (lambda meta: meta | {"step": 7}, "is that of step 7. Choose another with checkpoint=<step>."),
         (lambda meta: meta | {"label": []}, "label: no such field. Did you mean labels?"),
         (lambda meta: {name: value for name, value in meta.items() if name != "labels"}, "labels: is missing."),
         (lambda meta: meta | {"labels": ["x", 1]}, "labels=1: must be of type str, not int."),

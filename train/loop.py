@@ -49,6 +49,7 @@ def run(config: object, workdir: str | Path) -> Path:
     workdir = Path(workdir).expanduser()
     with run_directory.lock(workdir), StopSignals() as stop:
         checkpoints = Checkpoints(workdir, config.checkpoint.keep)
+        checkpoints.clean_up()
         meta = resume.last_checkpoint(checkpoints)
         step = meta.step if meta else 0
         changes = resume.changed_fields(resume.trained_config(meta, workdir) if meta else None, config)

@@ -43,7 +43,7 @@ def last_checkpoint(checkpoints: Checkpoints) -> CheckpointMeta | None:
     Raises:
       CheckpointError: there are checkpoints, but none is sound. The run must not silently start again from step 0.
     """
-    return checkpoints.meta(checkpoints.find("latest")) if checkpoints.steps() else None
+    return None if checkpoints.is_empty() else checkpoints.meta(checkpoints.find("latest"))
 
 
 def trained_config(meta: CheckpointMeta, run_dir: str | Path) -> Config:

@@ -1,5 +1,7 @@
 """Errors for the user: UserError (fixable input), RunError (a run that cannot continue), `choose` and `check`."""
 
+import os
+import re
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -50,3 +52,18 @@ def missing_package(error: ModuleNotFoundError) -> Exception:
         f"{package}: is not installed, and this needs it. Install it with: "
         f'pip install "transformer_jax[{EXTRAS[package]}]" (or [all]).'
     )
+
+
+def system_reason(error: BaseException) -> str:
+    """Reason of a failed read or write in the system's words ("No space left on device"), with the file if it is known.
+
+    Args:
+      error: an OSError, or an exception of tensorstore, which has the system's error number in its text.
+    """
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    if code:
+        return os.strerror(int(code[1]))
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    first_line = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first_line:.300}"

@@ -1,6 +1,7 @@
 """Run: a model with its parameters, tokenizer and generation defaults; load, save, from_pretrained."""
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import jax
@@ -58,39 +59,32 @@ def load(run_dir: str | Path, checkpoint: str | int = "latest", average: int = 0
     if not Path(run_dir).expanduser().is_dir():
         raise CheckpointError(f"run_dir={run_dir}: there is no such directory. Give the --workdir of a training run.")
     checkpoints = Checkpoints(run_dir)
-    step = checkpoints.find(checkpoint)
-    meta = checkpoints.meta(step)
-    shapes = _with_dtypes(parameter_shapes(meta.model), meta.param_dtypes)
-    if average:
-        step, params = _average(checkpoints, average, shapes)
-    else:
-        params = checkpoints.restore(step, params=abstract(shapes))["params"]
+    read = functools.partial(_read, checkpoints, average)
+    run = checkpoints.read(read, "latest" if average else checkpoint, max(average, 1))
+    return dataclasses.replace(run, name=str(run_dir))
+
+
+def _read(checkpoints: Checkpoints, average: int, steps: list[int]) -> Run:
+    """Read the newest of `steps`, with the mean of the parameters of all (Vaswani et al. 2017, section 6.1)."""
+    if len(steps) < average:
+        raise CheckpointError(
+            f"average={average}: there are only {len(steps)} checkpoints. Train with checkpoint.keep={average} or more."
+        )
+    meta = checkpoints.meta(steps[0])
+    template = abstract(_with_dtypes(parameter_shapes(meta.model), meta.param_dtypes))
+    params = [checkpoints.restore(step, params=template)["params"] for step in sorted(steps)]
     return Run(
         meta.model,
-        params,
+        jax.tree.map(lambda *leaves: sum(leaves) / average, *params) if average else params[0],
         meta.tokenizer,
         meta.model.config,
-        step,
+        steps[0],
         generation_defaults_of(meta.hf_config, meta.model, meta.tokenizer),
-        name=str(run_dir),
         labels=meta.labels,
         hf_config=meta.hf_config,
         lowercase=meta.lowercase,
         separator=meta.separator,
     )
-
-
-def _average(checkpoints: Checkpoints, number: int, shapes: Params) -> tuple[int, Params]:
-    """Average the newest checkpoints (Vaswani et al. 2017, section 6.1); return the newest step and the mean."""
-    steps = checkpoints.steps()[-number:]
-    if len(steps) < number:
-        raise CheckpointError(
-            f"average={number}: there are only {len(steps)} checkpoints. Train with checkpoint.keep={number} or more."
-        )
-    for step in steps:
-        checkpoints.find(step)  # raises if this one is damaged
-    params = [checkpoints.restore(step, params=abstract(shapes))["params"] for step in steps]
-    return steps[-1], jax.tree.map(lambda *leaves: sum(leaves) / number, *params)
 
 
 def read_meta(run_dir: str | Path) -> CheckpointMeta:
@@ -100,7 +94,7 @@ def read_meta(run_dir: str | Path) -> CheckpointMeta:
       CheckpointError: no run, no undamaged checkpoint, or one of an earlier version.
     """
     checkpoints = Checkpoints(run_dir)
-    return checkpoints.meta(checkpoints.find("latest"))
+    return checkpoints.read(lambda steps: checkpoints.meta(steps[0]))
 
 
 def open_run(path: str | Path, checkpoint: str | int = "latest") -> Run:
@@ -170,7 +164,7 @@ def save(run: Run, run_dir: str | Path) -> None:
     """
     _check_savable(run)
     checkpoints = Checkpoints(run_dir)
-    if checkpoints.steps():
+    if not checkpoints.is_empty():
         raise UserError(f"run_dir={run_dir}: there is a run already. Give a new directory.")
     leaves = jax.tree_util.tree_leaves_with_path(run.params)
     meta = CheckpointMeta(
