@@ -25,15 +25,16 @@ RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.s
 
 TOP = {
     "__init__", "__main__", "checkpoint", "checkpoint_folder", "checkpoint_lock", "checkpoint_meta", "checkpoint_seal",
-    "config", "errors", "run", "schema", "startup"
+    "config", "errors", "files", "run", "schema", "startup"
 }  # fmt: skip
 
 # Who may import whom, inside transformer_jax: a room may import itself and what stands beside it here.
 ROOMS = {
     "errors": set(),
     "schema": {"errors"},
+    "files": {"errors"},
     "startup": {"errors"},
-    "checkpoint": {"errors", "checkpoint_folder", "checkpoint_lock", "checkpoint_meta", "checkpoint_seal"},
+    "checkpoint": {"errors", "files", "checkpoint_folder", "checkpoint_lock", "checkpoint_meta", "checkpoint_seal"},
     "checkpoint_folder": {"errors", "checkpoint_lock", "checkpoint_seal"},
     "checkpoint_lock": {"checkpoint_seal"},
     "checkpoint_seal": set(),
@@ -41,7 +42,7 @@ ROOMS = {
     "config": {"errors", "schema"},
     "nn": {"errors", "config"},
     "models": {"errors", "schema", "config", "nn"},
-    "tokenizers": {"errors", "schema"},
+    "tokenizers": {"errors", "files", "schema"},
     "sampling": {"errors", "config", "nn.kv_cache"},
     "testing": {"errors", "config", "nn", "models"},
     "huggingface": {"errors", "schema", "config", "nn", "models", "sampling"},
@@ -51,7 +52,7 @@ ROOMS = {
     "inference": {
         "errors", "schema", "config", "checkpoint", "nn", "models", "tokenizers", "sampling", "huggingface", "run"
     },
-    "commands": {"errors", "schema", "startup", "run", "inference", "tokenizers", "huggingface", "__init__"},
+    "commands": {"errors", "files", "schema", "startup", "run", "inference", "tokenizers", "huggingface", "__init__"},
     "__init__": {"errors", "config"},
     "__main__": {"__init__", "commands"},
 }  # fmt: skip

@@ -107,5 +107,5 @@ def test_labels_show_invisible_characters_and_no_token_is_read_as_a_formula(tmp_
     for heads, rows, columns in ((1, 1, 1), (7, 3, 131)):
         weights = np.full((heads, rows, columns), 1 / columns, np.float32)
         path = tmp_path / f"{heads}.png"
-        draw(str(path), "$a_ \\frac", weights, ["$_{"] * rows, ["中\n"] * columns)
+        draw(path, "$a_ \\frac", weights, ["$_{"] * rows, ["中\n"] * columns)
         assert_is_picture(path)

@@ -10,6 +10,7 @@ from absl import flags
 
 from transformer_jax import startup
 from transformer_jax.commands.cli import HELP_FLAGS, parse_flags, report_errors, required, show_help
+from transformer_jax.files import make_subfolder, write_text
 
 EXAMPLE = "python -m transformer_jax evaluate --run_dir=runs/multi30k --split=test"
 
@@ -49,13 +50,12 @@ def main(argv: list[str]) -> None:
         print(f"\r{done:,}/{total:,}", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
     scored = score(run, config, _SPLIT.value, Options(_NUM_BEAMS.value, _LENGTH_PENALTY.value, progress))
-    folder = Path(run_dir).expanduser() / "evaluation" / _SPLIT.value
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_subfolder(Path(run_dir).expanduser(), "evaluation", _SPLIT.value)
     average = {"average_of": _AVERAGE.value} if _AVERAGE.value else {}
     result = {"split": _SPLIT.value, "step": run.step, **average, **scored.values}
-    (folder / "scores.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_text(folder / "scores.json", json.dumps(result, indent=1) + "\n")
     for name, lines in scored.lines.items():
-        (folder / f"{name}.txt").write_text("".join(line.replace("\n", " ") + "\n" for line in lines))
+        write_text(folder / f"{name}.txt", "".join(line.replace("\n", " ") + "\n" for line in lines))
     if scored.confusion is not None:
         draw_confusion(scored.confusion, scored.names or run.labels, folder / "confusion.png")
     print(json.dumps(result, indent=1))

@@ -9,6 +9,8 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (the backend without a screen must be chosen first)
 
+from transformer_jax.files import replace_file  # noqa: E402
+
 from .metrics import read_metrics  # noqa: E402
 
 
@@ -24,12 +26,13 @@ def draw_loss(workdir: str | Path) -> Path:
             axes.plot(steps, losses, style, label=f"{label}, last {losses[-1]:.3f}", markersize=3)
     axes.set_xlabel("step")
     axes.set_ylabel("loss (nats per token)")
-    axes.set_title(workdir.absolute().name)
+    axes.set_title(workdir.absolute().name, parse_math=False)
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend()
     path = workdir / "loss.png"
-    figure.savefig(path, dpi=120)
+    with replace_file(path) as file:
+        figure.savefig(file, dpi=120)
     plt.close(figure)
     return path
 
@@ -43,8 +46,9 @@ def draw_confusion(counts: np.ndarray, names: Sequence[str], path: Path) -> None
     for row, column in np.argwhere(counts) if len(names) <= 40 else ():
         color = "white" if shares[row, column] > 0.5 else "black"
         axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", color=color, fontsize=7)
-    axes.set_xticks(range(len(names)), names, rotation=90)
-    axes.set_yticks(range(len(names)), names)
+    axes.set_xticks(range(len(names)), names, rotation=90, parse_math=False)
+    axes.set_yticks(range(len(names)), names, parse_math=False)
     axes.set(xlabel="predicted", ylabel="true", title="Confusion matrix")
-    figure.savefig(path, bbox_inches="tight")
+    with replace_file(path) as file:
+        figure.savefig(file, bbox_inches="tight")
     plt.close(figure)

@@ -20,11 +20,12 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from transformer_jax.checkpoint_folder import CheckpointError, CheckpointFolder, listed, score_of, warn
+from transformer_jax.checkpoint_folder import CheckpointError, CheckpointFolder, listed, score_of
 from transformer_jax.checkpoint_lock import SAVING, delete, delete_leftover, leftovers
 from transformer_jax.checkpoint_meta import CheckpointMeta
 from transformer_jax.checkpoint_seal import SEAL, commit, free_name, make_folder
-from transformer_jax.errors import RunError, UserError, system_reason
+from transformer_jax.errors import RunError, UserError, system_reason, warn
+from transformer_jax.files import check_no_link
 
 
 class _SealedFolder(ocp.path.atomicity.CommitFileTemporaryPath):
@@ -81,8 +82,10 @@ class Checkpoints(CheckpointFolder):
         Waits first until the previous save is sealed, then removes checkpoints that are no longer kept.
 
         Raises:
+          UserError: `checkpoints` is a link.
           RunError: the previous save failed, or this one could not begin. Earlier checkpoints are untouched.
         """
+        check_no_link(self.folder)
         self.wait()
         step = meta.step
         items: dict[str, ocp.args.CheckpointArgs] = {

@@ -4,14 +4,13 @@ import json
 import math
 import os
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 from transformer_jax.checkpoint_lock import HeldFolders
 from transformer_jax.checkpoint_seal import META, Problem, find_problem
-from transformer_jax.errors import UserError, system_reason
+from transformer_jax.errors import UserError, system_reason, warn
 
 _MOST_ATTEMPTS = 100  # to read checkpoints that a training run deletes
 T = TypeVar("T")
@@ -178,9 +177,3 @@ def _number(name: str) -> int | None:
 def listed(steps: list[int]) -> str:
     """Steps as an error lists them."""
     return ", ".join(map(str, steps))
-
-
-def warn(*messages: str) -> None:
-    """Print warnings on stderr, a line each."""
-    for message in messages:
-        print(f"warning: {message}", file=sys.stderr)

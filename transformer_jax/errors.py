@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -14,12 +15,29 @@ class UserError(ValueError):
     Commands print it without a traceback and exit with code 2.
     """
 
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
 
 class RunError(RuntimeError):
     """A run that cannot continue although its input was valid: a full disk, a loss that stays NaN.
 
     Commands print it without a traceback and exit with code 1.
     """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+
+def printable(text: object) -> str:
+    """Escape control characters and line breaks: names from data reach a terminal as one line that it only shows."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+
+
+def warn(*messages: str) -> None:
+    """Print warnings on stderr, a line each."""
+    for message in messages:
+        print(f"warning: {printable(message)}", file=sys.stderr)
 
 
 def choose(table: Mapping[str, T], name: object, field: str) -> T:

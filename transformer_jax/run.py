@@ -133,7 +133,7 @@ def _special_ids(generation: dict) -> dict[str, int]:
         value = generation.get(f"{name}_token_id")
         if isinstance(value, list) and value:
             value = value[0]
-        if type(value) is int:
+        if type(value) is int and abs(value) < 2**31:
             ids[name] = value
     return ids
 

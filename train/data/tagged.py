@@ -2,13 +2,12 @@
 
 import dataclasses
 import os
-import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from transformer_jax.errors import UserError, choose
+from transformer_jax.errors import UserError, choose, warn
 from transformer_jax.inference.predict import encode_words
 from transformer_jax.tokenizers import Tokenizer
 
@@ -59,7 +58,7 @@ def load_tagged(
     known_tags = {tag for sentence in train for tag in sentence.tags}
     for sentence in validation:
         for tag in sorted(set(sentence.tags) - known_tags):  # as in real corpora; its output is never trained
-            print(f"warning: {sentence.where}: tag {tag!r:.80} does not occur in training.", file=sys.stderr)
+            warn(f"{sentence.where}: tag {tag!r:.80} does not occur in training.")
             known_tags.add(tag)
     labels = labels or tuple(sorted(known_tags))
     if tokenizer is None:

@@ -10,6 +10,7 @@ from absl import flags
 
 from transformer_jax import startup
 from transformer_jax.commands.cli import HELP_FLAGS, UsageError, parse_flags, required, show_help
+from transformer_jax.files import replace_file
 
 if TYPE_CHECKING:  # these modules load JAX
     from transformer_jax.inference.attention_maps import AttentionMaps, Seq2SeqAttentionMaps
@@ -51,12 +52,12 @@ def main(argv: list[str]) -> None:
 
     run = tj.open_run(run_dir, _CHECKPOINT.value)
     maps = tj.attention_maps(run, text, _TARGET.value)
-    with open(f"{output}.npz", "wb") as file:
+    with replace_file(Path(f"{output}.npz")) as file:
         np.savez(file, **maps._asdict())
     print(f"{output}.npz")
     for page in pages(maps):
         path = f"{output}_{page.name}.png"
-        draw(path, f"{run_dir}, {page.title}", page.weights, page.rows, page.columns)
+        draw(Path(path), f"{run_dir}, {page.title}", page.weights, page.rows, page.columns)
         print(path)
 
 
@@ -117,7 +118,7 @@ class Layout(NamedTuple):
         return cls(width, height, left, pitch_x, pitch_y, num_columns, (page_width, page_height))
 
 
-def draw(path: str, title: str, weights: np.ndarray, rows: list[str], columns: list[str]) -> None:
+def draw(path: Path, title: str, weights: np.ndarray, rows: list[str], columns: list[str]) -> None:
     """Draw a map for each head, weights [N, T, S], with a token at each row and each column."""
     import matplotlib
 
@@ -158,7 +159,8 @@ def draw(path: str, title: str, weights: np.ndarray, rows: list[str], columns: l
     bar = add_axes(layout.num_columns * layout.pitch_x + 0.1, HEAD + 0.2, 0.15, max(layout.map_height, 1.4))
     figure.colorbar(image, cax=bar, ticks=[0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1]).ax.tick_params(labelsize=7)
     bar.set_title("weight", fontsize=8, pad=5)
-    figure.savefig(path, dpi=min(130, MAX_PIXELS / max(layout.page)))
+    with replace_file(path) as file:
+        figure.savefig(file, dpi=min(130, MAX_PIXELS / max(layout.page)))
     plt.close(figure)
 
 

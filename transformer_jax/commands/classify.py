@@ -1,6 +1,7 @@
 """`python -m transformer_jax classify`: classify each line of stdin; print label, tab, probability."""
 
 from transformer_jax.commands.lines import define_flags, progress_printer, read_lines
+from transformer_jax.errors import printable
 
 EXAMPLE = "python -m transformer_jax classify --run_dir=runs/sst2 <reviews.txt >labels.tsv"
 
@@ -22,4 +23,4 @@ def main(argv: list[str]) -> None:
     results = iter(tj.classify(run, texts, batch_size=_BATCH_SIZE.value, progress=progress_printer(len(texts))))
     for line in lines:
         result = next(results) if line.strip() else ""
-        print(result if isinstance(result, float | str) else f"{result.label}\t{result.probability:.4f}")
+        print(result if isinstance(result, float | str) else f"{printable(result.label)}\t{result.probability:.4f}")

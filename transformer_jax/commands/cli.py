@@ -8,7 +8,7 @@ from typing import TextIO
 
 from absl import flags
 
-from transformer_jax.errors import RunError, UserError, missing_package
+from transformer_jax.errors import RunError, UserError, missing_package, printable
 
 HELP_FLAGS = {"--help", "-h", "-help", "--helpfull", "--helpshort"}
 
@@ -67,7 +67,7 @@ def report_errors(main: Callable[[list[str]], None], argv: list[str]) -> int | N
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit
         return 141
     except (RunError, OSError) as error:
-        print(f"failed: {error}", file=sys.stderr)
+        print(f"failed: {printable(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

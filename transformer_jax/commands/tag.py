@@ -1,6 +1,7 @@
 """`python -m transformer_jax tag`: tag the words of each line of stdin; print word, tab, tag, one word a line."""
 
 from transformer_jax.commands.lines import define_flags, progress_printer, read_lines
+from transformer_jax.errors import printable
 
 EXAMPLE = "python -m transformer_jax tag --run_dir=runs/atis <sentences.txt >tagged.conll"
 
@@ -23,5 +24,5 @@ def main(argv: list[str]) -> None:
     tags = tj.tag(run, lines, batch_size=_BATCH_SIZE.value, progress=progress_printer(len(lines)))
     for line, line_tags in zip(lines, tags, strict=True):
         for word, tag in zip(split_words(run, line), line_tags, strict=True):
-            print(f"{'tab' if word == chr(9) else word}\t{tag}")
+            print(f"{'tab' if word == chr(9) else word}\t{printable(tag)}")
         print()

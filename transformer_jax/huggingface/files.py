@@ -17,7 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from transformer_jax.errors import UserError
+from transformer_jax.errors import UserError, printable
 
 MAX_TEXT_BYTES = 2**27  # of a JSON or tokenizer file; the largest in use have about 20 MB
 MAX_DEPTH = 64  # of JSON; Python itself fails on deeper values in too many places to guard each
@@ -30,17 +30,16 @@ class PretrainedError(UserError):
     """A Hugging Face folder that cannot be loaded or written; the message names the file and the problem."""
 
 
-def printable(text: object) -> str:
-    """Return untrusted text for use in a message: one line, at most 200 characters, no control characters."""
-    text = str(text)[:200]
-    return text if text.isprintable() else ascii(text)[1:-1]
+def brief(text: object) -> str:
+    """Return the first 200 characters of untrusted text for use in a message."""
+    return printable(str(text)[:200])
 
 
 def listed(items: Iterable[str], max_items: int = 1_000) -> str:
     """Return untrusted texts, sorted, for use in a message: the first `max_items`, and the number of further ones."""
     items = sorted(items)
     more = [f"and {len(items) - max_items} more"] if len(items) > max_items else []
-    return "; ".join([*map(printable, items[:max_items]), *more])
+    return "; ".join([*map(brief, items[:max_items]), *more])
 
 
 class Folder:
@@ -51,7 +50,7 @@ class Folder:
             self.path = Path(path).expanduser()
             root = self.path.resolve(strict=True)
         except (OSError, RuntimeError, ValueError) as error:
-            raise PretrainedError(f"{printable(path)}: no such folder ({type(error).__name__}).") from error
+            raise PretrainedError(f"{brief(path)}: no such folder ({type(error).__name__}).") from error
         if not root.is_dir():
             raise PretrainedError(f"{path}: must be a folder with config.json and {WEIGHTS}.")
         self._allowed = [root]
@@ -103,7 +102,7 @@ class Folder:
                 raise RecursionError
             json.dumps(values, ensure_ascii=False).encode()  # fails for a lone surrogate such as "\\ud800"
         except (ValueError, RecursionError) as error:
-            reason = "nested too deeply" if isinstance(error, RecursionError) else printable(error)
+            reason = "nested too deeply" if isinstance(error, RecursionError) else brief(error)
             raise PretrainedError(f"{self.path / name}: is not JSON ({reason}).") from error
         if not isinstance(values, dict):
             raise PretrainedError(f"{self.path / name}: must hold an object, not a {type(values).__name__}.")
@@ -175,7 +174,7 @@ def _opened(path: Path) -> Iterator[Any]:
     except (SafetensorError, OSError, ValueError, TypeError, OverflowError) as error:
         if isinstance(error, UserError):
             raise
-        reason = printable(str(error) or type(error).__name__)
+        reason = brief(str(error) or type(error).__name__)
         raise PretrainedError(f"{path}: is not a sound safetensors file ({reason}). Download it again.") from error
 
 
@@ -201,7 +200,7 @@ def _no_weights(folder: Folder) -> PretrainedError:
         return PretrainedError(f"{folder.path}: cannot be read ({error.strerror}).")
     if pickled := [name for name in names if name.endswith(PICKLE_SUFFIXES)]:
         return PretrainedError(
-            f"{folder.path}: has its weights in {printable(pickled[0])}, a pickle, which can run any program when "
+            f"{folder.path}: has its weights in {brief(pickled[0])}, a pickle, which can run any program when "
             f"it is loaded and is never loaded here. If you trust it, convert it with PyTorch and transformers: "
             f"AutoModel.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER) writes {WEIGHTS}."
         )

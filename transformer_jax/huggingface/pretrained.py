@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -225,6 +226,7 @@ def write_folder(
         if generation:
             write_json(temporary / "generation_config.json", generation)
         for name, data in files.items():
+            assert name == os.path.basename(name), "a FileTokenizer has files of known names only"
             (temporary / name).write_bytes(data)
 
 

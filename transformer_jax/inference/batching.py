@@ -1,9 +1,10 @@
 """Batches of token sequences: padding, truncation, length buckets, batches of similar length."""
 
-import sys
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+
+from transformer_jax.errors import warn
 
 SMALLEST_BUCKET = 32  # of prompts and caches: 32, 64, 96, 128, 192, 256, 384, 512, ... up to the context
 LENGTH_MULTIPLE = 16  # lengths of batches without a cache are multiples of it, so that few shapes are compiled
@@ -57,7 +58,7 @@ def truncate(name: str, rows: list[np.ndarray], max_length: int, keeps_end: bool
       keeps_end: the last token stays, and those before it are removed.
     """
     if num_long := sum(len(tokens) > max_length for tokens in rows):
-        print(f"warning: {num_long} of {len(rows)} {name} are cut to {max_length} tokens.", file=sys.stderr)
+        warn(f"{num_long} of {len(rows)} {name} are cut to {max_length} tokens.")
     num_kept = int(keeps_end)
     return [
         tokens

@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from transformer_jax.errors import UserError
-from transformer_jax.tokenizers.base import Tokenizer, no_id
+from transformer_jax.files import check_file_name
+from transformer_jax.tokenizers.base import Tokenizer, malformed, no_id
 
 BINARY_SUFFIXES = (".model", ".spm")  # stored as base64 in JSON
+SETTINGS_FILES = ("target_vocab.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +32,25 @@ class FileTokenizer(Tokenizer):
     required_files: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
+        self._check_saved()
         with self._library_errors("not of kind"):
             object.__setattr__(self, "_library", self._load())
+
+    def _check_saved(self) -> None:
+        """Check the JSON of a checkpoint: only files of known names are ever written to a folder."""
+        try:
+            saved = self._saved
+            ids, files = saved["ids"].items(), saved["files"].items()
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise malformed("the JSON of 'ids' and 'files'") from error
+        if not all(type(number) is int and abs(number) < 2**31 for _, number in ids):
+            raise malformed("special ids that are numbers below 2**31")
+        for name, text in files:
+            check_file_name(name, (*self.required_files, *SETTINGS_FILES), "saved tokenizer")
+            if not isinstance(text, str):
+                raise malformed("the contents of its files as strings")
+        if missing := [name for name in self.required_files if name not in saved["files"]]:
+            raise malformed(f"its file {missing[0]}")
 
     def _load(self) -> Any:
         """Load the files with their library, which finds malformed ones."""

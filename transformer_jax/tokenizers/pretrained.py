@@ -12,7 +12,7 @@ from pathlib import Path
 import tokenizers as hugging_face
 
 from transformer_jax.errors import UserError
-from transformer_jax.tokenizers.files import BINARY_SUFFIXES, FileTokenizer
+from transformer_jax.tokenizers.files import BINARY_SUFFIXES, SETTINGS_FILES, FileTokenizer
 from transformer_jax.tokenizers.sentencepiece_files import MarianTokenizer, SentencePieceTokenizer
 
 SPECIAL_TOKENS = {
@@ -34,7 +34,7 @@ class JsonTokenizer(FileTokenizer):
     _library: hugging_face.Tokenizer
 
     def _load(self) -> hugging_face.Tokenizer:
-        tokenizer = hugging_face.Tokenizer.from_str(self._saved["files"]["tokenizer.json"])
+        tokenizer = hugging_face.Tokenizer.from_str(self.files["tokenizer.json"].decode())
         tokenizer.no_padding()
         tokenizer.no_truncation()
         return tokenizer
@@ -93,7 +93,6 @@ FILE_TOKENIZERS: dict[str, type[FileTokenizer]] = {
     cls.kind: cls for cls in (JsonTokenizer, SentencePieceTokenizer, MarianTokenizer)
 }
 OTHER_FILES = ("vocab.txt", "vocab.json", "merges.txt", "tokenizer.model", "sentencepiece.bpe.model", "source.spm")
-SETTINGS_FILES = ("target_vocab.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
 def _check_num_sentinels(number: object) -> int:

@@ -1,0 +1,70 @@
+"""Files below a folder: bare names from untrusted data, and writing that no link leads out of the folder.
+
+A run directory may come from somebody else. Its own path may be a link, which its user gave; a link inside it is never
+written through.
+"""
+
+import contextlib
+import os
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from transformer_jax.errors import UserError
+
+
+def check_file_name(name: object, known: Collection[str], owner: str) -> None:
+    """Check the name of a file that comes from data. Raises UserError unless it is one of the known bare names."""
+    if not isinstance(name, str) or name not in known:
+        raise UserError(f"{owner}: {name!r:.80} is not the name of one of its files. Known: {', '.join(known)}.")
+
+
+def check_no_link(path: Path) -> None:
+    """Raise UserError if the path is a link: writing through it would write somewhere else."""
+    if path.is_symlink():
+        raise UserError(f"{path}: is a link, and nothing is written through it. Remove it; link the whole directory.")
+
+
+def make_subfolder(root: Path, *names: str) -> Path:
+    """Make a folder, and folders in it, below `root`, whose path may have links. Returns the innermost.
+
+    Raises:
+      UserError: one of the folders exists as a link.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        root = root / name
+        check_no_link(root)
+        root.mkdir(exist_ok=True)
+    return root
+
+
+@contextlib.contextmanager
+def replace_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a new file beside `path`; it takes the place of `path`, a link or a file, when the block has no error.
+
+    A kill leaves the old file or the new one.
+    """
+    scratch = path.with_name(f"{path.name}.tmp")
+    scratch.unlink(missing_ok=True)  # of a process that was killed
+    try:
+        with open(scratch, "xb") as file:  # x: never through a link
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file in place of `path`, a link or a file."""
+    with replace_file(path) as file:
+        file.write(text.encode("utf-8", "backslashreplace"))
+
+
+def open_lock(path: Path) -> BinaryIO:
+    """Open a file to lock it, created if there is none and never truncated. Raises UserError if it is a link."""
+    check_no_link(path)
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "r+b")
