@@ -51,6 +51,23 @@ def window():
     np.testing.assert_array_equal(seen[0], np.tril(np.ones((4, 4))) - np.tril(np.ones((4, 4)), -2))
 
 
+def cudnn():
+    """Arguments for cuDNN, given to XLA, against the formula."""
+    Mask = importlib.import_module("transformer_jax.nn.masks").Mask
+    cudnn = importlib.import_module("transformer_jax.nn.attention_cudnn")
+    attend = importlib.import_module("transformer_jax.nn.attention").attend
+    q = k = v = normal(0, ROWS, 6, 2, 8)
+    is_key = jnp.arange(6) >= jnp.array([[0], [2], [6]])
+    positions = jnp.arange(6)[None, ::-1]
+    by_position = dict(is_by_position=True, query_positions=positions, key_positions=positions)
+    for changes in ({"window": 2}, {"first_slot": 2}, {"is_key": is_key}, by_position):
+        mask = Mask(is_causal=True, **changes)
+        arguments = cudnn.dot_product_arguments(mask, None, 6, 6, q.dtype)
+        out = jax.nn.dot_product_attention(q, k, v, implementation="xla", **arguments)
+        out = cudnn.zero_without_keys(out, mask, arguments)
+        np.testing.assert_allclose(out, attend(q, k, v, mask, backend="reference"), atol=1e-5)
+
+
 @contextlib.contextmanager
 def small_blocks():
     """Blocks of two queries or keys, so that short texts have several of them."""

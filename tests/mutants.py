@@ -35,6 +35,11 @@ MUTANTS = {
         "distance = first_query + jnp.arange(T)[None, :, None] - first_key - jnp.arange(S)[None, None]",
         ("cache", {"window": 2}),
     ),
+    "causal flag for later slots": (M, "self.first_slot == 0 and T == S", "T == S", ("cudnn", {})),
+    "causal flag for positions": (M, "not self.is_by_position and is_same", "is_same", ("cudnn", {})),
+    "window flag off by one": ("nn.attention_cudnn", "(window - 1, 0)", "(window, 0)", ("cudnn", {})),
+    "window flag beside other masks": (M, "if has_array or rest.is_causal", "if rest.is_causal", ("cudnn", {})),
+    "no keys in cuDNN": ("nn.attention_cudnn", 'if arguments["mask"] is None', "if True", ("cudnn", {})),
     # The formula
     "no 1/sqrt(H)": (A, "scale or q_BTNH.shape[-1] ** -0.5", "scale or 1.0", GROUPED),
     "softmax over queries": (

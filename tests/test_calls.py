@@ -9,6 +9,7 @@ import pytest
 import train.loop
 from train.calls import SHORT_STEP_FLOPS, choose_steps_per_call, read_calls
 from train.config import Config
+from train.evaluation import evaluate
 from train.losses import MAX_LOGITS
 from train.parallel import Jit
 
@@ -73,6 +74,25 @@ def test_batches_of_the_next_call_are_read_while_the_device_works(tmp_path, monk
     settings["train"] = settings["train"] | {"num_steps": 3, "steps_per_call": 1}
     train.loop.run(settings, tmp_path / "run")
     assert events == ["read", "start", "read", "wait", "start", "read", "wait", "start", "wait"]
+
+
+def test_an_evaluation_starts_a_batch_before_it_fetches_the_sums_of_the_last():
+    events = []
+
+    class Sum:
+        def __init__(self, batch):
+            self.batch = batch
+
+        def __array__(self, dtype=None, copy=None):
+            events.append(f"fetch {self.batch}")
+            return np.array(self.batch, dtype)
+
+    def eval_step(params, batch):
+        events.append(f"start {batch}")
+        return Sum(batch), np.float32(2), {}
+
+    assert evaluate(eval_step, None, [5, 7, 11]) == {"loss": 23 / 6}
+    assert events == ["start 5", "start 7", "fetch 5", "start 11", "fetch 7", "fetch 11"]
 
 
 def test_short_steps_share_a_call_on_each_platform(monkeypatch):

@@ -1,5 +1,6 @@
 """Evaluation: loss and metrics of a whole split."""
 
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -23,8 +24,9 @@ def evaluate(eval_step: Callable, params: Params, batches: Iterable[Batch]) -> d
       entropy floor: the result of `entropy_floor.compare`.
     """
     sums: dict[str, Any] = {}
-    for batch in batches:
-        loss_sum, weight_sum, counts = eval_step(params, batch)
+    results = (eval_step(params, batch) for batch in batches)
+    # In pairs, so that the device has begun with a batch before the sums of the one before are fetched.
+    for (loss_sum, weight_sum, counts), _ in itertools.pairwise(itertools.chain(results, (None,))):
         new = jax.tree.map(lambda x: np.asarray(x, np.float64), {"loss": loss_sum, "weight": weight_sum, **counts})
         sums = jax.tree.map(np.add, sums, new) if sums else new
     weight_sum = sums.pop("weight")

@@ -1,5 +1,7 @@
 """Input embedding (tokens, positions, token types) and output projection to logits."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -61,7 +63,8 @@ class Embedder(nn.Module):
         self.norm = make_norm(config) if config.embed_norm else None
         self.drop = Dropout(config.dropout_rate)
         if self.has_output and not config.tie_embeddings:
-            self.unembed = Dense((config.vocab_size,), use_bias=False, init_std=config.init_std, dtype=config.dtype)
+            dense = functools.partial(Dense, use_bias=False, init_std=config.init_std, dtype=config.dtype)
+            self.unembed = dense((config.vocab_size,), is_output=True)
         if self.has_output and config.logit_bias:
             self.logit_bias = self.param("logit_bias", nn.initializers.zeros, (config.vocab_size,))
 
@@ -91,7 +94,6 @@ class Embedder(nn.Module):
         if config.scale_logits:
             x = x * config.d_model**-0.5
         logits = self.tokens.unembed(x) if config.tie_embeddings else self.unembed(x)
-        logits = logits.astype(jnp.float32)
         cap = config.logit_softcap
         logits = logits + self.logit_bias if config.logit_bias else logits
         return cap * jnp.tanh(logits / cap) if cap else logits  # Gemma Team 2024, section 2

@@ -18,8 +18,9 @@ from transformer_jax.nn import kv_cache as kv
 from transformer_jax.nn import linear_attention
 from transformer_jax.nn.attention_blockwise import attend_in_blocks
 from transformer_jax.nn.attention_cpu import attend_in_slices
+from transformer_jax.nn.attention_cudnn import attend_by_cudnn, why_not
 from transformer_jax.nn.dropout import drop
-from transformer_jax.nn.layers import Dense, make_qk_norm, output_std
+from transformer_jax.nn.layers import Dense, einsum_float32, make_qk_norm, output_std
 from transformer_jax.nn.masks import Mask
 from transformer_jax.nn.positions import POSITIONS, DenseBias, Relative, ScoreBias
 
@@ -95,7 +96,7 @@ def _make_options(q_BTNH, bias=None, scale=0.0, softcap=0.0, relative=None, drop
 def _attend(q_BTNH, k_BSKH, v_BSKH, mask: Mask, options: AttentionOptions, backend: str) -> jax.Array:
     requested = options.requested()
     if backend == "auto":
-        backend = _fastest_backend(q_BTNH.shape[1], k_BSKH.shape[1], requested)
+        backend = _fastest_backend(q_BTNH, k_BSKH, v_BSKH, mask, requested)
     chosen = choose(BACKENDS, backend, "backend")
     missing = requested - chosen.supports
     if missing:
@@ -108,9 +109,7 @@ def attention_scores(q_BTNH: jax.Array, k_BSKH: jax.Array, mask: Mask, options: 
     B, T, N, H = q_BTNH.shape
     S, K = k_BSKH.shape[1:3]
     q_BNTH = (q_BTNH * options.scale).swapaxes(1, 2)  # G consecutive query heads share a key-value head
-    scores = jnp.einsum(
-        "RMH,RSH->RMS", q_BNTH.reshape(B * K, -1, H), kv.by_head(k_BSKH), preferred_element_type=jnp.float32
-    )
+    scores = einsum_float32("RMH,RSH->RMS", q_BNTH.reshape(B * K, -1, H), kv.by_head(k_BSKH))
     scores_BNTS = scores.reshape(B, N, T, S)
     if options.relative is not None:
         scores_BNTC = jnp.einsum("BTNH,CH->BNTC", q_BTNH * options.scale, options.relative.keys)
@@ -149,16 +148,15 @@ def _reference(q_BTNH, k_BSKH, v_BSKH, mask, options):
     out = out.reshape(B, N, T, H).swapaxes(1, 2)
     if options.relative is not None:
         index_BTS = jnp.broadcast_to(options.relative.index(mask, T, S), (B, T, S))
-        vectors_BTSH = options.relative.values.astype(v_BSKH.dtype)[index_BTS]
+        vectors_BTSH = options.relative.values[index_BTS].astype(v_BSKH.dtype)  # so the gradient's sums are float32
         out += jnp.einsum("BNTS,BTSH->BTNH", weights_BNTS, vectors_BTSH)
     return out
 
 
 def _xla(q_BTNH, k_BSKH, v_BSKH, mask, options):
     T, S = q_BTNH.shape[1], k_BSKH.shape[1]
-    # Causality as a flag where queries and keys are the same tokens: then the masked half is skipped.
-    is_causal = mask.is_causal and isinstance(mask.first_slot, int) and mask.first_slot == 0 and T == S
-    may_attend = (mask.replace(is_causal=False) if is_causal else mask).block(0, T, 0, S)
+    is_causal, rest = mask.split_causality(T, S)  # as a flag: then the masked half is skipped
+    may_attend = rest.block(0, T, 0, S)
     return attend_in_slices(q_BTNH, k_BSKH, v_BSKH, may_attend, is_causal, options.scale)
 
 
@@ -167,24 +165,7 @@ def _blockwise(q_BTNH, k_BSKH, v_BSKH, mask, options):
 
 
 def _cudnn(q_BTNH, k_BSKH, v_BSKH, mask, options):
-    if jax.default_backend() != "gpu":
-        raise UserError("backend='cudnn': needs an NVIDIA GPU. Take backend='auto'.")
-    B, T = q_BTNH.shape[:2]
-    S = k_BSKH.shape[1]
-    may_attend_BTS = mask.block(0, T, 0, S)
-    out = jax.nn.dot_product_attention(
-        q_BTNH,
-        k_BSKH,
-        v_BSKH,
-        bias=None if options.bias is None else options.bias.block(mask, 0, T, 0, S).astype(q_BTNH.dtype),
-        mask=None if may_attend_BTS is None else may_attend_BTS[:, None],
-        scale=options.scale,
-        implementation="cudnn",
-    )
-    if may_attend_BTS is None:
-        return out
-    has_keys_BT = jnp.broadcast_to(may_attend_BTS.any(-1), (B, T))
-    return jnp.where(has_keys_BT[:, :, None, None], out, 0.0).astype(out.dtype)
+    return attend_by_cudnn(q_BTNH, k_BSKH, v_BSKH, mask, options.bias, options.scale)
 
 
 class Backend(NamedTuple):
@@ -200,14 +181,21 @@ BACKENDS = {
     "blockwise": Backend(_blockwise, frozenset({"bias", "softcap"})),  # memory linear in T
     "cudnn": Backend(_cudnn, frozenset({"bias"})),  # NVIDIA's kernels, for float16 and bfloat16
 }
-MANY_SCORES = 2**22  # of one head: from 2,048 x 2,048 on, blockwise is the fastest and needs the least memory
+# Scores of one head from which on blockwise needs so much less memory that it is also the fastest. Measured on a CPU;
+# on a GPU or a TPU, where weights [B, N, T, S] are traffic, an assumption.
+MANY_SCORES = {"cpu": 2**22, "gpu": 2**20, "tpu": 2**20}
 
 
-def _fastest_backend(T: int, S: int, requested: set[str]) -> str:
+def _fastest_backend(q_BTNH, k_BSKH, v_BSKH, mask: Mask, requested: set[str]) -> str:
+    T = q_BTNH.shape[1]
+    S = k_BSKH.shape[1]
+    platform = jax.default_backend()
     order: tuple[str, ...] = ("reference",)
-    if T * S >= MANY_SCORES:
+    if T > 1 and not requested and mask.as_flags(T, S) is not None and not why_not(q_BTNH, k_BSKH, v_BSKH):
+        order = ("cudnn",)
+    elif T * S >= MANY_SCORES[platform]:
         order = ("blockwise", "reference")
-    elif jax.default_backend() == "cpu" and T > 1:  # a single query gains nothing from slices
+    elif platform == "cpu" and T > 1:  # a single query gains nothing from slices
         order = ("xla", "reference")
     return next(name for name in order if requested <= BACKENDS[name].supports)
 

@@ -12,6 +12,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from transformer_jax.nn.layers import einsum_float32
 from transformer_jax.nn.masks import Mask, slice_axis
 from transformer_jax.nn.positions import ScoreBias
 
@@ -144,7 +145,7 @@ def _dot_products(q_BNtH, k_BKsH):
     B, N, t, H = q_BNtH.shape
     K, s = k_BKsH.shape[1:3]
     q_BKMH = q_BNtH.reshape(B, K, -1, H)  # the G queries that share a key head, as rows of one product
-    return jnp.einsum("BKMH,BKSH->BKMS", q_BKMH, k_BKsH, preferred_element_type=jnp.float32).reshape(B, N, t, s)
+    return einsum_float32("BKMH,BKSH->BKMS", q_BKMH, k_BKsH).reshape(B, N, t, s)
 
 
 def _weighted_values(weights_BNts, v_BKsH):

@@ -31,6 +31,7 @@ class Dense(nn.Module):
     use_bias: bool = True
     init_std: float = 0.02
     dtype: str = "float32"
+    is_output: bool = False  # returns float32, not rounded to dtype: logits
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:  # [..., *in_shape] -> [..., *out_shape]
@@ -39,13 +40,17 @@ class Dense(nn.Module):
         fan_out = math.prod(self.out_shape)
         x = x.astype(self.dtype).reshape(-1, fan_in)
         if self.has_variable("params", "int8"):  # put there by inference/quantize.py
+            x = x.astype(jnp.float32) if self.is_output else x
             y = quantization.matmul(x, self.get_variable("params", "int8"))
         else:
             kernel = self.param("kernel", nn.initializers.normal(self.init_std), (*in_shape, *self.out_shape))
-            y = matmul(x, kernel.astype(self.dtype).reshape(fan_in, fan_out))
+            kernel = kernel.astype(self.dtype).reshape(fan_in, fan_out)
+            is_rounded = self.is_output and x.dtype != jnp.float32
+            y = einsum_float32("RD,DF->RF", x, kernel) if is_rounded else matmul(x, kernel)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, self.out_shape)
-            y = y + bias.astype(self.dtype).reshape(fan_out)
+            # In float32, also for the gradient: a sum over all tokens.
+            y = (y.astype(jnp.float32) + bias.reshape(fan_out)).astype(y.dtype)
         return y.reshape(*batch_shape, *self.out_shape)
 
 
@@ -63,6 +68,37 @@ def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return x @ kernel
     parts = jnp.einsum("PD,PDF->PF", x.reshape(NUM_PARTS, -1), kernel.reshape(NUM_PARTS, width // NUM_PARTS, -1))
     return jnp.sum(parts, axis=0, keepdims=True)
+
+
+def einsum_float32(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """Product of two arrays in their own type, accumulated and returned in float32: attention scores and logits.
+
+    In bfloat16 the gradient rounds to bfloat16 first, as for any other product. Without that the products of a
+    gradient would be of float32 with bfloat16, and XLA would compute them in float32.
+    """
+    is_float32 = jnp.result_type(a, b) == jnp.float32
+    return (_einsum_float32 if is_float32 else _einsum_of_rounded)(subscripts, a, b)
+
+
+def _einsum_float32(subscripts, a, b):
+    return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _einsum_of_rounded(subscripts, a, b):
+    return _einsum_float32(subscripts, a, b)
+
+
+def _einsum_forward(subscripts, a, b):
+    return _einsum_float32(subscripts, a, b), (a, b)
+
+
+def _einsum_backward(subscripts, saved, d_out):
+    out, pull_back = jax.vjp(functools.partial(jnp.einsum, subscripts), *saved)
+    return pull_back(d_out.astype(out.dtype))
+
+
+_einsum_of_rounded.defvjp(_einsum_forward, _einsum_backward)
 
 
 def num_input_axes(path: tuple[str, ...], ndim: int) -> int:
@@ -251,9 +287,11 @@ class Embedding(nn.Module):
     def __call__(self, ids: jax.Array) -> jax.Array:  # [B, T] -> [B, T, D]
         return quantization.dequantize(jax.tree.map(lambda table: table[ids], self.embedding), self.dtype)
 
-    def unembed(self, x: jax.Array) -> jax.Array:  # [..., D] -> [..., V]
+    def unembed(self, x: jax.Array) -> jax.Array:  # [..., D] -> [..., V] float32
         flat = x.reshape(-1, self.width)
         table = self.embedding
-        is_int8 = isinstance(table, quantization.Int8)
-        logits = quantization.matmul(flat, table) if is_int8 else flat @ table.astype(self.dtype).T
+        if isinstance(table, quantization.Int8):
+            logits = quantization.matmul(flat.astype(jnp.float32), table)
+        else:
+            logits = einsum_float32("RD,DV->RV", flat, table.astype(self.dtype).T)
         return logits.reshape(*x.shape[:-1], self.num_rows)

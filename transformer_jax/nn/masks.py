@@ -10,7 +10,7 @@
 needs all of [T, S]. A slot is an index into the row, padding included; a position counts tokens only.
 """
 
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import flax.struct
 import jax
@@ -19,6 +19,13 @@ import jax.numpy as jnp
 
 def _static(default: Any) -> Any:  # known when compiling, so that a backend can skip work
     return flax.struct.field(pytree_node=False, default=default)
+
+
+class MaskFlags(NamedTuple):
+    """A whole mask by two numbers that are known when compiling; kernels skip what such a mask hides."""
+
+    is_causal: bool
+    window: int  # of a causal mask, by slots; 0: no limit
 
 
 class Mask(flax.struct.PyTreeNode):
@@ -77,6 +84,27 @@ class Mask(flax.struct.PyTreeNode):
         for part in parts:
             combined = part if combined is None else combined & part
         return combined
+
+    def split_causality(self, T: int, S: int) -> tuple[bool, Self]:
+        """Split off causality if a flag can express it: queries and keys are the same T = S slots.
+
+        Returns:
+          True if it can, and the mask of all other parts; False, and the mask as it is.
+        """
+        is_same = isinstance(self.first_slot, int) and self.first_slot == 0 and T == S
+        is_flag = self.is_causal and not self.is_by_position and is_same
+        return is_flag, self.replace(is_causal=False) if is_flag else self
+
+    def as_flags(self, T: int, S: int) -> MaskFlags | None:
+        """Return the mask of T queries and S keys as flags, or None if it has parts that need an array."""
+        is_causal, rest = self.split_causality(T, S)
+        has_array = any(part is not None for part in (self.may_attend, self.is_key, self.query_segments))
+        if has_array or rest.is_causal:
+            return None
+        has_positions = self.query_positions is not None or self.key_positions is not None
+        if self.window and (has_positions or not is_causal):
+            return None
+        return MaskFlags(is_causal, self.window)
 
     def padded(self, T: int, S: int, more_queries: int, more_keys: int) -> "Mask":
         """The mask for T queries and S keys, padded at the end with queries and keys that hold no token."""
