@@ -11,6 +11,7 @@ from train.calls import SHORT_STEP_FLOPS, choose_steps_per_call, read_calls
 from train.config import Config
 from train.evaluation import evaluate
 from train.losses import MAX_LOGITS
+from train.metrics import MetricsLog
 from train.parallel import Jit
 
 SETTINGS = {
@@ -68,7 +69,7 @@ def test_batches_of_the_next_call_are_read_while_the_device_works(tmp_path, monk
 
     monkeypatch.setattr(train.loop, "read_calls", calls)
     monkeypatch.setattr(Jit, "train", recorded("start", Jit.train))
-    monkeypatch.setattr(train.loop, "_stop_if_not_finite", recorded("wait", train.loop._stop_if_not_finite))
+    monkeypatch.setattr(MetricsLog, "add_steps", recorded("wait", MetricsLog.add_steps))
     (tmp_path / "text.txt").write_text("a quick brown fox " * 20)
     settings = SETTINGS | {"data": {"source": "text", "path": str(tmp_path / "text.txt")}}
     settings["train"] = settings["train"] | {"num_steps": 3, "steps_per_call": 1}

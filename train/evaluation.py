@@ -10,7 +10,23 @@ import numpy as np
 from transformer_jax.models import Params
 
 from .entropy_floor import compare
+from .signals import StopSignals
 from .step import Batch
+
+
+class BrokenOff(Exception):
+    """End of an evaluation that was broken off between two batches."""
+
+
+def breaking_off(eval_step: Callable, stop: StopSignals) -> Callable:
+    """Wrap an evaluation step so that it raises BrokenOff once a signal has arrived."""
+
+    def step(params: Params, batch: Batch) -> tuple:
+        if stop.signum:
+            raise BrokenOff
+        return eval_step(params, batch)
+
+    return step
 
 
 def evaluate(eval_step: Callable, params: Params, batches: Iterable[Batch]) -> dict[str, float]:

@@ -3,29 +3,32 @@
 import contextlib
 import dataclasses
 import functools
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from transformer_jax.checkpoint import Checkpoints, abstract
-from transformer_jax.checkpoint_meta import CheckpointMeta, TrainingMeta
+from transformer_jax.checkpoint_meta import CheckpointMeta
 from transformer_jax.errors import RunError
-from transformer_jax.models import Model, Params, init_params
+from transformer_jax.models import Model, init_params
 
 from . import flops, resume, run_directory
 from .calls import Call, choose_steps_per_call, read_calls
 from .config import Config
-from .early_stopping import BestTracker, best_of
+from .early_stopping import best_of
+from .evaluation import BrokenOff, breaking_off
 from .initialization import InitFrom, load_init_from, load_pretrained_params
 from .metrics import MetricsLog
 from .optimizer import make_optimizer, make_schedule
 from .parallel import Jit, Pmap, make_parallel
 from .plot import draw_loss
+from .saving import Saver
 from .signals import Stopped, StopSignals
 from .state import TrainState, create_state, eval_params, from_checkpoint, to_checkpoint
 from .step import eval_step, train_step
@@ -42,25 +45,62 @@ def run(config: object, workdir: str | Path) -> Path:
     Raises:
       UserError: a setting or the data is invalid, or does not fit the checkpoint.
       RunError: the loss stays NaN or infinite, or a checkpoint cannot be written.
-      Stopped: SIGTERM or Ctrl-C arrived, and the state is saved.
+      Stopped: SIGTERM, Ctrl-C or SIGHUP arrived, and the state is saved.
     """
     started = time.perf_counter()
     config = config if isinstance(config, Config) else Config.from_dict(config)
     workdir = Path(workdir).expanduser()
     with run_directory.lock(workdir), StopSignals() as stop:
+        stop.nothing_to_save = True
         checkpoints = Checkpoints(workdir, config.checkpoint.keep)
         checkpoints.clean_up()
         meta = resume.last_checkpoint(checkpoints)
         step = meta.step if meta else 0
         changes = resume.changed_fields(resume.trained_config(meta, workdir) if meta else None, config)
-        if step >= config.train.num_steps:
+        if step >= config.train.num_steps and not (meta and resume.owes_evaluation(meta)):
             print(f"Already trained: step {step} of train.num_steps={config.train.num_steps}.")
+            if not (workdir / "loss.png").exists():  # the run was killed while it drew
+                draw_loss(workdir)
         else:
             step = _train(config, workdir, checkpoints, meta, changes, stop, started)
             draw_loss(workdir)
             print(f"Trained to step {step}. Loss curve: {workdir / 'loss.png'}")
         print(_next_command(workdir, config.train.task), flush=True)
     return workdir
+
+
+class _SetUp(NamedTuple):
+    """A training run before its first step."""
+
+    config: Config  # with the size of the vocabulary
+    task: Task
+    parallel: Jit | Pmap
+    schedule: optax.Schedule
+    calls: Iterator[Call]
+    state: TrainState
+    init_note: str  # on pre-trained parameters
+
+
+def _set_up(config: Config, meta: CheckpointMeta | None) -> _SetUp:
+    """Load the data, and build model, optimizer and state of a run that resumes from the checkpoint with `meta`."""
+    # Data and model.
+    step = meta.step if meta else 0
+    num_steps = config.train.num_steps
+    init_from = load_init_from(config.train, meta)
+    task = load_task(config, init_from)
+    if meta and meta.training:
+        resume.check_data(meta.training.fingerprint, task.fingerprint)
+    config = dataclasses.replace(config, model=resume.with_vocab_size(config.model, task.tokenizer.vocab_size))
+    batches = task.batches(step, num_steps)
+
+    # Optimizer and state.
+    optimizer = make_optimizer(config.optimizer, num_steps)
+    schedule = make_schedule(config.optimizer, num_steps)
+    parallel = build_parallel(config, task.model, task.loss_fn, optimizer)
+    state, init_note = init_state(config, task.model, optimizer, init_from)
+    steps_per_call = choose_steps_per_call(config, task, state.params)
+    calls = read_calls(batches, task.num_targets, step, config, steps_per_call)
+    return _SetUp(config, task, parallel, schedule, calls, state, init_note)
 
 
 def _train(
@@ -73,70 +113,75 @@ def _train(
     started: float,
 ) -> int:
     """Train, resuming from the checkpoint with `meta` if there is one. Returns the last step."""
-    # Data and model.
     step = meta.step if meta else 0
-    before = meta.training if meta else None
     num_steps = config.train.num_steps
-    init_from = load_init_from(config.train, meta)
-    task = load_task(config, init_from)
-    if before:
-        resume.check_data(before.fingerprint, task.fingerprint)
-    config = dataclasses.replace(config, model=resume.with_vocab_size(config.model, task.tokenizer.vocab_size))
-    batches = task.batches(step, num_steps)
-
-    # Optimizer and state.
-    optimizer = make_optimizer(config.optimizer, num_steps)
-    schedule = make_schedule(config.optimizer, num_steps)
-    parallel = build_parallel(config, task.model, task.loss_fn, optimizer)
-    state, init_note = init_state(config, task.model, optimizer, init_from)
-    steps_per_call = choose_steps_per_call(config, task, state.params)
-    calls = read_calls(batches, task.num_targets, step, config, steps_per_call)
+    set_up = _set_up(config, meta)
+    config, task, parallel, schedule, calls, state, init_note = set_up
     run_directory.write_config(workdir, config, task.model.config)
-    log = MetricsLog(workdir, step, num_steps, config.train.tensorboard, task.has_perplexity)
+    owes_evaluation = meta is not None and resume.owes_evaluation(meta)
+    log = MetricsLog(workdir, step, num_steps, config.train.tensorboard, task.has_perplexity, owes_evaluation)
     with contextlib.closing(log):
         log.print(_describe(config, task, state, init_note))
         if meta:
-            state = _restore(checkpoints, step, state, parallel)
+            state = _restore(checkpoints, step, state, parallel, changes)
             log.print("\n".join([f"resumed at step {step}", *changes]))
-        best = best_of(before.best if before else None, task.best_by)
+        best = best_of(meta.training.best if meta and meta.training else None, task.best_by)
         patience = config.train.patience * config.train.eval_every
         state = parallel.put(state)
+        saver = Saver(checkpoints, log, config, task, step)
+        score = None
+        if owes_evaluation:
+            measured = task.evaluate(parallel.evaluate, eval_params(state))
+            score, best = best.score_of(measured), best.after(measured, step)
+            log.val(step, measured)
+            saver.save(parallel.get(state), step, score, best)
 
-        stop_signal = None
-        call: Call | None = next(calls)
-        while call and not stop_signal and not best.is_stale(step, patience):
+        stop.nothing_to_save = False
+        skips = 0  # skipped steps in a row
+        call = next(calls, None)
+        while call and not stop.signum and (skips or not best.is_stale(step, patience)):
             # Step. The batches of the next call are read while the device works on this one.
             call_started = time.perf_counter()
-            n = call.num_steps
-            num_targets = call.num_targets
-            state = parallel.train(state, call.batches, n)
-            step += n
+            state = parallel.train(state, call.batches, call.num_steps)
+            step += call.num_steps
+            score = None
+            done = call
             call = next(calls, None)
             metrics = parallel.get(_step_metrics(state))
-            _stop_if_not_finite(metrics, step, schedule, config, checkpoints)
-            log.add_steps(n, step, num_targets, time.perf_counter() - call_started)
+            skips = int(metrics["consecutive_skips"])
+            if skips >= config.train.max_consecutive_skips:
+                break
+            log.add_steps(done.num_steps, step, done.num_targets, time.perf_counter() - call_started)
             if log.steps_timed == 1:
                 log.print_first_step(time.perf_counter() - started)
-            stop_signal = stop.signum
 
-            # Log, evaluate, save.
-            is_due = functools.partial(_is_due, step, num_steps)
+            # Log, evaluate, save: not while steps are skipped, because the parameters may be worthless.
+            is_due = functools.partial(resume.is_due, step, num_steps)
             if is_due(config.train.log_every):
                 log.train(step, metrics, float(schedule(step - 1 - int(metrics["skipped_steps"]))))
-            score = None
             if is_due(config.train.eval_every):
-                measured = task.evaluate(parallel.evaluate, eval_params(state))
-                score, best = best.score_of(measured), best.after(measured, step)
-                log.val(step, measured)
-            is_last = stop_signal or best.is_stale(step, patience)
-            if is_due(config.checkpoint.save_every) or best.step == step or is_last:
-                _save(checkpoints, parallel.get(state), _meta(config, task, step, score, best))
-        checkpoints.wait()
+                with contextlib.suppress(BrokenOff):
+                    measured = task.evaluate(breaking_off(parallel.evaluate, stop), eval_params(state))
+                    log.val(step, measured)
+                    if not skips or (step == num_steps and math.isfinite(measured["loss"])):
+                        score, best = best.score_of(measured), best.after(measured, step)
+            saver.is_due |= is_due(config.checkpoint.save_every) or best.step == step
+            if saver.is_due and not skips:
+                saver.save(parallel.get(state), step, score, best)
+
+        if skips and score is None:
+            if stop.signum and skips < config.train.max_consecutive_skips:
+                log.print(f"stopped at step {step}, which was skipped: nothing is saved, {saver.keeps()}")
+                raise Stopped(stop.signum)
+            raise _diverged(set_up, saver, state, step)
+        if step > saver.step:
+            saver.save(parallel.get(state), step, score, best)
+        saver.finish(score)
         if best.is_stale(step, patience):
             log.print(f"stopped early: the best is {best}, train.patience={config.train.patience} evaluations ago")
-        elif stop_signal and step < num_steps:
+        elif stop.signum and (step < num_steps or score is None):
             log.print(f"stopped and saved at step {step}; the same command continues from there")
-            raise Stopped(stop_signal)
+            raise Stopped(stop.signum)
     return step
 
 
@@ -178,10 +223,6 @@ def init_state(
     return jax.jit(create)(params), note
 
 
-def _is_due(step: int, num_steps: int, every: int) -> bool:
-    return step % every == 0 or step == num_steps
-
-
 def _step_metrics(state: TrainState) -> dict[str, jax.Array]:
     return {
         "loss_sum": state.accumulator.loss_sum,
@@ -192,56 +233,29 @@ def _step_metrics(state: TrainState) -> dict[str, jax.Array]:
     }
 
 
-def _stop_if_not_finite(
-    metrics: dict[str, Any], step: int, schedule: optax.Schedule, config: Config, checkpoints: Checkpoints
-) -> None:
-    """Raise RunError after `train.max_consecutive_skips` skipped steps in a row."""
-    skips = int(metrics["consecutive_skips"])
-    if skips < config.train.max_consecutive_skips:
-        return
-    with contextlib.suppress(RunError):  # the reason for the stop matters more than a failed save
-        checkpoints.wait()
-    saved = checkpoints.steps()
-    raise RunError(
-        f"stopped at step {step}: loss or gradient was NaN or infinite in all steps since {step - skips + 1} (gradient "
-        f"norm {float(metrics['grad_norm'])}, learning rate {float(schedule(step - skips)):.3g}). None of these steps "
-        f"changed a parameter; the newest checkpoint is {saved[-1] if saved else 'none'}. Lower optimizer.peak_lr, or "
-        "set optimizer.clip_norm or more optimizer.warmup_steps."
+def _diverged(set_up: _SetUp, saver: Saver, state: TrainState, step: int) -> RunError:
+    """Return the error of a run that ends at `step` because steps are skipped."""
+    metrics = set_up.parallel.get(_step_metrics(state))
+    last = step - int(metrics["consecutive_skips"])  # the last step that changed a parameter
+    loss_sum, _, _ = set_up.parallel.evaluate(state.params, next(iter(set_up.task.eval_batches())))
+    return saver.diverged(
+        f"stopped at step {step}: loss or gradient was NaN or infinite in all steps since {last + 1} (gradient norm "
+        f"{float(metrics['grad_norm'])}, learning rate {float(set_up.schedule(last)):.3g}). None of these steps "
+        "changed a parameter or was saved",
+        is_worthless=saver.step == last and not math.isfinite(loss_sum),
     )
 
 
-@jax.jit
-def _are_finite(params: Params) -> jax.Array:
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(params)]))
-
-
-def _save(checkpoints: Checkpoints, state: TrainState, meta: CheckpointMeta) -> None:
-    params, rest = to_checkpoint(state)
-    if not _are_finite(params):
-        raise RunError(
-            f"step {meta.step}: a parameter is NaN or infinite, so it is not saved. Lower optimizer.peak_lr."
-        )
-    checkpoints.save(params, meta, rest)
-
-
-def _restore(checkpoints: Checkpoints, step: int, state: TrainState, parallel: Jit | Pmap) -> TrainState:
+def _restore(
+    checkpoints: Checkpoints, step: int, state: TrainState, parallel: Jit | Pmap, changes: list[str]
+) -> TrainState:
+    """Restore the state of a checkpoint. Skipped steps are counted afresh if the optimizer is to do better."""
     params, rest = to_checkpoint(abstract(state, parallel.sharding))
     restored = checkpoints.restore(step, params=params, state=rest)
-    return from_checkpoint(restored["params"], restored["state"])
-
-
-def _meta(config: Config, task: Task, step: int, val_score: float | None, best: BestTracker) -> CheckpointMeta:
-    return CheckpointMeta(
-        step=step,
-        model=task.model,
-        tokenizer=task.tokenizer,
-        labels=task.labels,
-        lowercase=config.data.lowercase,
-        separator=task.separator,
-        hf_config=task.hf_config,
-        val_score=val_score,
-        training=TrainingMeta(dataclasses.asdict(config), best, task.fingerprint),
-    )
+    state = from_checkpoint(restored["params"], restored["state"])
+    if any(change.startswith("optimizer.") for change in changes):
+        state = dataclasses.replace(state, consecutive_skips=jnp.zeros_like(state.consecutive_skips))
+    return state
 
 
 def _describe(config: Config, task: Task, state: TrainState, init_note: str) -> str:

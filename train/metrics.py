@@ -1,8 +1,10 @@
 """Metrics of a run: metrics.jsonl, TensorBoard files, log lines and a progress bar."""
 
 import codecs
+import contextlib
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Any, TypedDict, cast
@@ -41,6 +43,13 @@ def text_metrics(nats_per_token: float, bytes_per_token: float | None = None) ->
     return metrics
 
 
+class _Console(rich.console.Console):
+    """Console that leaves a closed pipe to its caller; rich would end the process."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 class MetricsLog:
     """Log of a run: writes every event to `workdir/metrics.jsonl` and TensorBoard, and prints it.
 
@@ -49,9 +58,18 @@ class MetricsLog:
         its last checkpoint, are dropped: they will be written again.
       num_steps: the last step.
       has_perplexity: True if the loss is per token of a text.
+      evaluates_first: True if the evaluation of `first_step` will be made, and logged, again.
     """
 
-    def __init__(self, workdir: Path, first_step: int, num_steps: int, tensorboard: bool, has_perplexity: bool = True):
+    def __init__(
+        self,
+        workdir: Path,
+        first_step: int,
+        num_steps: int,
+        tensorboard: bool,
+        has_perplexity: bool = True,
+        evaluates_first: bool = False,
+    ):
         self.steps_timed = 0
         self.total_seconds = 0.0
         # Since the last log line:
@@ -62,12 +80,12 @@ class MetricsLog:
         self._num_steps = num_steps
         self._has_perplexity = has_perplexity
         path = workdir / "metrics.jsonl"
-        _drop_lines_after(path, first_step)
+        _drop_lines_after(path, first_step, evaluates_first)
         self._file = open(path, "a", encoding="utf-8")
         self._tensorboard = None
         if tensorboard:
             self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
-        self._console = rich.console.Console(highlight=False, soft_wrap=True)
+        self._console = _Console(highlight=False, soft_wrap=True)
         self._bar = None
         if self._console.is_terminal:
             columns = ("step {task.completed}/{task.total}", rich.progress.BarColumn(), "{task.fields[text]}")
@@ -156,14 +174,25 @@ class MetricsLog:
         self.print(f"first step {seconds_since_start:.1f} s after the start, compiled in {self.total_seconds:.1f} s")
 
     def print(self, text: str) -> None:
-        """Print lines that stay, above the progress bar if there is one."""
-        self._console.print("\n".join(map(printable, text.split("\n"))), markup=False)
-        self._console.file.flush()
+        """Print lines that stay, above the progress bar if there is one.
+
+        When the terminal or the reader of a pipe has gone, the lines go nowhere and the run goes on.
+        """
+        try:
+            self._console.print("\n".join(map(printable, text.split("\n"))), markup=False)
+            self._console.file.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._console.file.fileno())
+
+    def sync(self) -> None:
+        """Flush metrics.jsonl to the disk, so that a power cut leaves no checkpoint without the lines before it."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Stop the progress bar and close the files."""
         if self._bar:
-            self._bar.stop()
+            with contextlib.suppress(OSError):  # the terminal is gone
+                self._bar.stop()
         self._file.close()
         if self._tensorboard:
             self._tensorboard.close()
@@ -203,7 +232,11 @@ def _finite(number: str) -> float:
     return value
 
 
-def _drop_lines_after(path: Path, step: int) -> None:
-    """Drop the events after a step, by a new file that takes the place of the old one: a kill leaves one of them."""
-    kept = [event for event in read_metrics(path) if event["step"] <= step]
+def _drop_lines_after(path: Path, step: int, with_val: bool) -> None:
+    """Drop the events after a step, and its evaluation if `with_val`.
+
+    A new file takes the place of the old one, so a kill leaves one of them.
+    """
+    events = [event for event in read_metrics(path) if event["step"] <= step]
+    kept = [event for event in events if not (with_val and event["step"] == step and event["split"] == "val")]
     write_text(path, "".join(json.dumps(event) + "\n" for event in kept))

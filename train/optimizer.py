@@ -157,8 +157,9 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
       UserError: unknown optimizer.name or optimizer.schedule.
     """
     optimizer = choose(OPTIMIZERS, config.name, "optimizer.name")(config, make_schedule(config, num_steps))
-    if config.clip_norm:
-        optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+    # Without clipping the state has the same structure, so that a resumed run may begin to clip.
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    optimizer = optax.chain(clip, optimizer)
     if config.layer_decay < 1:
         optimizer = optax.chain(optimizer, decay_by_layer(config.layer_decay))
     return freeze(optimizer, config.freeze) if config.freeze else optimizer

@@ -23,6 +23,7 @@ MAY_CHANGE = {
     "optimizer.weight_decay",
     "optimizer.b1",
     "optimizer.b2",
+    "optimizer.clip_norm",
     "train.num_steps",
     "train.parallel",
     "train.remat",
@@ -44,6 +45,19 @@ def last_checkpoint(checkpoints: Checkpoints) -> CheckpointMeta | None:
       CheckpointError: there are checkpoints, but none is sound. The run must not silently start again from step 0.
     """
     return None if checkpoints.is_empty() else checkpoints.meta(checkpoints.find("latest"))
+
+
+def owes_evaluation(meta: CheckpointMeta) -> bool:
+    """Return whether the evaluation of a checkpoint's step is still to be made: a signal broke it off."""
+    if meta.training is None or meta.val_score is not None:
+        return False
+    train = trained_config(meta, "").train
+    return is_due(meta.step, train.num_steps, train.eval_every)
+
+
+def is_due(step: int, num_steps: int, every: int) -> bool:
+    """Return whether something that is done every `every` steps, and at the last step, is due after `step`."""
+    return step % every == 0 or step == num_steps
 
 
 def trained_config(meta: CheckpointMeta, run_dir: str | Path) -> Config:
