@@ -49,7 +49,10 @@ def _help() -> str:
         tasks = tasks_reading(name)
         of_tasks = f"task={', '.join(tasks)}: " if len(tasks) < len(TASKS) else ""
         lines.append(f"  {setting:<44}  {of_tasks}{field.metadata['meaning']}")
-    lines += ["", "Exit codes: 0 trained, 1 failed, 2 usage error; stopped and saved: 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM."]
+    lines += [
+        "",
+        "Exit codes: 0 trained, 1 failed, 2 usage error; stopped and saved: 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM.",
+    ]
     return "\n".join(lines)
 
 

@@ -205,14 +205,14 @@ def read_metrics(path: Path) -> list[Event]:
     how many are.
     """
     lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n") if path.is_file() else []
-    events = [_parse_event(line) for line in lines if line.strip()]
+    events = [parse_event(line) for line in lines if line.strip()]
     num_left_out = events.count(None)
     if num_left_out:
         warn(f"{path}: lines left out because they are no events of a run: {num_left_out}")
     return [event for event in events if event is not None]
 
 
-def _parse_event(line: bytes) -> Event | None:
+def parse_event(line: bytes) -> Event | None:
     """Parse a line of metrics.jsonl; None if it is not the JSON of an event."""
     try:
         event = json.loads(line.decode(), parse_float=_finite, parse_constant=_finite)
