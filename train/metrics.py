@@ -11,7 +11,6 @@ from typing import Any, TypedDict, cast
 
 import rich.console
 import rich.progress
-from tensorboardX import SummaryWriter
 
 from transformer_jax.errors import printable, warn
 from transformer_jax.files import write_text
@@ -84,6 +83,8 @@ class MetricsLog:
         self._file = open(path, "a", encoding="utf-8")
         self._tensorboard = None
         if tensorboard:
+            from tensorboardX import SummaryWriter  # here, so that a run without these files does not need it
+
             self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
         self._console = _Console(highlight=False, soft_wrap=True)
         self._bar = None

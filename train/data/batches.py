@@ -9,7 +9,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 
-import grain
 import numpy as np
 
 from transformer_jax.errors import UserError
@@ -39,6 +38,8 @@ class _Batches:
 
 def prefetch(make: Callable[[int], Batch], start_step: int, num_steps: int) -> Iterator[Batch]:
     """Prefetch make(start_step), ..., make(num_steps - 1) in order, in a background thread."""
+    import grain  # here, so that a machine without it can use everything but the loop
+
     batches = grain.MapDataset.source(_Batches(make, num_steps))[start_step:]
     return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
 
