@@ -3,6 +3,7 @@
     make bench-env                          once: the rivals in their own environment, .bench
     python benchmarks/decode.py             about ten minutes; writes benchmarks/results/decode.json
     python benchmarks/decode.py --device=gpu    the GPU cases, compared with the compiled reference library
+    python benchmarks/decode.py --cases=gpu --shape=tiny    the code of the GPU cases on a CPU: not for its figures
 
 GPT-2's shape (124M parameters), prompts of 32 tokens, 128 new ones; Marian's (6 + 6 layers, width 512, 32,000 ids),
 sources of 24 tokens, 32 new ones. float32 on a CPU, bfloat16 on a GPU. All have the same random weights and the same
@@ -18,7 +19,7 @@ import tempfile
 
 import numpy as np
 import report
-from worker import TORCH_PYTHON, Worker, torch_python
+from worker import Worker, torch_python
 
 RIVALS = ("transformers", "ctranslate2")
 GPT2 = {"model": "gpt2", "num_new": 128}
@@ -30,6 +31,8 @@ CASES = {  # name: (rows, tokens in each, order)
     "marian_beam4_16": (16, 24, {"model": "marian", "num_new": 32, "num_beams": 4}),
 }
 GPU_CASES = {"gpt2_greedy_1": CASES["gpt2_greedy_1"], "gpt2_greedy_64": (64, 32, {**GPT2, "num_beams": 1})}
+SHAPES = {"gpt2": {}, "tiny": {"n_layer": 2, "n_embd": 48, "n_head": 3}}  # as the reference library names them
+ON_GPU = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # leaves the rival its memory
 
 
 def measure(workers: dict[str, Worker], rows: list[list[int]], order: dict, rounds: int) -> dict:
@@ -60,27 +63,41 @@ def measure(workers: dict[str, Worker], rows: list[list[int]], order: dict, roun
     return figures
 
 
+def start_workers(
+    folder: str, rivals: tuple[str, ...], python: str, device: str, is_half: bool, shape: str
+) -> dict[str, Worker]:
+    """Start ours and the rivals, of which the first makes the models."""
+    setup = {"folder": folder, "device": {"cpu": "cpu", "gpu": "cuda"}[device], "is_half": is_half}
+    of_rivals = {**setup, "rivals": rivals, "shape": SHAPES[shape]}
+    started = {
+        name: Worker(python, "decode_rivals.py", {**of_rivals, "rival": name, "make_models": name == rivals[0]}, {})
+        for name in rivals
+    }
+    return {"ours": Worker(sys.executable, "decode_ours.py", setup, ON_GPU if device == "gpu" else {}), **started}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
-    parser.add_argument("--only", help="one case: " + ", ".join(CASES))
+    parser.add_argument("--cases", choices=("cpu", "gpu"), help="default: those of --device; of a GPU: in bfloat16")
+    parser.add_argument("--shape", choices=SHAPES, default="gpt2")
+    parser.add_argument("--only", help="one case: " + ", ".join(CASES | GPU_CASES))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--torch_python", default=TORCH_PYTHON)
+    parser.add_argument(
+        "--torch_python", default="", help="default: .bench/bin/python, or this Python if that is missing"
+    )
     args = parser.parse_args()
-    cases = CASES if args.device == "cpu" else GPU_CASES
+    is_half = (args.cases or args.device) == "gpu"
+    cases = GPU_CASES if is_half else CASES
     if args.only and args.only not in cases:
         parser.error(f"--only={args.only}: must be one of {', '.join(cases)}")
     cases = {args.only: cases[args.only]} if args.only else cases
     python = torch_python(parser, args.torch_python)
+    rivals = RIVALS[:1] if is_half else RIVALS
     rng = np.random.default_rng(0)
     results = {}
     with tempfile.TemporaryDirectory() as folder:
-        setup = {"folder": folder, "device": {"cpu": "cpu", "gpu": "cuda"}[args.device]}
-        rivals = {  # the first one creates the models
-            name: Worker(python, "decode_rivals.py", {**setup, "rival": name, "make_models": name == RIVALS[0]}, {})
-            for name in (RIVALS if args.device == "cpu" else RIVALS[:1])
-        }
-        workers = {"ours": Worker(sys.executable, "decode_ours.py", setup, {}), **rivals}
+        workers = start_workers(folder, rivals, python, args.device, is_half, args.shape)
         for name, (num_rows, length, order) in cases.items():
             rows = rng.integers(1, 30000, (num_rows, length)).tolist()
             results[name] = measure(workers, rows, order, args.rounds)
@@ -88,8 +105,8 @@ def main() -> int:
         bare = {"model": "bare", "rows": [], "num_new": 128, "num_beams": 1}
         bare = [workers["ours"].ask(**bare)["seconds"] for _ in range(1 + args.rounds)][1:]
         results["bare_products_ms"] = round(statistics.median(bare) / 128 * 1e3, 2)
-    name = f"decode_{args.only}" if args.only else "decode" if args.device == "cpu" else "decode_gpu"
-    print(f"written: {report.save(name, results, rivals[RIVALS[0]].hello)}")
+    name = "_".join(filter(None, ("decode", is_half and args.device, args.shape.replace("gpt2", ""), args.only)))
+    print(f"written: {report.save(name, results, workers[RIVALS[0]].hello)}")
     return 0
 
 

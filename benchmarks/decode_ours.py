@@ -15,6 +15,7 @@ startup.prepare(is_training=False)
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
+import rates  # noqa: E402
 
 import transformer_jax as tj  # noqa: E402
 from transformer_jax import sampling  # noqa: E402
@@ -69,18 +70,20 @@ def main():
         run = dataclasses.replace(
             run, generation_defaults=dataclasses.replace(run.generation_defaults, eos_ids=(), processors=())
         )
-        if setup["device"] == "cuda" and name == "gpt2":  # weights, cache and products, as the rival does
+        if setup["is_half"] and name == "gpt2":  # weights, cache and products, as the rival does
             config = dataclasses.replace(run.config, dtype="bfloat16")
             params = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), run.params)
             run = dataclasses.replace(run, model=GPT(config), config=config, params=params)
         runs[name] = run
     weights = matrices(runs["gpt2"].params)
-    print(json.dumps({}), flush=True)
+    print(json.dumps({"num_bytes": sum(w.nbytes for w in weights)}), flush=True)
     for line in sys.stdin:
         order = json.loads(line)
         began = time.perf_counter()
         if order["model"] == "bare":
             tokens = float(bare_products(weights, order["num_new"]))
+        elif order["model"] == "copy":
+            tokens = rates.copy_bandwidth(order["num_bytes"])
         else:
             tokens = generate(runs[order.pop("model")], **order)
         print(json.dumps({"seconds": time.perf_counter() - began, "tokens": tokens}), flush=True)

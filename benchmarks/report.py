@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+RESULTS = Path(__file__).parent / "results"
 
 
 def processor() -> str:
@@ -27,17 +28,26 @@ def package_version(name: str) -> str | None:
         return None
 
 
-def save(name: str, figures: dict, versions: dict[str, str] | None = None) -> Path:
-    """Write benchmarks/results/NAME.json: the figures with machine, versions, date and command."""
-    path = Path(__file__).parent / "results" / f"{name}.json"
-    path.parent.mkdir(exist_ok=True)
+def header(versions: dict[str, str] | None = None) -> dict:
+    """Command, date, machine and versions."""
     ours = {package: package_version(package) for package in PACKAGES}
-    report = {
+    return {
         "command": " ".join(["python", *sys.argv]),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": processor(),
         "versions": {"python": platform.python_version(), **ours, **(versions or {})},
-        **figures,
     }
-    path.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def write(path: Path, report: dict) -> Path:
+    """Write a report in one step, so that a reader, or whoever kills this process, never leaves half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text(json.dumps(report, indent=1) + "\n")
+    os.replace(scratch, path)
     return path
+
+
+def save(name: str, figures: dict, versions: dict[str, str] | None = None) -> Path:
+    """Write benchmarks/results/NAME.json: the figures with machine, versions, date and command."""
+    return write(RESULTS / f"{name}.json", {**header(versions), **figures})

@@ -17,7 +17,7 @@ import tempfile
 
 import numpy as np
 import report
-from worker import TORCH_PYTHON, Worker, torch_python
+from worker import Worker, torch_python
 
 VOCAB_SIZE = 68
 LR = 1e-3
@@ -32,7 +32,7 @@ HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="small")
-    parser.add_argument("--torch_python", default=TORCH_PYTHON)
+    parser.add_argument("--torch_python", default="", help="default: .bench/bin/python")
     args = parser.parse_args()
     shape, batch_size, rounds, steps = SHAPES[args.shape]
     with tempfile.TemporaryDirectory() as folder:

@@ -1,5 +1,6 @@
 """Benchmark worker: a process controlled by lines of JSON, so that workers take turns and others stay idle."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -24,18 +25,28 @@ class Worker:
 
     def ask(self, **order):
         """Send one order and return the answer. Exits if the worker has ended."""
-        print(json.dumps(order), file=self.process.stdin, flush=True)
-        answer = self.process.stdout.readline()
+        try:
+            print(json.dumps(order), file=self.process.stdin, flush=True)
+            answer = self.process.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
         if not answer:
             sys.exit(f"{self.process.args[1]} ended with exit code {self.process.wait()}")
         return json.loads(answer)
 
+    def close(self) -> None:
+        """End the process, which gives its memory on the device back."""
+        self.process.kill()
+        self.process.wait()
+
+
+BENCH_PYTHON = str(HERE.parent / ".bench" / "bin" / "python")
+
 
 def torch_python(parser, given: str) -> str:
-    """Return the Python of the rivals' environment, or exit with the command that creates it."""
-    if not Path(given).exists():
-        parser.error(f"--torch_python={given}: there is no such file. Create it with: make bench-env")
-    return given
-
-
-TORCH_PYTHON = str(HERE.parent / ".bench" / "bin" / "python")
+    """Return the Python of the rivals: given, or .bench's, or this one if it has torch. Exits if there is none."""
+    if not given and not Path(BENCH_PYTHON).exists() and importlib.util.find_spec("torch"):
+        return sys.executable
+    if not Path(given or BENCH_PYTHON).exists():
+        parser.error(f"--torch_python={given or BENCH_PYTHON}: there is no such file. Create it with: make bench-env")
+    return given or BENCH_PYTHON
