@@ -43,6 +43,7 @@ SLOW_FILES = (
     "test_compatibility",
     "test_linear_attention",
     "test_packing",
+    "test_line_commands",
     "test_generation_config",
     "test_constrained",
     "test_decode_equivalence",

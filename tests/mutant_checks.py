@@ -339,3 +339,10 @@ def metadata():
         except errors.UserError:
             continue
         raise AssertionError(f"{change} was read")
+
+
+def lines():
+    reader = importlib.import_module("transformer_jax.lines")
+    text = "\ufeffa\ufeff\r\nb\rc\u2028d\n\ne"
+    assert reader.split_lines(reader.decode(text.encode())) == ["a\ufeff", "b\rc\u2028d", "", "e"]
+    assert reader.one_line("a\nb") == "a b"

@@ -273,6 +273,23 @@ MUTANTS = {
         "return slot",
         ("packing", {"positions": "learned"}),
     ),
+    # Lines of text
+    "a line ends at U+2028": ("lines", 'lines = text.split("\\n")', 'lines = [*text.splitlines(), ""]', ("lines", {})),
+    "a line ends at a lone carriage return": (
+        "lines",
+        '.replace("\\r\\n", "\\n")',
+        '.replace("\\r\\n", "\\n").replace("\\r", "\\n")',
+        ("lines", {}),
+    ),
+    "carriage return left in a line": ("lines", '.replace("\\r\\n", "\\n")', "", ("lines", {})),
+    "byte order mark left in a line": ("lines", '.removeprefix("\\ufeff")', "", ("lines", {})),
+    "last line without its end forgotten": (
+        "lines",
+        "return lines if lines[-1] else lines[:-1]",
+        "return lines[:-1]",
+        ("lines", {}),
+    ),
+    "answer of two lines": ("lines", 'LINE_BREAKS.sub(" ", text)', "text", ("lines", {})),
     # Metadata of a checkpoint
     "lower case forgotten": ("checkpoint_meta", '"lowercase": self.lowercase', '"lowercase": False', ("metadata", {})),
     "unknown metadata read": (

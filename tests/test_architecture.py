@@ -25,7 +25,7 @@ RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.s
 
 TOP = {
     "__init__", "__main__", "checkpoint", "checkpoint_folder", "checkpoint_lock", "checkpoint_meta", "checkpoint_seal",
-    "config", "errors", "files", "run", "schema", "startup"
+    "config", "errors", "files", "lines", "run", "schema", "startup"
 }  # fmt: skip
 
 # Who may import whom, inside transformer_jax: a room may import itself and what stands beside it here.
@@ -38,6 +38,7 @@ ROOMS = {
     "checkpoint_folder": {"errors", "checkpoint_lock", "checkpoint_seal"},
     "checkpoint_lock": {"checkpoint_seal"},
     "checkpoint_seal": set(),
+    "lines": {"errors"},
     "checkpoint_meta": {"errors", "schema", "models", "tokenizers"},
     "config": {"errors", "schema"},
     "nn": {"errors", "config"},
@@ -52,7 +53,9 @@ ROOMS = {
     "inference": {
         "errors", "schema", "config", "checkpoint", "nn", "models", "tokenizers", "sampling", "huggingface", "run"
     },
-    "commands": {"errors", "files", "schema", "startup", "run", "inference", "tokenizers", "huggingface", "__init__"},
+    "commands": {
+        "errors", "files", "schema", "startup", "lines", "run", "inference", "tokenizers", "huggingface", "__init__"
+    },
     "__init__": {"errors", "config"},
     "__main__": {"__init__", "commands"},
 }  # fmt: skip

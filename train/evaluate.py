@@ -11,6 +11,7 @@ from absl import flags
 from transformer_jax import startup
 from transformer_jax.commands.cli import HELP_FLAGS, parse_flags, report_errors, required, show_help
 from transformer_jax.files import make_subfolder, write_text
+from transformer_jax.lines import one_line
 
 EXAMPLE = "python -m transformer_jax evaluate --run_dir=runs/multi30k --split=test"
 
@@ -55,7 +56,7 @@ def main(argv: list[str]) -> None:
     result = {"split": _SPLIT.value, "step": run.step, **average, **scored.values}
     write_text(folder / "scores.json", json.dumps(result, indent=1) + "\n")
     for name, lines in scored.lines.items():
-        write_text(folder / f"{name}.txt", "".join(line.replace("\n", " ") + "\n" for line in lines))
+        write_text(folder / f"{name}.txt", "".join(f"{one_line(line)}\n" for line in lines))
     if scored.confusion is not None:
         draw_confusion(scored.confusion, scored.names or run.labels, folder / "confusion.png")
     print(json.dumps(result, indent=1))

@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import io
 import json
 import math
 import os
@@ -10,14 +9,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-from transformer_jax.errors import UserError, choose
+from transformer_jax.errors import UserError, choose, printable
+from transformer_jax.lines import check_is_text, read_file, split_lines
 from transformer_jax.tokenizers import Tokenizer
 
 from ..config import DataConfig, TokenizerConfig
 from .batches import examples_fingerprint, make_tokenizer, tokenizer_lesson
 from .from_tfds import tfds_labelled
 from .languages import languages
-from .sources import read_file
 
 Row = tuple[str, str, str]  # text, label, location for messages
 Example = tuple[str, float]  # text, and the index of its label or the number to predict
@@ -72,7 +71,9 @@ def load_labelled(
 def to_index(label: str, labels: tuple[str, ...], where: str) -> int:
     """Index of a label. Raises UserError, with file and line, for an unknown one."""
     if label not in labels:
-        raise UserError(f"{where}: label {label!r:.80} does not occur in training ({', '.join(labels)[:200]}).")
+        raise UserError(
+            f"{where}: label {label!r:.80} does not occur in training ({printable(', '.join(labels))[:200]})."
+        )
     return labels.index(label)
 
 
@@ -136,11 +137,7 @@ def read_labelled(path: str, config: DataConfig) -> list[Row]:
     content = read_file(name)
     if kind == "jsonl":
         return _json_lines(path, content, config.text_field or "text", config.label_field or "label")
-    if kind == "tsv":
-        reader = csv.reader(io.StringIO(content), delimiter="\t", quoting=csv.QUOTE_NONE)
-    else:
-        reader = csv.reader(io.StringIO(content))
-    rows = [(row, f"{path}, line {reader.line_num}") for row in reader]
+    rows = (_tsv_rows if kind == "tsv" else _csv_rows)(path, content)
     if not rows:
         raise UserError(f"{path}: is empty.")
     text_column = 0
@@ -149,7 +146,9 @@ def read_labelled(path: str, config: DataConfig) -> list[Row]:
         header = rows.pop(0)[0]
         for field in (config.text_field, config.label_field):
             if field not in header:
-                raise UserError(f"{path}, line 1: has no column {field!r}. It has: {', '.join(header)}.")
+                raise UserError(
+                    f"{path}, line 1: has no column {field!r}. It has: {printable(', '.join(header))[:200]}."
+                )
         text_column = header.index(config.text_field)
         label_column = header.index(config.label_field)
     width = len(rows[0][0]) if rows else 0
@@ -163,9 +162,36 @@ def read_labelled(path: str, config: DataConfig) -> list[Row]:
     return [(row[text_column], row[label_column], where) for row, where in rows]
 
 
+def _tsv_rows(path: str, text: str) -> list[tuple[list[str], str]]:
+    """Cells and location of each line; a quote is a character."""
+    return [(line.split("\t"), f"{path}, line {number}") for number, line in enumerate(split_lines(text), 1)]
+
+
+def _csv_rows(path: str, text: str) -> list[tuple[list[str], str]]:
+    """Cells and location of each row, by Python's csv: a quoted cell may have several lines.
+
+    Raises:
+      UserError: a quote that is opened and never closed, which would take all lines after it into one cell.
+    """
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
+    return_character = "\ud800"  # in place of a lone \r, at which csv ends a row; a decoded text cannot have it
+    end = "\ud801"  # a last row that only an open quote can take into another
+    lines = [f"{line}\n" for line in split_lines(text.replace("\r", return_character))]
+    reader = csv.reader([*lines, end])
+    rows = []
+    first_line = 1
+    for row in reader:
+        rows.append(([cell.replace(return_character, "\r") for cell in row], f"{path}, line {first_line}"))
+        first_line = reader.line_num + 1
+    last, where = rows.pop()
+    if last != [end]:
+        raise UserError(f"{where}: has a quote that is never closed. Close it, or double it if it is a character.")
+    return rows
+
+
 def _json_lines(path: str, text: str, text_field: str, label_field: str) -> list[Row]:
     rows = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(split_lines(text), 1):
         where = f"{path}, line {number}"
         try:
             values = json.loads(line)
@@ -175,5 +201,6 @@ def _json_lines(path: str, text: str, text_field: str, label_field: str) -> list
             raise UserError(f"{where}: {rule} ({type(error).__name__}).") from error
         if not isinstance(row[0], str) or not row[0].strip():
             raise UserError(f"{where}: {text_field!r} must be a non-empty string.")
+        check_is_text(f"{row[0]}{row[1]}", where)
         rows.append((row[0], str(row[1]), where))
     return rows

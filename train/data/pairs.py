@@ -9,13 +9,13 @@ from collections.abc import Callable
 import numpy as np
 
 from transformer_jax.errors import UserError, choose
+from transformer_jax.lines import check_is_text, read_file, split_lines
 from transformer_jax.tokenizers import PairTokenizer, Tokenizer
 
 from ..config import DataConfig, TokenizerConfig
 from .batches import make_tokenizer, sha256, tokenizer_lesson, tokenizer_sha256
 from .dates import dates
 from .from_tfds import tfds_pairs
-from .sources import read_file
 
 TextPairs = list[tuple[str, str]]
 Source = Callable[[DataConfig, tuple[str, str], str], TextPairs]  # (config, file fields, split) -> pairs
@@ -83,7 +83,7 @@ def parallel(config: DataConfig, fields: tuple[str, str], split: str) -> TextPai
         raise UserError(f"data.{fields[0]}='': data.source=parallel needs the {split} split. Give a file.")
     if not target_path:
         return _one_file(path, fields[1])
-    sources, targets = _lines(path), _lines(target_path)
+    sources, targets = (split_lines(read_file(file)) for file in (path, target_path))
     if len(sources) != len(targets):
         raise UserError(
             f"{path} has {len(sources)} lines and {target_path} has {len(targets)}: line n of one must be the "
@@ -96,10 +96,6 @@ def parallel(config: DataConfig, fields: tuple[str, str], split: str) -> TextPai
     return list(zip(sources, targets, strict=True))
 
 
-def _lines(path: str) -> list[str]:
-    return read_file(path).removesuffix("\n").split("\n")
-
-
 def _one_file(path: str, target_field: str) -> TextPairs:
     kind = path.removesuffix(".gz").rsplit(".", 1)[-1]
     if kind not in ("tsv", "jsonl"):
@@ -107,7 +103,7 @@ def _one_file(path: str, target_field: str) -> TextPairs:
             f"data.{target_field}='': {path} needs a file of targets beside it, or must be a .tsv or .jsonl."
         )
     pairs: TextPairs = []
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(split_lines(read_file(path)), 1):
         try:
             sides = line.split("\t") if kind == "tsv" else [json.loads(line)[name] for name in ("source", "target")]
             if len(sides) != 2 or not all(isinstance(side, str) and side.strip() for side in sides):
@@ -115,6 +111,7 @@ def _one_file(path: str, target_field: str) -> TextPairs:
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             rule = "two texts with a tab between them" if kind == "tsv" else 'an object with "source" and "target"'
             raise UserError(f"{path}, line {number}: must be {rule}, neither of them empty.") from error
+        check_is_text("".join(sides), f"{path}, line {number}")
         pairs.append((sides[0], sides[1]))
     return pairs
 

@@ -41,7 +41,7 @@ def python_tokens(config: DataConfig | None, split: str) -> list[tuple[list[str]
 
 def tags_of(code: str) -> list[str]:
     """Tag each character of code. Raises SyntaxError or TokenError where `tokenize` does."""
-    starts = np.cumsum([0, *map(len, code.splitlines(keepends=True))])
+    starts = np.cumsum([0, *map(len, io.StringIO(code))])
     tags = ["space"] * len(code)
     for piece in tokenize.generate_tokens(io.StringIO(code).readline):
         kind: str | None
@@ -62,7 +62,7 @@ def _examples(code: str, tags: list[str], file: str) -> list[tuple[list[str], li
     first = 0  # index of the example's first character
     first_line = 1
     end = 0
-    for number, line in enumerate([*code.splitlines(keepends=True), ""], 1):
+    for number, line in enumerate([*io.StringIO(code), ""], 1):
         if end > first and (end + len(line) - first > MAX_CHARACTERS or not line):
             examples.append((list(code[first:end]), tags[first:end], f"{file}, line {first_line}"))
             first = end

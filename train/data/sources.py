@@ -1,16 +1,15 @@
 """Sources of running text: one function per `data.source`, and the split into training and validation."""
 
 import glob
-import gzip
 import os
 import sysconfig
-import zlib
 from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
 
 from transformer_jax.errors import UserError, choose
+from transformer_jax.lines import read_bytes, read_file, split_lines
 
 from ..config import DataConfig
 from .entropy import NUM_CHARACTERS, TRUTHS, draw_part
@@ -33,7 +32,7 @@ def python_source(config: DataConfig) -> list[str]:
     texts = []
     for file in files_under(sysconfig.get_path("stdlib"), (".py",), EXCLUDED_FOLDERS):
         try:
-            texts.append(_read(file).decode("utf-8"))
+            texts.append(read_bytes(file).decode("utf-8"))
         except UnicodeDecodeError:
             continue  # Python allows other encodings; only such files are skipped
     return texts
@@ -102,7 +101,7 @@ def load_documents(config: DataConfig) -> tuple[list[str], list[str]]:
         return tfds_documents(config)
     documents = choose(SOURCES, config.source, "data.source")(config)
     if config.documents == "lines":
-        documents = [line for document in documents for line in document.splitlines() if line.strip()]
+        documents = [line for document in documents for line in split_lines(document) if line.strip()]
     if len(documents) < 2:
         unit = "lines" if config.documents == "lines" else "files"
         raise UserError(
@@ -116,9 +115,9 @@ def load_documents(config: DataConfig) -> tuple[list[str], list[str]]:
 
 
 def load_text(config: DataConfig) -> str:
-    """Load all text of `config.source` unchanged: no normalization of Unicode, line ends or spaces.
+    """Load all text of `config.source`, as `lines.decode` reads it: no normalization of Unicode or spaces.
 
-    An empty line separates files; a single file is returned exactly.
+    An empty line separates files.
 
     Raises:
       UserError: an unknown source, an empty text, an error of the source.
@@ -156,23 +155,3 @@ def files_under(folder: str, endings: tuple[str, ...], excluded_folders: frozens
         folders[:] = [name for name in folders if name not in excluded_folders and not name.startswith(".")]
         files += [os.path.join(parent, n) for n in names if n.endswith(endings) and not n.startswith(".")]
     return sorted(files)
-
-
-def _read(file: str) -> bytes:
-    try:
-        with (gzip.open if file.endswith(".gz") else open)(file, "rb") as stream:
-            return stream.read()
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"data.path: {file!r} cannot be read: {error}. Fix or remove the file.") from error
-
-
-def read_file(file: str) -> str:
-    """Read a text file, .gz too. Raises UserError: it cannot be read, is a damaged .gz or not UTF-8."""
-    data = _read(file)
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"data.path: {file!r} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}. "
-            "Convert the file to UTF-8, or remove it."
-        ) from error

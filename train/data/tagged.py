@@ -9,13 +9,13 @@ import numpy as np
 
 from transformer_jax.errors import UserError, choose, warn
 from transformer_jax.inference.predict import encode_words
+from transformer_jax.lines import read_file, split_lines
 from transformer_jax.tokenizers import Tokenizer
 
 from ..config import DataConfig, TokenizerConfig
 from .batches import examples_fingerprint, make_tokenizer, tokenizer_lesson
 from .from_tfds import tfds_tagged
 from .python_tokens import python_tokens
-from .sources import read_file
 
 CONLLU_COLUMNS = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
 
@@ -130,7 +130,7 @@ def read_tagged(path: str, config: DataConfig) -> list[Sentence]:
     words: list[str] = []
     tags: list[str] = []
     first_line = 1
-    for number, line in enumerate([*read_file(name).split("\n"), ""], 1):
+    for number, line in enumerate([*split_lines(read_file(name)), ""], 1):
         if not line.strip():
             if words:
                 sentences.append(Sentence(words, tags, f"{path}, line {first_line}"))
@@ -139,7 +139,7 @@ def read_tagged(path: str, config: DataConfig) -> list[Sentence]:
             continue
         if (is_conllu and line.startswith("#")) or line.startswith("-DOCSTART-"):
             continue
-        cells = line.split("\t") if "\t" in line else line.split()
+        cells = line.split("\t") if "\t" in line else [cell for cell in line.split(" ") if cell]
         needed = len(CONLLU_COLUMNS) if is_conllu else 2
         if len(cells) < needed:
             raise UserError(f"{path}, line {number}: has {len(cells)} columns, and needs {needed}. Fix the line.")

@@ -1,7 +1,13 @@
 """`python -m transformer_jax classify`: classify each line of stdin; print label, tab, probability."""
 
-from transformer_jax.commands.lines import define_flags, progress_printer, read_lines
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from transformer_jax.commands.lines import define_flags, print_lines, progress_printer, read_lines
 from transformer_jax.errors import printable
+
+if TYPE_CHECKING:  # it loads JAX
+    from transformer_jax.run import Run
 
 EXAMPLE = "python -m transformer_jax classify --run_dir=runs/sst2 <reviews.txt >labels.tsv"
 
@@ -18,9 +24,18 @@ def main(argv: list[str]) -> None:
         return
     import transformer_jax as tj  # its functions load JAX; errors above are reported before that
 
-    texts = [line for line in lines if line.strip()]  # an empty line stays empty
-    run = tj.open_run(_RUN_DIR.value, _CHECKPOINT.value)
+    print_lines(answers(tj.open_run(_RUN_DIR.value, _CHECKPOINT.value), lines))
+
+
+def answers(run: "Run", lines: list[str]) -> Iterator[str]:
+    """Label, tab and probability of each line, or a number; an empty line stays empty."""
+    import transformer_jax as tj
+
+    texts = [line for line in lines if line.strip()]
     results = iter(tj.classify(run, texts, batch_size=_BATCH_SIZE.value, progress=progress_printer(len(texts))))
     for line in lines:
         result = next(results) if line.strip() else ""
-        print(result if isinstance(result, float | str) else f"{printable(result.label)}\t{result.probability:.4f}")
+        if isinstance(result, float | str):
+            yield str(result)
+        else:
+            yield f"{printable(result.label)}\t{result.probability:.4f}"

@@ -1,5 +1,6 @@
 """Command line helpers: parse absl flags, show help, report errors in one line, set UTF-8."""
 
+import codecs
 import io
 import os
 import sys
@@ -76,5 +77,15 @@ def report_errors(main: Callable[[list[str]], None], argv: list[str]) -> int | N
 
 def use_utf8(stream: TextIO) -> None:
     """Set a standard stream to UTF-8, whatever the locale; bytes that are no UTF-8 pass unchanged."""
+    codecs.register_error("surrogatebytes", _surrogate_bytes)
     if isinstance(stream, io.TextIOWrapper):
-        stream.reconfigure(encoding="utf-8", errors="surrogateescape")
+        stream.reconfigure(encoding="utf-8", errors="surrogatebytes")
+
+
+def _surrogate_bytes(error: UnicodeError) -> tuple[bytes, int]:
+    """Encode surrogates: a byte of the command line that is no UTF-8 as itself, a generated surrogate as its three."""
+    assert isinstance(error, UnicodeEncodeError), "for output only"
+    found = error.object[error.start : error.end]
+    return b"".join(
+        c.encode("utf-8", "surrogateescape" if "\udc80" <= c <= "\udcff" else "surrogatepass") for c in found
+    ), error.end

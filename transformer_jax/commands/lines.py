@@ -1,12 +1,13 @@
-"""Commands that answer stdin line by line: shared flags, reading the lines, progress on stderr."""
+"""Commands that answer stdin line by line: shared flags, reading lines, printing answers, progress on stderr."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from absl import flags
 
 from transformer_jax import startup
-from transformer_jax.commands.cli import HELP_FLAGS, UsageError, parse_flags, required, show_help, use_utf8
+from transformer_jax.commands.cli import HELP_FLAGS, parse_flags, required, show_help, use_utf8
+from transformer_jax.lines import one_line, read_stdin, split_lines
 
 
 def define_flags(task: str) -> tuple[flags.FlagHolder, flags.FlagHolder, flags.FlagHolder]:
@@ -22,7 +23,7 @@ def read_lines(argv: list[str], module: str, run_dir: flags.FlagHolder, summary:
     """Parse the flags and read the lines of stdin; for --help, show the help and return None.
 
     Raises:
-      UsageError: wrong flags, no --run_dir, or stdin that is not UTF-8.
+      UserError: wrong flags, no --run_dir, or stdin that is not UTF-8.
     """
     if HELP_FLAGS & set(argv):
         show_help(f"{summary}\n\n  {example}\n", __name__, module)
@@ -30,12 +31,15 @@ def read_lines(argv: list[str], module: str, run_dir: flags.FlagHolder, summary:
     parse_flags(argv, example)
     required(run_dir, example)
     startup.prepare(is_training=False)  # before stdin is read, since it may start this process again
-    try:
-        lines = sys.stdin.buffer.read().decode().splitlines()
-    except UnicodeDecodeError as error:
-        raise UsageError(f"stdin: is not UTF-8 at byte {error.start}.") from error
+    lines = split_lines(read_stdin())
     use_utf8(sys.stdout)
     return lines
+
+
+def print_lines(answers: Iterable[str]) -> None:
+    """Print each answer as one line, whatever characters a model or the labels of a run have."""
+    for answer in answers:
+        print(one_line(answer))
 
 
 def progress_printer(total: int) -> Callable[[int], None]:

@@ -13,6 +13,7 @@ from transformer_jax import startup
 from transformer_jax.commands.cli import HELP_FLAGS, UsageError, parse_flags, required, show_help, use_utf8
 from transformer_jax.errors import UserError
 from transformer_jax.inference.generation_config import GenerationConfig
+from transformer_jax.lines import decode, read_file, read_stdin, split_lines
 
 if TYPE_CHECKING:  # these modules load JAX
     from transformer_jax.inference.generate_tokens import Completion
@@ -26,8 +27,10 @@ _WEIGHTS = flags.DEFINE_string(
     "weights", "model", "model | int8: a quarter of the memory of float32, and faster decoding on a CPU"
 )
 _PROMPT = flags.DEFINE_string("prompt", None, "text to continue; without any prompt, a line break")
-_PROMPT_FILE = flags.DEFINE_string("prompt_file", None, "file with the text to continue; - for stdin")
-_PROMPTS_FILE = flags.DEFINE_string("prompts_file", None, "file with a text to continue in each line; - for stdin")
+_PROMPT_FILE = flags.DEFINE_string("prompt_file", None, "file with the text to continue, .gz too; - for stdin")
+_PROMPTS_FILE = flags.DEFINE_string(
+    "prompts_file", None, "file with a text to continue in each line, .gz too; - for stdin"
+)
 _INTERACTIVE = flags.DEFINE_bool("interactive", False, "continue each line that is typed, until Ctrl-D")
 _OUTPUT = flags.DEFINE_string("output", "text", "text | jsonl: a JSON object a line, with tokens and settings")
 _BENCHMARK = flags.DEFINE_bool("benchmark", False, "measure speed instead; print seconds and tokens per second as JSON")
@@ -122,8 +125,7 @@ def _prompts() -> list[str]:
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)}: give one of them.")
     if _PROMPTS_FILE.value is not None:
-        lines = _read(_PROMPTS_FILE).split("\n")
-        lines = lines[:-1] if lines[-1] == "" else lines
+        lines = split_lines(_read(_PROMPTS_FILE))
         if not all(lines):
             raise UsageError(f"--prompts_file={_PROMPTS_FILE.value}: line {lines.index('') + 1} is empty.")
         if not lines:
@@ -136,10 +138,9 @@ def _prompts() -> list[str]:
 
 def _read(flag: flags.FlagHolder) -> str:
     try:
-        data = sys.stdin.buffer.read() if flag.value == "-" else Path(flag.value).read_bytes()
-        return data.decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--{flag.name}={flag.value}: cannot be read as UTF-8 text ({error}).") from error
+        return read_stdin() if flag.value == "-" else read_file(flag.value)
+    except UserError as error:
+        raise UsageError(f"--{flag.name}={flag.value}: {error}") from error
 
 
 def _print_origin(run: "Run") -> None:
@@ -152,15 +153,14 @@ def _chat(run: "Run", config: GenerationConfig) -> None:
 
     if config.method == "beam" or config.num_samples != 1:
         raise UsageError("--interactive: streams one text for each line. Take --method=sample or greedy, one sample.")
-    use_utf8(sys.stdin)
     while True:
         print("> ", end="", file=sys.stderr, flush=True)
-        line = sys.stdin.readline()
-        if not line:
+        data = sys.stdin.buffer.readline()  # as text, stdin would end a line at a lone \r, too
+        if not data:
             print(file=sys.stderr)
             return
         try:
-            for piece in tj.stream(run, line.rstrip("\n"), **config.to_dict()):
+            for piece in tj.stream(run, decode(data).removesuffix("\n"), **config.to_dict()):
                 print(piece, end="", flush=True)
             print(flush=True)
         except UserError as error:

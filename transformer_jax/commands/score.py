@@ -1,7 +1,13 @@
 """`python -m transformer_jax score`: score each line of stdin; print log-probability, tokens, perplexity."""
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 from transformer_jax.commands.cli import UsageError
-from transformer_jax.commands.lines import define_flags, progress_printer, read_lines
+from transformer_jax.commands.lines import define_flags, print_lines, progress_printer, read_lines
+
+if TYPE_CHECKING:  # it loads JAX
+    from transformer_jax.run import Run
 
 EXAMPLE = "python -m transformer_jax score --run_dir=runs/a <texts.txt >scores.tsv"
 
@@ -16,7 +22,13 @@ def main(argv: list[str]) -> None:
         return
     import transformer_jax as tj  # its functions load JAX; errors above are reported before that
 
-    run = tj.open_run(_RUN_DIR.value, _CHECKPOINT.value)
+    print_lines(answers(tj.open_run(_RUN_DIR.value, _CHECKPOINT.value), lines))
+
+
+def answers(run: "Run", lines: list[str]) -> Iterator[str]:
+    """Log-probability, number of tokens and perplexity of each line. Raises UsageError: a pair without its tab."""
+    import transformer_jax as tj
+
     texts = lines
     targets = None
     if type(run.model).__name__ == "Seq2Seq":
@@ -28,4 +40,4 @@ def main(argv: list[str]) -> None:
         targets = [target for _, target in pairs]
     scores = tj.score(run, texts, targets, batch_size=_BATCH_SIZE.value, progress=progress_printer(len(texts)))
     for result in scores:
-        print(f"{result.log_probability:.4f}\t{result.num_tokens}\t{result.perplexity:.4f}")
+        yield f"{result.log_probability:.4f}\t{result.num_tokens}\t{result.perplexity:.4f}"

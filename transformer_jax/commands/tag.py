@@ -1,7 +1,13 @@
 """`python -m transformer_jax tag`: tag the words of each line of stdin; print word, tab, tag, one word a line."""
 
-from transformer_jax.commands.lines import define_flags, progress_printer, read_lines
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from transformer_jax.commands.lines import define_flags, print_lines, progress_printer, read_lines
 from transformer_jax.errors import printable
+
+if TYPE_CHECKING:  # it loads JAX
+    from transformer_jax.run import Run
 
 EXAMPLE = "python -m transformer_jax tag --run_dir=runs/atis <sentences.txt >tagged.conll"
 
@@ -18,11 +24,17 @@ def main(argv: list[str]) -> None:
     if lines is None:
         return
     import transformer_jax as tj  # its functions load JAX; errors above are reported before that
+
+    print_lines(answers(tj.open_run(_RUN_DIR.value, _CHECKPOINT.value), lines))
+
+
+def answers(run: "Run", lines: list[str]) -> Iterator[str]:
+    """Word, tab and tag of each word of a line, and an empty answer at its end."""
+    import transformer_jax as tj
     from transformer_jax.inference.predict import split_words
 
-    run = tj.open_run(_RUN_DIR.value, _CHECKPOINT.value)
     tags = tj.tag(run, lines, batch_size=_BATCH_SIZE.value, progress=progress_printer(len(lines)))
     for line, line_tags in zip(lines, tags, strict=True):
         for word, tag in zip(split_words(run, line), line_tags, strict=True):
-            print(f"{'tab' if word == chr(9) else word}\t{printable(tag)}")
-        print()
+            yield f"{'tab' if word == chr(9) else word}\t{printable(tag)}"
+        yield ""

@@ -1,8 +1,14 @@
 """`python -m transformer_jax translate`: translate stdin to stdout, line by line."""
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 from absl import flags
 
-from transformer_jax.commands.lines import define_flags, progress_printer, read_lines
+from transformer_jax.commands.lines import define_flags, print_lines, progress_printer, read_lines
+
+if TYPE_CHECKING:  # it loads JAX
+    from transformer_jax.run import Run
 
 EXAMPLE = "python -m transformer_jax translate --run_dir=runs/dates <english.txt >german.txt"
 
@@ -18,8 +24,14 @@ def main(argv: list[str]) -> None:
         return
     import transformer_jax as tj  # its functions load JAX; errors above are reported before that
 
-    texts = [line for line in lines if line.strip()]  # an empty line stays empty
-    run = tj.open_run(_RUN_DIR.value, _CHECKPOINT.value)
+    print_lines(answers(tj.open_run(_RUN_DIR.value, _CHECKPOINT.value), lines))
+
+
+def answers(run: "Run", lines: list[str]) -> Iterator[str]:
+    """Translation of each line; an empty line stays empty."""
+    import transformer_jax as tj
+
+    texts = [line for line in lines if line.strip()]
     translations = iter(
         tj.translate(
             run,
@@ -31,4 +43,4 @@ def main(argv: list[str]) -> None:
         )
     )
     for line in lines:
-        print(next(translations).replace("\n", " ") if line.strip() else "")
+        yield next(translations) if line.strip() else ""

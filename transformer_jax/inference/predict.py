@@ -145,7 +145,7 @@ def score(
     sources = _encode_sources(run, texts) if is_seq2seq else []
     pieces = _text_pieces(run, texts) if targets is None else _target_pieces(run, targets)
     totals = np.zeros((len(texts), 2))  # log-probability and number of tokens
-    longest = max((len(piece) for _, piece in pieces), default=1)
+    longest = max([1, *(len(piece) for _, piece in pieces)])  # an empty text has no token
     batch_size = max(1, min(batch_size, MAX_LOGITS // (longest * decoder.vocab_size)))
     rows = [piece for _, piece in pieces]
     for indices, tokens, is_token in _batches(run, rows, batch_size, decoder.max_len + 1, progress):
