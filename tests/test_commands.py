@@ -52,6 +52,11 @@ def run(run_dir):
     "flags, words",
     [
         (["--config.model.num_layer=3"], ["config.model.num_layer: no such field", "mean config.model.num_layers?"]),
+        (["--config.optimizer.lr=3"], ["config.optimizer.lr: no such field. Did you mean config.optimizer.peak_lr?"]),
+        (
+            ["--noconfig.train.num_steps"],
+            ["--noconfig.train.num_steps: stands alone", "--config.train.num_steps=VALUE"],
+        ),
         (["--config.modle.num_layers=3"], ["config.modle.num_layers", "config.model.num_layers?"]),
         (["--config.model=3"], ["--config.model: is a section"]),
         (["--num_steps=3"], ["'num_steps'", "transformer_jax train --config="]),

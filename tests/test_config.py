@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from helpers.commands import assert_is_one_error, command
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +14,7 @@ from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError, choose
 from transformer_jax.nn.layers import FEED_FORWARDS, NORMS
 from transformer_jax.nn.positions import POSITIONS
-from transformer_jax.schema import config_fields, from_dict
+from transformer_jax.schema import config_fields, from_dict, unknown_field
 
 lightly = settings(max_examples=100, deadline=None, database=None)
 
@@ -166,3 +167,49 @@ def test_numbers_that_would_make_nan_later_are_refused(field, value):
 def test_an_integer_too_large_for_a_float_is_refused_by_name():
     with pytest.raises(UserError, match="init_std"):
         from_dict(TransformerConfig, {"init_std": 10**400})
+
+
+# Names that do not exist, and recipes that fail
+
+
+@pytest.mark.parametrize(
+    "name, nearest",
+    [
+        ("optimizer.lr", "optimizer.peak_lr"),
+        ("lr", "optimizer.peak_lr"),
+        ("train.steps", "train.num_steps"),
+        ("model.n_layers", "model.num_layers"),
+        ("model.dropout", "model.dropout_rate"),  # not tokenizer.dropout
+        ("train.d_model", "model.d_model"),
+        ("optimiser.peak_lr", "optimizer.peak_lr"),
+        ("train.tensorbord", "train.tensorboard"),
+        ("train.xyzzy", None),
+    ],
+)
+def test_the_nearest_name_is_one_of_the_same_section_with_the_same_words(name, nearest):
+    message = str(unknown_field(name, list(config_fields(Config))))
+    assert message.startswith(f"{name}: no such field. " + (f"Did you mean {nearest}?" if nearest else "Known here: "))
+
+
+RECIPES = {
+    "return 1 / 0": "ZeroDivisionError: division by zero",
+    "raise ValueError('one\\ntwo')": "two",
+    "raise SystemExit(3)": "SystemExit: 3",
+    "import no_such_package": "No module named 'no_such_package'",
+    "open('/no/such/file')": "No such file or directory: '/no/such/file'",
+    "return None": "get_config() returns None",
+    "return [1]": "get_config() returns [1]",
+    "return [": "SyntaxError: '[' was never closed",
+    "return get_config()": "RecursionError",
+    "config = default(); config.train.num_stepz = 3": 'Did you mean "num_steps"',
+    "config = default(); config.train.num_steps = '1e3'": "TypeError: Could not override field 'num_steps'",
+}
+
+
+@pytest.mark.parametrize("body", RECIPES)
+def test_a_recipe_that_fails_is_reported_in_one_line(tmp_path, body):
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(f"from configs.default import get_config as default\ndef get_config():\n    {body}\n")
+    done = command("train", f"--config={recipe}", f"--workdir={tmp_path / 'run'}")
+    assert_is_one_error(done, "error: --config: the recipe gives no configuration: ", RECIPES[body])
+    assert not (tmp_path / "run").exists()

@@ -8,11 +8,12 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import config_flags
 
 from transformer_jax import startup
 from transformer_jax.commands.cli import HELP_FLAGS, UsageError, parse_flags, report_errors, required
+from transformer_jax.errors import missing_package
 from transformer_jax.schema import config_fields, unknown_field
 
 from .config import Config
@@ -58,14 +59,20 @@ def _help() -> str:
 
 def _check_names(argv: list[str]) -> None:
     """Refuse fields that do not exist before ml_collections sees them: it answers with a traceback."""
-    known = [f"config.{name}" for name in config_fields(Config)]
+    fields = config_fields(Config)
+    known = [f"config.{name}" for name in fields]
     sections = {name.rsplit(".", 1)[0] for name in known}
     for argument in argv:
-        name = argument.lstrip("-").split("=", 1)[0]
-        if argument.startswith("-") and name.startswith("config.") and name not in known:
-            if name in sections:
-                raise UsageError(f"--{name}: is a section. Set one of its fields: --{name}.FIELD=VALUE.")
+        flag = argument.lstrip("-").split("=", 1)[0]
+        name = flag.removeprefix("no")  # --noconfig.train.tensorboard
+        if not argument.startswith("-") or not name.startswith("config."):
+            continue
+        if name in sections:
+            raise UsageError(f"--{flag}: is a section. Set one of its fields: --{name}.FIELD=VALUE.")
+        if name not in known:
             raise UsageError(f"--{unknown_field(name, known)}")
+        if flag != name and (fields[name.removeprefix("config.")].type is not bool or "=" in argument):
+            raise UsageError(f"--{flag}: stands alone, for a field that is true or false. Give --{name}=VALUE.")
 
 
 def _recipe_path(recipe: str) -> str:
@@ -123,6 +130,33 @@ def _make_configs_importable() -> None:
     spec.loader.exec_module(sys.modules["configs"])
 
 
+def _run_recipe(argv: list[str]) -> object:
+    """Parse the flags and return the configuration; ml_collections runs the recipe while it parses.
+
+    Raises:
+      UsageError: a flag is wrong, or the recipe raises an error or returns no configuration.
+    """
+    logging.set_verbosity(logging.ERROR)  # ml_collections warns of a recipe that returns None
+    try:
+        parse_flags(argv, EXAMPLE)
+        values = _CONFIG.value
+        if hasattr(values, "items"):  # raises an OSError of the recipe, which ml_collections kept
+            return values
+        reason = f"get_config() returns {values!r:.80}"
+    except UsageError as error:
+        reason = str(error.__cause__)
+        if "Error whilst parsing config file" not in reason:
+            raise
+    except ModuleNotFoundError as error:
+        reason = str(missing_package(error))
+    except (Exception, SystemExit) as error:
+        reason = f"{type(error).__name__}: {error}"
+    lines = reason.replace("\\n", "\n").strip().splitlines()  # the last of a traceback, or of "Did you mean ...?"
+    raise UsageError(
+        f"--config: the recipe gives no configuration: {lines[-1]:.200}. See {RECIPES / 'gpt_char.py'}."
+    ) from None
+
+
 def main(argv: list[str]) -> None:
     """Parse the flags, check the config, train."""
     if HELP_FLAGS & set(argv):
@@ -131,16 +165,10 @@ def main(argv: list[str]) -> None:
     _check_names(argv)
     argv = _with_recipe_path(argv)
     _make_configs_importable()
-    try:
-        parse_flags(argv, EXAMPLE)
-    except (AttributeError, KeyError, TypeError) as error:  # raised by the recipe: ml_collections runs it while parsing
-        reason = str(error.args[0]).splitlines()[-1]
-        raise UsageError(
-            f"--config: the recipe gives no configuration: {reason}. See {RECIPES / 'gpt_char.py'}."
-        ) from error
+    values = _run_recipe(argv)
     workdir = required(_WORKDIR, EXAMPLE)
 
-    config = Config.from_dict(_CONFIG.value)
+    config = Config.from_dict(values)
 
     startup.prepare()
     from .loop import run  # here, so that errors above are reported before JAX is loaded

@@ -28,7 +28,7 @@ def from_dict(cls: type[T], values: object, path: str = "") -> T:
         another type, NaN or infinity.
     """
     if not hasattr(values, "items"):
-        raise UserError(f"{path.rstrip('.')}={values!r:.80}: must be a section with fields of its own.")
+        raise UserError(f"{path.rstrip('.') or 'config'}={values!r:.80}: must be a section with fields of its own.")
     assert dataclasses.is_dataclass(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     kwargs: dict[str, object] = {}
@@ -65,10 +65,16 @@ def typed(name: str, expected: type[T], value: object) -> T:
 
 def unknown_field(name: str, known: list[str]) -> UserError:
     """Return the UserError for a field that does not exist, naming the nearest one that does."""
-    leaf = name.rsplit(".", 1)[-1]
-    namesakes = [field for field in known if field.rsplit(".", 1)[-1] == leaf]  # right field, wrong section
-    near = namesakes or difflib.get_close_matches(name, known, 1, 0.6)
-    fix = f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(known)}."
+    section, _, leaf = name.rpartition(".")
+    leaves = {field: field.rpartition(".")[2] for field in known}
+    here = [field for field in known if field.rpartition(".")[0] == section]
+    with_words = [field for field in known if set(leaf.split("_")) <= set(leaves[field].split("_"))]  # lr: peak_lr
+    namesakes = [field for field in with_words if leaves[field] == leaf]  # right field, wrong section
+    close = difflib.get_close_matches(leaf, [leaves[field] for field in here], 1, 0.6)
+    near = [field for field in with_words if field in here]
+    near += [field for field in here if leaves[field] in close] + namesakes + with_words
+    near += [] if here else difflib.get_close_matches(name, known, 1, 0.6)
+    fix = f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(here or known)}."
     return UserError(f"{name}: no such field. {fix}")
 
 

@@ -27,7 +27,8 @@ def parse_flags(argv: list[str], example: str) -> None:
     try:
         rest = flags.FLAGS(argv)[1:]
     except flags.Error as error:  # absl names the flag and the value, and suggests the nearest known flag
-        raise UsageError(f"{str(error).splitlines()[0].replace(' ?', '?').rstrip('.')}. Example: {example}") from error
+        message = str(error).splitlines()[0].replace(" ?", "?").rstrip(".")
+        raise UsageError(f"{message}{'' if message.endswith('?') else '.'} Example: {example}") from error
     if rest:
         raise UsageError(f"{rest[0]!r}: belongs to no flag; text with spaces needs quotes. Example: {example}")
 
