@@ -1,7 +1,7 @@
 """Checks and times of attention's backends: each beside the reference in float32, in value and gradient.
 
 Products of float32 are asked for at the highest precision: NVIDIA's GPUs may otherwise round their factors to ten bits.
-An error is the largest difference, relative to the largest value, in units of the type's epsilon.
+An error is the largest difference, relative to the largest value of its row, in units of the type's epsilon.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from transformer_jax.nn.attention import BACKENDS, attend
 from transformer_jax.nn.masks import Mask
 
 # In epsilons of the type. bfloat16: weights of the softmax and results are rounded, and each step of a gradient.
-TOLERANCES = {"float32": {"value": 30, "gradient": 100}, "bfloat16": {"value": 4, "gradient": 8}}
+TOLERANCES = {"float32": {"value": 60, "gradient": 150}, "bfloat16": {"value": 4, "gradient": 16}}
 
 
 def cases(B: int, T: int, N: int) -> dict[str, tuple[int, Mask, np.ndarray | None]]:
@@ -40,10 +40,10 @@ def cases(B: int, T: int, N: int) -> dict[str, tuple[int, Mask, np.ndarray | Non
     }
 
 
-def value_and_gradients(backend: str, mask: Mask, bias: np.ndarray | None) -> Callable:
-    """(q, k, v, d_out) -> (out, dq, dk, dv) of one backend."""
+def value_and_gradients(backend: str, mask: Mask) -> Callable:
+    """(q, k, v, d_out, bias) -> (out, dq, dk, dv) of one backend."""
 
-    def function(q, k, v, d_out):
+    def function(q, k, v, d_out, bias=None):
         out, pull_back = jax.vjp(lambda q, k, v: attend(q, k, v, mask, bias, backend=backend), q, k, v)
         return out, *pull_back(d_out.astype(out.dtype))
 
@@ -57,10 +57,15 @@ def inputs(B: int, T: int, N: int, K: int, H: int, dtype: str) -> list[jax.Array
 
 
 def error_in_epsilons(out: jax.Array, expected: jax.Array, dtype: str) -> float:
-    """Largest difference, relative to the largest expected value, in units of the type's epsilon."""
+    """Largest difference in units of the type's epsilon, relative to the largest value of its row (the last axis).
+
+    Rows of smaller values than the median row count as that one: a gradient may be 0 but for rounding. All rows by one
+    scale would hide the late ones, since the first query has one key and the last ones average over hundreds.
+    """
     out = np.asarray(out, np.float64)
     expected = np.asarray(expected, np.float64)
-    error = np.abs(out - expected).max() / np.abs(expected).max() / float(jnp.finfo(dtype).eps)
+    largest = np.abs(expected).max(-1, keepdims=True)
+    error = (np.abs(out - expected) / np.maximum(largest, np.median(largest))).max() / float(jnp.finfo(dtype).eps)
     return round(float(error), 2) if np.isfinite(error) else 1e9
 
 
@@ -74,8 +79,8 @@ def check_backends(part: Part) -> None:
         K, mask, bias = all_cases[name]
         with jax.default_matmul_precision("highest"):  # of this thread
             try:
-                function = jax.jit(value_and_gradients(backend, mask, bias))
-                return job, function.lower(*inputs(B, T, N, K, H, dtype)).compile()
+                function = jax.jit(value_and_gradients(backend, mask))
+                return job, function.lower(*inputs(B, T, N, K, H, dtype), bias).compile()
             except UserError as error:
                 return job, f"refused: {error}"
 
@@ -92,24 +97,26 @@ def check_backends(part: Part) -> None:
             answer = part.attempt("attention", future.result)
             if answer:
                 programs[answer[0]] = answer[1]
-    for name, (K, _, _) in all_cases.items():
+    for name, (K, _, bias) in all_cases.items():
         for dtype, tolerance in TOLERANCES.items():
             args = inputs(B, T, N, K, H, dtype)
             figure = f"attention/{dtype}, {name}"
-            part.attempt(figure, report_case, part, figure, programs, (name, dtype), args, tolerance)
+            part.attempt(figure, report_case, part, figure, programs, (name, dtype), args, bias, tolerance)
 
 
-def report_case(part: Part, figure: str, programs: dict, case: tuple, args: list, tolerance: dict) -> None:
+def report_case(
+    part: Part, figure: str, programs: dict, case: tuple, args: list, bias: np.ndarray | None, tolerance: dict
+) -> None:
     """Report the errors of all backends, or why a backend has none."""
     name, dtype = case
-    expected = programs[name, "float32", "reference"](*(x.astype(jnp.float32) for x in args))
+    expected = programs[name, "float32", "reference"](*(x.astype(jnp.float32) for x in args), bias)
     figures: dict = {"tolerance": tolerance}
     for backend in BACKENDS:
         program = programs.get((name, dtype, backend), "did not compile")
         if isinstance(program, str):
             figures[backend] = program
             continue
-        errors = [error_in_epsilons(x, y, dtype) for x, y in zip(program(*args), expected, strict=True)]
+        errors = [error_in_epsilons(x, y, dtype) for x, y in zip(program(*args, bias), expected, strict=True)]
         value, gradient = errors[0], max(errors[1:])
         passed = value <= tolerance["value"] and gradient <= tolerance["gradient"]
         figures[backend] = {"value_eps": value, "gradient_eps": gradient, "passed": passed}
@@ -131,7 +138,7 @@ def time_one(part: Part, backend: str, mask: Mask, args: tuple) -> None:
     """Report one backend's milliseconds, forward and forward with gradient."""
     try:
         forward = jax.jit(lambda q, k, v: attend(q, k, v, mask, backend=backend))
-        both = jax.jit(value_and_gradients(backend, mask, None))
+        both = jax.jit(value_and_gradients(backend, mask))
         ms = [rates.seconds_of(f, *a) * 1e3 for f, a in ((forward, args[:3]), (both, args))]
         text = forward.lower(*args[:3]).as_text()
     except UserError as error:

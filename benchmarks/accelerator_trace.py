@@ -79,14 +79,15 @@ def read_kernels(folder: Path, known: set[str]) -> list[Kernel]:
         events = json.load(file)["traceEvents"]
     processes = {e["pid"]: e["args"]["name"] for e in events if e.get("name") == "process_name"}
     threads = {(e["pid"], e["tid"]): e["args"]["name"] for e in events if e.get("name") == "thread_name"}
+    # Beside its streams a GPU has lines that say the same again, by HLO instruction and by module.
+    streams = {t for t, name in threads.items() if "device" in processes.get(t[0], "") and "Stream" in name}
     by_thread = collections.defaultdict(list)
     for event in events:
         if event.get("ph") != "X":
             continue
         thread = event["pid"], event["tid"]
         name = event.get("args", {}).get("hlo_op") or event["name"]
-        is_stream = "device" in processes.get(thread[0], "") and "Stream" in threads.get(thread, "")
-        if is_stream or name in known:
+        if thread in streams or not streams and name in known:
             by_thread[thread].append((event["ts"], event.get("dur", 0.0), name))
     return [kernel for runs in by_thread.values() for kernel in own_times(runs)]
 

@@ -129,11 +129,11 @@ def test_a_trace_is_summed_by_group_without_the_time_of_kernels_inside(tmp_path)
     names = [("process_name", {}, "/device:GPU:0"), ("thread_name", {"tid": 2}, "Stream #1(Compute)")]
     events = [{"ph": "M", "pid": 1, "name": name, "args": {"name": value}, **tid} for name, tid, value in names]
     events += [event("while.5", 0, 100), event("gemm_fusion.2", 10, 40), event("call.3", 50, 30), event("add_4", 85, 5)]
-    events += [event("gemm_fusion.2", 0, 1000, tid=9), event("add.4", 150, 50)]  # a line that is no stream; idle before
+    events += [event("gemm_fusion.2", 0, 1000, tid=9), event("add.4", 150, 50)]  # a line beside the streams; idle time
     with gzip.open(tmp_path / "host.trace.json.gz", "wt") as file:
         json.dump({"traceEvents": events}, file)
     texts = accelerator_trace.instructions(HLO)
-    kernels = accelerator_trace.read_kernels(tmp_path, set())
+    kernels = accelerator_trace.read_kernels(tmp_path, set(texts))
     summary = accelerator_trace.summarize(kernels, texts, num_steps=1)
     assert (summary["ms_per_step"], summary["idle_ms"], summary["kernels_per_step"]) == (0.2, 0.05, 5)
     times = {name: row["ms"] for name, row in summary["groups"].items() if row["ms"]}
