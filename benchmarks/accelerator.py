@@ -216,7 +216,9 @@ def main() -> int:
     found, device, shape = choose_device(args)
     output = args.output or report.RESULTS / ("accelerator.json" if device == "gpu" else "accelerator_cpu.json")
     results = json.loads(output.read_text()) if output.exists() else {}
-    scale = 1.0 if args.minutes is None else args.minutes / sum(PARTS[name] for name in args.parts)
+    scale = {"gpu": 1.0, "cpu": 2.0}[device]  # a CPU may have other work, and its minutes are not scarce
+    if args.minutes is not None:
+        scale = args.minutes / sum(PARTS[name] for name in args.parts)
     settings = {"device": device, "shape": shape, "torch_python": rival_python(args.torch_python)}
     spare = 0.0  # seconds that a part leaves to the next one
     for name in args.parts:
