@@ -304,4 +304,14 @@ MUTANTS = {
         "if not isinstance(value, expected):",
         ("metadata", {}),
     ),
+    # Files and names of somebody else
+    "written through a link": (
+        "files",
+        "os.replace(scratch, path)",
+        "path.write_bytes(scratch.read_bytes())",
+        ("files", {}),
+    ),
+    "scratch file through a link": ("files", 'open(scratch, "xb")', 'open(path, "wb")', ("files", {})),
+    "names of files unchecked": ("files", "not isinstance(name, str) or name not in known", "False", ("files", {})),
+    "control characters sent": ("errors", "if c.isprintable()", "if True", ("files", {})),
 } | MUTANTS_OF_LAYERS

@@ -125,7 +125,7 @@ def test_metadata_with_a_wrong_field_are_refused_in_one_line_that_names_it():
         (lambda meta: meta | {"labels": ["x", 1]}, "labels=1: must be of type str, not int."),
         (
             lambda meta: meta | {"param_dtypes": {"a": "float33"}},
-            "param_dtypes.a='float33': must be the name of a dtype.",
+            "param_dtypes.a='float33': unknown. Choose one of: float32, bfloat16, float16.",
         ),
         (lambda meta: meta | {"model": {"kind": "classifier"}}, "model.num_classes: is missing, and a Seq"),
         (lambda meta: meta | {"model": {"kind": "seq2seq"}}, "model.encoder: is missing."),

@@ -276,7 +276,7 @@ def test_two_sampled_tokens_have_the_distribution_of_the_twin(name):
         (lambda: sampling.RepetitionPenalty(0.0), "repetition_penalty=0.0: must be from"),
         (lambda: sampling.PresencePenalty(math.inf), "presence_penalty=inf: must be from"),
         (lambda: sampling.FrequencyPenalty(math.nan), "frequency_penalty=nan: must be from"),
-        (lambda: sampling.NoRepeatNgram(0), "no_repeat_ngram_size=0: must be 1 or more"),
+        (lambda: sampling.NoRepeatNgram(0), "no_repeat_ngram_size=0: must be from 1 to 100"),
         (lambda: sampling.BadWords(((2,), ())), "bad_words=((2,), ()): a word must have a token"),
         (lambda: sampling.Suppress((-1,)), "ids=(-1,): must be token ids"),
         (lambda: sampling.MinLength(-1, (2,)), "min_length=-1: must be 0 or more"),

@@ -1,7 +1,10 @@
 """Generated examples (names of ten languages, Python code), and TFDS."""
 
 import functools
+import json
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import tensorflow_datasets as tfds
@@ -128,6 +131,23 @@ def test_a_missing_dataset_split_or_field_of_tfds_is_named_in_one_line(toy, chan
     with pytest.raises(UserError, match=message) as error:
         labelled_split(toy(**changes), "val")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["label", "ner"])  # ner: a sequence of labels, nested
+def test_a_folder_of_tfds_imports_no_module_that_its_features_name(toy, name, tmp_path, monkeypatch):
+    (tmp_path / "evil_features.py").write_text(f"open({str(tmp_path / 'owned')!r}, 'w').close()")
+    monkeypatch.syspath_prepend(tmp_path)
+    version = Path(shutil.copytree(f"{toy().tfds_dir}/toy", tmp_path / "data" / "other")) / "1.0.0"
+    config = toy(path="other", tfds_dir=str(tmp_path / "data"))
+    assert len(labelled_split(config, "train")) == 3  # without a program: from the folder alone
+    features = json.loads((version / "features.json").read_text())
+    feature = features["featuresDict"]["features"][name]
+    feature = feature["sequence"]["feature"] if name == "ner" else feature
+    feature["pythonClassName"] = "evil_features.Evil"
+    (version / "features.json").write_text(json.dumps(features))
+    with pytest.raises(UserError, match=r"features.json names the class 'evil_features.Evil'") as error:
+        labelled_split(config, "train")
+    assert "\n" not in str(error.value) and not (tmp_path / "owned").exists()
 
 
 def test_tiny_shakespeare_is_prepared_from_a_local_file_without_tensorflow(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import re
 
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError, choose
-from transformer_jax.schema import config_fields, from_dict, setting
+from transformer_jax.schema import check_32_bits, config_fields, from_dict, setting
 
 from .ignored_settings import check_settings_are_read
 from .tasks.registry import TASKS
@@ -196,8 +196,8 @@ class TrainConfig:
             raise UserError(f"train.patience={self.patience}: must be 0 (never stop early) or more.")
         if self.batch_tokens < 0:
             raise UserError(f"train.batch_tokens={self.batch_tokens}: must be 0 (use batch_size) or more.")
-        if self.steps_per_call < 0:
-            raise UserError(f"train.steps_per_call={self.steps_per_call}: must be 0 (choose) or more.")
+        if not 0 <= self.steps_per_call <= 1_000:
+            raise UserError(f"train.steps_per_call={self.steps_per_call}: must be 0 (choose), or 1 to 1,000.")
         if self.seed < 0:
             raise UserError(f"train.seed={self.seed}: must not be negative.")
         if not self.batch_tokens and self.batch_size % self.accumulation:
@@ -229,6 +229,8 @@ class Config:
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
 
     def __post_init__(self):
+        for section in ("tokenizer", "optimizer", "train", "checkpoint"):
+            check_32_bits(getattr(self, section), f"{section}.")
         fields = config_fields(Config)
         settings = {}
         for name in fields:

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from transformer_jax.config import TransformerConfig
+from transformer_jax.inference.memory import si
 from transformer_jax.models import Params, Seq2SeqConfig
 
 
@@ -39,17 +40,7 @@ def describe(params: Params, opt_state: Any, config: TransformerConfig | Seq2Seq
     """Describe the cost of a model in two lines for people: parameters and operations; bytes."""
     flops = flops_per_token(params, config)
     return (
-        f"model: {count_params(params):,} parameters, {_si(flops)}FLOP per token, "
-        f"{_si(flops * tokens_per_step)}FLOP per step of {tokens_per_step:,} tokens\n"
-        f"memory: {_si(num_bytes(params))}B for parameters, {_si(num_bytes(opt_state))}B for the optimizer"
+        f"model: {count_params(params):,} parameters, {si(flops)}FLOP per token, "
+        f"{si(flops * tokens_per_step)}FLOP per step of {tokens_per_step:,} tokens\n"
+        f"memory: {si(num_bytes(params))}B for parameters, {si(num_bytes(opt_state))}B for the optimizer"
     )
-
-
-def _si(value: float) -> str:
-    """Format a number with three digits and an SI prefix: 8.65e6 -> "8.65 M"."""
-    prefixes = ("", "k", "M", "G", "T", "P")
-    i = 0
-    while value >= 1000 and i + 1 < len(prefixes):
-        value /= 1000
-        i += 1
-    return f"{value:.3g} {prefixes[i]}"

@@ -24,6 +24,7 @@ from .config import Config
 from .early_stopping import best_of
 from .evaluation import BrokenOff, breaking_off
 from .initialization import InitFrom, load_init_from, load_pretrained_params
+from .memory import check_training_memory
 from .metrics import MetricsLog
 from .optimizer import make_optimizer, make_schedule
 from .parallel import Jit, Pmap, make_parallel
@@ -97,6 +98,7 @@ def _set_up(config: Config, meta: CheckpointMeta | None) -> _SetUp:
     optimizer = make_optimizer(config.optimizer, num_steps)
     schedule = make_schedule(config.optimizer, num_steps)
     parallel = build_parallel(config, task.model, task.loss_fn, optimizer)
+    check_training_memory(config, task, optimizer)
     state, init_note = init_state(config, task.model, optimizer, init_from)
     steps_per_call = choose_steps_per_call(config, task, state.params)
     calls = read_calls(batches, task.num_targets, step, config, steps_per_call)

@@ -8,6 +8,7 @@ from transformer_jax.checkpoint import CheckpointError, Checkpoints
 from transformer_jax.checkpoint_meta import CheckpointMeta
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
+from transformer_jax.models import parameter_shapes
 from transformer_jax.schema import config_fields
 
 from .config import Config
@@ -44,7 +45,11 @@ def last_checkpoint(checkpoints: Checkpoints) -> CheckpointMeta | None:
     Raises:
       CheckpointError: there are checkpoints, but none is sound. The run must not silently start again from step 0.
     """
-    return None if checkpoints.is_empty() else checkpoints.meta(checkpoints.find("latest"))
+    if checkpoints.is_empty():
+        return None
+    meta = checkpoints.meta(checkpoints.find("latest"))
+    checkpoints.check_arrays(meta.step, parameter_shapes(meta.model))
+    return meta
 
 
 def owes_evaluation(meta: CheckpointMeta) -> bool:

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from transformer_jax.checkpoint_folder import CheckpointError, CheckpointFolder, listed, score_of
@@ -68,13 +70,40 @@ class Checkpoints(CheckpointFolder):
             raise CheckpointError(f"{file}: {error}{fix}") from error
         return meta
 
+    def check_arrays(self, step: int, params: object) -> None:
+        """Check that the parameters of a checkpoint have the names and shapes of those in a tree; nothing is loaded.
+
+        Raises:
+          CheckpointError: its metadata describe another model than its arrays are of.
+        """
+        with self._as_checkpoint_error(step):
+            stored = _shapes(ocp.StandardCheckpointHandler().metadata(self._path(step) / "params").tree)
+        expected = _shapes(params)
+        problems = [f"{name} is missing" for name in expected if name not in stored]
+        problems += [f"{name} is unknown" for name in stored if name not in expected]
+        for name, shape in expected.items():
+            if name in stored and stored[name] != shape:
+                problems.append(f"{name} has shape {list(stored[name])} and not {list(shape)}")
+        if problems:
+            more = f", and {len(problems) - 3:,} more" if len(problems) > 3 else ""
+            fix = "Choose another with checkpoint=<step>."
+            raise CheckpointError(
+                f"{self._path(step)}: its arrays do not fit model in its meta: {', '.join(problems[:3])}{more}. {fix}"
+            )
+
     def restore(self, step: int, **templates: object) -> dict:
         """Restore arrays of a checkpoint, placed as the templates are sharded.
 
         Args:
           templates: `params=` and/or `state=`: pytrees of arrays or jax.ShapeDtypeStruct with shardings.
+        Raises:
+          CheckpointError: unreadable, or a parameter has NaN or infinity in it.
         """
-        return self._restore(step, **{name: ocp.args.StandardRestore(tree) for name, tree in templates.items()})
+        restored = self._restore(step, **{name: ocp.args.StandardRestore(tree) for name, tree in templates.items()})
+        if "params" in restored and (name := _find_not_finite(restored["params"])):
+            fix = "Choose another with checkpoint=<step>."
+            raise CheckpointError(f"{self._path(step)}: {name} has NaN or infinity in it. {fix}")
+        return restored
 
     def save(self, params: object, meta: CheckpointMeta, state: object = None) -> None:
         """Start to save; return once the arrays are copied, and continue in the background.
@@ -181,14 +210,35 @@ class Checkpoints(CheckpointFolder):
                     warn(f"checkpoint {step} is no longer needed, and cannot be deleted ({system_reason(error)})")
 
     def _restore(self, step: int, **items: object) -> dict:
-        path = self._path(step)
+        with self._as_checkpoint_error(step), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            restored = checkpointer.restore(self._path(step), args=ocp.args.Composite(**items))
+            return {name: restored[name] for name in items}
+
+    @contextlib.contextmanager
+    def _as_checkpoint_error(self, step: int) -> Iterator[None]:
         try:
-            with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-                restored = checkpointer.restore(path, args=ocp.args.Composite(**items))
-                return {name: restored[name] for name in items}
+            yield
         except Exception as error:  # for damage Orbax raises ValueError, KeyError, JSONDecodeError, or bare Exception
-            message = f"checkpoint {path} cannot be read ({system_reason(error)})."
+            message = f"checkpoint {self._path(step)} cannot be read ({system_reason(error)})."
             raise CheckpointError(f"{message} Choose another with checkpoint=<step>.") from error
+
+
+def _shapes(tree: object) -> dict[str, tuple[int, ...]]:
+    """Shapes of the arrays in a tree, by their names along the path."""
+    return {_name(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _find_not_finite(tree: object) -> str:
+    """Name of the first array that has NaN or infinity, "stack/block_0/norm/scale"; "" if all numbers are finite."""
+    library = np if jax.default_backend() == "cpu" else jnp  # NumPy compiles nothing and copies nothing
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not library.isfinite(leaf).all():
+            return _name(path)
+    return ""
+
+
+def _name(path: tuple[jax.tree_util.DictKey, ...]) -> str:
+    return "/".join(str(key.key) for key in path)
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:

@@ -6,9 +6,7 @@ import platform
 from collections.abc import Callable
 from typing import TypeVar
 
-import jax.numpy as jnp
-
-from transformer_jax.errors import UserError
+from transformer_jax.errors import UserError, choose
 from transformer_jax.models import Model, describe_model, make_model
 from transformer_jax.schema import typed, unknown_field
 from transformer_jax.tokenizers import Tokenizer, tokenizer_from_dict
@@ -16,6 +14,7 @@ from transformer_jax.tokenizers import Tokenizer, tokenizer_from_dict
 FORMAT = 3  # of the JSON: 1 and 2 had other fields
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+_DTYPES = ("float32", "bfloat16", "float16")  # of parameters
 T = TypeVar("T")
 
 
@@ -87,11 +86,16 @@ class CheckpointMeta:
         """
         _check_format(values)
         read = _Reader(cls, values, ("format",))
+        model = read.value("model", lambda _, value: make_model(value))
+        labels = read.value("labels", _strings)
+        num_labels = getattr(model, "num_classes", getattr(model, "num_tags", 0))
+        if labels and num_labels not in (0, len(labels)):
+            raise UserError(f"labels: must be as many as the model has, {num_labels}, and not {len(labels)}.")
         return cls(
             step=read.whole_number("step"),
-            model=read.value("model", lambda _, value: make_model(value)),
+            model=model,
             tokenizer=read.optional("tokenizer", lambda _, value: tokenizer_from_dict(value)),
-            labels=tuple(read.value("labels", _strings)),
+            labels=tuple(labels),
             lowercase=read.value("lowercase", lambda name, value: typed(name, bool, value)),
             separator=read.value("separator", _string),
             hf_config=read.optional("hf_config", _hf_config),
@@ -181,10 +185,7 @@ def _plain_dict(name: str, value: object) -> dict[str, object]:
 
 
 def _dtype(name: str, value: object) -> str:
-    try:
-        return str(jnp.dtype(_string(name, value)))
-    except TypeError as error:
-        raise UserError(f"{name}={value!r:.80}: must be the name of a dtype.") from error
+    return choose(dict.fromkeys(_DTYPES, _string(name, value)), value, name)
 
 
 def _string_or_int(name: str, value: object) -> str | int:

@@ -16,7 +16,7 @@ import dataclasses
 import math
 
 from transformer_jax.errors import UserError, choose
-from transformer_jax.schema import setting
+from transformer_jax.schema import check_32_bits, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +30,7 @@ class LayerConfig:
 
 
 LAYER_KINDS = ("local", "global")
+MAX_LAYERS = 10_000  # more would take hours to compile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,9 +119,11 @@ class TransformerConfig:
         self._check_choices()
 
     def _check_numbers(self) -> None:
-        for field in dataclasses.fields(self):
-            if field.type is int and getattr(self, field.name) >= 2**31:
-                raise UserError(f"model.{field.name}={getattr(self, field.name)!s:.20}: must be below 2**31.")
+        check_32_bits(self, "model.")
+        if self.num_layers > MAX_LAYERS:
+            raise UserError(f"model.num_layers={self.num_layers}: must be at most {MAX_LAYERS:,}.")
+        if self.max_len + self.position_offset >= 2**31:
+            raise UserError(f"model.position_offset={self.position_offset}: with max_len it must be below 2**31.")
         positive = ("max_len", "num_layers", "d_model", "num_heads", "rope_original_max_len", "relative_max_distance")
         for name in positive:
             if getattr(self, name) < 1:
@@ -160,9 +163,10 @@ class TransformerConfig:
 
     def _check_heads(self) -> None:
         if self.num_heads % self.num_kv_heads:
+            small = [k for k in range(1, math.isqrt(self.num_heads) + 1) if self.num_heads % k == 0]
             raise UserError(
                 f"model.num_kv_heads={self.num_kv_heads}: must divide model.num_heads={self.num_heads}. "
-                f"Take one of {[k for k in range(1, self.num_heads + 1) if self.num_heads % k == 0]}."
+                f"Take one of {sorted({*small, *(self.num_heads // k for k in small)})}."
             )
 
     def _check_positions(self) -> None:
@@ -198,13 +202,13 @@ class TransformerConfig:
                     )
             return
         kinds = self.layer_pattern.split(",")
-        for kind in kinds:
-            choose(dict.fromkeys(LAYER_KINDS), kind, "model.layer_pattern: kind")
-        pattern = f"model.layer_pattern={self.layer_pattern!r}"
-        if len(set(kinds)) < 2:
-            raise UserError(f"{pattern}: must have local and global layers. If all are alike, take model.window.")
+        pattern = f"model.layer_pattern={self.layer_pattern!r:.80}"
         if len(kinds) > self.num_layers:
             raise UserError(f"{pattern}: has {len(kinds)} layers, but model.num_layers={self.num_layers}. Take more.")
+        for kind in kinds:
+            choose(dict.fromkeys(LAYER_KINDS), kind, "model.layer_pattern: kind")
+        if len(set(kinds)) < 2:
+            raise UserError(f"{pattern}: must have local and global layers. If all are alike, take model.window.")
         if self.window:
             raise UserError(
                 f"model.window={self.window}: must be 0 with model.layer_pattern; local layers have model.local_window."

@@ -50,7 +50,7 @@ def choose(table: Mapping[str, T], name: object, field: str) -> T:
 def check(is_valid: bool, field: str, value: object, rule: str) -> None:
     """Raise UserError, one line with field, value and rule, unless the value is valid."""
     if not is_valid:
-        raise UserError(f"{field}={value!r}: {rule}.")
+        raise UserError(f"{field}={value!r:.200}: {rule}.")
 
 
 EXTRAS = {  # optional package: the extra of pyproject.toml that installs it

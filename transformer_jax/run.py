@@ -71,7 +71,10 @@ def _read(checkpoints: Checkpoints, average: int, steps: list[int]) -> Run:
             f"average={average}: there are only {len(steps)} checkpoints. Train with checkpoint.keep={average} or more."
         )
     meta = checkpoints.meta(steps[0])
-    template = abstract(_with_dtypes(parameter_shapes(meta.model), meta.param_dtypes))
+    shapes = parameter_shapes(meta.model)
+    for step in steps:
+        checkpoints.check_arrays(step, shapes)
+    template = abstract(_with_dtypes(shapes, meta.param_dtypes))
     params = [checkpoints.restore(step, params=template)["params"] for step in sorted(steps)]
     return Run(
         meta.model,

@@ -2,12 +2,12 @@
 
 import dataclasses
 import difflib
-import math
 from typing import Any, TypeVar
 
 from transformer_jax.errors import UserError
 
 T = TypeVar("T")
+MAX_FLOAT = 2.0**128 - 2.0**104  # the largest number of float32
 
 
 def setting(default: object, meaning: str) -> Any:
@@ -54,13 +54,26 @@ def typed(name: str, expected: type[T], value: object) -> T:
     """
     if expected is float and type(value) is int and abs(value) < 2**1023:
         value = float(value)
+    if type(value) is int and not -(2**63) <= value < 2**63:
+        shown = str(value) if value.bit_length() < 200 else f"a number of {value.bit_length():,} bits"
+        raise UserError(f"{name}={shown}: must be a signed number of 64 bits.")
     if type(value) is not expected:
         kind = "a list" if expected is tuple else f"of type {expected.__name__}"
         raise UserError(f"{name}={value!r:.80}: must be {kind}, not {type(value).__name__}.")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{name}={value}: must be a finite number.")
+    if isinstance(value, float) and not abs(value) <= MAX_FLOAT:
+        raise UserError(f"{name}={value}: must be a finite number of at most 3.4e38.")
     assert isinstance(value, expected), "the type was compared above"
     return value
+
+
+def check_32_bits(values: object, path: str) -> None:
+    """Check that every integer of a dataclass, but for the field `seed`, is a signed number of 32 bits.
+
+    Arrays, and the compiled programs that get these numbers, have no larger ones. Raises UserError.
+    """
+    for name, value in vars(values).items():
+        if type(value) is int and name != "seed" and not -(2**31) <= value < 2**31:
+            raise UserError(f"{path}{name}={value}: must be below 2**31.")
 
 
 def unknown_field(name: str, known: list[str]) -> UserError:

@@ -1,8 +1,11 @@
-"""Metadata of checkpoints whose arrays are not those of a model."""
+"""Metadata of checkpoints: of arrays that are not those of a model, and edited by hand."""
+
+import hashlib
+import json
 
 import numpy as np
 
-from transformer_jax.checkpoint import abstract
+from transformer_jax.checkpoint import Checkpoints, abstract
 from transformer_jax.checkpoint_meta import CheckpointMeta
 from transformer_jax.config import TransformerConfig
 from transformer_jax.models import GPT
@@ -23,3 +26,13 @@ def save(checkpoints, step, val_score=None):
 def kernel(checkpoints, step):
     template = abstract({"kernel": np.zeros(3, np.float32)})
     return checkpoints.restore(step, params=template)["params"]["kernel"].tolist()
+
+
+def rewrite_meta(run_dir, change):
+    """Replace the metadata of the newest checkpoint by `change` of them, under a seal that fits."""
+    folder = run_dir / "checkpoints" / str(Checkpoints(run_dir).steps()[-1])
+    file = folder / "meta" / "metadata"
+    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+    seal = folder / "sha256.json"
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    seal.write_text(json.dumps({**json.loads(seal.read_text()), "meta/metadata": digest}))

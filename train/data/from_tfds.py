@@ -1,6 +1,9 @@
 """TensorFlow Datasets without TensorFlow: prepared as array_record files, read through `as_data_source`.
 
 A split is a list of plain dicts: texts as str, class numbers as their names, sequences as lists.
+
+A dataset of TFDS is a program, which prepares it. A folder of prepared datasets is data: its features.json names the
+classes that read it, and only those of TFDS itself are imported.
 """
 
 import contextlib
@@ -58,8 +61,14 @@ def tfds_rows(config: DataConfig, split: str, fields: tuple[str, ...]) -> list[d
     A dataset that is not yet in `data.tfds_dir` is downloaded and prepared there.
 
     Raises:
-      UserError: no such dataset, split or field; no network; a builder that needs TensorFlow.
+      UserError: no such dataset, split or field; no network; a builder that needs TensorFlow; a folder that names
+        classes of others.
     """
+    with _own_features_only():
+        return _tfds_rows(config, split, fields)
+
+
+def _tfds_rows(config: DataConfig, split: str, fields: tuple[str, ...]) -> list[dict[str, Any]]:
     if not config.path:
         raise UserError("data.path='': data.source=tfds needs a name. Give one such as tiny_shakespeare or glue/sst2.")
     import tensorflow_datasets as tfds  # here, because it takes a third of a second
@@ -79,6 +88,26 @@ def tfds_rows(config: DataConfig, split: str, fields: tuple[str, ...]) -> list[d
     with _as_user_error(config, f"has no split data.{SPLIT_FIELDS[split]}={name!r}"):
         rows = builder.as_data_source(split=name)
         return [{field: _plain(row[field], builder.info.features[field]) for field in fields} for row in rows]
+
+
+@contextlib.contextmanager
+def _own_features_only() -> Iterator[None]:
+    """Let features.json name no module that would be imported, except those of TFDS."""
+    from tensorflow_datasets.core.features.feature import FeatureConnector
+
+    before = vars(FeatureConnector)["cls_from_name"]  # a class method, by which every feature is found, nested ones too
+
+    def checked(name: str) -> type:
+        module = name.rpartition(".")[0]
+        if not name.startswith("tensorflow_datasets.") and module not in sys.modules:
+            raise UserError(f"data.tfds_dir: features.json names the class {name!r:.80}, which TFDS does not have.")
+        return before.__func__(FeatureConnector, name)
+
+    setattr(FeatureConnector, "cls_from_name", staticmethod(checked))  # noqa: B010
+    try:
+        yield
+    finally:
+        setattr(FeatureConnector, "cls_from_name", before)  # noqa: B010
 
 
 def _plain(value: Any, feature: Any) -> Any:

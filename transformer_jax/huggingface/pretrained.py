@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError, choose, missing_package
 from transformer_jax.huggingface.families.bart import BART, MARIAN
 from transformer_jax.huggingface.families.bert import BERT, ROBERTA
@@ -28,7 +27,6 @@ from transformer_jax.huggingface.files import (
 )
 from transformer_jax.huggingface.tensor_layout import (
     DTYPES,
-    ParamShapes,
     check_tensors,
     current_names,
     tensor_specs,
@@ -93,13 +91,17 @@ def read_folder(name: str | Path) -> Pretrained:
     tensors = TensorFiles(folder)
     names = current_names(family, tensors)
     model = _make_model(family, architecture, config, tensors, names)
-    shapes = _shapes(model)
+    leaves = jax.tree_util.tree_leaves_with_path(parameter_shapes(model))
+    shapes = {path_names(path): leaf.shape for path, leaf in leaves}
     specs = tensor_specs(family, architecture, shapes)
     check_tensors(family, specs, names, tensors)
     params: dict = {}
     for tensor_name, spec in sorted(specs.items(), key=lambda item: -np.prod(item[1].shape, dtype=float)):
         is_present = tensor_name in names
         array = tensors.read(names[tensor_name]) if is_present else np.zeros(spec.shape, np.float32)
+        if not np.isfinite(array).all():
+            file = tensors.entries[names[tensor_name]].file
+            raise PretrainedError(f"{file}: {names[tensor_name]} has NaN or infinity in it. Download it again.")
         for path, part in to_params(spec, array, shapes):
             put(params, ".".join(path), jax.device_put(part))
     generation = folder.json("generation_config.json") if folder.has("generation_config.json") else {}
@@ -114,27 +116,6 @@ def _family(folder: Folder, config: dict) -> Family:
             f"{folder.path / 'config.json'}: model_type={model_type!r:.80} is not supported. Known: {known}."
         )
     return FAMILIES[model_type]
-
-
-def _shapes(model: Model) -> ParamShapes:
-    """Shapes of the parameters by path. One layer of each kind is traced, since tracing takes tens of ms per layer."""
-    shapes = {}
-    traced = parameter_shapes(model.clone(config=_with_one_period(model.config)))
-    for path, leaf in jax.tree_util.tree_leaves_with_path(traced):
-        names = path_names(path)
-        side: TransformerConfig = getattr(model.config, names[0], model.config.decoder)
-        block = next((name for name in names if name.startswith("block_")), "")
-        for i in range(int(block[6:]), side.num_layers, side.layer_period) if block else (0,):
-            shapes[tuple(f"block_{i}" if name == block else name for name in names)] = leaf.shape
-    return shapes
-
-
-def _with_one_period(config: Any) -> Any:
-    """The config with as many layers as there are before their kinds repeat."""
-    if isinstance(config, TransformerConfig):
-        return dataclasses.replace(config, num_layers=config.layer_period)
-    sides = {name: _with_one_period(getattr(config, name)) for name in ("encoder", "decoder")}
-    return dataclasses.replace(config, **sides)
 
 
 def _architecture(family: Family, config: dict) -> Architecture:

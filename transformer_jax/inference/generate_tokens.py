@@ -14,6 +14,7 @@ from transformer_jax.inference.engine import STOP_CHECK_TOKENS, Engine
 from transformer_jax.inference.forward import step_function
 from transformer_jax.inference.generation_config import GenerationConfig
 from transformer_jax.inference.logits_processing import logits_processors
+from transformer_jax.inference.memory import check_memory
 from transformer_jax.inference.prefill import beam_search_inputs
 from transformer_jax.models import GPT, Seq2Seq
 from transformer_jax.nn.kv_cache_kinds import overflow_error
@@ -141,6 +142,7 @@ def check_request(
         raise UserError(f"seeds: {len(seeds)} of them, and {len(rows)} prompts. Give one for each, or none.")
     processors = logits_processors(config, run)
     _check_fits_context(run, rows, config)
+    _check_fits_memory(run, rows, config)
     return processors
 
 
@@ -206,6 +208,31 @@ def _pairs(ids: np.ndarray, log_probs: np.ndarray) -> tuple[tuple[tuple[int, flo
     """Pairs (token, log-probability) of arrays [T, num_top]."""
     rows = zip(ids.tolist(), log_probs.tolist(), strict=True)
     return tuple(tuple(zip(row_ids, values, strict=True)) for row_ids, values in rows)
+
+
+def _check_fits_memory(run: Run, rows: list[np.ndarray], config: GenerationConfig) -> None:
+    """Raise UserError if the keys and values of the rows that are generated together are more than the memory."""
+    decoder = run.config.decoder
+    num_prompts = min(len(rows), max(1, config.batch_size // config.num_samples))
+    num_rows = num_prompts * (config.num_beams if config.method == "beam" else config.num_samples)
+    if _is_continuous(run, rows, config):
+        num_rows = config.batch_size
+    num_new = config.max_new_tokens if config.on_overflow == "slide" else min(config.max_new_tokens, decoder.max_len)
+    has_own_prompt = not run.model.reads_source and config.method != "beam"  # beams share the keys of their prompt
+    slots = min(num_new + has_own_prompt * max(map(len, rows)), decoder.max_len)
+    if config.on_overflow == "slide":
+        slots = min(slots, decoder.window)
+    itemsize = jnp.dtype(decoder.dtype if config.cache_type == "model" else config.cache_type).itemsize
+    cache = 2 * decoder.num_layers * decoder.num_kv_heads * decoder.head_dim * slots * itemsize
+    if decoder.attention == "linear":
+        cache = 0  # of constant size
+    name = "num_beams" if config.method == "beam" else "num_samples" if config.num_samples > 1 else "batch_size"
+    check_memory(
+        num_rows * (cache + 4 * decoder.vocab_size + 8 * num_new),  # also logits, new tokens, log-probabilities
+        f"{name}={getattr(config, name)}",
+        f"{num_rows:,} texts together, of {num_new:,} new tokens,",
+        "Take a smaller num_beams, num_samples, batch_size or max_new_tokens.",
+    )
 
 
 def _check_fits_context(run: Run, prompts: list[np.ndarray], config: GenerationConfig) -> None:

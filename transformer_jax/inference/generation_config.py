@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from transformer_jax.errors import check, choose
-from transformer_jax.schema import setting, typed, unknown_field
+from transformer_jax.schema import MAX_FLOAT, check_32_bits, setting, typed, unknown_field
 
 # The names that a field may have. Those of the last three are the keys of tables in rooms that import JAX:
 # nn.kv_cache.CACHE_TYPES, sampling.LENGTH_PENALTIES and sampling.STOPPING; a test compares them.
@@ -29,7 +29,7 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "repetition_penalty": (lambda x: 1e-3 <= x <= 1e3, "must be from 1e-3 to 1e3. Take 1.2"),
     "presence_penalty": (lambda x: abs(x) <= 1e3, "must be from -1000 to 1000. Take 0 (none) to 2"),
     "frequency_penalty": (lambda x: abs(x) <= 1e3, "must be from -1000 to 1000. Take 0 (none) to 2"),
-    "no_repeat_ngram_size": (lambda x: x >= 0, "must be 1 or more. Take 3"),
+    "no_repeat_ngram_size": (lambda x: 0 <= x <= 100, "must be from 1 to 100. Take 3"),
 }
 MINIMUM = {
     "max_new_tokens": 1,
@@ -39,6 +39,13 @@ MINIMUM = {
     "min_new_tokens": 0,
     "prompt_lookup": 0,
     "num_draft": 1,
+}
+MAXIMUM = {  # far above what helps; programs or lists of results become too large. All others are numbers of 32 bits
+    "max_new_tokens": 2**30,
+    "num_samples": 1_000_000,
+    "num_beams": 10_000,
+    "prompt_lookup": 1_000,
+    "num_draft": 1_000,
 }
 
 
@@ -115,7 +122,9 @@ class GenerationConfig:
             check(is_in_range(getattr(self, name)), name, getattr(self, name), rule)
         for name, minimum in MINIMUM.items():
             check(getattr(self, name) >= minimum, name, getattr(self, name), f"must be at least {minimum}")
-        check(-(2**63) <= self.seed < 2**63, "seed", self.seed, "must be a signed number of 64 bits")
+        for name, maximum in MAXIMUM.items():
+            check(getattr(self, name) <= maximum, name, getattr(self, name), f"must be at most {maximum:,}")
+        check_32_bits(self, "")
         rule = f"must be at most max_new_tokens={self.max_new_tokens}"
         check(self.min_new_tokens <= self.max_new_tokens, "min_new_tokens", self.min_new_tokens, rule)
 
@@ -171,4 +180,4 @@ def _typed(field: dataclasses.Field, value: object) -> Any:
 def _is_bias(pair: object) -> bool:
     if not isinstance(pair, tuple) or len(pair) != 2:
         return False
-    return type(pair[0]) in (int, str) and type(pair[1]) in (int, float)
+    return type(pair[0]) in (int, str) and type(pair[1]) in (int, float) and abs(pair[1]) <= MAX_FLOAT

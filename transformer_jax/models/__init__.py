@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError, choose
 from transformer_jax.models.encoder import (
     Encoder,
@@ -87,8 +88,31 @@ def make_model(values: object) -> Model:
 
 
 def parameter_shapes(model: Model) -> Params:
-    """Parameter shapes and types of a model, without allocating the parameters."""
-    return jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
+    """Parameter shapes and types of a model, without allocating the parameters.
+
+    One layer of each kind is traced, since tracing takes tens of ms per layer.
+    """
+    small = model.clone(config=_with_one_period(model.config))
+    traced = jax.eval_shape(functools.partial(init_params, small), jax.random.key(0))
+    shapes: Params = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(traced):
+        names = path_names(path)
+        side: TransformerConfig = getattr(model.config, names[0], model.config.decoder)
+        block = next((name for name in names if name.startswith("block_")), "")
+        for i in range(int(block[6:]), side.num_layers, side.layer_period) if block else (0,):
+            *modules, last = (f"block_{i}" if name == block else name for name in names)
+            functools.reduce(lambda tree, name: tree.setdefault(name, {}), modules, shapes)[last] = leaf
+    return shapes
+
+
+def _with_one_period(config: TransformerConfig | Seq2SeqConfig) -> TransformerConfig | Seq2SeqConfig:
+    """The config with as many layers as there are before their kinds repeat."""
+    encoder, decoder = (
+        dataclasses.replace(side, num_layers=side.layer_period) for side in (config.encoder, config.decoder)
+    )
+    if isinstance(config, TransformerConfig):
+        return decoder
+    return dataclasses.replace(config, encoder=encoder, decoder=decoder)
 
 
 def path_names(path: tuple[jax.tree_util.DictKey, ...]) -> tuple[str, ...]:

@@ -113,13 +113,13 @@ class FrequencyPenalty(_CountsNewTokens):
 class NoRepeatNgram(LogitsProcessor):
     """Forbid repeating any n-gram of size n. Paulus et al. 2017, section 2.5. Prompt tokens count.
 
-    UserError: n below 1.
+    UserError: n below 1 or above 100: the program has a part for each token of an n-gram.
     """
 
     n: int = dataclasses.field(metadata={"static": True})
 
     def __post_init__(self):
-        check(self.n >= 1, "no_repeat_ngram_size", self.n, "must be 1 or more. Take 3")
+        check(1 <= self.n <= 100, "no_repeat_ngram_size", self.n, "must be from 1 to 100. Take 3")
 
     def __call__(self, logits, tokens, lengths, state):
         follows = follows_newest(tokens, lengths, self.n - 1)

@@ -1,0 +1,43 @@
+"""Memory of a training run, from shapes alone: more than there is is refused before it is allocated."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from transformer_jax.inference.memory import check_memory
+from transformer_jax.models import parameter_shapes
+
+from .config import Config
+from .flops import count_params, num_bytes
+from .state import create_state
+from .tasks.base import Task
+
+
+def check_training_memory(config: Config, task: Task, optimizer: optax.GradientTransformation) -> None:
+    """Check that the state of a training run, and the activations of a step, fit into the memory of a device.
+
+    Counted are the parameters, their gradients, the optimizer's state, and the input of each layer, which the gradient
+    needs even with `train.remat=block`. A run uses more than that, so one that passes may still be too large.
+
+    Raises:
+      UserError: there is less memory in all.
+    """
+    create = functools.partial(create_state, optimizer=optimizer, has_ema=config.train.ema_decay > 0)
+    shapes = parameter_shapes(task.model)
+    state = num_bytes(jax.eval_shape(create, shapes)) + num_bytes(shapes)
+    check_memory(
+        state,
+        f"model: {count_params(shapes):,} parameters",
+        "they, their gradients and the optimizer",
+        "Take a smaller model.d_model, model.num_layers, model.vocab_size or model.max_len.",
+    )
+    shape = task.model.config.decoder
+    num_tokens = task.tokens_per_step // config.train.accumulation // jax.device_count()
+    check_memory(
+        state + num_tokens * shape.d_model * shape.num_layers * jnp.dtype(shape.dtype).itemsize,
+        f"train: {num_tokens:,} tokens in a micro-batch",
+        "the inputs of the layers, the parameters and the optimizer",
+        "Take a smaller train.batch_size or train.batch_tokens, or a larger train.accumulation.",
+    )
