@@ -188,6 +188,15 @@ def test_a_model_is_counted_with_gradients_and_optimizer_and_a_batch_by_its_toke
         train(config, tmp_path / "run")
 
 
+@pytest.mark.parametrize("field", ["batch_size", "batch_tokens"])
+def test_a_batch_of_labelled_texts_beyond_the_memory_is_refused(field, tmp_path):
+    (tmp_path / "data.tsv").write_text("the cat\ta\na mat\tb\n" * 30)
+    sections = settings(tmp_path, data__source="labelled", data__path=str(tmp_path / "data.tsv"), model__d_model=600)
+    sections["train"] = {"task": "classify", field: 2**31 - 2}
+    with pytest.raises(UserError, match=r"train: [\d,]{13} tokens in a micro-batch: .* need at least"):
+        train(sections, tmp_path / "run")
+
+
 def test_texts_beyond_the_memory_are_refused_before_the_first_token(monkeypatch):
     run = make_run("char")
     row = 2 * 10 * 4 * (3 + 11) + 4 * run.config.vocab_size + 8 * 11  # keys and values, logits, results

@@ -198,6 +198,8 @@ class TrainConfig:
             raise UserError(f"train.batch_tokens={self.batch_tokens}: must be 0 (use batch_size) or more.")
         if not 0 <= self.steps_per_call <= 1_000:
             raise UserError(f"train.steps_per_call={self.steps_per_call}: must be 0 (choose), or 1 to 1,000.")
+        if self.num_buckets > 1_000:
+            raise UserError(f"train.num_buckets={self.num_buckets}: must be at most 1,000. Each is compiled once.")
         if self.seed < 0:
             raise UserError(f"train.seed={self.seed}: must not be negative.")
         if not self.batch_tokens and self.batch_size % self.accumulation:

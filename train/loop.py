@@ -92,13 +92,13 @@ def _set_up(config: Config, meta: CheckpointMeta | None) -> _SetUp:
     if meta and meta.training:
         resume.check_data(meta.training.fingerprint, task.fingerprint)
     config = dataclasses.replace(config, model=resume.with_vocab_size(config.model, task.tokenizer.vocab_size))
+    check_training_memory(config, task)
     batches = task.batches(step, num_steps)
 
     # Optimizer and state.
     optimizer = make_optimizer(config.optimizer, num_steps)
     schedule = make_schedule(config.optimizer, num_steps)
     parallel = build_parallel(config, task.model, task.loss_fn, optimizer)
-    check_training_memory(config, task, optimizer)
     state, init_note = init_state(config, task.model, optimizer, init_from)
     steps_per_call = choose_steps_per_call(config, task, state.params)
     calls = read_calls(batches, task.num_targets, step, config, steps_per_call)

@@ -4,18 +4,18 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from transformer_jax.inference.memory import check_memory
 from transformer_jax.models import parameter_shapes
 
 from .config import Config
 from .flops import count_params, num_bytes
+from .optimizer import make_optimizer
 from .state import create_state
 from .tasks.base import Task
 
 
-def check_training_memory(config: Config, task: Task, optimizer: optax.GradientTransformation) -> None:
+def check_training_memory(config: Config, task: Task) -> None:
     """Check that the state of a training run, and the activations of a step, fit into the memory of a device.
 
     Counted are the parameters, their gradients, the optimizer's state, and the input of each layer, which the gradient
@@ -24,6 +24,7 @@ def check_training_memory(config: Config, task: Task, optimizer: optax.GradientT
     Raises:
       UserError: there is less memory in all.
     """
+    optimizer = make_optimizer(config.optimizer, config.train.num_steps)
     create = functools.partial(create_state, optimizer=optimizer, has_ema=config.train.ema_decay > 0)
     shapes = parameter_shapes(task.model)
     state = num_bytes(jax.eval_shape(create, shapes)) + num_bytes(shapes)
@@ -34,7 +35,8 @@ def check_training_memory(config: Config, task: Task, optimizer: optax.GradientT
         "Take a smaller model.d_model, model.num_layers, model.vocab_size or model.max_len.",
     )
     shape = task.model.config.decoder
-    num_tokens = task.tokens_per_step // config.train.accumulation // jax.device_count()
+    num_tokens = max(task.tokens_per_step, config.train.batch_tokens or config.train.batch_size)
+    num_tokens = num_tokens // config.train.accumulation // jax.device_count()
     check_memory(
         state + num_tokens * shape.d_model * shape.num_layers * jnp.dtype(shape.dtype).itemsize,
         f"train: {num_tokens:,} tokens in a micro-batch",
