@@ -4,6 +4,10 @@ import errno
 import fcntl
 import os
 import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +15,10 @@ from helpers.checkpoints import kernel, meta_of, save
 
 import transformer_jax as tj
 from train.resume import last_checkpoint
-from transformer_jax import checkpoint_lock, checkpoint_seal
+from transformer_jax import checkpoint_folder, checkpoint_lock, checkpoint_seal
 from transformer_jax.checkpoint import CheckpointError, Checkpoints
 
+ROOT = Path(__file__).parents[1]
 STEPS = (5, 10, 15)
 SEAL = "sha256.json"
 
@@ -97,6 +102,7 @@ def test_where_every_checkpoint_is_deleted_before_it_is_read_the_reader_gives_up
         shutil.copytree(folder.parent / "copy", folder / str(steps[0]))
         raise CheckpointError("checkpoint 15 cannot be read")
 
+    monkeypatch.setattr(checkpoint_folder, "_MOST_ATTEMPTS", 5)
     shutil.copytree(folder / "15", folder.parent / "copy")
     with pytest.raises(CheckpointError, match="each checkpoint was deleted by a training run before it could be read"):
         Checkpoints(folder.parent).read(read)
@@ -253,3 +259,33 @@ def test_a_file_that_cannot_be_flushed_fails_the_save(folder, monkeypatch):
     with pytest.raises(tj.RunError, match="checkpoint 20 in .* could not be saved .Input/output error"):
         save(Checkpoints(folder.parent, keep=1), 20)
     assert Checkpoints(folder.parent).steps() == list(STEPS)
+
+
+# A process that trains
+
+
+def test_loads_beside_a_process_that_saves_and_deletes_all_succeed(tmp_path, capsys):
+    lines = (
+        "import sys",
+        "sys.path.insert(0, 'tests')",
+        "import jax",
+        "from helpers.checkpoints import MODEL, meta_of",
+        "from transformer_jax.checkpoint import Checkpoints",
+        "from transformer_jax.models import init_params",
+        "checkpoints = Checkpoints(sys.argv[1], keep=1)",
+        "params = init_params(MODEL, jax.random.key(0))",
+        "for step in range(2, 100_000, 2):",
+        "    checkpoints.save(params, meta_of(step))",
+    )
+    with subprocess.Popen([sys.executable, "-c", "\n".join(lines), tmp_path], cwd=ROOT) as process:
+        while not Checkpoints(tmp_path).steps():
+            assert process.poll() is None
+            time.sleep(0.01)
+        steps = [tj.load(tmp_path).step for _ in range(12)]
+        assert process.poll() is None
+        process.kill()
+    assert steps == sorted(steps) and steps[-1] > steps[0]
+    assert capsys.readouterr().err == ""
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.clean_up()
+    assert len(os.listdir(checkpoints.folder)) in (1, 2) and tj.load(tmp_path).step >= steps[-1]
