@@ -37,7 +37,7 @@ ROOMS = {
     "checkpoint": {"errors", "files", "checkpoint_folder", "checkpoint_lock", "checkpoint_meta", "checkpoint_seal"},
     "checkpoint_folder": {"errors", "checkpoint_lock", "checkpoint_seal"},
     "checkpoint_lock": {"checkpoint_seal"},
-    "checkpoint_seal": set(),
+    "checkpoint_seal": {"files"},
     "lines": {"errors"},
     "checkpoint_meta": {"errors", "schema", "models", "tokenizers"},
     "config": {"errors", "schema"},

@@ -128,7 +128,7 @@ def test_a_kill_while_deleting_leaves_nothing_after_the_next_start(folder, monke
         raise KeyboardInterrupt
 
     with monkeypatch.context() as killed:
-        killed.setattr(shutil, "rmtree", kill)
+        killed.setattr(checkpoint_lock, "_remove", kill)
         with pytest.raises(KeyboardInterrupt):
             save(Checkpoints(folder.parent, keep=1), 20)
     checkpoints = Checkpoints(folder.parent)

@@ -1,5 +1,6 @@
-"""Saves that fail for a reason of the system: it is given in one line, with the path, and nothing older is lost."""
+"""Writes that fail for a reason of the system: it is given in one line, with the path, and nothing older is lost."""
 
+import contextlib
 import errno
 import os
 import shutil
@@ -10,8 +11,10 @@ import pytest
 from helpers.checkpoints import meta_of, save
 
 import transformer_jax as tj
+from train.metrics import MetricsLog, read_metrics
 from transformer_jax import checkpoint
 from transformer_jax.checkpoint import Checkpoints
+from transformer_jax.files import write_text
 
 
 @pytest.mark.parametrize("is_deleted", [False, True])
@@ -87,3 +90,35 @@ def test_the_reason_of_a_failed_save_is_that_of_the_system(tmp_path, monkeypatch
     assert str(error.value) == (
         f"checkpoint 2 in {folder} could not be saved ({os.strerror(code)}). Checkpoints there: none."
     )
+
+
+@pytest.mark.parametrize("file", ["metrics.jsonl", "tensorboard"])
+def test_a_log_that_no_longer_fits_on_the_disk_ends_the_run_and_names_its_file(small_disk, file):
+    log = MetricsLog(small_disk, 0, 10**6, file == "tensorboard")
+    log.val(0, {"loss": 1.5})
+    with pytest.raises(OSError, match="No space"):
+        (small_disk / "others").write_bytes(bytes(2_000_000))
+    with pytest.raises(tj.RunError, match=f"^{small_disk}/{file}: cannot be written .No space left on device.[.]$"):
+        for step in range(1, 1000):  # the last page of each file has room for some
+            log.val(step, {"loss": 1.5})
+    with contextlib.suppress(tj.RunError):
+        log.close()
+    (small_disk / "others").unlink()
+    assert read_metrics(small_disk / "metrics.jsonl")[0]["step"] == 0
+
+
+def test_a_file_that_is_replaced_on_a_full_disk_stays_as_it_was(small_disk):
+    path = small_disk / "config.json"
+    write_text(path, "old")
+    with pytest.raises(tj.RunError, match=f"^{path}: cannot be written .No space left on device.[.]$"):
+        write_text(path, "new" * 1_000_000)
+    assert path.read_text() == "old" and os.listdir(small_disk) == ["config.json"]
+
+
+def test_a_replaced_file_and_its_name_reach_the_disk_in_that_order(tmp_path, monkeypatch):
+    events = []
+    flush, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (events.append(os.readlink(f"/proc/self/fd/{fd}")), flush(fd)))
+    monkeypatch.setattr(os, "replace", lambda *names: (events.append("replace"), replace(*names)))
+    write_text(tmp_path / "config.json", "new")
+    assert events == [f"{tmp_path}/config.json.tmp", "replace", str(tmp_path)]

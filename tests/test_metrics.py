@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tensorboardX.proto import event_pb2
 
 from train import flops
 from train.data.batches import eval_batches
@@ -242,3 +243,21 @@ def test_parameters_and_operations_equal_a_count_by_hand(tie_embeddings):
     assert flops.num_bytes(params) == 4 * flops.count_params(params)
     # 6 for each weight, the output projection included; 12 for each of 3 positions, 2 heads and 2 numbers of a head
     assert flops.flops_per_token(params, config) == 6 * (kernels + 10 * 4) + 12 * 3 * 2 * 2
+
+
+def test_tensorboard_has_every_number_by_step_and_drops_what_is_written_again(open_log, tmp_path):
+    log = open_log(first_step=10, tensorboard=True)
+    log.val(15, {"loss": 1.5, "accuracy": math.nan})
+    log.close()
+    [file] = (tmp_path / "tensorboard").iterdir()
+    data = file.read_bytes()
+    events = []
+    while data:  # length, checksum, event, checksum
+        size = int.from_bytes(data[:8], "little")
+        events.append(event_pb2.Event.FromString(data[12 : 12 + size]))
+        data = data[16 + size :]
+    version, start, loss = events
+    assert version.file_version == "brain.Event:2"
+    assert (start.step, start.session_log.status) == (11, event_pb2.SessionLog.START)
+    [value] = loss.summary.value
+    assert (loss.step, value.tag, value.simple_value) == (15, "val/loss", 1.5)

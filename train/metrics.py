@@ -13,10 +13,11 @@ import rich.console
 import rich.progress
 
 from transformer_jax.errors import printable, warn
-from transformer_jax.files import write_text
+from transformer_jax.files import write_text, writing
 from transformer_jax.inference.predict import perplexity
 
 from . import entropy_floor
+from .tensorboard import EventFile
 
 LARGEST = sys.float_info.max  # of a number that a plot can show
 
@@ -78,14 +79,10 @@ class MetricsLog:
         self._bar_text = ""
         self._num_steps = num_steps
         self._has_perplexity = has_perplexity
-        path = workdir / "metrics.jsonl"
-        _drop_lines_after(path, first_step, evaluates_first)
-        self._file = open(path, "a", encoding="utf-8")
-        self._tensorboard = None
-        if tensorboard:
-            from tensorboardX import SummaryWriter  # here, so that a run without these files does not need it
-
-            self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
+        self._path = workdir / "metrics.jsonl"
+        _drop_lines_after(self._path, first_step, evaluates_first)
+        self._file = open(self._path, "a", encoding="utf-8")
+        self._tensorboard = EventFile(workdir / "tensorboard", first_step + 1) if tensorboard else None
         self._console = _Console(highlight=False, soft_wrap=True)
         self._bar = None
         if self._console.is_terminal:
@@ -156,8 +153,9 @@ class MetricsLog:
     def _write(self, step: int, split: str, values: dict[str, Any]) -> None:
         """Write one event as a line of metrics.jsonl and to TensorBoard. NaN and infinity become null."""
         values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-        self._file.write(json.dumps({"step": step, "split": split, **values}, allow_nan=False) + "\n")
-        self._file.flush()
+        with writing(self._path):
+            self._file.write(json.dumps({"step": step, "split": split, **values}, allow_nan=False) + "\n")
+            self._file.flush()
         if self._tensorboard:
             for name, value in values.items():
                 if value is not None:
@@ -187,16 +185,22 @@ class MetricsLog:
 
     def sync(self) -> None:
         """Flush metrics.jsonl to the disk, so that a power cut leaves no checkpoint without the lines before it."""
-        os.fsync(self._file.fileno())
+        with writing(self._path):
+            os.fsync(self._file.fileno())
+        if self._tensorboard:
+            self._tensorboard.flush()
 
     def close(self) -> None:
         """Stop the progress bar and close the files."""
         if self._bar:
             with contextlib.suppress(OSError):  # the terminal is gone
                 self._bar.stop()
-        self._file.close()
-        if self._tensorboard:
-            self._tensorboard.close()
+        try:
+            with writing(self._path):
+                self._file.close()
+        finally:
+            if self._tensorboard:
+                self._tensorboard.close()
 
 
 def read_metrics(path: Path) -> list[Event]:

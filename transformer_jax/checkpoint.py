@@ -134,6 +134,7 @@ class Checkpoints(CheckpointFolder):
                     ocp.CompositeCheckpointHandler(), temporary_path_class=_SealedFolder
                 )
             folder = self.folder / f"{step}{SAVING}"
+            folder.mkdir(exist_ok=True)  # where that fails, Orbax would leave coroutines that Python warns of
             self._checkpointer.save(folder, args=ocp.args.Composite(**items), force=True)  # force: over a killed save
 
     def wait(self, prune: bool = True) -> None:

@@ -14,6 +14,8 @@ import shutil
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from transformer_jax.files import flush_to_disk
+
 SEAL = "sha256.json"
 META = "meta/metadata"
 _NEEDED = (META, "params/_METADATA")  # without these a folder is no checkpoint, whatever its seal says
@@ -37,18 +39,18 @@ def commit(folder: Path, final: Path) -> None:
     files = [path for path in paths if path.is_file()]
     digests = {path.relative_to(folder).as_posix(): _sha256(path) for path in sorted(files)}
     for path in paths:
-        _flush(path)
+        flush_to_disk(path)
     seal = folder / SEAL
     seal.write_text(json.dumps(digests, indent=1))
-    _flush(seal)
-    _flush(folder)
+    flush_to_disk(seal)
+    flush_to_disk(folder)
     replaced = None
     if os.path.lexists(final):
         is_sound = not final.is_symlink() and find_problem(final) is None
         replaced = _replaced(final) if is_sound else free_name(final, "damaged")
         os.rename(final, replaced)
     os.rename(folder, final)
-    _flush(final.parent)
+    flush_to_disk(final.parent)
     if replaced == _replaced(final):
         shutil.rmtree(replaced)
 
@@ -129,21 +131,9 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def _flush(path: Path) -> None:
-    """Flush a file or folder to the disk. Some file systems cannot do that for a folder."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    except OSError as error:
-        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
-            raise
-    finally:
-        os.close(fd)
-
-
 def make_folder(folder: Path) -> None:
     """Make a folder and its parents, and flush their entries to the disk."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in (folder, *folder.parents):
         with contextlib.suppress(OSError):  # a parent that may not be listed was there before
-            _flush(path)
+            flush_to_disk(path)

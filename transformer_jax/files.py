@@ -1,16 +1,17 @@
-"""Files below a folder: bare names from untrusted data, and writing that no link leads out of the folder.
+"""Files below a folder: bare names from untrusted data, writing that no link leads elsewhere, flushing to the disk.
 
 A run directory may come from somebody else. Its own path may be a link, which its user gave; a link inside it is never
 written through.
 """
 
 import contextlib
+import errno
 import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from transformer_jax.errors import UserError
+from transformer_jax.errors import RunError, UserError
 
 
 def check_file_name(name: object, known: Collection[str], owner: str) -> None:
@@ -43,19 +44,45 @@ def make_subfolder(root: Path, *names: str) -> Path:
 def replace_file(path: Path) -> Iterator[BinaryIO]:
     """Open a new file beside `path`; it takes the place of `path`, a link or a file, when the block has no error.
 
-    A kill leaves the old file or the new one.
+    A kill or a power cut leaves the old file or the new one.
+
+    Raises:
+      RunError: it cannot be written; the message names `path` and the reason.
     """
     scratch = path.with_name(f"{path.name}.tmp")
-    scratch.unlink(missing_ok=True)  # of a process that was killed
+    with writing(path):
+        scratch.unlink(missing_ok=True)  # of a process that was killed
+        try:
+            with open(scratch, "xb") as file:  # x: never through a link
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(scratch, path)
+            flush_to_disk(path.parent)
+        except BaseException:
+            scratch.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an OSError of the block into a RunError that names the path and the system's reason, such as a full disk."""
     try:
-        with open(scratch, "xb") as file:  # x: never through a link
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    except BaseException:
-        scratch.unlink(missing_ok=True)
-        raise
+        yield
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written ({error.strerror or error}).") from error
+
+
+def flush_to_disk(path: Path) -> None:
+    """Flush a file, or the names in a folder, to the disk. Some file systems cannot do that for a folder."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(fd)
 
 
 def write_text(path: Path, text: str) -> None:
