@@ -7,6 +7,7 @@ import importlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+from helpers.checkpoint_checks import checkpoint_folders  # noqa: F401
 from helpers.file_checks import files  # noqa: F401
 from helpers.fresh_models import V, make, normal
 from helpers.numpy_gpt import GEMMA, numpy_gpt

@@ -298,6 +298,25 @@ MUTANTS = {
         "if False:",
         ("metadata", {}),
     ),
+    "a copy under another number read": (
+        "checkpoint_seal",
+        "if type(step) is int and str(step) != folder.name:",
+        "if False:",
+        ("checkpoint_folders", {}),
+    ),
+    "hollow folder taken for a checkpoint": (
+        "checkpoint_seal",
+        "missing = [name for name in _NEEDED if name not in digests]",
+        "missing = []",
+        ("checkpoint_folders", {}),
+    ),
+    "deleted while it is read": (
+        "checkpoint_lock",
+        "fcntl.flock(fd, fcntl.LOCK_SH)",
+        "pass",
+        ("checkpoint_folders", {}),
+    ),
+    "seal not flushed": ("checkpoint_seal", "    flush_to_disk(seal)\n", "", ("checkpoint_folders", {})),
     "types of metadata unchecked": (
         "schema",
         "if type(value) is not expected:",
