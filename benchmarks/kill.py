@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from train.metrics import Event, parse_event, read_metrics  # noqa: E402
-from transformer_jax.checkpoint import Checkpoints  # noqa: E402
+from transformer_jax.checkpoints.store import Checkpoints  # noqa: E402
 
 EVAL_EVERY = 25
 MORE_STEPS = 50

@@ -330,7 +330,7 @@ def source():
 
 def metadata():
     """All metadata of a checkpoint come back from JSON, and a field too many or of another type is refused."""
-    meta, errors = (importlib.import_module(f"transformer_jax.{name}") for name in ("checkpoint_meta", "errors"))
+    meta, errors = (importlib.import_module(f"transformer_jax.{name}") for name in ("checkpoints.meta", "errors"))
     model, _, _ = make("GPT")
     written = meta.CheckpointMeta(3, model, None, ("a", "b"), True, "", val_score=0.5)
     values = written.to_dict()

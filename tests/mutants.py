@@ -291,32 +291,32 @@ MUTANTS = {
     ),
     "answer of two lines": ("lines", 'LINE_BREAKS.sub(" ", text)', "text", ("lines", {})),
     # Metadata of a checkpoint
-    "lower case forgotten": ("checkpoint_meta", '"lowercase": self.lowercase', '"lowercase": False', ("metadata", {})),
+    "lower case forgotten": ("checkpoints.meta", '"lowercase": self.lowercase', '"lowercase": False', ("metadata", {})),
     "unknown metadata read": (
-        "checkpoint_meta",
+        "checkpoints.meta",
         "if name not in names and name not in others:",
         "if False:",
         ("metadata", {}),
     ),
     "a copy under another number read": (
-        "checkpoint_seal",
+        "checkpoints.seal",
         "if type(step) is int and str(step) != folder.name:",
         "if False:",
         ("checkpoint_folders", {}),
     ),
     "hollow folder taken for a checkpoint": (
-        "checkpoint_seal",
+        "checkpoints.seal",
         "missing = [name for name in _NEEDED if name not in digests]",
         "missing = []",
         ("checkpoint_folders", {}),
     ),
     "deleted while it is read": (
-        "checkpoint_lock",
+        "checkpoints.lock",
         "fcntl.flock(fd, fcntl.LOCK_SH)",
         "pass",
         ("checkpoint_folders", {}),
     ),
-    "seal not flushed": ("checkpoint_seal", "    flush_to_disk(seal)\n", "", ("checkpoint_folders", {})),
+    "seal not flushed": ("checkpoints.seal", "    flush_to_disk(seal)\n", "", ("checkpoint_folders", {})),
     "types of metadata unchecked": (
         "schema",
         "if type(value) is not expected:",

@@ -23,10 +23,7 @@ TESTS = {p.relative_to(ROOT).as_posix(): p for p in sorted((ROOT / "tests").rglo
 LIBRARY = [name for name in SOURCES if name.startswith("transformer_jax/")]
 RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
 
-TOP = {
-    "__init__", "__main__", "checkpoint", "checkpoint_folder", "checkpoint_lock", "checkpoint_meta", "checkpoint_seal",
-    "config", "errors", "files", "lines", "run", "schema", "startup"
-}  # fmt: skip
+TOP = {"__init__", "__main__", "config", "errors", "files", "lines", "run", "schema", "startup"}
 
 # Who may import whom, inside transformer_jax: a room may import itself and what stands beside it here.
 ROOMS = {
@@ -34,12 +31,8 @@ ROOMS = {
     "schema": {"errors"},
     "files": {"errors"},
     "startup": {"errors"},
-    "checkpoint": {"errors", "files", "checkpoint_folder", "checkpoint_lock", "checkpoint_meta", "checkpoint_seal"},
-    "checkpoint_folder": {"errors", "checkpoint_lock", "checkpoint_seal"},
-    "checkpoint_lock": {"checkpoint_seal"},
-    "checkpoint_seal": {"files"},
     "lines": {"errors"},
-    "checkpoint_meta": {"errors", "schema", "models", "tokenizers"},
+    "checkpoints": {"errors", "files", "schema", "models", "tokenizers"},
     "config": {"errors", "schema"},
     "nn": {"errors", "config"},
     "models": {"errors", "schema", "config", "nn"},
@@ -47,11 +40,9 @@ ROOMS = {
     "sampling": {"errors", "config", "nn.kv_cache"},
     "testing": {"errors", "config", "nn", "models"},
     "huggingface": {"errors", "schema", "config", "nn", "models", "sampling"},
-    "run": {
-        "errors", "config", "checkpoint", "checkpoint_meta", "nn", "models", "tokenizers", "sampling", "huggingface"
-    },
+    "run": {"errors", "config", "checkpoints", "nn", "models", "tokenizers", "sampling", "huggingface"},
     "inference": {
-        "errors", "schema", "config", "checkpoint", "nn", "models", "tokenizers", "sampling", "huggingface", "run"
+        "errors", "schema", "config", "checkpoints", "nn", "models", "tokenizers", "sampling", "huggingface", "run"
     },
     "commands": {
         "errors", "files", "schema", "startup", "lines", "run", "inference", "tokenizers", "huggingface", "__init__"
@@ -164,7 +155,7 @@ def test_only_commands_and_recipes_know_absl_and_ml_collections():
 
 
 def test_only_one_module_knows_orbax():
-    assert [name for name in SOURCES if imported_from(name, "orbax")] == ["transformer_jax/checkpoint.py"]
+    assert [name for name in SOURCES if imported_from(name, "orbax")] == ["transformer_jax/checkpoints/store.py"]
 
 
 def test_inference_needs_no_package_of_training():
@@ -174,7 +165,7 @@ def test_inference_needs_no_package_of_training():
 
 def test_training_steps_do_not_import_the_loop_or_data():
     parts = [f"train/{part}.py" for part in ("losses", "state", "step", "parallel", "optimizer", "config")]
-    above = ("train.loop", "train.metrics", "train.data", "transformer_jax.checkpoint")
+    above = ("train.loop", "train.metrics", "train.data", "transformer_jax.checkpoints.store")
     assert [m for name in parts for m in imported_from(name, *above)] == []
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from helpers.checkpoints import meta_of
 
-from transformer_jax.checkpoint import CheckpointError, Checkpoints, abstract
+from transformer_jax.checkpoints.store import CheckpointError, Checkpoints, abstract
 from transformer_jax.errors import RunError, UserError
 
 STEPS = (5, 10, 15)

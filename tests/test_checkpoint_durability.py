@@ -16,7 +16,7 @@ from helpers.checkpoints import kernel, meta_of, save
 import transformer_jax as tj
 from train.resume import last_checkpoint
 from transformer_jax import checkpoint_folder, checkpoint_lock, checkpoint_seal
-from transformer_jax.checkpoint import CheckpointError, Checkpoints
+from transformer_jax.checkpoints.store import CheckpointError, Checkpoints
 
 ROOT = Path(__file__).parents[1]
 STEPS = (5, 10, 15)
@@ -270,7 +270,7 @@ def test_loads_beside_a_process_that_saves_and_deletes_all_succeed(tmp_path, cap
         "sys.path.insert(0, 'tests')",
         "import jax",
         "from helpers.checkpoints import MODEL, meta_of",
-        "from transformer_jax.checkpoint import Checkpoints",
+        "from transformer_jax.checkpoints.store import Checkpoints",
         "from transformer_jax.models import init_params",
         "checkpoints = Checkpoints(sys.argv[1], keep=1)",
         "params = init_params(MODEL, jax.random.key(0))",

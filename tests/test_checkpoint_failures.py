@@ -13,7 +13,7 @@ from helpers.checkpoints import meta_of, save
 import transformer_jax as tj
 from train.metrics import MetricsLog, read_metrics
 from transformer_jax import checkpoint
-from transformer_jax.checkpoint import Checkpoints
+from transformer_jax.checkpoints.store import Checkpoints
 from transformer_jax.files import write_text
 
 

@@ -10,7 +10,7 @@ import pytest
 from helpers.checkpoints import kernel, save
 
 from train.resume import last_checkpoint
-from transformer_jax.checkpoint import CheckpointError, Checkpoints
+from transformer_jax.checkpoints.store import CheckpointError, Checkpoints
 
 STEPS = (5, 10, 15)
 SEAL = "sha256.json"

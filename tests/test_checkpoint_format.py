@@ -11,8 +11,8 @@ from helpers.checkpoints import MODEL, meta_of
 import transformer_jax as tj
 from train.config import Config
 from train.resume import last_checkpoint, trained_config
-from transformer_jax.checkpoint import CheckpointError, Checkpoints
-from transformer_jax.checkpoint_meta import FORMAT, BestScore, CheckpointMeta, HuggingFaceConfig, TrainingMeta
+from transformer_jax.checkpoints.meta import FORMAT, BestScore, CheckpointMeta, HuggingFaceConfig, TrainingMeta
+from transformer_jax.checkpoints.store import CheckpointError, Checkpoints
 from transformer_jax.models import SequenceClassifier
 from transformer_jax.tokenizers import train_tokenizer
 

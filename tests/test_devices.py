@@ -16,8 +16,8 @@ from train.losses import causal_lm
 from train.parallel import PARALLEL, make_parallel
 from train.state import TrainState, create_state
 from train.step import eval_step, train_step
-from transformer_jax.checkpoint import Checkpoints, abstract
-from transformer_jax.checkpoint_meta import CheckpointMeta
+from transformer_jax.checkpoints.meta import CheckpointMeta
+from transformer_jax.checkpoints.store import Checkpoints, abstract
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
 from transformer_jax.models import GPT

@@ -19,8 +19,8 @@ from train.metrics import read_metrics, text_metrics
 from train.state import create_state, eval_params, from_checkpoint, to_checkpoint
 from train.tasks.base import Task
 from train.tasks.scoring import confusions, macro_f1
-from transformer_jax.checkpoint import Checkpoints
-from transformer_jax.checkpoint_meta import BestScore
+from transformer_jax.checkpoints.meta import BestScore
+from transformer_jax.checkpoints.store import Checkpoints
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
 LABELS = ("B-a", "I-a", "O", "B-b", "I-b")

@@ -12,7 +12,7 @@ from helpers.commands import assert_is_one_error, command
 
 import transformer_jax as tj
 from train.loop import run
-from transformer_jax.checkpoint import CheckpointError, Checkpoints
+from transformer_jax.checkpoints.store import CheckpointError, Checkpoints
 from transformer_jax.errors import RunError, UserError, printable, warn
 from transformer_jax.files import make_subfolder, replace_file
 

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 import transformer_jax as tj
 from train.config import Config
 from train.loop import run as train
-from transformer_jax.checkpoint import CheckpointError
+from transformer_jax.checkpoints.store import CheckpointError
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
 from transformer_jax.huggingface.files import PretrainedError

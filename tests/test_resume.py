@@ -17,7 +17,7 @@ import transformer_jax as tj
 from train.config import Config
 from train.loop import run
 from train.metrics import read_metrics
-from transformer_jax.checkpoint import CheckpointError, Checkpoints
+from transformer_jax.checkpoints.store import CheckpointError, Checkpoints
 from transformer_jax.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")  # of the child processes, which train the same model

@@ -21,7 +21,7 @@ from train.metrics import MetricsLog, read_metrics
 from train.parallel import Jit
 from train.signals import Stopped
 from train.tasks.base import Task
-from transformer_jax.checkpoint import Checkpoints
+from transformer_jax.checkpoints.store import Checkpoints
 from transformer_jax.errors import RunError
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
-from transformer_jax.checkpoint_meta import BestScore
+from transformer_jax.checkpoints.meta import BestScore
 from transformer_jax.errors import UserError
 
 IS_LARGER_BETTER = {

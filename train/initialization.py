@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from transformer_jax.checkpoint_meta import CheckpointMeta, HuggingFaceConfig
+from transformer_jax.checkpoints.meta import CheckpointMeta, HuggingFaceConfig
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
 from transformer_jax.models import Encoder, Model, Params, Seq2SeqConfig, path_names

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from transformer_jax.checkpoint import Checkpoints, abstract
-from transformer_jax.checkpoint_meta import CheckpointMeta
+from transformer_jax.checkpoints.meta import CheckpointMeta
+from transformer_jax.checkpoints.store import Checkpoints, abstract
 from transformer_jax.errors import RunError
 from transformer_jax.models import Model, init_params
 

@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from transformer_jax.checkpoint import CheckpointError, Checkpoints
-from transformer_jax.checkpoint_meta import CheckpointMeta
+from transformer_jax.checkpoints.meta import CheckpointMeta
+from transformer_jax.checkpoints.store import CheckpointError, Checkpoints
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
 from transformer_jax.models import parameter_shapes

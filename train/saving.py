@@ -8,8 +8,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from transformer_jax.checkpoint import Checkpoints
-from transformer_jax.checkpoint_meta import CheckpointMeta, TrainingMeta
+from transformer_jax.checkpoints.meta import CheckpointMeta, TrainingMeta
+from transformer_jax.checkpoints.store import Checkpoints
 from transformer_jax.errors import RunError
 
 from .config import Config

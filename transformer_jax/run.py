@@ -6,8 +6,8 @@ from pathlib import Path
 
 import jax
 
-from transformer_jax.checkpoint import CheckpointError, Checkpoints, abstract
-from transformer_jax.checkpoint_meta import CheckpointMeta, HuggingFaceConfig
+from transformer_jax.checkpoints.meta import CheckpointMeta, HuggingFaceConfig
+from transformer_jax.checkpoints.store import CheckpointError, Checkpoints, abstract
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
 from transformer_jax.huggingface.generation_defaults import read_generation_defaults

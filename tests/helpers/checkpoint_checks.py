@@ -10,7 +10,7 @@ from unittest import mock
 
 def checkpoint_folders():
     """A folder is sealed and flushed; copies and hollow ones are no checkpoints; one that is read is not deleted."""
-    seal, lock = (importlib.import_module(f"transformer_jax.checkpoint_{name}") for name in ("seal", "lock"))
+    seal, lock = (importlib.import_module(f"transformer_jax.checkpoints.{name}") for name in ("seal", "lock"))
     flushed = []
     flush = seal.flush_to_disk
     with (

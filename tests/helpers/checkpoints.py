@@ -5,8 +5,8 @@ import json
 
 import numpy as np
 
-from transformer_jax.checkpoint import Checkpoints, abstract
-from transformer_jax.checkpoint_meta import CheckpointMeta
+from transformer_jax.checkpoints.meta import CheckpointMeta
+from transformer_jax.checkpoints.store import Checkpoints, abstract
 from transformer_jax.config import TransformerConfig
 from transformer_jax.models import GPT
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from transformer_jax.checkpoint_meta import HuggingFaceConfig
+from transformer_jax.checkpoints.meta import HuggingFaceConfig
 from transformer_jax.errors import UserError, choose
 from transformer_jax.models import Model, Params
 from transformer_jax.tokenizers import Tokenizer

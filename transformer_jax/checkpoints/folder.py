@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from transformer_jax.checkpoint_lock import HeldFolders
-from transformer_jax.checkpoint_seal import META, Problem, find_problem
+from transformer_jax.checkpoints.lock import HeldFolders
+from transformer_jax.checkpoints.seal import META, Problem, find_problem
 from transformer_jax.errors import UserError, system_reason, warn
 
 _MOST_ATTEMPTS = 100  # to read checkpoints that a training run deletes

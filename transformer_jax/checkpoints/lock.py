@@ -11,7 +11,7 @@ import re
 import shutil
 from pathlib import Path
 
-from transformer_jax.checkpoint_seal import OF_THE_PROCESS, recover
+from transformer_jax.checkpoints.seal import OF_THE_PROCESS, recover
 
 SAVING = ".orbax-checkpoint-tmp"
 _DELETING = ".deleting"

@@ -5,9 +5,9 @@
                             meta/         JSON of a CheckpointMeta: model, tokenizer, settings, scores, versions
                             sha256.json   the seal: a digest of every file above
 
-Orbax writes a checkpoint in the background into a temporary folder. `checkpoint_seal.commit` seals that, flushes it to
+Orbax writes a checkpoint in the background into a temporary folder. `seal.commit` seals that, flushes it to
 the disk and renames it, so a kill or a power cut leaves either all of it or nothing. One whose files do not match its
-seal is never loaded, and none is deleted while a process loads it (`checkpoint_lock`).
+seal is never loaded, and none is deleted while a process loads it (`lock.py`).
 """
 
 import contextlib
@@ -22,10 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from transformer_jax.checkpoint_folder import CheckpointError, CheckpointFolder, listed, score_of
-from transformer_jax.checkpoint_lock import SAVING, delete, delete_leftover, leftovers
-from transformer_jax.checkpoint_meta import CheckpointMeta
-from transformer_jax.checkpoint_seal import SEAL, commit, free_name, make_folder
+from transformer_jax.checkpoints.folder import CheckpointError, CheckpointFolder, listed, score_of
+from transformer_jax.checkpoints.lock import SAVING, delete, delete_leftover, leftovers
+from transformer_jax.checkpoints.meta import CheckpointMeta
+from transformer_jax.checkpoints.seal import SEAL, commit, free_name, make_folder
 from transformer_jax.errors import RunError, UserError, system_reason, warn
 from transformer_jax.files import check_no_link
 

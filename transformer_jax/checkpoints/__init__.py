@@ -1,0 +1,1 @@
+"""Checkpoints of a run directory: saved in the background, sealed, found and restored; their typed metadata."""
