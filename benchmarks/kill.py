@@ -42,7 +42,7 @@ def command(workdir: Path, num_steps: int, extra: list[str]) -> list[str]:
         "--config.train.log_every=1",
         f"--config.train.eval_every={EVAL_EVERY}",
         "--config.checkpoint.save_every=10",
-        "--config.checkpoint.keep=1",
+        "--config.checkpoint.keep=2",
         "--config.optimizer.schedule=constant",
         *extra,
     ]
