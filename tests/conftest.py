@@ -28,6 +28,7 @@ SLOW_FILES = (
     "test_finetune",
     "test_demo",
     "test_resume",
+    "test_stop",
     "test_translate",
     "test_engine",
     "test_mutants",
