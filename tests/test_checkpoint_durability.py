@@ -15,7 +15,9 @@ from helpers.checkpoints import kernel, meta_of, save
 
 import transformer_jax as tj
 from train.resume import last_checkpoint
-from transformer_jax import checkpoint_folder, checkpoint_lock, checkpoint_seal
+from transformer_jax.checkpoints import folder as checkpoint_folder
+from transformer_jax.checkpoints import lock as checkpoint_lock
+from transformer_jax.checkpoints import seal as checkpoint_seal
 from transformer_jax.checkpoints.store import CheckpointError, Checkpoints
 
 ROOT = Path(__file__).parents[1]

@@ -12,7 +12,7 @@ from helpers.checkpoints import meta_of, save
 
 import transformer_jax as tj
 from train.metrics import MetricsLog, read_metrics
-from transformer_jax import checkpoint
+from transformer_jax.checkpoints import store
 from transformer_jax.checkpoints.store import Checkpoints
 from transformer_jax.files import write_text
 
@@ -83,7 +83,7 @@ def test_the_reason_of_a_failed_save_is_that_of_the_system(tmp_path, monkeypatch
     def refuse(*args, **kwargs):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(checkpoint, "make_folder", refuse)
+    monkeypatch.setattr(store, "make_folder", refuse)
     with pytest.raises(tj.RunError) as error:
         save(Checkpoints(tmp_path / "run"), 2)
     folder = tmp_path / "run" / "checkpoints"

@@ -1,5 +1,7 @@
 """Layers that differ: a pattern of local and global ones against its NumPy twin, and `config.layer`."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -8,8 +10,7 @@ from helpers.numpy_gpt import GEMMA, numpy_gpt
 
 from transformer_jax.config import LayerConfig, TransformerConfig
 from transformer_jax.errors import UserError
-from transformer_jax.huggingface.pretrained import _shapes
-from transformer_jax.models import GPT, Seq2Seq, Seq2SeqConfig, SequenceClassifier, parameter_shapes, path_names
+from transformer_jax.models import GPT, Seq2Seq, Seq2SeqConfig, SequenceClassifier, init_params, parameter_shapes
 from transformer_jax.nn.kv_cache_kinds import overflow_error
 
 B, T, V = 3, 7, 23
@@ -40,13 +41,12 @@ def test_the_settings_of_a_layer_are_those_of_its_kind_and_repeat():
     assert config.layer_period == 4 and alike.layer_period == 1
 
 
-def test_the_shapes_of_a_folder_are_those_of_every_layer_though_one_of_each_kind_is_traced():
+def test_parameter_shapes_are_those_of_every_layer_though_one_of_a_kind_is_traced():
     """Also where a kind has parameters of its own: Shaw's vectors in local layers alone."""
     shaw = TransformerConfig(**SIZES, positions="shaw", global_positions=False, num_layers=5, **PATTERN)
     alike = TransformerConfig(**SIZES, num_layers=3)
     for model in (GPT(shaw), Seq2Seq(Seq2SeqConfig(alike, shaw)), SequenceClassifier(shaw, 2)):
-        leaves = jax.tree_util.tree_leaves_with_path(parameter_shapes(model))
-        assert _shapes(model) == {path_names(path): leaf.shape for path, leaf in leaves}
+        assert parameter_shapes(model) == jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
 
 
 def test_a_model_with_global_layers_cannot_slide_past_its_context():
