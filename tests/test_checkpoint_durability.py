@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.checkpoints import kernel, meta_of, save
+from helpers.checkpoints import SEAL, STEPS, kernel, meta_of, save, save_steps
 
 import transformer_jax as tj
 from train.resume import last_checkpoint
@@ -21,17 +21,11 @@ from transformer_jax.checkpoints import seal as checkpoint_seal
 from transformer_jax.checkpoints.store import CheckpointError, Checkpoints
 
 ROOT = Path(__file__).parents[1]
-STEPS = (5, 10, 15)
-SEAL = "sha256.json"
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    run_dir = tmp_path_factory.mktemp("saved")
-    checkpoints = Checkpoints(run_dir)
-    for step, score in zip(STEPS, (-2.5, -1.5, -2.0), strict=True):
-        save(checkpoints, step, score)
-    return run_dir
+    return save_steps(tmp_path_factory.mktemp("saved"))
 
 
 @pytest.fixture

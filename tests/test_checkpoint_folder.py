@@ -7,22 +7,15 @@ import os
 import shutil
 
 import pytest
-from helpers.checkpoints import kernel, save
+from helpers.checkpoints import SEAL, STEPS, kernel, save, save_steps
 
 from train.resume import last_checkpoint
 from transformer_jax.checkpoints.store import CheckpointError, Checkpoints
 
-STEPS = (5, 10, 15)
-SEAL = "sha256.json"
-
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    run_dir = tmp_path_factory.mktemp("saved")
-    checkpoints = Checkpoints(run_dir)
-    for step, score in zip(STEPS, (-2.5, -1.5, -2.0), strict=True):
-        save(checkpoints, step, score)
-    return run_dir
+    return save_steps(tmp_path_factory.mktemp("saved"))
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 from helpers.commands import assert_is_one_error, command
+from helpers.settings import with_changes
 
 import transformer_jax as tj
 from train.config import Config
@@ -32,18 +33,8 @@ SETTINGS = {
 }
 
 
-def settings(data, **changes):
-    """Settings by section; a change is named section__field."""
-    sections = {name: dict(fields) for name, fields in SETTINGS.items()}
-    sections["data"] = {"source": "text", "path": str(data)}
-    for name, value in changes.items():
-        section, field = name.split("__")
-        sections[section][field] = value
-    return sections
-
-
 def flags_of(data, workdir, **changes):
-    sections = settings(data, **changes)
+    sections = with_changes(SETTINGS, data, changes)
     values = [
         f"--config.{name}.{field}={value}" for name, fields in sections.items() for field, value in fields.items()
     ]
@@ -69,7 +60,7 @@ def train(data, workdir, **changes):
 
 def train_here(data, workdir, **changes):
     """Train in this process."""
-    return run(Config.from_dict(settings(data, **changes)), workdir)
+    return run(Config.from_dict(with_changes(SETTINGS, data, changes)), workdir)
 
 
 def wait_for(process, condition):

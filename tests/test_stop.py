@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.settings import with_changes
 from helpers.train_steps import step_without_update
 
 import transformer_jax as tj
@@ -57,12 +58,7 @@ def train(text):
     """Train in this process; a changed setting is named section__field."""
 
     def train(workdir, **changes):
-        settings = {name: dict(fields) for name, fields in SETTINGS.items()}
-        settings["data"] = {"source": "text", "path": str(text)}
-        for name, value in changes.items():
-            section, field = name.split("__")
-            settings[section][field] = value
-        return run(settings, workdir)
+        return run(with_changes(SETTINGS, text, changes), workdir)
 
     return train
 
