@@ -23,6 +23,7 @@ FULL = CheckpointMeta(
     labels=("no", "yes", "a b"),
     lowercase=True,
     separator="",
+    problem_type="multi_label_classification",
     hf_config=HuggingFaceConfig({"id2label": {"0": "no"}, "n": [1, None]}, {"eos_token_id": 7}),
     param_dtypes={"['out']['kernel']": "bfloat16"},
     val_score=-1.5,
@@ -58,10 +59,10 @@ def test_all_metadata_come_back_as_they_were_written(run_dir):
 
 @pytest.mark.parametrize(
     ("number", "found", "writer"),
-    [(None, 1, "an earlier"), (2, 2, "an earlier"), (4, 4, "another"), ([], [], "another")],
+    [(None, 1, "an earlier"), (3, 3, "an earlier"), (5, 5, "another"), ([], [], "another")],
 )
 def test_another_format_is_refused_in_one_line_at_load_and_at_resume(run_dir, capsys, number, found, writer):
-    assert FORMAT == 3
+    assert FORMAT == 4
     rewrite(run_dir, lambda meta: {"step": 5, "val_score": -1.5} | ({} if number is None else {"format": number}))
     ways = {
         "load": lambda: tj.load(run_dir),
@@ -74,7 +75,7 @@ def test_another_format_is_refused_in_one_line_at_load_and_at_resume(run_dir, ca
             refuse()
         assert str(error.value) == (
             f"{run_dir}/checkpoints/5/meta: was written by {writer} version of transformer_jax (checkpoint format "
-            f"{found}, this version reads 3). Train again, or use that version."
+            f"{found}, this version reads 4). Train again, or use that version."
         ), way
     assert capsys.readouterr().err == ""  # the checkpoint is undamaged: no warning, and no other one is tried
 
@@ -127,6 +128,8 @@ def test_metadata_with_a_wrong_field_are_refused_in_one_line_that_names_it():
             lambda meta: meta | {"param_dtypes": {"a": "float33"}},
             "param_dtypes.a='float33': unknown. Choose one of: float32, bfloat16, float16.",
         ),
+        (lambda meta: meta | {"problem_type": "no"}, "problem_type='no': unknown. Choose one of: single_label_clas"),
+        (lambda meta: meta | {"problem_type": ""}, "problem_type='': unknown. Choose one of: single_label_clas"),
         (lambda meta: meta | {"model": {"kind": "classifier"}}, "model.num_classes: is missing, and a Seq"),
         (lambda meta: meta | {"model": {"kind": "seq2seq"}}, "model.encoder: is missing."),
         (lambda meta: meta | {"model": {"kind": "gpt", "config": {"d_modle": 3}}}, "Did you mean model.d_model?"),

@@ -68,6 +68,7 @@ class Saver:
             labels=task.labels,
             lowercase=self._config.data.lowercase,
             separator=task.separator,
+            problem_type=task.problem_type,
             hf_config=task.hf_config,
             val_score=score,
             training=TrainingMeta(dataclasses.asdict(self._config), best, task.fingerprint),

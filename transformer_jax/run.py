@@ -9,13 +9,23 @@ import jax
 from transformer_jax.checkpoints.meta import CheckpointMeta, HuggingFaceConfig
 from transformer_jax.checkpoints.store import CheckpointError, Checkpoints, abstract
 from transformer_jax.config import TransformerConfig
-from transformer_jax.errors import UserError
+from transformer_jax.errors import UserError, choose
 from transformer_jax.huggingface.generation_defaults import read_generation_defaults
 from transformer_jax.huggingface.pretrained import read_folder, write_folder
-from transformer_jax.models import Model, Params, Seq2SeqConfig, parameter_shapes
+from transformer_jax.models import (
+    Model,
+    Params,
+    Seq2SeqConfig,
+    SequenceClassifier,
+    check_problem_type,
+    default_problem_type,
+    parameter_shapes,
+)
 from transformer_jax.sampling import GenerationDefaults
 from transformer_jax.tokenizers import Tokenizer
 from transformer_jax.tokenizers.pretrained import missing_tokenizer, read_tokenizer
+
+_ACTIVATIONS = {"Sigmoid": "multi_label_classification", "Identity": "regression"}  # of a head with one output
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +43,11 @@ class Run:
     hf_config: HuggingFaceConfig | None = None  # None: not from a Hugging Face folder
     lowercase: bool = False  # True: trained on lower-cased texts
     separator: str = " "  # between the words that a tagger reads; "" where it tags characters
+    problem_type: str = ""  # of a classification head: one of models.PROBLEM_TYPES; "": by its number of outputs
+
+    def __post_init__(self):
+        object.__setattr__(self, "problem_type", self.problem_type or default_problem_type(self.model))
+        check_problem_type(self.model, self.problem_type)
 
     @property
     def text_tokenizer(self) -> Tokenizer:
@@ -87,6 +102,7 @@ def _read(checkpoints: Checkpoints, average: int, steps: list[int]) -> Run:
         hf_config=meta.hf_config,
         lowercase=meta.lowercase,
         separator=meta.separator,
+        problem_type=meta.problem_type,
     )
 
 
@@ -126,6 +142,7 @@ def from_pretrained(folder: str | Path) -> Run:
         name=str(folder),
         labels=_labels(read.config),
         hf_config=hf_config,
+        problem_type=_problem_type(read.config, read.model),
     )
 
 
@@ -177,6 +194,7 @@ def save(run: Run, run_dir: str | Path) -> None:
         labels=run.labels,
         lowercase=run.lowercase,
         separator=run.separator,
+        problem_type=run.problem_type,
         hf_config=run.hf_config,
         param_dtypes={jax.tree_util.keystr(path): str(leaf.dtype) for path, leaf in leaves if leaf.dtype != "float32"},
     )
@@ -224,6 +242,29 @@ def _labels(config: dict) -> tuple[str, ...]:
     names = config.get("id2label")
     names = names if isinstance(names, dict) else {}
     return tuple(str(names[number]) for number in sorted(names, key=lambda n: int(n) if n.isdecimal() else 0))
+
+
+def _problem_type(config: dict, model: Model) -> str:
+    """Problem type of a config.json, for a model with a classification head.
+
+    Without one, a head of one output is a cross-encoder of sentence-transformers, or what transformers' pipeline takes
+    like one: its answer is the sigmoid, unless the config names the identity as activation.
+
+    Raises:
+      UserError: an unknown problem type or activation, or a problem type that contradicts the number of labels.
+    """
+    if not isinstance(model, SequenceClassifier):
+        return ""
+    value = config.get("problem_type")
+    if value is not None:
+        check_problem_type(model, value, "config.json: problem_type")
+        return str(value)
+    if model.num_classes > 1:
+        return default_problem_type(model)
+    nested = config.get("sentence_transformers")
+    new = nested.get("activation_fn") if isinstance(nested, dict) else None
+    activation = new or config.get("sbert_ce_default_activation_function") or "Sigmoid"
+    return choose(_ACTIVATIONS, str(activation).rsplit(".", 1)[-1], "config.json: sentence_transformers.activation_fn")
 
 
 def generation_defaults_of(

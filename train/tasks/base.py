@@ -43,6 +43,7 @@ class Task:
     counts: tuple[str, ...] = ()  # metrics that loss_fn counts besides the loss
     best_by: str = "loss"  # the metric that chooses the best checkpoint, one of `metrics`; set by `load_task`
     labels: tuple[str, ...] = ()
+    problem_type: str = ""  # of a classification head: one of models.PROBLEM_TYPES
     separator: str = " "  # between the words of a tagged sentence
     hf_config: HuggingFaceConfig | None = None  # of the pre-trained model
 

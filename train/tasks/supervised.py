@@ -63,6 +63,7 @@ def classify(config: Config, init_from: InitFrom) -> Task:
         task,
         description=f"{task.description}, {len(data.labels)} labels",
         labels=data.labels,
+        problem_type="single_label_classification",
         counts=("accuracy", "macro_f1"),
     )
 
@@ -74,7 +75,7 @@ def regress(config: Config, init_from: InitFrom) -> Task:
     init_from.check_model_type(Regressor)
     model = Regressor(model_config, config.train.pooling)
     task = _labelled_task(config, model, model_config, data, losses.regress, np.float32)
-    return dataclasses.replace(task, counts=("mean_absolute_error",))
+    return dataclasses.replace(task, problem_type="regression", counts=("mean_absolute_error",))
 
 
 def _labelled_task(

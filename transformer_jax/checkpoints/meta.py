@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from transformer_jax.errors import UserError, choose
-from transformer_jax.models import Model, describe_model, make_model
+from transformer_jax.models import Model, check_problem_type, describe_model, make_model
 from transformer_jax.schema import typed, unknown_field
 from transformer_jax.tokenizers import Tokenizer, tokenizer_from_dict
 
-FORMAT = 3  # of the JSON: 1 and 2 had other fields
+FORMAT = 4  # of the JSON: 1 to 3 had other fields
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _DTYPES = ("float32", "bfloat16", "float16")  # of parameters
@@ -54,6 +54,7 @@ class CheckpointMeta:
     labels: tuple[str, ...] = ()  # of a classifier or tagger, in the order of its logits
     lowercase: bool = False  # True: trained on lower-cased texts
     separator: str = " "  # between the words that a tagger reads
+    problem_type: str = ""  # of a classification head: one of models.PROBLEM_TYPES; "": there is none
     hf_config: HuggingFaceConfig | None = None  # None: not from a Hugging Face folder
     param_dtypes: dict[str, str] = dataclasses.field(default_factory=dict)  # by tree path; those that are not float32
     val_score: float | None = None  # larger is better; None: this step was not evaluated
@@ -70,6 +71,7 @@ class CheckpointMeta:
             "labels": list(self.labels),
             "lowercase": self.lowercase,
             "separator": self.separator,
+            "problem_type": self.problem_type,
             "hf_config": dataclasses.asdict(self.hf_config) if self.hf_config else None,
             "param_dtypes": self.param_dtypes,
             "val_score": self.val_score,
@@ -91,6 +93,8 @@ class CheckpointMeta:
         num_labels = getattr(model, "num_classes", getattr(model, "num_tags", 0))
         if labels and num_labels not in (0, len(labels)):
             raise UserError(f"labels: must be as many as the model has, {num_labels}, and not {len(labels)}.")
+        problem_type = read.value("problem_type", _string)
+        check_problem_type(model, problem_type)
         return cls(
             step=read.whole_number("step"),
             model=model,
@@ -98,6 +102,7 @@ class CheckpointMeta:
             labels=tuple(labels),
             lowercase=read.value("lowercase", lambda name, value: typed(name, bool, value)),
             separator=read.value("separator", _string),
+            problem_type=problem_type,
             hf_config=read.optional("hf_config", _hf_config),
             param_dtypes=read.mapping("param_dtypes", _dtype),
             val_score=read.optional("val_score", _number),

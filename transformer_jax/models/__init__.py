@@ -27,6 +27,7 @@ __all__ = [
     "Encoder",
     "MaskedLM",
     "Model",
+    "PROBLEM_TYPES",
     "Params",
     "Regressor",
     "SentenceEmbedder",
@@ -34,6 +35,8 @@ __all__ = [
     "Seq2SeqConfig",
     "SequenceClassifier",
     "TokenTagger",
+    "check_problem_type",
+    "default_problem_type",
     "describe_model",
     "init_params",
     "make_model",
@@ -53,6 +56,11 @@ MODELS: dict[str, type[Any]] = {
 }
 Params = Any  # a tree of parameters: dicts of dicts of arrays, by module and by name
 Model = GPT | Encoder | MaskedLM | SequenceClassifier | Regressor | TokenTagger | SentenceEmbedder | Seq2Seq
+PROBLEM_TYPES = {  # of config.json: the meaning of a classification head's outputs
+    "single_label_classification": "one label a text: a softmax",
+    "multi_label_classification": "any number of labels a text: a sigmoid for each",
+    "regression": "numbers",
+}
 _HEAD_SETTINGS = {"num_classes": int, "num_tags": int, "pooling": str}
 
 
@@ -85,6 +93,35 @@ def make_model(values: object) -> Model:
         if cls.__dataclass_fields__[name].default is dataclasses.MISSING:
             raise UserError(f"model.{name}: is missing, and a {cls.__name__} needs it.")
     return cls(config, **settings)
+
+
+def check_problem_type(model: Model, problem_type: str, name: str = "problem_type") -> None:
+    """Check that a model can have this problem type: one of PROBLEM_TYPES for a classification head, "" for any other.
+
+    Raises:
+      UserError: an unknown type, none where there is such a head, or a single label for a text of only one label.
+    """
+    if not isinstance(model, SequenceClassifier | Regressor):
+        if problem_type:
+            raise UserError(f"{name}={problem_type!r:.80}: a {type(model).__name__} has none. Remove it.")
+        return
+    choose(PROBLEM_TYPES, problem_type, name)
+    if isinstance(model, Regressor) and problem_type != "regression":
+        raise UserError(f"{name}={problem_type!r}: a Regressor has 'regression'.")
+    if isinstance(model, SequenceClassifier) and model.num_classes == 1 and problem_type.startswith("single"):
+        raise UserError(
+            f"{name}={problem_type!r}: needs two labels or more, and the model has one. Take 'regression', or "
+            "'multi_label_classification' for the probability of that label."
+        )
+
+
+def default_problem_type(model: Model) -> str:
+    """Problem type of a model that comes without one: by its number of outputs, as transformers decides in training."""
+    if isinstance(model, Regressor):
+        return "regression"
+    if isinstance(model, SequenceClassifier):
+        return "regression" if model.num_classes == 1 else "single_label_classification"
+    return ""
 
 
 def parameter_shapes(model: Model) -> Params:
