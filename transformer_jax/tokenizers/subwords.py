@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -25,6 +26,9 @@ CHUNK_CHARS = 65536  # long texts are encoded in chunks of about this length: 11
 CONTINUATION = "\u2581"  # prefix of a piece that does not begin a word; none of the 256 characters
 UNSEEN = -99.0  # log-probability of a byte that the training text lacks: below any that was learned
 MAX_WORD_CHARS = 64  # longer words are split, since WordPiece takes quadratic time
+# Training takes quadratic time too (BPE), or recursion that overflows the stack (unigram): longer words, such as
+# base64 or DNA, are split for it. Encoding takes them whole, in time that is almost linear.
+MAX_TRAINING_WORD_CHARS = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +49,7 @@ class SubwordTokenizer(Tokenizer):
         # The library allocates memory for every id requested; a text yields fewer pieces than it has bytes.
         num_ids = min(vocab_size - FIRST_TEXT_ID, len(cls._alphabet()) + 4 * len(text))
         model = cls()._model
+        model.pre_tokenizer = _split_words(MAX_TRAINING_WORD_CHARS, model.pre_tokenizer)
         if text.strip():  # the library's unigram trainer fails on an empty text
             model.train_from_iterator(_chunks(text), cls._trainer(num_ids))
         return cls(cls._learn(json.loads(model.to_str())["model"], num_ids))
@@ -144,7 +149,7 @@ class DropoutBPE(BPETokenizer):
     """BPE-dropout (Provilkov et al. 2020, algorithm 1): a model also learns the pieces of rare words.
 
     The library's random generator cannot be seeded, so the merging is done here. A word has the same segmentation in
-    all texts that one instance encodes.
+    all texts that one instance encodes. Words of more than MAX_TRAINING_WORD_CHARS bytes are segmented in parts.
     """
 
     rate: float = 0.0
@@ -152,7 +157,8 @@ class DropoutBPE(BPETokenizer):
 
     def encode(self, text: str) -> np.ndarray:
         """Encode a text, int32 [T]. Raises UserError for a lone surrogate, which UTF-8 cannot represent."""
-        words = [word for chunk in _chunks(text) for word, _ in self._model.pre_tokenizer.pre_tokenize_str(chunk)]
+        pre_tokenizer = _split_words(MAX_TRAINING_WORD_CHARS, self._model.pre_tokenizer)
+        words = [word for chunk in _chunks(text) for word, _ in pre_tokenizer.pre_tokenize_str(chunk)]
         return np.array([id for word in words for id in self._word_ids(word)], np.int32)
 
     @functools.cached_property
@@ -164,14 +170,17 @@ class DropoutBPE(BPETokenizer):
     def _segment(self, word: str) -> list[str]:
         random = np.random.default_rng([*self.seed, *word.encode()])  # a function of the word, not of earlier words
         pieces = list(word)
+        ranks = [self._ranks.get(pair, math.inf) for pair in itertools.pairwise(pieces)]
         while True:
-            ranks = [self._ranks.get(pair, np.inf) for pair in itertools.pairwise(pieces)]
             is_kept = random.random(len(ranks)) >= self.rate
-            candidates = [(rank, i) for i, rank in enumerate(ranks) if is_kept[i] and rank < np.inf]
-            if not candidates:
+            rank, i = min(itertools.compress(zip(ranks, itertools.count()), is_kept.tolist()), default=(math.inf, 0))
+            if rank == math.inf:
                 return pieces
-            _, i = min(candidates)
             pieces[i : i + 2] = ["".join(pieces[i : i + 2])]
+            first = max(i - 1, 0)  # pairs before it and from i + 2 on are what they were
+            ranks[first : i + 2] = [
+                self._ranks.get(pair, math.inf) for pair in itertools.pairwise(pieces[first : i + 2])
+            ]
 
     @functools.cached_property
     def _ranks(self) -> dict[tuple[str, str], int]:
@@ -227,8 +236,7 @@ class WordPieceTokenizer(SubwordTokenizer):
     @functools.cached_property
     def _model(self) -> hugging_face.Tokenizer:
         model = hugging_face.Tokenizer(self._library_model())
-        split_long = hugging_face.pre_tokenizers.Split(hugging_face.Regex(f".{{1,{MAX_WORD_CHARS}}}"), "isolated")
-        model.pre_tokenizer = hugging_face.pre_tokenizers.Sequence([ByteLevel(add_prefix_space=False), split_long])
+        model.pre_tokenizer = _split_words(MAX_WORD_CHARS, ByteLevel(add_prefix_space=False))
         model.decoder = hugging_face.decoders.Sequence(
             [hugging_face.decoders.Replace(CONTINUATION, ""), hugging_face.decoders.ByteLevel()]
         )
@@ -269,6 +277,12 @@ class UnigramTokenizer(SubwordTokenizer):
         items = [item.partition(" ") for item in self.learned]
         scores = {piece: float(score) for piece, _, score in items}
         return hugging_face.models.Unigram([*(dict.fromkeys(self._alphabet(), UNSEEN) | scores).items()])
+
+
+def _split_words(max_chars: int, pre_tokenizer: Any) -> hugging_face.pre_tokenizers.Sequence:
+    """Pre-tokenizer that also splits words of more than `max_chars` of the 256 characters."""
+    split_long = hugging_face.pre_tokenizers.Split(hugging_face.Regex(f".{{1,{max_chars}}}"), "isolated")
+    return hugging_face.pre_tokenizers.Sequence([pre_tokenizer, split_long])
 
 
 def _chunks(text: str) -> list[str]:
