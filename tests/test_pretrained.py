@@ -14,7 +14,7 @@ from helpers.commands import command
 from safetensors.numpy import load_file, save_file
 
 import transformer_jax as tj
-from transformer_jax.huggingface import pretrained
+from transformer_jax.huggingface import save
 from transformer_jax.huggingface.files import PretrainedError
 from transformer_jax.inference.forward import step_function
 from transformer_jax.models import GPT, Encoder, MaskedLM, TokenTagger, parameter_shapes
@@ -294,7 +294,7 @@ def test_a_name_without_huggingface_hub_installed_is_refused_with_the_pip_comman
 
 @pytest.mark.parametrize("folder, model", [("bert", MaskedLM), ("gpt2", GPT)])
 def test_shards_hold_the_same_tensors_as_one_file(folder, model, tmp_path, monkeypatch):
-    monkeypatch.setattr(pretrained, "SHARD_BYTES", 5000)
+    monkeypatch.setattr(save, "SHARD_BYTES", 5000)
     run = run_of(folder)
     tj.save_pretrained(run, tmp_path / "folder")
     assert len(list((tmp_path / "folder").glob("model-*-of-*.safetensors"))) > 3

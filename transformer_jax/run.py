@@ -11,7 +11,8 @@ from transformer_jax.checkpoints.store import CheckpointError, Checkpoints, abst
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError, choose
 from transformer_jax.huggingface.generation_defaults import read_generation_defaults
-from transformer_jax.huggingface.pretrained import read_folder, write_folder
+from transformer_jax.huggingface.pretrained import read_folder
+from transformer_jax.huggingface.save import write_folder
 from transformer_jax.models import (
     Model,
     Params,

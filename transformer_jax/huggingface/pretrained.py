@@ -1,44 +1,33 @@
-"""Pre-trained models: load a Hugging Face folder as a model with parameters, and write one."""
+"""Pre-trained models: load a Hugging Face folder as a model with parameters. Writing one: save.py."""
 
-import dataclasses
 import math
-import os
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from transformer_jax.errors import UserError, choose, missing_package
+from transformer_jax.errors import choose, missing_package
 from transformer_jax.huggingface.families.bart import BART, MARIAN
 from transformer_jax.huggingface.families.bert import BERT, ROBERTA
 from transformer_jax.huggingface.families.gpt2 import GPT2
 from transformer_jax.huggingface.families.llama import LLAMA
 from transformer_jax.huggingface.families.t5 import T5
-from transformer_jax.huggingface.family import Architecture, Family, get, put, read_config, write_config
-from transformer_jax.huggingface.files import (
-    Folder,
-    PretrainedError,
-    TensorFiles,
-    new_folder,
-    write_json,
-    write_tensors,
-)
+from transformer_jax.huggingface.family import Architecture, Family, get, put, read_config
+from transformer_jax.huggingface.files import Folder, PretrainedError, TensorFiles
 from transformer_jax.huggingface.tensor_layout import (
     DTYPES,
+    ParamShapes,
+    TensorSpec,
     check_tensors,
     current_names,
     tensor_specs,
     to_params,
-    to_tensor,
 )
-from transformer_jax.models import Model, Params, describe_model, make_model, parameter_shapes, path_names
+from transformer_jax.models import Model, Params, make_model, parameter_shapes, path_names
 
 FAMILIES = {family.model_type: family for family in (GPT2, LLAMA, BERT, ROBERTA, T5, BART, MARIAN)}
-# Fields of our configuration that config.json need not reproduce: they change no output of the trained model.
-NOT_COMPARED = {"init_std", "zero_init", "dropout_rate", "backend", "dtype", "max_len"}
-SHARD_BYTES = 5 * 10**9  # largest size of a safetensors file that we write
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.spm"]
 
 
@@ -76,15 +65,23 @@ def find_folder(name: str | Path) -> Folder:
         raise PretrainedError(f"{name}: no such folder, and the hub did not provide it ({reason}).") from error
 
 
-def read_folder(name: str | Path) -> Pretrained:
-    """Load the model in a folder, parameters in the dtypes of the files.
+class Described(NamedTuple):
+    """Model that config.json and the headers of the tensors describe; no tensor is read but to compare two tables."""
 
-    Every tensor is read once, the largest first, so that memory never holds much more than the model.
+    model: Model
+    config: dict  # config.json, unchanged
+    tensors: TensorFiles
+    names: dict[str, str]  # current name of a tensor -> its name in the files
+    shapes: ParamShapes
+    specs: dict[str, TensorSpec]
+
+
+def describe_folder(folder: Folder) -> Described:
+    """Read the description of the model in a folder, and check that every tensor is there.
 
     Raises:
-      PretrainedError: no such folder; a file that is malformed, unsupported, missing or does not fit.
+      PretrainedError: a file that is malformed, unsupported, missing or does not fit.
     """
-    folder = find_folder(name)
     config = folder.json("config.json")
     family = _family(folder, config)
     architecture = _architecture(family, config)
@@ -95,6 +92,19 @@ def read_folder(name: str | Path) -> Pretrained:
     shapes = {path_names(path): leaf.shape for path, leaf in leaves}
     specs = tensor_specs(family, architecture, shapes)
     check_tensors(family, specs, names, tensors)
+    return Described(model, config, tensors, names, shapes, specs)
+
+
+def read_folder(name: str | Path) -> Pretrained:
+    """Load the model in a folder, parameters in the dtypes of the files.
+
+    Every tensor is read once, the largest first, so that memory never holds much more than the model.
+
+    Raises:
+      PretrainedError: no such folder; a file that is malformed, unsupported, missing or does not fit.
+    """
+    folder = find_folder(name)
+    model, config, tensors, names, shapes, specs = describe_folder(folder)
     params: dict = {}
     for tensor_name, spec in sorted(specs.items(), key=lambda item: -np.prod(item[1].shape, dtype=float)):
         is_present = tensor_name in names
@@ -180,82 +190,3 @@ def _are_equal(tensors: TensorFiles, first: str, second: str) -> bool:
     if len({(entry.shape, entry.dtype) for entry in entries}) > 1 or entries[0].dtype not in DTYPES:
         return False
     return np.array_equal(tensors.read(first), tensors.read(second))
-
-
-def write_folder(
-    folder: str | Path, model: Model, params: Params, config: dict, generation: dict, files: dict[str, bytes]
-) -> None:
-    """Write a model as a Hugging Face folder, which appears when it is complete.
-
-    Args:
-      config: config.json that the model was loaded with, or {}.
-      generation: generation_config.json that the model was loaded with, or {}.
-      files: contents of the tokenizer's files by name.
-    Raises:
-      PretrainedError: no family has such a model, or the folder cannot be created.
-    """
-    family, architecture, hf_config = _hf_description(model, config)
-    leaves = {path_names(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    dtypes = {str(leaf.dtype) for leaf in leaves.values()}
-    hf_config["dtype" if "dtype" in hf_config else "torch_dtype"] = dtypes.pop() if len(dtypes) == 1 else "float32"
-    specs = tensor_specs(family, architecture, {path: leaf.shape for path, leaf in leaves.items()})
-    with new_folder(folder) as temporary:
-        tensors = {name: to_tensor(specs[name], leaves) for name in sorted(specs)}
-        tensors |= {copy: tensors[name] for copy, name in family.copies if name in tensors}
-        write_tensors(temporary, tensors, SHARD_BYTES)
-        write_json(temporary / "config.json", hf_config)
-        if generation:
-            write_json(temporary / "generation_config.json", generation)
-        for name, data in files.items():
-            assert name == os.path.basename(name), "a FileTokenizer has files of known names only"
-            (temporary / name).write_bytes(data)
-
-
-def _hf_description(model: Model, config: dict) -> tuple[Family, Architecture, dict]:
-    """The first family that has such a model, the architecture, and config.json."""
-    described = describe_model(model)
-    reasons = []
-    for family in [FAMILIES[config["model_type"]]] if config else FAMILIES.values():
-        candidates = {name: a for name, a in family.architectures.items() if a.kind == described["kind"]}
-        if not candidates:
-            continue
-        try:
-            hf_config = _hf_config(family, described, config)
-        except UserError as error:
-            reasons.append(str(error))
-            continue
-        previous = (config.get("architectures") or [None])[0]
-        name = previous if previous in candidates else next(iter(candidates))
-        hf_config["architectures"] = [name]
-        num_labels = described.get(candidates[name].num_labels_field, 0)
-        if num_labels and len(hf_config.get("id2label") or {}) != num_labels:
-            hf_config["id2label"] = {str(i): f"LABEL_{i}" for i in range(num_labels)}
-            hf_config["label2id"] = {f"LABEL_{i}": i for i in range(num_labels)}
-        return family, candidates[name], hf_config
-    why = " ".join(reasons) or f"None has a {described['kind']}."
-    raise PretrainedError(f"no supported Hugging Face family has such a model. {why}")
-
-
-def _hf_config(family: Family, described: dict, config: dict) -> dict:
-    """config.json of the model: the original one if it still describes the model, else a changed copy."""
-    ours = make_model(described).config
-    candidates = ([dict(config)] if config else []) + [write_config(family, described["config"], config)]
-    differing: list[str] = []
-    for hf_config in candidates:
-        differing = _differing(ours, make_model(described | {"config": read_config(family, hf_config)}).config)
-        if not differing:
-            return hf_config
-    raise PretrainedError(f"{family.model_type} has no {', '.join(differing)}.")
-
-
-def _differing(ours: Any, restored: Any, path: str = "") -> list[str]:
-    """Fields, "name=value", in which the configuration read back from config.json differs from ours."""
-    names = []
-    for field in dataclasses.fields(ours):
-        value = getattr(ours, field.name)
-        other = getattr(restored, field.name)
-        if dataclasses.is_dataclass(value):
-            names += _differing(value, other, f"{field.name}.")
-        elif value != other and field.name not in NOT_COMPARED:
-            names.append(f"{path}{field.name}={value!r}")
-    return names
