@@ -21,7 +21,7 @@ from train.data.tagged import read_tagged
 from train.initialization import InitFrom
 from train.tasks.base import load_task
 from train.tasks.registry import TASKS
-from transformer_jax.lines import decode, one_line, read_file, split_lines
+from transformer_jax.lines import decode, decode_pieces, one_line, read_file, split_lines
 
 # The reader
 
@@ -32,6 +32,28 @@ def test_the_lines_of_fuzzed_bytes_are_those_of_a_loop_over_bytes():
         lines = split_lines(decode(data))
         assert lines == slow_lines(data)
         assert len(lines) == data.count(b"\n") + (data not in (b"", b"\xef\xbb\xbf") and not data.endswith(b"\n"))
+
+
+def pieces_of(data, size):
+    return [data[i : i + size] for i in range(0, len(data), size)]
+
+
+def test_bytes_that_come_in_pieces_are_decoded_as_the_whole():
+    for number in range(300):
+        data = fuzzed(number).encode()
+        for size in (1, 2, 3, 7):
+            pieces = list(decode_pieces(pieces_of(data, size)))
+            assert "".join(pieces) == decode(data) and "" not in pieces
+
+
+def test_a_bad_byte_in_a_later_piece_is_named_by_its_offset_and_line():
+    for data in (b"\xef\xbb\xbfone\r\ntwo\n\xe4\xb8three", b"one\ntwo\nthr\xe4", b"\r\n\n\r\xff"):
+        with pytest.raises(tj.UserError) as whole:
+            decode(data, "a.txt")
+        for size in (1, 2, 3, 7):
+            with pytest.raises(tj.UserError) as error:
+                list(decode_pieces(pieces_of(data, size), "a.txt"))
+            assert str(error.value).split("If it is")[0] == str(whole.value).split("If it is")[0]
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,15 @@
 A byte order mark at the start is omitted. A lone \\r, a form feed, U+0085 and U+2028 are characters of a line.
 """
 
+import codecs
 import gzip
+import itertools
 import os
 import re
 import shlex
 import sys
 import zlib
+from collections.abc import Iterable, Iterator
 
 from transformer_jax.errors import UserError
 
@@ -18,6 +21,7 @@ BYTE_ORDER_MARKS = {  # the longer ones first, since UTF-32 begins as UTF-16 doe
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
 }
+PIECE_BYTES = 2**20  # of a file that is read in pieces
 LINE_BREAKS = re.compile("[\n\v\f\r\x1c-\x1e\x85\u2028\u2029]")  # at all of these, some program ends a line
 LONE_SURROGATES = re.compile("[\ud800-\udfff]")  # which UTF-8 cannot encode
 
@@ -36,9 +40,15 @@ def read_stdin() -> str:
 
 def read_bytes(file: str) -> bytes:
     """Read a file; one that ends in .gz is decompressed. Raises UserError: it cannot be read, or is a damaged .gz."""
+    return b"".join(read_pieces(file))
+
+
+def read_pieces(file: str) -> Iterator[bytes]:
+    """Read a file in pieces of PIECE_BYTES bytes; see `read_bytes`."""
     try:
         with (gzip.open if file.endswith(".gz") else open)(file, "rb") as stream:
-            return stream.read()
+            while piece := stream.read(PIECE_BYTES):
+                yield piece
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{file!r} cannot be read: {error}. Fix or remove the file.") from error
 
@@ -51,18 +61,42 @@ def decode(data: bytes, file: str = "") -> str:
     Raises:
       UserError: another encoding. The message names it, the byte and its line, and the command that converts it.
     """
+    return "".join(decode_pieces([data], file))
+
+
+def decode_pieces(pieces: Iterable[bytes], file: str = "") -> Iterator[str]:
+    """Decode UTF-8 that comes in pieces, cut anywhere; see `decode`. No piece of the text is empty."""
     name = repr(file) if file else "stdin"
-    if encoding := _utf16_or_utf32(data):
-        raise UserError(f"{name} is {encoding}, and must be UTF-8. {_conversion(encoding, file)}")
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{name} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}, in line {line}. "
-            f"{_advice(data, file)}"
-        ) from error
-    return text.removeprefix("\ufeff").replace("\r\n", "\n")
+    offset = 0  # of `data` in the file
+    num_lines = 0  # before `data`
+    rest = b""  # of the last piece: the first bytes of a character or a line end
+    for piece, following in itertools.pairwise(itertools.chain(pieces, (None,))):
+        assert piece is not None, "only the last is"
+        data = rest + piece
+        if offset == 0 and (encoding := _utf16_or_utf32(data)):
+            raise UserError(f"{name} is {encoding}, and must be UTF-8. {_conversion(encoding, file)}")
+        try:
+            text, num_bytes = codecs.utf_8_decode(data, "strict", following is None)
+        except UnicodeDecodeError as error:
+            i = error.start
+            line = num_lines + data.count(b"\n", 0, i) + 1
+            raise UserError(
+                f"{name} is not UTF-8: byte 0x{data[i]:02x} at offset {offset + i}, in line {line}. "
+                f"{_advice(data, file)}"
+            ) from error
+        if text.endswith("\r") and following is not None:
+            text = text[:-1]
+            num_bytes -= 1
+        rest = data[num_bytes:]
+        if offset == 0:
+            text = text.removeprefix("\ufeff")
+        offset += num_bytes
+        if following is not None:
+            num_lines += data.count(b"\n", 0, num_bytes)
+        if "\r" in text:
+            text = text.replace("\r\n", "\n")
+        if text:
+            yield text
 
 
 def split_lines(text: str) -> list[str]:
