@@ -172,7 +172,18 @@ MUTANTS = {
         "logits >= jnp.min(jnp.where(is_top_k(logits, self.k), logits, jnp.inf), axis=1, keepdims=True)",
         ("processors", {}),
     ),
-    "min-p leaves equals out": ("sampling.logits_processors", "ratio < self.p", "ratio <= self.p", ("processors", {})),
+    "min-p leaves equals out": (
+        "sampling.logits_processors",
+        "ratio < self.p * (1 - TOLERANCE)",
+        "ratio <= self.p",
+        ("processors", {}),
+    ),
+    "top-p compares a rounded sum": (
+        "sampling.logits_processors",
+        "before < p * (1 - TOLERANCE)",
+        "before < p",
+        ("processors", {}),
+    ),
     "temperature multiplies": (
         "sampling.logits_processors",
         "logits / self.value",

@@ -19,6 +19,7 @@ def processors():
 
     for method in (module.TopK(2), module.TopP(0.6)):  # probabilities 0.40, 0.15, 0.40, 0.05
         assert kept(method, [2.0, 1.0, 2.0, 0.0])[0] == [0, 2]
+    assert kept(module.TopP(0.8), np.log([0.5, 0.3, 0.1, 0.1], dtype=np.float32))[0] == [0, 1]
     assert kept(module.TopK(1), [2.0, 2.0, 1.0])[0] == [0]
     assert kept(module.MinP(1.0), [2.0, 1.0, 2.0])[0] == [0, 2]
     np.testing.assert_allclose(kept(module.Temperature(2.0), [2.0, 1.0])[1], [1.0, 0.5])

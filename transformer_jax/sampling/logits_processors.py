@@ -29,6 +29,9 @@ from transformer_jax.errors import check
 from transformer_jax.sampling.top_k import is_top_k
 
 RULED_OUT = jnp.finfo(jnp.float32).min
+# Relative error that sums and ratios of float32 probabilities may have. What is nearer than this to a threshold counts
+# as equal to it: 0.5 + 0.3 reaches p = 0.8, although the float32 sum is a little less.
+TOLERANCE = 32 * float(jnp.finfo(jnp.float32).eps)
 T = TypeVar("T")
 State = Any  # of a processor: a pytree whose leaves have R rows
 
@@ -151,7 +154,8 @@ class TopK(LogitsProcessor):
 class TopP(LogitsProcessor):
     """Top-p (nucleus): keep the smallest set of most likely tokens with probability p or more. Holtzman et al. 2019.
 
-    The most likely token is always kept; ties go to the smaller id. UserError: p outside (0, 1].
+    The most likely token is always kept; ties go to the smaller id. A sum within TOLERANCE of p reaches it. UserError:
+    p outside (0, 1].
     """
 
     p: float
@@ -167,7 +171,8 @@ class TopP(LogitsProcessor):
 class MinP(LogitsProcessor):
     """Min-p: keep tokens that are at least `p` times as likely as the most likely one. Nguyen et al. 2024, section 3.
 
-    Tokens of equal probability are all kept, or none. UserError: p outside (0, 1].
+    Tokens of equal probability are all kept, or none. A ratio within TOLERANCE of p is kept. UserError: p outside
+    (0, 1].
     """
 
     p: float
@@ -177,7 +182,7 @@ class MinP(LogitsProcessor):
 
     def __call__(self, logits, tokens, lengths, state):
         ratio = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
-        return jnp.where(ratio < self.p, RULED_OUT, logits), state
+        return jnp.where(ratio < self.p * (1 - TOLERANCE), RULED_OUT, logits), state
 
 
 @processor_dataclass
@@ -185,7 +190,8 @@ class TypicalP(LogitsProcessor):
     """Typical-p: keep the tokens with surprise nearest to the entropy, the smallest set of probability p or more.
 
     Surprise is -log p(token), and its expectation is the entropy. Meister et al. 2023, section 4. The nearest token is
-    always kept; ties go to the smaller id. UserError: p outside (0, 1].
+    always kept; ties go to the smaller id, and distances are compared in steps of 2^-17, which is more than their
+    float32 error. A sum within TOLERANCE of p reaches it. UserError: p outside (0, 1].
     """
 
     p: float
@@ -197,7 +203,8 @@ class TypicalP(LogitsProcessor):
         log_probs = jax.nn.log_softmax(logits, axis=-1)
         probability = jnp.exp(log_probs)
         entropy = -jnp.sum(jnp.where(probability > 0, probability * log_probs, 0.0), axis=-1, keepdims=True)
-        return keep_first(logits, jnp.abs(log_probs + entropy), self.p), state
+        distance = jnp.round(jnp.abs(log_probs + entropy) * 2**17)
+        return keep_first(logits, distance, self.p), state
 
 
 @processor_dataclass
@@ -250,11 +257,12 @@ class Custom(LogitsProcessor):
 
 
 def keep_first(logits, rank, p):
-    """Keep the first tokens by ascending `rank` that are needed to reach probability p; rule out the rest."""
+    """Keep the first tokens by ascending `rank` that are needed to reach probability p; rule out the rest. 1: all."""
     order = jnp.argsort(rank, axis=-1, stable=True)
     probability = jnp.take_along_axis(jax.nn.softmax(logits, axis=-1), order, axis=-1)
     # A token stays if the tokens before it do not yet reach p. The first one always stays.
-    is_kept_in_order = (jnp.cumsum(probability, axis=-1) - probability < p).at[:, 0].set(True)
+    before = jnp.cumsum(probability, axis=-1) - probability
+    is_kept_in_order = ((before < p * (1 - TOLERANCE)) | (p >= 1)).at[:, 0].set(True)
     rows = jnp.arange(len(logits))[:, None]
     is_kept = jnp.zeros(logits.shape, bool).at[rows, order].set(is_kept_in_order)
     return jnp.where(is_kept, logits, RULED_OUT)
