@@ -15,11 +15,13 @@ from transformer_jax.tokenizers import Tokenizer
 
 from ..config import DataConfig, TokenizerConfig
 from .batches import examples_fingerprint, make_tokenizer, tokenizer_lesson
+from .columns import check_no_header, check_order
 from .from_tfds import tfds_labelled
 from .languages import languages
+from .targets import Row, check_labels, check_scale, to_index, to_number
 
-Row = tuple[str, str, str]  # text, label, location for messages
 Example = tuple[str, float]  # text, and the index of its label or the number to predict
+JSON_TYPES = {str: "a string", int: "a number", float: "a number", bool: "true or false"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,11 +51,15 @@ def load_labelled(
       head_labels: labels of a trained head; if they are the same set, their order is kept.
       are_numbers: labels are numbers, for regression.
     Raises:
-      UserError: an unknown source, or an error while reading it; a label unknown in training, or that is no number.
+      UserError: an unknown source, or an error while reading it; a label unknown in training, or that is no number;
+        one label in all texts, or another one in each.
     """
     train_rows = labelled_split(config, "train")
     val_rows = labelled_split(config, "val")
-    if not are_numbers:
+    if are_numbers:
+        check_scale([to_number(label, where) for _, label, where in train_rows])
+    else:
+        check_labels(train_rows)
         train_labels = {label for _, label, _ in train_rows}
         labels = labels or (head_labels if set(head_labels) == train_labels else tuple(sorted(train_labels)))
 
@@ -66,26 +72,6 @@ def load_labelled(
         lesson = tokenizer_lesson(tokenizer_config, [text for text, _ in train], [text for text, _ in validation])
         tokenizer = make_tokenizer(tokenizer_config, lesson)
     return Labelled(train, validation, labels, tokenizer, examples_fingerprint(train, validation, labels, tokenizer))
-
-
-def to_index(label: str, labels: tuple[str, ...], where: str) -> int:
-    """Index of a label. Raises UserError, with file and line, for an unknown one."""
-    if label not in labels:
-        raise UserError(
-            f"{where}: label {label!r:.80} does not occur in training ({printable(', '.join(labels))[:200]})."
-        )
-    return labels.index(label)
-
-
-def to_number(label: str, where: str) -> float:
-    """Parse a label as a number. Raises UserError, with file and line, if it is none."""
-    try:
-        value = float(label)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise UserError(f"{where}: {label!r:.80} must be a number, for train.task=regress. Fix the line.")
-    return value
 
 
 def labelled_split(config: DataConfig, split: str) -> list[Row]:
@@ -123,10 +109,12 @@ def read_labelled(path: str, config: DataConfig) -> list[Row]:
     """Read (text, label, "file, line n") from each line of a .tsv, .csv or .jsonl file, .gz too.
 
     With `data.text_field` and `data.label_field` a table has a header; without, the text is its first column and the
-    label its last. JSON lines have "text" and "label", unless these fields give other names.
+    label its last. JSON lines have "text" and "label", unless these fields give other names; see `_json_label` for the
+    labels that they may have. Labels lose spaces around them.
 
     Raises:
-      UserError: no such file; a line that is empty, lacks a field, has another number of columns, or is not JSON.
+      UserError: no such file; a line that is empty, lacks a field or a label, has another number of columns, or is not
+        JSON; a header without these settings; a label in the first column, a text in the last.
     """
     if not path:
         raise UserError("data.path='': data.source=labelled needs texts with labels. Give a .tsv, .csv or .jsonl file.")
@@ -134,32 +122,51 @@ def read_labelled(path: str, config: DataConfig) -> list[Row]:
     kind = name.removesuffix(".gz").rsplit(".", 1)[-1]
     if kind not in ("tsv", "csv", "jsonl"):
         raise UserError(f"data.path={path!r}: must end in .tsv, .csv or .jsonl (or these with .gz).")
+    if config.text_field and config.text_field == config.label_field:
+        raise UserError(f"data.label_field={config.label_field!r}: is data.text_field, too. Name the label's field.")
     content = read_file(name)
     if kind == "jsonl":
         return _json_lines(path, content, config.text_field or "text", config.label_field or "label")
     rows = (_tsv_rows if kind == "tsv" else _csv_rows)(path, content)
     if not rows:
         raise UserError(f"{path}: is empty.")
+    width = len(rows[0][0])
     text_column = 0
-    label_column = len(rows[0][0]) - 1
-    if config.text_field or config.label_field:
-        header = rows.pop(0)[0]
-        for field in (config.text_field, config.label_field):
-            if field not in header:
-                raise UserError(
-                    f"{path}, line 1: has no column {field!r}. It has: {printable(', '.join(header))[:200]}."
-                )
-        text_column = header.index(config.text_field)
-        label_column = header.index(config.label_field)
-    width = len(rows[0][0]) if rows else 0
+    label_column = width - 1
+    has_header = bool(config.text_field or config.label_field)
+    if has_header:
+        text_column, label_column = _named_columns(path, rows.pop(0)[0], config)
     for row, where in rows:
         if len(row) != width or width < 2:
             raise UserError(
                 f"{where}: has {len(row)} columns; each line must have {max(width, 2)}, a text and a label."
             )
-        if not row[text_column].strip():
-            raise UserError(f"{where}: the text is empty. Remove the line.")
-    return [(row[text_column], row[label_column], where) for row, where in rows]
+    if rows and not has_header:
+        check_no_header(rows, text_column, label_column)
+        check_order(rows, text_column, label_column)
+    for row, where in rows:
+        for column, what in ((text_column, "text"), (label_column, "label")):
+            if not row[column].strip():
+                raise UserError(f"{where}: the {what} is empty. Remove the line.")
+    return [(row[text_column], row[label_column].strip(), where) for row, where in rows]
+
+
+def _named_columns(path: str, header: list[str], config: DataConfig) -> tuple[int, int]:
+    """Columns of the text and of the label by their names in the header."""
+    columns = []
+    for setting, other in (("text_field", "label_field"), ("label_field", "text_field")):
+        field = getattr(config, setting)
+        has = f"It has: {printable(', '.join(header))[:200]}."
+        if not field:
+            raise UserError(
+                f"data.{setting}='': data.{other}={getattr(config, other)!r} says that {path} has a header. Name the "
+                f"column of the {setting.removesuffix('_field')} too. {has}"
+            )
+        if header.count(field) != 1:
+            number = f"{header.count(field)} columns" if field in header else "no column"
+            raise UserError(f"{path}, line 1: has {number} {field!r}. {has}")
+        columns.append(header.index(field))
+    return columns[0], columns[1]
 
 
 def _tsv_rows(path: str, text: str) -> list[tuple[list[str], str]]:
@@ -191,16 +198,40 @@ def _csv_rows(path: str, text: str) -> list[tuple[list[str], str]]:
 
 def _json_lines(path: str, text: str, text_field: str, label_field: str) -> list[Row]:
     rows = []
+    first_lines: dict[str, int] = {}  # of each type of label
     for number, line in enumerate(split_lines(text), 1):
         where = f"{path}, line {number}"
         try:
             values = json.loads(line)
-            row = (values[text_field], values[label_field])
+            text_value, label_value = values[text_field], values[label_field]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             rule = f"must be a JSON object with {text_field!r} and {label_field!r}"
             raise UserError(f"{where}: {rule} ({type(error).__name__}).") from error
-        if not isinstance(row[0], str) or not row[0].strip():
+        if not isinstance(text_value, str) or not text_value.strip():
             raise UserError(f"{where}: {text_field!r} must be a non-empty string.")
-        check_is_text(f"{row[0]}{row[1]}", where)
-        rows.append((row[0], str(row[1]), where))
+        label = _json_label(label_value, label_field, where)
+        check_is_text(f"{text_value}{label}", where)
+        first_lines.setdefault(JSON_TYPES[type(label_value)], number)
+        rows.append((text_value, label, where))
+    if len(first_lines) > 1:
+        found = " and ".join(f"{kind} in line {number}" for kind, number in first_lines.items())
+        raise UserError(f"{path}: {label_field!r} is {found}. Write all labels as strings, or all as numbers.")
     return rows
+
+
+def _json_label(value: object, field: str, where: str) -> str:
+    """Label of a JSON value: a string, a number (1.0 is 1), true or false.
+
+    Raises:
+      UserError: null, an empty string, NaN or infinity, a list or an object. File and line are named.
+    """
+    if isinstance(value, str) and value.strip():
+        return value.strip()
+    if isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
+        return str(int(value)) if value == int(value) and abs(value) < 2**53 else str(value)
+    rule = "must be a string, a number, true or false. Fix or remove the line."
+    if value is None or isinstance(value, str):
+        rule = "is no label. Give the text a label, or remove the line."
+    raise UserError(f"{where}: {field!r}={json.dumps(value):.80}: {rule}")

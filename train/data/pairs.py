@@ -14,6 +14,7 @@ from transformer_jax.tokenizers import PairTokenizer, Tokenizer
 
 from ..config import DataConfig, TokenizerConfig
 from .batches import make_tokenizer, sha256, tokenizer_lesson, tokenizer_sha256
+from .columns import check_no_side_names
 from .dates import dates
 from .from_tfds import tfds_pairs
 
@@ -93,6 +94,8 @@ def parallel(config: DataConfig, fields: tuple[str, str], split: str) -> TextPai
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 raise UserError(f"{file}, line {number}: is empty. Remove the line from both files.")
+    if sources:
+        check_no_side_names((sources[0], targets[0]), f"{path} and {target_path}, line 1")
     return list(zip(sources, targets, strict=True))
 
 
@@ -112,6 +115,8 @@ def _one_file(path: str, target_field: str) -> TextPairs:
             rule = "two texts with a tab between them" if kind == "tsv" else 'an object with "source" and "target"'
             raise UserError(f"{path}, line {number}: must be {rule}, neither of them empty.") from error
         check_is_text("".join(sides), f"{path}, line {number}")
+        if number == 1 and kind == "tsv":
+            check_no_side_names(sides, f"{path}, line 1")
         pairs.append((sides[0], sides[1]))
     return pairs
 

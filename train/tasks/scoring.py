@@ -18,9 +18,10 @@ from .. import losses
 from ..config import Config
 from ..data.batches import Batch, eval_batches, load_corpus
 from ..data.entropy import TRUTHS, draw_part
-from ..data.labelled import labelled_split, to_index, to_number
+from ..data.labelled import labelled_split
 from ..data.pairs import load_split
 from ..data.tagged import entity_f1, tagged_split
+from ..data.targets import to_index, to_number
 from ..entropy_floor import floor_of, paired, with_floor
 from ..evaluation import evaluate
 from ..initialization import InitFrom
