@@ -30,7 +30,8 @@ sys.path.insert(0, str(ROOT))
 
 from train.config import Config  # noqa: E402  (from this checkout)
 from train.data.labelled import labelled_split  # noqa: E402
-from train.data.tagged import entity_f1, tagged_split  # noqa: E402
+from train.data.tagged import tagged_split  # noqa: E402
+from train.entities import entity_f1  # noqa: E402
 
 
 def words(text: str) -> list[str]:

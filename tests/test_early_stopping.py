@@ -10,11 +10,10 @@ import pytest
 from helpers.train_steps import make, make_batch, step_without_update
 
 import transformer_jax as tj
-from train.data.tagged import entity_f1
 from train.early_stopping import IS_LARGER_BETTER, BestTracker, best_of
 from train.evaluation import evaluate
 from train.loop import run as train
-from train.losses import classify, count_entities
+from train.losses import classify
 from train.metrics import read_metrics, text_metrics
 from train.state import create_state, eval_params, from_checkpoint, to_checkpoint
 from train.tasks.base import Task
@@ -23,7 +22,6 @@ from transformer_jax.checkpoints.meta import BestScore
 from transformer_jax.checkpoints.store import Checkpoints
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
-LABELS = ("B-a", "I-a", "O", "B-b", "I-b")
 
 
 def settings(folder, **changes):
@@ -142,18 +140,6 @@ def test_a_run_with_an_average_is_measured_saved_and_resumed_by_it(tmp_path):
 
 
 # Counts that become metrics
-
-
-def test_entities_counted_in_the_batch_are_those_counted_in_lists():
-    rng, count = np.random.default_rng(5), jax.jit(functools.partial(count_entities, labels=LABELS))
-    for _ in range(20):
-        tag, guess = rng.integers(0, len(LABELS), (2, 7, 11))
-        is_tagged = rng.random((7, 11)) < 0.7
-        names = [[[LABELS[t] for t in row[w]] for row, w in zip(x, is_tagged, strict=True)] for x in (tag, guess)]
-        part, whole = count(tag, guess, is_tagged)
-        assert float(part / whole) == pytest.approx(entity_f1(*names))
-    part, whole = count(tag, tag, is_tagged)
-    assert part == whole > 0
 
 
 def test_macro_f1_is_the_same_from_batches_of_any_size_and_from_all_at_once():

@@ -118,7 +118,7 @@ def rows(kind):
         keys = [{"text": text, "label": label, "source": text, "target": label} for text, label in pairs]
         return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in keys)
     if kind == "conll":
-        return "".join(f"{text.replace(' ', '_')}\tB-{label}\nb{NASTY} _ O\n\n" for text, label in pairs)
+        return "".join(f"{text.replace(' ', '_')}\tB-{label}\nb{NASTY} O\n\n" for text, label in pairs)
     assert kind == "conllu"
     return "".join(f"1\t{text}\t_\t{label}\t_\t_\t_\t_\t_\t_\n\n" for text, label in pairs)
 
@@ -246,7 +246,7 @@ def test_pairs_have_no_carriage_return_and_no_byte_order_mark(tmp_path):
 
 
 def test_columns_of_tagged_words_are_split_at_tabs_and_spaces_only(tmp_path):
-    path = str(write(tmp_path / "a.conll", "\ufeff10\xa0000\u2028x  _ B-n\r\nof O \r\n\r\nfin O\r\n"))
+    path = str(write(tmp_path / "a.conll", "\ufeff10\xa0000\u2028x  _ B-n\r\nof _ O \r\n\r\nfin _ O\r\n"))
     first, second = read_tagged(path, DataConfig(source="tagged"))
     assert (first.words, first.tags, second.words) == (["10\xa0000\u2028x", "of"], ["B-n", "O"], ["fin"])
 

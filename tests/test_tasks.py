@@ -11,7 +11,7 @@ import transformer_jax as tj
 from train.config import Config, DataConfig
 from train.data import dates, languages, python_tokens
 from train.data.corruption import corrupt_spans, mask_tokens, num_masked
-from train.data.tagged import encode_sentence, entities, entity_f1, read_tagged
+from train.data.tagged import encode_sentence, read_tagged
 from train.loop import run as train
 from train.tasks.scoring import Options, score
 from transformer_jax.tokenizers import train_tokenizer
@@ -118,15 +118,6 @@ def test_the_tag_of_a_word_is_at_its_first_token(tmp_path):
         assert [tokenizer.decode(piece).strip().lower() for piece in pieces] == [
             tokenizer.decode(tokenizer.encode_piece(f" {word}")).strip().lower() for word in sentence.words
         ]
-
-
-def test_entities_need_both_ends_and_the_kind():
-    assert entities(["B-a", "I-a", "O", "I-b", "B-a", "I-b"]) == {(0, 2, "a"), (3, 4, "b"), (4, 5, "a"), (5, 6, "b")}
-    right = ["B-a", "I-a", "O", "B-b"]
-    assert entity_f1([right], [right]) == 1.0
-    assert entity_f1([right], [["B-a", "O", "O", "B-b"]]) == 0.5
-    assert entity_f1([right], [["O"] * 4]) == 0.0
-    assert entity_f1([right, ["O"]], [["B-b", "I-b", "O", "B-b"], ["B-a"]]) == pytest.approx(2 * 1 / (2 + 3))
 
 
 # Recipes

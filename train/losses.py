@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from .entities import OUTSIDE, continues, has_entities, split_tag
+
 MAX_LOGITS = {"cpu": 2**23, "gpu": 2**27, "tpu": 2**27}  # logits in memory at once: 32 MB, 512 MB in float32
 
 Sums = tuple[jax.Array, jax.Array, dict[str, Any]]
@@ -92,14 +94,14 @@ def tag(
       apply: tokens [B, T] -> logits [B, T, tags].
       batch: `tokens` [B, T] int, `is_token` [B, T] bool, `tag` [B, T] int, `is_tagged` [B, T] bool: True for the first
         token of each word.
-      labels: names of the tags; if some begin with "B-", entities are counted, too.
+      labels: names of the tags; if they mark entities (`entities.has_entities`), these are counted, too.
     Returns:
       The sum of the negative log-likelihoods, in nats, the number of words, and the counts `accuracy` (the number of
-      correct words) and, for BIO tags, `entity_f1`: the pair of `count_entities`.
+      correct words) and, for tags of entities, `entity_f1`: the pair of `count_entities`.
     """
     logits = apply(batch["tokens"], batch["is_token"], deterministic=deterministic)
     loss_sum, weight_sum, counts = _classification_sums(logits, batch["tag"], batch["is_tagged"])
-    if any(label.startswith("B-") for label in labels):
+    if has_entities(labels):
         predicted = jnp.argmax(logits, axis=-1)
         counts |= {"entity_f1": count_entities(batch["tag"], predicted, batch["is_tagged"], labels)}
     return loss_sum, weight_sum, counts
@@ -108,24 +110,25 @@ def tag(
 def count_entities(
     tag: jax.Array, predicted: jax.Array, is_tagged: jax.Array, labels: tuple[str, ...]
 ) -> tuple[jax.Array, jax.Array]:
-    """Count entities in BIO tags, [B, T] each; numerator and denominator of the entity F1.
+    """Count entities in tags of any scheme, [B, T] each; numerator and denominator of the entity F1.
 
-    An entity is correct if both ends and its kind are. `train.data.tagged.entities` is the slow and simple definition.
+    An entity is correct if both ends and its type are. `entities.entities` is the slow and simple definition.
 
     Returns:
       2 x the correct entities, and true + predicted entities; float32 scalars.
     """
-    is_entity, is_inside, kind = _label_table(labels)
+    is_entity, may_continue, kind = _label_table(labels)
     # Words to the front: the later pieces of a word stand between its tag and the next one.
     order = jnp.argsort(~is_tagged, axis=1, stable=True)
     is_word = jnp.take_along_axis(is_tagged, order, axis=1)
 
     def entity_ends(tags):
-        """Return for each word, [B, T] each: True if an entity ends with it; where that began; its kind."""
+        """Return for each word, [B, T] each: True if an entity ends with it; where that began; its type."""
         tags = jnp.take_along_axis(tags, order, axis=1)
         is_in_entity = is_entity[tags] & is_word
-        is_same_kind = (kind[tags][:, 1:] == kind[tags][:, :-1]) & is_in_entity[:, 1:] & is_in_entity[:, :-1]
-        is_continued = jnp.pad(is_inside[tags][:, 1:] & is_same_kind, [(0, 0), (1, 0)])  # from the word before
+        before, after = tags[:, :-1], tags[:, 1:]
+        is_same_entity = may_continue[before, after] & is_word[:, 1:] & is_word[:, :-1]
+        is_continued = jnp.pad(is_same_entity, [(0, 0), (1, 0)])  # from the word before
         first = jax.lax.cummax(jnp.where(is_continued, 0, jnp.arange(tags.shape[1])), axis=1)
         return is_in_entity & ~jnp.pad(is_continued[:, 1:], [(0, 0), (0, 1)]), first, kind[tags]
 
@@ -138,12 +141,15 @@ def count_entities(
 
 
 def _label_table(labels: tuple[str, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Table of BIO labels: True if in an entity, True if it may continue an entity ("I-"), index of its kind."""
-    kinds = [label[2:] if label[:2] in ("B-", "I-") else "" for label in labels]
-    names = sorted(set(kinds))
-    is_entity = [label[:2] in ("B-", "I-") for label in labels]
-    is_inside = [label[:2] == "I-" for label in labels]
-    return jnp.array(is_entity), jnp.array(is_inside), jnp.array([names.index(kind) for kind in kinds])
+    """Table of tags: True if in an entity [tags]; True if tag j continues that of tag i [tags, tags]; type [tags]."""
+    tags = [split_tag(label) for label in labels]
+    kinds = sorted({kind for _, kind in tags})
+    may_continue = [[continues(after[0], before[0]) and after[1] == before[1] for after in tags] for before in tags]
+    return (
+        jnp.array([tag != OUTSIDE for tag in tags]),
+        jnp.array(may_continue),
+        jnp.array([kinds.index(kind) for _, kind in tags]),
+    )
 
 
 def masked_lm(apply: Callable, batch: dict[str, jax.Array], deterministic: bool = True) -> Sums:

@@ -1,4 +1,4 @@
-"""Tagged sentences for token classification: CoNLL and CoNLL-U files, TFDS, or generated; entity F1."""
+"""Tagged sentences for token classification: CoNLL and CoNLL-U files, TFDS, or generated."""
 
 import dataclasses
 import os
@@ -8,16 +8,15 @@ from typing import NamedTuple
 import numpy as np
 
 from transformer_jax.errors import UserError, choose, warn
-from transformer_jax.inference.predict import encode_words
-from transformer_jax.lines import read_file, split_lines
+from transformer_jax.inference.predict import NO_TOKENS, encode_words
+from transformer_jax.lines import read_file
 from transformer_jax.tokenizers import Tokenizer
 
 from ..config import DataConfig, TokenizerConfig
 from .batches import examples_fingerprint, make_tokenizer, tokenizer_lesson
+from .conll import CONLLU_COLUMNS, read_conll, read_conllu
 from .from_tfds import tfds_tagged
 from .python_tokens import python_tokens
-
-CONLLU_COLUMNS = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
 
 
 class Sentence(NamedTuple):
@@ -41,7 +40,11 @@ class Tagged:
 
 
 def load_tagged(
-    config: DataConfig, tokenizer_config: TokenizerConfig, tokenizer: Tokenizer | None, labels: tuple[str, ...]
+    config: DataConfig,
+    tokenizer_config: TokenizerConfig,
+    tokenizer: Tokenizer | None,
+    labels: tuple[str, ...],
+    head_labels: tuple[str, ...] = (),
 ) -> Tagged:
     """Load the tagged sentences of `data.source`: training and validation split.
 
@@ -50,8 +53,9 @@ def load_tagged(
     Args:
       tokenizer: one to use; None: train one on the training sentences.
       labels: known tags, in order; (): the sorted tags of the data.
+      head_labels: tags of a trained head; if they are the same set, their order is kept.
     Raises:
-      UserError: no such file, a malformed line. File and line are named.
+      UserError: no such file, a malformed line (file and line are named); one tag for all words.
     """
     train = tagged_split(config, "train")
     validation = tagged_split(config, "val")
@@ -60,7 +64,11 @@ def load_tagged(
         for tag in sorted(set(sentence.tags) - known_tags):  # as in real corpora; its output is never trained
             warn(f"{sentence.where}: tag {tag!r:.80} does not occur in training.")
             known_tags.add(tag)
-    labels = labels or tuple(sorted(known_tags))
+    if len(known_tags) == 1:
+        raise UserError(
+            f"data: all words have the tag {train[0].tags[0]!r:.80}, and a tagger needs two. Give other words."
+        )
+    labels = labels or (head_labels if set(head_labels) == known_tags else tuple(sorted(known_tags)))
     if tokenizer is None:
         texts = [["".join(s.separator + word for word in s.words) for s in part] for part in (train, validation)]
         tokenizer = make_tokenizer(tokenizer_config, tokenizer_lesson(tokenizer_config, *texts))
@@ -72,12 +80,16 @@ def load_tagged(
 def encode_sentence(
     tokenizer: Tokenizer, sentence: Sentence, index: dict[str, int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Encode a sentence to tokens and tags, int32 [T], and is_tagged, bool [T]: only a word's first token is tagged."""
+    """Encode a sentence to tokens and tags, int32 [T], and is_tagged, bool [T]: only a word's first token is tagged.
+
+    A word without tokens has no tag to learn.
+    """
     tokens, starts = encode_words(tokenizer, sentence.words, sentence.separator)
+    has_tokens = starts != NO_TOKENS
     tag = np.zeros(len(tokens), np.int32)
-    tag[starts] = [index[t] for t in sentence.tags]
+    tag[starts[has_tokens]] = np.array([index[t] for t in sentence.tags], np.int32)[has_tokens]
     is_tagged = np.zeros(len(tokens), bool)
-    is_tagged[starts] = True
+    is_tagged[starts[has_tokens]] = True
     return tokens, tag, is_tagged
 
 
@@ -110,65 +122,24 @@ TAGGED_SOURCES: dict[str, Callable[[DataConfig, str], list[Sentence]]] = {
 
 
 def read_tagged(path: str, config: DataConfig) -> list[Sentence]:
-    """Read the sentences of a CoNLL file; an empty line ends one.
+    """Read the sentences of a CoNLL file, with the tag in the last column; `conll` has the rules.
 
-    .conllu: CoNLL-U, with `data.label_field` upos (the default), xpos or deprel. Any other: one word per line, its tag
-    in the last column, columns separated by tabs or spaces.
+    .conllu: CoNLL-U, with `data.label_field` upos (the default), xpos or another of its columns.
 
     Raises:
-      UserError: no such file; a line with too few columns.
+      UserError: no such file, no sentence in it, or a malformed line.
     """
     if not path:
         raise UserError("data.path, data.val_path: data.source=tagged needs a .conll or .conllu file for each.")
     name = os.path.expanduser(path)
-    is_conllu = name.removesuffix(".gz").endswith(".conllu")
-    field = config.label_field or "upos"
-    if is_conllu and field not in CONLLU_COLUMNS:
-        raise UserError(f"data.label_field={field!r}: CoNLL-U has {', '.join(CONLLU_COLUMNS)}.")
-    column = CONLLU_COLUMNS.index(field) if is_conllu else -1
-    sentences = []
-    words: list[str] = []
-    tags: list[str] = []
-    first_line = 1
-    for number, line in enumerate([*split_lines(read_file(name)), ""], 1):
-        if not line.strip():
-            if words:
-                sentences.append(Sentence(words, tags, f"{path}, line {first_line}"))
-            words, tags = [], []
-            first_line = number + 1
-            continue
-        if (is_conllu and line.startswith("#")) or line.startswith("-DOCSTART-"):
-            continue
-        cells = line.split("\t") if "\t" in line else [cell for cell in line.split(" ") if cell]
-        needed = len(CONLLU_COLUMNS) if is_conllu else 2
-        if len(cells) < needed:
-            raise UserError(f"{path}, line {number}: has {len(cells)} columns, and needs {needed}. Fix the line.")
-        if is_conllu and not cells[0].isdecimal():
-            continue  # a multi-word token, or an empty node: the words have their own lines
-        words.append(cells[1] if is_conllu else cells[0])
-        tags.append(cells[column])
+    text = read_file(name)
+    if name.removesuffix(".gz").endswith(".conllu"):
+        field = config.label_field or "upos"
+        if field not in CONLLU_COLUMNS:
+            raise UserError(f"data.label_field={field!r}: CoNLL-U has {', '.join(CONLLU_COLUMNS)}.")
+        sentences = read_conllu(path, text, field)
+    else:
+        sentences = read_conll(path, text)
     if not sentences:
         raise UserError(f"{path}: there is no sentence in it.")
-    return sentences
-
-
-def entities(tags: list[str]) -> set[tuple[int, int, str]]:
-    """Find the entities in BIO tags: (first word, word after the last, kind); an I- without a B- begins one, too."""
-    found = set()
-    start = None
-    for i, tag in enumerate([*tags, "O"]):
-        kind = tag[2:] if tag[:2] in ("B-", "I-") else None
-        if start is not None and (tag[:2] != "I-" or kind != tags[start][2:]):
-            found.add((start, i, tags[start][2:]))
-            start = None
-        if start is None and kind is not None:
-            start = i
-    return found
-
-
-def entity_f1(references: list[list[str]], guesses: list[list[str]]) -> float:
-    """Entity F1 of CoNLL 2003, 2 P R / (P + R) over all sentences; an entity needs both ends and the kind right."""
-    pairs = [(entities(r), entities(g)) for r, g in zip(references, guesses, strict=True)]
-    num_right = sum(len(r & g) for r, g in pairs)
-    num_both = sum(len(r) + len(g) for r, g in pairs)
-    return 2 * num_right / num_both if num_both else 0.0
+    return [Sentence(words, tags, f"{path}, line {number}") for words, tags, number in sentences]

@@ -20,8 +20,9 @@ from ..data.batches import Batch, eval_batches, load_corpus
 from ..data.entropy import TRUTHS, draw_part
 from ..data.labelled import labelled_split
 from ..data.pairs import load_split
-from ..data.tagged import entity_f1, tagged_split
+from ..data.tagged import tagged_split
 from ..data.targets import to_index, to_number
+from ..entities import entity_f1, has_entities
 from ..entropy_floor import floor_of, paired, with_floor
 from ..evaluation import evaluate
 from ..initialization import InitFrom
@@ -117,7 +118,7 @@ def regress(run: Run, config: Config, split: str, options: Options) -> Score:
 
 
 def tag(run: Run, config: Config, split: str, options: Options) -> Score:
-    """Score a tagger: accuracy and macro-F1 of words and, where tags are B-, I- and O, the F1 of entities."""
+    """Score a tagger: accuracy and macro-F1 of words and, where tags mark entities, their F1."""
     sentences = tagged_split(config.data, split)
     guesses = predict.tag(run, [sentence.words for sentence in sentences], progress=options.progress_of(len(sentences)))
     references = [sentence.tags for sentence in sentences]
@@ -126,7 +127,7 @@ def tag(run: Run, config: Config, split: str, options: Options) -> Score:
     names = (*run.labels, *sorted(set(expected) - set(run.labels)))  # a tag that training never had is always wrong
     confusion = confusions(names, expected, guessed)
     values = {"accuracy": float(np.trace(confusion) / len(expected)), "macro_f1": macro_f1(confusion)}
-    if any(label.startswith("B-") for label in run.labels):
+    if has_entities(run.labels):
         values["entity_f1"] = entity_f1(references, guesses)
     lines = {"hypotheses": [" ".join(g) for g in guesses], "references": [" ".join(r) for r in references]}
     return Score(values, lines, confusion, names)

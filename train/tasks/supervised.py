@@ -17,6 +17,7 @@ from ..data.batches import Batch, labelled_batch, pair_batch, tagged_batch
 from ..data.labelled import Labelled, load_labelled
 from ..data.pairs import load_pairs
 from ..data.tagged import encode_sentence, load_tagged
+from ..entities import has_entities
 from ..initialization import InitFrom
 from ..resume import with_vocab_size
 from .base import Task, bucket_by_length
@@ -125,15 +126,16 @@ def _with_token_dropout(train_batch: Callable[[int], Batch], config: TrainConfig
 
 def tag(config: Config, init_from: InitFrom) -> Task:
     """Sequence tagging: a TokenTagger on sentences with a tag for each word."""
-    data = load_tagged(config.data, config.tokenizer, init_from.tokenizer, init_from.own_labels)
+    head_labels = init_from.run.labels if init_from.run else ()
+    data = load_tagged(config.data, config.tokenizer, init_from.tokenizer, init_from.own_labels, head_labels)
     model_config = with_vocab_size(init_from.merge_config(config.model), data.tokenizer.vocab_size)
     max_len = model_config.max_len
     init_from.check_model_type(TokenTagger)
     index = {label: i for i, label in enumerate(data.labels)}
-    encoded = [
-        [encode_sentence(encoder, sentence, index) for encoder, sentence in part]
-        for part in _with_encoders(config, data.tokenizer, data.train, data.validation)
-    ]
+    examples = _with_encoders(config, data.tokenizer, data.train, data.validation)
+    encoded = [[encode_sentence(encoder, sentence, index) for encoder, sentence in part] for part in examples]
+    num_words = sum(len(sentence.words) for part in examples for _, sentence in part)
+    num_empty = num_words - sum(int(is_tagged.sum()) for part in encoded for _, _, is_tagged in part)
     num_cut = sum(len(tokens) > max_len for part in encoded for tokens, _, _ in part)
     parts = [[tuple(array[:max_len] for array in sentence) for sentence in part] for part in encoded]
 
@@ -142,7 +144,6 @@ def tag(config: Config, init_from: InitFrom) -> Task:
 
     train_lengths, val_lengths = ([len(sentence[0]) for sentence in part] for part in parts)
     batches = bucket_by_length(config, max_len, train_lengths, val_lengths, make_batch)
-    has_entities = any(label.startswith("B-") for label in data.labels)
     return Task(
         model=TokenTagger(model_config, len(data.labels)),
         tokenizer=data.tokenizer,
@@ -152,14 +153,15 @@ def tag(config: Config, init_from: InitFrom) -> Task:
         fingerprint=data.fingerprint,
         description=(
             f"{len(parts[0]):,} sentences to train on{_describe_versions(parts[0], data.train)}, {len(parts[1]):,} to "
-            f"validate on, {len(data.labels)} tags{_describe_long(num_cut, max_len, 'cut')}, "
+            f"validate on, {len(data.labels)} tags{_describe_long(num_cut, max_len, 'cut')}"
+            f"{f'; {num_empty:,} words without a token are not learned' if num_empty else ''}, "
             f"{batches.sampler.padding:.0%} padding"
         ),
         num_targets=lambda batch: int(batch["is_token"].sum()),
         tokens_per_step=batches.sampler.mean_tokens,
         has_one_shape=False,
         has_perplexity=False,
-        counts=("accuracy", "entity_f1") if has_entities else ("accuracy",),
+        counts=("accuracy", "entity_f1") if has_entities(data.labels) else ("accuracy",),
         labels=data.labels,
         separator=data.train[0].separator,
     )

@@ -11,13 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transformer_jax.errors import UserError
+from transformer_jax.errors import UserError, warn
 from transformer_jax.inference.batching import batch_by_length, pad_batch, padded_length, truncate
 from transformer_jax.inference.forward import logits
 from transformer_jax.models import GPT, Regressor, Seq2Seq, SequenceClassifier, TokenTagger
 from transformer_jax.run import Run
 from transformer_jax.tokenizers import Tokenizer
 
+NO_TOKENS = -1  # in place of the index of a word's first token
 MAX_LOGITS = 2**26  # logits of a batch when every token has its own: 256 MB
 Progress = Callable[[int], None] | None  # called with the number of texts done
 
@@ -79,8 +80,9 @@ def tag(
 ) -> list[list[str]]:
     """Tag each word of each sentence, which is a list of words, or a text that is split at spaces.
 
-    For a run that tags characters, every character is a word. Words beyond the context get the tag "O" if there is
-    one, else the run's first; a warning on stderr reports how many sentences have such words.
+    For a run that tags characters, every character is a word. There are as many tags as words: those beyond the
+    context, and those of which the tokenizer leaves no token, get the tag "O" if there is one, else the run's first.
+    Warnings on stderr report how many there are.
 
     Raises:
       UserError: the run is no TokenTagger, or has no tokenizer.
@@ -88,18 +90,22 @@ def tag(
     _check_run(run, (TokenTagger,), batch_size)
     tokenizer = run.text_tokenizer
     names = run.labels or tuple(map(str, range(run.model.num_tags)))
-    tag_beyond = "O" if "O" in names else names[0]
+    tag_unread = "O" if "O" in names else names[0]
     words = [split_words(run, sentence) for sentence in sentences]
     encoded = [encode_words(tokenizer, sentence, run.separator) for sentence in words]
     max_len = run.config.encoder.max_len
+    if num_empty := sum(int(np.sum(starts == NO_TOKENS)) for _, starts in encoded):
+        warn(f"{num_empty} of {sum(map(len, words))} words have no token, and get the tag {tag_unread!r:.80}.")
     rows = truncate("sentences", [tokens for tokens, _ in encoded], max_len)
     tags: list[list[str]] = [[]] * len(words)
     for indices, tokens, is_token in _batches(run, rows, batch_size, max_len, progress):
         best = np.asarray(jnp.argmax(logits(run, tokens, is_token), axis=-1))
         for row, index in enumerate(indices):
             starts = encoded[index][1]
-            known = [names[i] for i in best[row][starts[starts < max_len]]]
-            tags[index] = known + [tag_beyond] * (len(words[index]) - len(known))
+            is_read = (starts != NO_TOKENS) & (starts < max_len)
+            tags[index] = [
+                names[best[row, start]] if known else tag_unread for start, known in zip(starts, is_read, strict=True)
+            ]
     return tags
 
 
@@ -113,11 +119,13 @@ def split_words(run: Run, sentence: str | Sequence[str]) -> list[str]:
 def encode_words(tokenizer: Tokenizer, words: Sequence[str], separator: str) -> tuple[np.ndarray, np.ndarray]:
     """Encode a sentence word by word: token ids int32 [T] with the special tokens, and the index of each word's first.
 
-    Words are encoded with the separator before them, as they occur in a text.
+    Words are encoded with the separator before them, as they occur in a text. The index is NO_TOKENS for a word of
+    which the tokenizer leaves nothing, such as an empty one or U+200B alone.
     """
     pieces = [tokenizer.encode_piece(separator + word) for word in words]
     first, last = tokenizer.ends
-    starts = np.cumsum([len(first), *map(len, pieces)])[:-1]
+    lengths = np.array([len(piece) for piece in pieces], int)
+    starts = np.where(lengths > 0, len(first) + np.cumsum(lengths) - lengths, NO_TOKENS)
     return np.concatenate([first, *pieces, last]).astype(np.int32), starts
 
 
