@@ -11,7 +11,7 @@ from helpers.checkpoint_checks import checkpoint_folders  # noqa: F401
 from helpers.file_checks import files  # noqa: F401
 from helpers.fresh_models import V, make, normal
 from helpers.numpy_gpt import GEMMA, numpy_gpt
-from helpers.sampling_checks import decoding, processors  # noqa: F401
+from helpers.sampling_checks import decoding, processors, regex_costs  # noqa: F401
 
 ROWS, LENGTH = 3, 5
 

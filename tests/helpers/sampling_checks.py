@@ -55,3 +55,18 @@ def decoding():
     found, expected = sampling.extend(step, state, *given([[7, 0], [8, 2]])), prefill([[*rows[0], 7], [*rows[1], 8, 2]])
     np.testing.assert_array_equal(found.token_buffer, expected.token_buffer)
     np.testing.assert_allclose(found.generated.log_probs, expected.generated.log_probs, atol=1e-4)
+
+
+def regex_costs():
+    """Each part of compiling a pattern counts its steps."""
+    automaton, errors = (
+        importlib.import_module(f"transformer_jax.{name}") for name in ("sampling.automaton", "errors")
+    )
+    regex = importlib.import_module("transformer_jax.sampling.regex")
+    automaton.MAX_STEPS = 999
+    for pattern in ("(){1000}", "([acegikmoqsuwy]){99}"):
+        try:
+            regex.compile_regex(pattern)
+        except errors.UserError:
+            continue
+        raise AssertionError(pattern)

@@ -13,10 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax.errors import UserError
+from transformer_jax.sampling.automaton import Automaton
 from transformer_jax.sampling.logits_processors import RULED_OUT, LogitsProcessor
-from transformer_jax.sampling.regex import Automaton, compile_regex
+from transformer_jax.sampling.regex import MAX_CHARACTERS, compile_regex
 
 MAX_CELLS = 2**28  # cells of a table: 1 GB
+BLOCK_CELLS = 2**20  # of a table, computed at a time
+UNREACHABLE = np.iinfo(np.int32).max
 
 
 @jax.tree_util.register_dataclass
@@ -66,20 +69,24 @@ def one_of(strings: Sequence[str], token_bytes: Sequence[bytes], eos_ids: Sequen
     """Build a constraint to one of `strings`. The other arguments are those of `matching`.
 
     Raises:
-      UserError: no strings, or a string that is no sequence of tokens; and as `matching`.
+      UserError: no strings, more than MAX_CHARACTERS characters in all, a string that is no sequence of tokens; and as
+        `matching`.
     """
     if not strings:
         raise UserError("strings=[]: must have one or more.")
+    if (num_characters := sum(map(len, strings))) > MAX_CHARACTERS:
+        raise UserError(f"strings: have {num_characters:,} characters in all; at most {MAX_CHARACTERS:,} can be.")
     pieces = set(token_bytes)
-    for string in strings:
+    longest = max(map(len, pieces), default=0)
+    for string in dict.fromkeys(strings):
         data = string.encode()
         spelled_ends = {0}  # the prefixes data[:end] that are a sequence of tokens
         for end in range(1, len(data) + 1):
-            if any(first in spelled_ends and data[first:end] in pieces for first in range(end)):
+            if any(first in spelled_ends and data[first:end] in pieces for first in range(max(0, end - longest), end)):
                 spelled_ends.add(end)
         if len(data) not in spelled_ends:
             raise UserError(f"strings: no tokens spell {string!r:.80}. Remove it, or take other token_bytes.")
-    return matching("|".join(map(re.escape, strings)), token_bytes, eos_ids)
+    return matching("|".join(map(re.escape, dict.fromkeys(strings))), token_bytes, eos_ids)
 
 
 def matching(pattern: str, token_bytes: Sequence[bytes], eos_ids: Sequence[int]) -> Constraint:
@@ -106,16 +113,28 @@ def matching(pattern: str, token_bytes: Sequence[bytes], eos_ids: Sequence[int])
 
 
 def _token_table(automaton: Automaton, token_bytes: Sequence[bytes]) -> np.ndarray:
-    """Compute the state after each token, [states, V]: byte by byte, for all tokens at once."""
+    """Compute the state after each token, [states, V]: byte by byte, for all tokens at once, some states at a time."""
     num_states = len(automaton.table)
     by_byte = np.concatenate([automaton.table, np.full((1, 256), -1, np.int32)])  # row -1: state -1 stays -1
     sizes = np.array([len(token) for token in token_bytes])
+    longest = sizes.max(initial=0)
+    sized = [np.flatnonzero(sizes > i) for i in range(longest)]
+    ith_byte = [np.array([token_bytes[token][i] for token in ids.tolist()], np.uint8) for i, ids in enumerate(sized)]
     table = np.repeat(np.arange(num_states, dtype=np.int32)[:, None], len(token_bytes), axis=1)
     table[:, sizes == 0] = -1
-    for i in range(sizes.max(initial=0)):
-        ids = np.flatnonzero(sizes > i)
-        table[:, ids] = by_byte[table[:, ids], np.array([token_bytes[token][i] for token in ids.tolist()])]
+    for rows in _row_blocks(table):
+        block = table[rows]
+        for ids, byte in zip(sized, ith_byte, strict=True):
+            before = block[:, ids]
+            is_alive = (before >= 0).any(axis=0)  # the others stay -1
+            block[:, ids[is_alive]] = by_byte[before[:, is_alive], byte[is_alive]]
     return table
+
+
+def _row_blocks(table: np.ndarray) -> list[slice]:
+    """Split the rows of a table into blocks of few cells, so that what is computed of one needs little memory."""
+    size = max(1, BLOCK_CELLS // max(1, table.shape[1]))
+    return [slice(start, start + size) for start in range(0, len(table), size)]
 
 
 def _prune(pattern: str, table: np.ndarray, is_accepting: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -123,22 +142,38 @@ def _prune(pattern: str, table: np.ndarray, is_accepting: np.ndarray) -> tuple[n
 
     The others exist because a pattern may need bytes that no token has, or that only a longer token has.
     """
-    unreachable = np.iinfo(np.int32).max
-    num_to_go = np.where(is_accepting, 0, unreachable)
-    num_before = -1
-    # Each round extends the paths by one token: at most as many rounds as the longest shortest path has tokens.
-    while num_before != (num_unreachable := int(np.count_nonzero(num_to_go == unreachable))):
-        num_before = num_unreachable
-        following = np.where(table < 0, unreachable, num_to_go[table]).min(axis=1, initial=unreachable)
-        num_to_go = np.minimum(num_to_go, np.where(following == unreachable, unreachable, following + 1))
-    if num_to_go[0] == unreachable:
+    num_states = len(table)
+    edges = []
+    for state, row in enumerate(table):
+        is_next = np.zeros(num_states + 1, bool)
+        is_next[row] = True  # -1 marks the last entry
+        following = np.flatnonzero(is_next[:-1])
+        edges.append(np.stack([np.full_like(following, state), following]).astype(np.int32))
+    sources, targets = np.concatenate(edges, axis=1)
+    num_to_go = _distances(num_states, targets, sources, np.flatnonzero(is_accepting))
+    if num_to_go[0] == UNREACHABLE:
         raise UserError(f"pattern={pattern!r:.80}: no tokens spell a match. Take other token_bytes.")
-    table = np.where((table < 0) | (num_to_go[table] == unreachable), -1, table)
-    is_reached = np.zeros(len(table), bool)
-    frontier = [0]
-    while frontier:
-        is_reached[frontier] = True
-        following = np.unique(table[frontier])
-        frontier = [state for state in following if state >= 0 and not is_reached[state]]
-    new_index = np.append(np.cumsum(is_reached) - 1, -1).astype(np.int32)  # the last entry maps -1 to -1
-    return new_index[table[is_reached]], num_to_go[is_reached].astype(np.int32)
+    is_useful = num_to_go[targets] < UNREACHABLE
+    is_reached = _distances(num_states, sources[is_useful], targets[is_useful], np.array([0])) < UNREACHABLE
+    is_kept = is_reached & (num_to_go < UNREACHABLE)
+    new_index = np.append(np.where(is_kept, np.cumsum(is_kept) - 1, -1), -1).astype(np.int32)  # the last maps -1 to -1
+    table = table[is_kept]
+    for rows in _row_blocks(table):
+        table[rows] = new_index[table[rows]]
+    return table, num_to_go[is_kept]
+
+
+def _distances(num_states: int, sources: np.ndarray, targets: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Compute the number of edges from the nearest of `starts` to each state, int32 [states], or UNREACHABLE."""
+    order = np.argsort(sources, kind="stable")
+    targets = targets[order]
+    first = np.searchsorted(sources[order], np.arange(num_states + 1))
+    distances = np.full(num_states, UNREACHABLE, np.int32)
+    frontier = starts
+    distance = 0
+    while len(frontier):
+        distances[frontier] = distance
+        distance += 1
+        following = np.concatenate([targets[first[state] : first[state + 1]] for state in frontier.tolist()])
+        frontier = np.unique(following[distances[following] == UNREACHABLE])
+    return distances
