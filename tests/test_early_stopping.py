@@ -125,7 +125,7 @@ def test_the_average_is_that_of_all_parameters_so_far_and_is_what_is_used():
     bad_step, _ = make(optax.sgd(0.1), ema_decay=0.6, loss_fn=lambda *a, **k: (jnp.nan, jnp.float32(1), {}))
     jax.tree.map(np.testing.assert_array_equal, jax.jit(bad_step)(state, bad).ema_params, state.ema_params)
     used, rest = to_checkpoint(state)
-    jax.tree.map(np.testing.assert_array_equal, from_checkpoint(used, rest), state)
+    jax.tree.map(np.testing.assert_array_equal, from_checkpoint(used, rest, {}), state)
 
 
 def test_a_run_with_an_average_is_measured_saved_and_resumed_by_it(tmp_path):

@@ -7,7 +7,7 @@ import jax
 
 from transformer_jax.config import TransformerConfig
 from transformer_jax.inference.memory import si
-from transformer_jax.models import Params, Seq2SeqConfig
+from transformer_jax.models import Params, Seq2SeqConfig, merge_params
 
 
 def count_params(tree: Any) -> int:
@@ -36,11 +36,19 @@ def flops_per_token(params: Params, config: TransformerConfig | Seq2SeqConfig) -
     return 6 * weights + sum(12 * c.num_layers * c.num_heads * c.head_dim * c.max_len for c in sides)
 
 
-def describe(params: Params, opt_state: Any, config: TransformerConfig | Seq2SeqConfig, tokens_per_step: int) -> str:
+def describe(
+    trained: Params,
+    frozen: Params,
+    opt_state: Any,
+    config: TransformerConfig | Seq2SeqConfig,
+    tokens_per_step: int,
+) -> str:
     """Describe the cost of a model in two lines for people: parameters and operations; bytes."""
+    params = merge_params(trained, frozen)
     flops = flops_per_token(params, config)
+    share = f", {count_params(trained):,} of them trained" if frozen else ""
     return (
-        f"model: {count_params(params):,} parameters, {si(flops)}FLOP per token, "
+        f"model: {count_params(params):,} parameters{share}, {si(flops)}FLOP per token, "
         f"{si(flops * tokens_per_step)}FLOP per step of {tokens_per_step:,} tokens\n"
         f"memory: {si(num_bytes(params))}B for parameters, {si(num_bytes(opt_state))}B for the optimizer"
     )

@@ -16,7 +16,7 @@ import optax
 from transformer_jax.checkpoints.meta import CheckpointMeta
 from transformer_jax.checkpoints.store import Checkpoints, abstract
 from transformer_jax.errors import RunError
-from transformer_jax.models import Model, init_params
+from transformer_jax.models import Model, Params, init_params
 
 from . import flops, resume, run_directory
 from .calls import Call, choose_steps_per_call, read_calls
@@ -26,7 +26,7 @@ from .evaluation import BrokenOff, breaking_off
 from .initialization import InitFrom, load_init_from, load_pretrained_params
 from .memory import check_training_memory
 from .metrics import MetricsLog
-from .optimizer import make_optimizer, make_schedule
+from .optimizer import make_optimizer, make_schedule, split_frozen
 from .parallel import Jit, Pmap, make_parallel
 from .plot import draw_loss
 from .saving import Saver
@@ -100,7 +100,7 @@ def _set_up(config: Config, meta: CheckpointMeta | None) -> _SetUp:
     schedule = make_schedule(config.optimizer, num_steps)
     parallel = build_parallel(config, task.model, task.loss_fn, optimizer)
     state, init_note = init_state(config, task.model, optimizer, init_from)
-    steps_per_call = choose_steps_per_call(config, task, state.params)
+    steps_per_call = choose_steps_per_call(config, task, state.all_params)
     calls = read_calls(batches, task.num_targets, step, config, steps_per_call)
     return _SetUp(config, task, parallel, schedule, calls, state, init_note)
 
@@ -217,7 +217,11 @@ def init_state(
       The state, and a note on which parameters are pre-trained ("" if none).
     """
     create_params = functools.partial(init_params, model)
-    create = functools.partial(create_state, optimizer=optimizer, has_ema=config.train.ema_decay > 0)
+
+    def create(params: Params) -> TrainState:
+        trained, frozen = split_frozen(params, config.optimizer.freeze)
+        return create_state(trained, optimizer, config.train.ema_decay > 0, frozen)
+
     key = jax.random.key(config.train.seed)
     if init_from.run is None:
         return jax.jit(lambda key: create(create_params(key)))(key), ""
@@ -239,7 +243,7 @@ def _diverged(set_up: _SetUp, saver: Saver, state: TrainState, step: int) -> Run
     """Return the error of a run that ends at `step` because steps are skipped."""
     metrics = set_up.parallel.get(_step_metrics(state))
     last = step - int(metrics["consecutive_skips"])  # the last step that changed a parameter
-    loss_sum, _, _ = set_up.parallel.evaluate(state.params, next(iter(set_up.task.eval_batches())))
+    loss_sum, _, _ = set_up.parallel.evaluate(state.all_params, next(iter(set_up.task.eval_batches())))
     return saver.diverged(
         f"stopped at step {step}: loss or gradient was NaN or infinite in all steps since {last + 1} (gradient norm "
         f"{float(metrics['grad_norm'])}, learning rate {float(set_up.schedule(last)):.3g}). None of these steps "
@@ -252,9 +256,11 @@ def _restore(
     checkpoints: Checkpoints, step: int, state: TrainState, parallel: Jit | Pmap, changes: list[str]
 ) -> TrainState:
     """Restore the state of a checkpoint. Skipped steps are counted afresh if the optimizer is to do better."""
-    params, rest = to_checkpoint(abstract(state, parallel.sharding))
-    restored = checkpoints.restore(step, params=params, state=rest)
-    state = from_checkpoint(restored["params"], restored["state"])
+    template = abstract(state, parallel.sharding)
+    params, rest = to_checkpoint(template)
+    frozen = {"frozen": template.frozen} if template.frozen else {}
+    restored = checkpoints.restore(step, params=params, state=rest, **frozen)
+    state = from_checkpoint(restored["params"], restored["state"], restored.get("frozen", {}))
     if any(change.startswith("optimizer.") for change in changes):
         state = dataclasses.replace(state, consecutive_skips=jnp.zeros_like(state.consecutive_skips))
     return state
@@ -264,7 +270,7 @@ def _describe(config: Config, task: Task, state: TrainState, init_note: str) -> 
     return (
         f"devices: {jax.device_count()} x {jax.devices()[0].device_kind}, {task.model.config.decoder.dtype}\n"
         f"data: {task.description}; {task.tokenizer.kind} tokenizer, {task.tokenizer.vocab_size:,} ids\n"
-        + flops.describe(state.params, state.opt_state, task.model.config, task.tokens_per_step)
+        + flops.describe(state.params, state.frozen, state.opt_state, task.model.config, task.tokens_per_step)
         + (f"\n{init_note}" if init_note else "")
     )
 

@@ -10,7 +10,7 @@ from transformer_jax.models import parameter_shapes
 
 from .config import Config
 from .flops import count_params, num_bytes
-from .optimizer import make_optimizer
+from .optimizer import make_optimizer, split_frozen
 from .state import create_state
 from .tasks.base import Task
 
@@ -27,7 +27,8 @@ def check_training_memory(config: Config, task: Task) -> None:
     optimizer = make_optimizer(config.optimizer, config.train.num_steps)
     create = functools.partial(create_state, optimizer=optimizer, has_ema=config.train.ema_decay > 0)
     shapes = parameter_shapes(task.model)
-    state = num_bytes(jax.eval_shape(create, shapes)) + num_bytes(shapes)
+    trained, frozen = split_frozen(shapes, config.optimizer.freeze)
+    state = num_bytes(jax.eval_shape(create, trained)) + num_bytes((trained, frozen))
     check_memory(
         state,
         f"model: {count_params(shapes):,} parameters",

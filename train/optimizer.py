@@ -1,4 +1,4 @@
-"""Optimizers (AdamW, Muon) and learning-rate schedules, from optax; weight decay, frozen parameters, layer decay.
+"""Optimizers (AdamW, Muon) and learning-rate schedules, from optax; weight decay, layer decay, frozen parameters.
 
 The treatment of a parameter depends on its name, not on its number of axes: here kernels have two or three axes, and
 some biases have two.
@@ -11,7 +11,7 @@ import jax
 import optax
 
 from transformer_jax.errors import UserError, choose
-from transformer_jax.models import Params, path_names
+from transformer_jax.models import Params, path_names, split_params
 from transformer_jax.nn.layers import num_input_axes
 
 from .config import OptimizerConfig
@@ -102,27 +102,25 @@ def _muon(config, schedule):
 OPTIMIZERS = {"adamw": _adamw, "muon": _muon}
 
 
-def freeze(optimizer: optax.GradientTransformation, patterns: str) -> optax.GradientTransformation:
-    """Freeze parameters: wrap `optimizer` so that parameters whose name matches a pattern are not updated.
+def split_frozen(params: Params, patterns: str) -> tuple[Params, Params]:
+    """Split parameters into those to train, and those that `optimizer.freeze` keeps as they are.
 
     Args:
       patterns: regular expressions with commas between them, searched in names such as
-        "stack/block_0/attention/query/kernel".
-    Raises (when the optimizer state is created):
+        "stack/block_0/attention/query/kernel"; "": all are trained.
+    Raises:
       UserError: a pattern matches no name, or no parameter is left to train.
     """
-
-    def labels(params):
-        names = jax.tree_util.tree_map_with_path(lambda path, _: "/".join(path_names(path)), params)
-        for pattern in patterns.split(","):
-            if not any(re.search(pattern, name) for name in jax.tree.leaves(names)):
-                raise UserError(f"optimizer.freeze: no parameter has {pattern!r} in its name.")
-        frozen = jax.tree.map(lambda name: any(re.search(p, name) for p in patterns.split(",")), names)
-        if all(jax.tree.leaves(frozen)):
-            raise UserError(f"optimizer.freeze={patterns!r}: leaves no parameter to train.")
-        return jax.tree.map(lambda is_frozen: "frozen" if is_frozen else "trained", frozen)
-
-    return optax.partition({"trained": optimizer, "frozen": optax.set_to_zero()}, labels)
+    if not patterns:
+        return params, {}
+    names = ["/".join(path_names(path)) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    for pattern in patterns.split(","):
+        if not any(re.search(pattern, name) for name in names):
+            raise UserError(f"optimizer.freeze: no parameter has {pattern!r} in its name.")
+    frozen, trained = split_params(params, lambda name: any(re.search(p, name) for p in patterns.split(",")))
+    if not trained:
+        raise UserError(f"optimizer.freeze={patterns!r}: leaves no parameter to train.")
+    return trained, frozen
 
 
 def decay_by_layer(decay: float) -> optax.GradientTransformation:
@@ -151,7 +149,7 @@ def decay_by_layer(decay: float) -> optax.GradientTransformation:
 
 
 def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
-    """Make the optimizer that `config.name` names, with gradient clipping, layer decay and frozen parameters.
+    """Make the optimizer that `config.name` names, with gradient clipping and layer decay.
 
     Raises:
       UserError: unknown optimizer.name or optimizer.schedule.
@@ -160,6 +158,4 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
     # Without clipping the state has the same structure, so that a resumed run may begin to clip.
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     optimizer = optax.chain(clip, optimizer)
-    if config.layer_decay < 1:
-        optimizer = optax.chain(optimizer, decay_by_layer(config.layer_decay))
-    return freeze(optimizer, config.freeze) if config.freeze else optimizer
+    return optax.chain(optimizer, decay_by_layer(config.layer_decay)) if config.layer_decay < 1 else optimizer

@@ -51,7 +51,7 @@ class Saver:
             self._checkpoints.prune(self.step)
         self._log.sync()
         params, rest = to_checkpoint(state)
-        self._checkpoints.save(params, self._meta(step, score, best), rest)
+        self._checkpoints.save(params, self._meta(step, score, best), rest, state.frozen)
         self.step = step
         self.is_due = False
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from transformer_jax.models import Params
+from transformer_jax.models import Params, merge_params
 
 from .state import LossAccumulator, TrainState
 
@@ -35,6 +35,8 @@ def train_step(
 ) -> TrainState:
     """Training step: gradient of the mean loss over the batch, then the optimizer's update.
 
+    Only `state.params` is differentiated and updated; `state.frozen` is read.
+
     The batch is split into `accumulation` micro-batches. Sums of losses, weights and gradients are added over the
     micro-batches and (under pmap) over the devices of `axis_name`, and only then divided. A non-finite step (its loss
     or gradient is NaN or infinite) is skipped: it is counted, and changes no parameter. After
@@ -53,7 +55,8 @@ def train_step(
         key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
 
     def micro_batch_loss(params, micro_batch, key):
-        apply = functools.partial(model.apply, {"params": params}, rngs={"dropout": key})
+        variables = {"params": merge_params(params, state.frozen)}
+        apply = functools.partial(model.apply, variables, rngs={"dropout": key})
         loss_sum, weight_sum, _ = loss_fn(apply, micro_batch, deterministic=False)
         return loss_sum, weight_sum
 
@@ -90,6 +93,7 @@ def train_step(
     return TrainState(
         step=state.step + 1,
         params=params,
+        frozen=state.frozen,
         opt_state=keep_if_skipped(state.opt_state, opt_state),
         consecutive_skips=jnp.where(is_skipped, state.consecutive_skips + 1, 0),
         skipped_steps=state.skipped_steps + is_skipped,

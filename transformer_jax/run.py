@@ -91,7 +91,7 @@ def _read(checkpoints: Checkpoints, average: int, steps: list[int]) -> Run:
     for step in steps:
         checkpoints.check_arrays(step, shapes)
     template = abstract(_with_dtypes(shapes, meta.param_dtypes))
-    params = [checkpoints.restore(step, params=template)["params"] for step in sorted(steps)]
+    params = [checkpoints.restore_params(step, template) for step in sorted(steps)]
     return Run(
         meta.model,
         jax.tree.map(lambda *leaves: sum(leaves) / average, *params) if average else params[0],

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from transformer_jax.checkpoints.lock import HeldFolders
-from transformer_jax.checkpoints.seal import META, Problem, find_problem
+from transformer_jax.checkpoints.seal import META, Problem, find_problem, seal_of
 from transformer_jax.errors import UserError, system_reason, warn
 
+FROZEN = "frozen"  # folder of the parameters that no step of a run changes
 _MOST_ATTEMPTS = 100  # to read checkpoints that a training run deletes
 T = TypeVar("T")
 
@@ -27,6 +28,7 @@ class CheckpointFolder:
         self.run_dir = Path(run_dir).expanduser().absolute()
         self.folder = self.run_dir / "checkpoints"
         self._unsound: set[int] = set()  # steps that were found damaged or misnamed
+        self._sound_frozen: set[str] = set()  # seals of frozen parameters whose files were checked
 
     def steps(self) -> list[int]:
         """List the steps that have a folder, oldest first, damaged or not."""
@@ -37,8 +39,25 @@ class CheckpointFolder:
         return not any(_number(name.split(".")[0]) is not None for name in self._folders())
 
     def damage(self, step: int) -> Problem | None:
-        """Find the reason why a checkpoint is not sound, naming the file; None if it is sound."""
-        return find_problem(self._path(step))
+        """Find the reason why a checkpoint is not sound, naming the file; None if it is sound.
+
+        One whose run has frozen parameters is sound only with those that it was trained with.
+        """
+        problem = find_problem(self._path(step))
+        frozen = self._peek(step).get("frozen")
+        return problem or (self._frozen_damage(str(frozen)) if frozen else None)
+
+    def _frozen_damage(self, digest: str) -> Problem | None:
+        """The reason why the frozen parameters of this run are not those with this seal; None if they are."""
+        folder = self.folder / FROZEN
+        if digest in self._sound_frozen:
+            return None
+        problem = find_problem(folder)
+        if problem is None and seal_of(folder) != digest:
+            problem = Problem("damaged", f"{folder}: holds other frozen parameters than it was trained with")
+        if problem is None:
+            self._sound_frozen.add(digest)
+        return problem
 
     def find(self, which: str | int = "latest") -> int:
         """Find the step of a sound checkpoint; arguments and errors are those of `read`."""

@@ -16,7 +16,7 @@ from transformer_jax.checkpoints.seal import OF_THE_PROCESS, recover
 SAVING = ".orbax-checkpoint-tmp"
 _DELETING = ".deleting"
 _REPLACED = ".replaced"
-_LEFTOVER = re.compile(rf"(0|[1-9][0-9]*)({_DELETING}|{_REPLACED}|{SAVING})".replace(".", r"\."))
+_LEFTOVER = re.compile(rf"(0|[1-9][0-9]*|frozen)({_DELETING}|{_REPLACED}|{SAVING})".replace(".", r"\."))
 _GONE = -1  # no inode has this number
 
 

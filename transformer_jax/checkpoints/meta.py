@@ -56,6 +56,7 @@ class CheckpointMeta:
     separator: str = " "  # between the words that a tagger reads
     problem_type: str = ""  # of a classification head: one of models.PROBLEM_TYPES; "": there is none
     hf_config: HuggingFaceConfig | None = None  # None: not from a Hugging Face folder
+    frozen: str = ""  # seal of the run's frozen parameters, which are not in this checkpoint; "": it has all
     param_dtypes: dict[str, str] = dataclasses.field(default_factory=dict)  # by tree path; those that are not float32
     val_score: float | None = None  # larger is better; None: this step was not evaluated
     training: TrainingMeta | None = None  # None: written by `tj.save`
@@ -73,6 +74,7 @@ class CheckpointMeta:
             "separator": self.separator,
             "problem_type": self.problem_type,
             "hf_config": dataclasses.asdict(self.hf_config) if self.hf_config else None,
+            "frozen": self.frozen,
             "param_dtypes": self.param_dtypes,
             "val_score": self.val_score,
             "training": dataclasses.asdict(self.training) if self.training else None,
@@ -104,6 +106,7 @@ class CheckpointMeta:
             separator=read.value("separator", _string),
             problem_type=problem_type,
             hf_config=read.optional("hf_config", _hf_config),
+            frozen=read.value("frozen", _string),
             param_dtypes=read.mapping("param_dtypes", _dtype),
             val_score=read.optional("val_score", _number),
             training=read.optional("training", _training),

@@ -55,6 +55,11 @@ def commit(folder: Path, final: Path) -> None:
         shutil.rmtree(replaced)
 
 
+def seal_of(folder: Path) -> str:
+    """Digest of a folder's seal, and so of all its files."""
+    return _sha256(folder / SEAL)
+
+
 def recover(final: Path) -> None:
     """Finish a `commit` that was killed between its renames: take the replaced folder back, or delete it."""
     if os.path.lexists(final):

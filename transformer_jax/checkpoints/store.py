@@ -4,6 +4,8 @@
                             state/        the rest of the training state (absent where there is none)
                             meta/         JSON of a CheckpointMeta: model, tokenizer, settings, scores, versions
                             sha256.json   the seal: a digest of every file above
+                        frozen/           parameters that no step changes, written once and never deleted; a step's
+                                          params are then the others
 
 Orbax writes a checkpoint in the background into a temporary folder. `seal.commit` seals that, flushes it to
 the disk and renames it, so a kill or a power cut leaves either all of it or nothing. One whose files do not match its
@@ -11,6 +13,7 @@ seal is never loaded, and none is deleted while a process loads it (`lock.py`).
 """
 
 import contextlib
+import dataclasses
 import logging
 import os
 from collections.abc import Iterator
@@ -22,12 +25,13 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from transformer_jax.checkpoints.folder import CheckpointError, CheckpointFolder, listed, score_of
+from transformer_jax.checkpoints.folder import FROZEN, CheckpointError, CheckpointFolder, listed, score_of
 from transformer_jax.checkpoints.lock import SAVING, delete, delete_leftover, leftovers
 from transformer_jax.checkpoints.meta import CheckpointMeta
-from transformer_jax.checkpoints.seal import SEAL, commit, free_name, make_folder
+from transformer_jax.checkpoints.seal import SEAL, commit, free_name, make_folder, seal_of
 from transformer_jax.errors import RunError, UserError, system_reason, warn
 from transformer_jax.files import check_no_link
+from transformer_jax.models import Params, merge_params, split_params
 
 
 class _SealedFolder(ocp.path.atomicity.CommitFileTemporaryPath):
@@ -71,13 +75,13 @@ class Checkpoints(CheckpointFolder):
         return meta
 
     def check_arrays(self, step: int, params: object) -> None:
-        """Check that the parameters of a checkpoint have the names and shapes of those in a tree; nothing is loaded.
+        """Check that the parameters of a checkpoint, with the frozen ones, have the names and shapes of a tree's.
 
         Raises:
           CheckpointError: its metadata describe another model than its arrays are of.
         """
         with self._as_checkpoint_error(step):
-            stored = _shapes(ocp.StandardCheckpointHandler().metadata(self._path(step) / "params").tree)
+            stored = self._frozen_shapes(step) | _stored_shapes(self._path(step))
         expected = _shapes(params)
         problems = [f"{name} is missing" for name in expected if name not in stored]
         problems += [f"{name} is unknown" for name in stored if name not in expected]
@@ -91,40 +95,52 @@ class Checkpoints(CheckpointFolder):
                 f"{self._path(step)}: its arrays do not fit model in its meta: {', '.join(problems[:3])}{more}. {fix}"
             )
 
+    def restore_params(self, step: int, template: Params) -> Params:
+        """Restore all parameters of a checkpoint, the frozen ones of its run too; template and errors as `restore`."""
+        with self._as_checkpoint_error(step):
+            frozen_names = self._frozen_shapes(step)
+        frozen, trained = split_params(template, lambda name: name in frozen_names)
+        restored = self.restore(step, params=trained, **({FROZEN: frozen} if frozen else {}))
+        return merge_params(restored["params"], restored.get(FROZEN, {}))
+
+    def _frozen_shapes(self, step: int) -> dict[str, tuple[int, ...]]:
+        return _stored_shapes(self.folder / FROZEN) if self.meta(step).frozen else {}
+
     def restore(self, step: int, **templates: object) -> dict:
         """Restore arrays of a checkpoint, placed as the templates are sharded.
 
         Args:
-          templates: `params=` and/or `state=`: pytrees of arrays or jax.ShapeDtypeStruct with shardings.
+          templates: `params=`, `state=` and `frozen=`: pytrees of arrays or jax.ShapeDtypeStruct with shardings.
         Raises:
           CheckpointError: unreadable, or a parameter has NaN or infinity in it.
         """
-        restored = self._restore(step, **{name: ocp.args.StandardRestore(tree) for name, tree in templates.items()})
+        items = {name: ocp.args.StandardRestore(tree) for name, tree in templates.items()}
+        of_run = {"params": items.pop(FROZEN)} if FROZEN in items else {}
+        restored = self._restore(step, self._path(step), **items)
+        if of_run:
+            restored[FROZEN] = self._restore(step, self.folder / FROZEN, **of_run)["params"]
         if "params" in restored and (name := _find_not_finite(restored["params"])):
             fix = "Choose another with checkpoint=<step>."
             raise CheckpointError(f"{self._path(step)}: {name} has NaN or infinity in it. {fix}")
         return restored
 
-    def save(self, params: object, meta: CheckpointMeta, state: object = None) -> None:
+    def save(self, params: object, meta: CheckpointMeta, state: object = None, frozen: Params | None = None) -> None:
         """Start to save; return once the arrays are copied, and continue in the background.
 
         Waits first until the previous save is sealed, then removes checkpoints that are no longer kept.
 
+        Args:
+          params: the parameters alone, without the frozen ones.
+          state: the rest of the training state.
+          frozen: parameters that no step of this run changes: saved once, by the first save.
         Raises:
           UserError: `checkpoints` is a link.
           RunError: the previous save failed, or this one could not begin. Earlier checkpoints are untouched.
         """
         check_no_link(self.folder)
         self.wait()
-        step = meta.step
-        items: dict[str, ocp.args.CheckpointArgs] = {
-            "params": ocp.args.StandardSave(params),
-            "meta": ocp.args.JsonSave(meta.to_dict()),
-        }
-        if state is not None:
-            items["state"] = ocp.args.StandardSave(state)
-        self._pending_step = step
-        with self._as_run_error(step):
+        self._pending_step = meta.step
+        with self._as_run_error(meta.step):
             self._make_folder()
             if self._checkpointer is None:
                 self.clean_up()
@@ -133,9 +149,35 @@ class Checkpoints(CheckpointFolder):
                 self._checkpointer = ocp.AsyncCheckpointer(
                     ocp.CompositeCheckpointHandler(), temporary_path_class=_SealedFolder
                 )
-            folder = self.folder / f"{step}{SAVING}"
-            folder.mkdir(exist_ok=True)  # where that fails, Orbax would leave coroutines that Python warns of
-            self._checkpointer.save(folder, args=ocp.args.Composite(**items), force=True)  # force: over a killed save
+            if frozen:
+                meta = dataclasses.replace(meta, frozen=self._save_frozen(frozen))
+            items: dict[str, ocp.args.CheckpointArgs] = {
+                "params": ocp.args.StandardSave(params),
+                "meta": ocp.args.JsonSave(meta.to_dict()),
+            }
+            if state is not None:
+                items["state"] = ocp.args.StandardSave(state)
+            self._start(str(meta.step), items)
+
+    def _start(self, name: str, items: dict[str, ocp.args.CheckpointArgs]) -> None:
+        """Start to write a folder of items."""
+        assert self._checkpointer is not None, "the caller made one"
+        folder = self.folder / f"{name}{SAVING}"
+        folder.mkdir(exist_ok=True)  # where that fails, Orbax would leave coroutines that Python warns of
+        self._checkpointer.save(folder, args=ocp.args.Composite(**items), force=True)  # force: over a killed save
+
+    def _save_frozen(self, frozen: Params) -> str:
+        """Save the frozen parameters, unless they are there. Returns their seal."""
+        folder = self.folder / FROZEN
+        if not folder.is_dir() or seal_of(folder) not in self._sound_frozen:
+            assert self._checkpointer is not None, "the caller made one"
+            names = sorted(_shapes(frozen))
+            self._start(
+                FROZEN, {"params": ocp.args.StandardSave(frozen), "meta": ocp.args.JsonSave({"parameters": names})}
+            )
+            self._checkpointer.wait_until_finished()
+            self._sound_frozen.add(seal_of(folder))
+        return seal_of(folder)
 
     def wait(self, prune: bool = True) -> None:
         """Wait until the last save is on disk and sealed. Raises RunError if it failed.
@@ -210,9 +252,9 @@ class Checkpoints(CheckpointFolder):
                 except OSError as error:
                     warn(f"checkpoint {step} is no longer needed, and cannot be deleted ({system_reason(error)})")
 
-    def _restore(self, step: int, **items: object) -> dict:
+    def _restore(self, step: int, folder: Path, **items: object) -> dict:
         with self._as_checkpoint_error(step), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-            restored = checkpointer.restore(self._path(step), args=ocp.args.Composite(**items))
+            restored = checkpointer.restore(folder, args=ocp.args.Composite(**items))
             return {name: restored[name] for name in items}
 
     @contextlib.contextmanager
@@ -222,6 +264,11 @@ class Checkpoints(CheckpointFolder):
         except Exception as error:  # for damage Orbax raises ValueError, KeyError, JSONDecodeError, or bare Exception
             message = f"checkpoint {self._path(step)} cannot be read ({system_reason(error)})."
             raise CheckpointError(f"{message} Choose another with checkpoint=<step>.") from error
+
+
+def _stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the parameters in a folder, by name; nothing is loaded."""
+    return _shapes(ocp.StandardCheckpointHandler().metadata(folder / "params").tree)
 
 
 def _shapes(tree: object) -> dict[str, tuple[int, ...]]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -40,8 +41,10 @@ __all__ = [
     "describe_model",
     "init_params",
     "make_model",
+    "merge_params",
     "parameter_shapes",
     "path_names",
+    "split_params",
 ]
 
 MODELS: dict[str, type[Any]] = {
@@ -155,6 +158,32 @@ def _with_one_period(config: TransformerConfig | Seq2SeqConfig) -> TransformerCo
 def path_names(path: tuple[jax.tree_util.DictKey, ...]) -> tuple[str, ...]:
     """Names along the path of a parameter, ("stack", "block_0", "norm", "scale"), from the keys of jax.tree_util."""
     return tuple(key.key for key in path)
+
+
+def split_params(params: Params, is_chosen: Callable[[str], bool]) -> tuple[Params, Params]:
+    """Split a tree of parameters by name: (chosen, others), two trees of the same dicts without empty ones.
+
+    Args:
+      is_chosen: tells for a name such as "stack/block_0/attention/query/kernel".
+    """
+    parts: tuple[Params, Params] = ({}, {})
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        *modules, last = path_names(path)
+        tree = parts[0 if is_chosen("/".join([*modules, last])) else 1]
+        functools.reduce(lambda tree, name: tree.setdefault(name, {}), modules, tree)[last] = leaf
+    return parts
+
+
+def merge_params(part: Params, other: Params) -> Params:
+    """Merge two trees of parameters that have no name in common; the inverse of `split_params`."""
+    merged = dict(part)
+    for name, child in other.items():
+        if name in part:
+            assert isinstance(child, dict), f"{name} is in both parts"
+            merged[name] = merge_params(part[name], child)
+        else:
+            merged[name] = child
+    return {name: merged[name] for name in sorted(merged)}
 
 
 def init_params(model: Model, key: jax.Array) -> Params:
