@@ -1,6 +1,7 @@
 """Frozen parameters: no gradient, no optimizer state, and one copy in a run directory, which still samples alone."""
 
 import functools
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from helpers.checkpoints import SEAL
 from helpers.train_steps import make, make_batch
 
 import transformer_jax as tj
@@ -144,11 +146,10 @@ def test_a_checkpoint_without_its_frozen_parameters_is_refused(tmp_path, run_dir
         content = bytearray(file.read_bytes())
         content[len(content) // 2] ^= 4
         file.write_bytes(content)
-    else:
-        shutil.rmtree(frozen)
-        shutil.copytree(run_dir / "checkpoints" / "2", frozen)
-        meta = json.loads((frozen / "meta" / "metadata").read_text())
-        assert meta["step"] == 2
+    else:  # sound, but of another run
+        (frozen / "meta" / "metadata").write_text("{}")
+        seal = json.loads((frozen / SEAL).read_text())
+        (frozen / SEAL).write_text(json.dumps(seal | {"meta/metadata": hashlib.sha256(b"{}").hexdigest()}))
     with pytest.raises(tj.UserError, match="frozen") as error:
         tj.load(tmp_path / "run", checkpoint=4)
     assert len(str(error.value).splitlines()) == 1

@@ -13,7 +13,7 @@ import pytest
 import train.loop
 import transformer_jax as tj
 from train.config import Config
-from train.data import dates, entropy, sources
+from train.data import dates, entropy, from_tfds, sources
 from train.data.labelled import LABELLED_SOURCES, labelled_split
 from train.data.pairs import PAIR_SOURCES, load_split
 from train.data.tagged import TAGGED_SOURCES, tagged_split
@@ -167,13 +167,13 @@ def trace(config):
     make_schedule(config.optimizer, config.train.num_steps)
     train.loop.build_parallel(config, task.model, task.loss_fn, optimizer)
     state = jax.eval_shape(lambda: train.loop.init_state(config, task.model, optimizer, init_from)[0])
-    train.loop.choose_steps_per_call(config, task, state.params)
+    train.loop.choose_steps_per_call(config, task, state.all_params)
     step = functools.partial(train_step, model=task.model, loss_fn=task.loss_fn, optimizer=optimizer)
     step = functools.partial(step, seed=0, accumulation=1, max_consecutive_skips=1, log_every=1)
     jax.eval_shape(step, state, task.train_batch(0))
     batch = next(iter(task.eval_batches()))
     evaluate = functools.partial(eval_step, model=task.model, loss_fn=task.loss_fn)
-    sums = jax.eval_shape(evaluate, state.params, batch)
+    sums = jax.eval_shape(evaluate, state.all_params, batch)
     if config.train.task == "seq2seq":
         load_split(config.data, "test")
     elif config.train.task == "tag":
@@ -224,6 +224,7 @@ def traced(tmp_path_factory):
         patch.setattr(entropy, "NUM_CHARACTERS", 5000)
         patch.setattr(sources, "NUM_CHARACTERS", 5000)
         patch.setitem(sys.modules, "tensorflow_datasets", fake_tfds())
+        patch.setattr(from_tfds, "_own_features_only", contextlib.nullcontext)  # the stand-in reads no features.json
         all_variants = variants(write_files(folder))
         with recorded(*SECTIONS.values(), without=OF_EACH_VARIANT) as reads:
             train.loop.run(make_config(settings("causal_lm", all_variants["causal_lm"])), folder / "run")

@@ -37,11 +37,7 @@ def flops_per_token(params: Params, config: TransformerConfig | Seq2SeqConfig) -
 
 
 def describe(
-    trained: Params,
-    frozen: Params,
-    opt_state: Any,
-    config: TransformerConfig | Seq2SeqConfig,
-    tokens_per_step: int,
+    trained: Params, frozen: Params, opt_state: Any, config: TransformerConfig | Seq2SeqConfig, tokens_per_step: int
 ) -> str:
     """Describe the cost of a model in two lines for people: parameters and operations; bytes."""
     params = merge_params(trained, frozen)
