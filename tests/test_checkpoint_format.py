@@ -12,6 +12,7 @@ import transformer_jax as tj
 from train.config import Config
 from train.resume import last_checkpoint, trained_config
 from transformer_jax.checkpoints.meta import FORMAT, BestScore, CheckpointMeta, HuggingFaceConfig, TrainingMeta
+from transformer_jax.checkpoints.seal import seal_of
 from transformer_jax.checkpoints.store import CheckpointError, Checkpoints
 from transformer_jax.models import SequenceClassifier
 from transformer_jax.tokenizers import train_tokenizer
@@ -43,18 +44,19 @@ def rewrite(run_dir, change):
 @pytest.fixture
 def run_dir(tmp_path):
     checkpoints = Checkpoints(tmp_path / "run")
-    checkpoints.save({"kernel": np.ones((3, 5))}, FULL)
+    checkpoints.save({"kernel": np.ones((3, 5))}, FULL, frozen={"bias": np.ones(3)})
     checkpoints.wait()
     return tmp_path / "run"
 
 
 def test_all_metadata_come_back_as_they_were_written(run_dir):
     checkpoints = Checkpoints(run_dir)
-    assert checkpoints.find("best") == 5 and checkpoints.meta(5) == FULL == tj.read_meta(run_dir)
+    full = dataclasses.replace(FULL, frozen=seal_of(run_dir / "checkpoints" / "frozen"))
+    assert checkpoints.find("best") == 5 and checkpoints.meta(5) == full == tj.read_meta(run_dir)
     assert CheckpointMeta.from_dict(json.loads(json.dumps(meta_of(3).to_dict()))) == meta_of(3)
     assert trained_config(FULL, run_dir) == Config() and {"python", "jax"} <= FULL.versions.keys()
     for field in dataclasses.fields(CheckpointMeta):
-        assert field.default is dataclasses.MISSING or getattr(FULL, field.name) != field.default, field.name
+        assert field.default is dataclasses.MISSING or getattr(full, field.name) != field.default, field.name
 
 
 @pytest.mark.parametrize(
