@@ -64,7 +64,7 @@ def regex_costs():
     )
     regex = importlib.import_module("transformer_jax.sampling.regex")
     automaton.MAX_STEPS = 999
-    for pattern in ("(){1000}", "([acegikmoqsuwy]){99}"):
+    for pattern in ("((){99}){11}", "[^\\s\\S]([acegikmoqsuwy]){99}"):  # the class is never reached
         try:
             regex.compile_regex(pattern)
         except errors.UserError:
