@@ -313,7 +313,7 @@ def test_pieces_are_readable_or_shown_as_ids():
         (lambda: GPT(config_of()), ("a" * 20,), "text: 20 tokens, and the model's context is 19"),
         (lambda: seq2seq(), ("a", "a" * 19), "target: 20 tokens, and the model's context is 19"),
         (lambda: GPT(config_of()), ("dog",), "no id for 'd'"),
-        (lambda: GPT(config_of(vocab_size=5)), ("the cat",), "text: has token .*, and the model knows 0 to 4"),
+        (lambda: GPT(config_of(vocab_size=5)), ("the cat",), "text: has token .*, and the model knows ids 0 to 4"),
     ],
 )
 def test_a_wrong_argument_is_an_error_of_one_line(make, args, message):

@@ -127,6 +127,7 @@ def with_vocab_size(model: TransformerConfig, tokenizer_size: int) -> Transforme
     """
     if 0 < model.vocab_size < tokenizer_size:
         raise UserError(
-            f"model.vocab_size={model.vocab_size}: the tokenizer has {tokenizer_size} ids. Take 0 to use that number."
+            f"model.vocab_size={model.vocab_size}: the tokenizer has {tokenizer_size} ids. Take 0 to use that number; "
+            f"where train.init_from has that model, train.resize_vocab=True and model.vocab_size={tokenizer_size}."
         )
     return dataclasses.replace(model, vocab_size=model.vocab_size or tokenizer_size)

@@ -37,6 +37,7 @@ _BENCHMARK = flags.DEFINE_bool("benchmark", False, "measure speed instead; print
 _DEFINE: dict[Any, Callable[..., flags.FlagHolder]] = {
     str: flags.DEFINE_string,
     int: flags.DEFINE_integer,
+    bool: flags.DEFINE_bool,
     float: flags.DEFINE_float,
     tuple: flags.DEFINE_multi_string,
 }
@@ -91,7 +92,7 @@ def _generate(run: "Run", prompts: list[str], config: GenerationConfig) -> None:
             print(json.dumps(_record(completion, config, run)))
     elif len(prompts) == 1 and config.num_samples == 1 and config.method != "beam":
         pieces = tj.stream(run, prompts[0], **config.to_dict())
-        print(tj.prompt_text(run, prompts[0]), end="", flush=True)
+        print(tj.prompt_text(run, prompts[0], config.allow_special), end="", flush=True)
         for piece in pieces:
             print(piece, end="", flush=True)
         print()

@@ -9,6 +9,7 @@ import numpy as np
 
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
+from transformer_jax.inference.batching import check_ids
 from transformer_jax.models import GPT, Model, Params
 from transformer_jax.nn import linear_attention
 from transformer_jax.run import Run
@@ -100,10 +101,9 @@ def _encode(run: Run, name: str, text: str, side: TransformerConfig) -> np.ndarr
         raise UserError(f"{name}={text!r:.80}: has no tokens. Give at least one character.")
     if len(tokens) > side.max_len:
         raise UserError(f"{name}: {len(tokens)} tokens, and the model's context is {side.max_len}. Shorten it.")
-    if tokens.min() < 0 or tokens.max() >= side.vocab_size:
-        wrong = tokens.min() if tokens.min() < 0 else tokens.max()
-        rule = f"the model knows 0 to {side.vocab_size - 1}. Take the tokenizer that it was trained with"
-        raise UserError(f"{name}: has token {wrong}, and {rule}.")
+    if tokens.min() < 0:
+        raise UserError(f"{name}: has token {tokens.min()}, and no model knows ids below 0. Use ids from 0 on.")
+    check_ids(name, [tokens], tokenizer if name == "target" else tokenizer.source, side.vocab_size)
     return tokens
 
 

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from transformer_jax.errors import warn
+from transformer_jax.errors import UserError, printable, warn
+from transformer_jax.tokenizers import Tokenizer
 
 SMALLEST_BUCKET = 32  # of prompts and caches: 32, 64, 96, 128, 192, 256, 384, 512, ... up to the context
 LENGTH_MULTIPLE = 16  # lengths of batches without a cache are multiples of it, so that few shapes are compiled
@@ -66,6 +67,24 @@ def truncate(name: str, rows: list[np.ndarray], max_length: int, keeps_end: bool
         else np.concatenate([tokens[: max_length - num_kept], tokens[len(tokens) - num_kept :]])
         for tokens in rows
     ]
+
+
+def check_ids(name: str, rows: Sequence[np.ndarray], tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Check that a model with `vocab_size` ids knows all tokens of texts. Tokens may have been added to its tokenizer.
+
+    Args:
+      name: noun of the texts, for the error.
+    Raises:
+      UserError: a token beyond the last id, with its name and id.
+    """
+    largest = max((int(row.max()) for row in rows if len(row)), default=-1)
+    if largest >= vocab_size:
+        token = printable(tokenizer.token_name(largest))[:80]
+        size = max(tokenizer.vocab_size, largest + 1)
+        raise UserError(
+            f"{name}: has token {token!r} of id {largest}, and the model knows ids 0 to {vocab_size - 1}. Train it "
+            f"with train.resize_vocab=True and model.vocab_size={size}, or omit the token."
+        )
 
 
 def batch_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from transformer_jax.errors import UserError
+from transformer_jax.inference.batching import check_ids
 from transformer_jax.inference.engine import Engine
 from transformer_jax.inference.generate_tokens import Completion, check_generates_text, generate_tokens, make_engine
 from transformer_jax.inference.generation_config import GenerationConfig
@@ -30,15 +31,20 @@ def generate(run: Run, prompt: str | Sequence[str], **settings: object) -> str |
         attention) and with positions that do not end, which needs constant memory for texts of any length.
     """
     config = GenerationConfig.from_dict(settings)
-    rows = _encode(run, [prompt] if isinstance(prompt, str) else prompt)
-    completions = generate_tokens(run, rows, **vars(config))
+    rows = _encode(run, [prompt] if isinstance(prompt, str) else prompt, config.allow_special)
+    completions = generate_tokens(run, rows, **vars(_of_tokens(config)))
     texts = [_text_before(run, rows[i // config.num_samples]) + one.text for i, one in enumerate(completions)]
     return texts[0] if isinstance(prompt, str) and config.num_samples == 1 else texts
 
 
-def prompt_text(run: Run, prompt: str) -> str:
+def prompt_text(run: Run, prompt: str, allow_special: bool = False) -> str:
     """Text that `generate` puts before a continuation: the prompt as its tokens decode; "" before a target."""
-    return _text_before(run, *_encode(run, [prompt]))
+    return _text_before(run, *_encode(run, [prompt], allow_special))
+
+
+def _of_tokens(config: GenerationConfig) -> GenerationConfig:
+    """The settings of generation from token ids: without that of the text of a prompt."""
+    return dataclasses.replace(config, allow_special=False)
 
 
 def _text_before(run: Run, tokens: np.ndarray) -> str:
@@ -57,7 +63,9 @@ def complete(
     """
     if isinstance(prompts, str):
         raise UserError("prompts: must be a list of strings, not one string.")
-    completions = generate_tokens(run, _encode(run, prompts), num_top=num_top, seeds=seeds, **vars(config))
+    completions = generate_tokens(
+        run, _encode(run, prompts, config.allow_special), num_top=num_top, seeds=seeds, **vars(_of_tokens(config))
+    )
     texts = [prompt for prompt in prompts for _ in range(config.num_samples)]
     return [dataclasses.replace(one, prompt=text) for one, text in zip(completions, texts, strict=True)]
 
@@ -77,7 +85,7 @@ def stream(run: Run, prompt: str, **settings: object) -> Iterator[str]:
     if config.method == "beam" or config.num_samples != 1:
         name = "method" if config.method == "beam" else "num_samples"
         raise UserError(f"{name}={getattr(config, name)!r}: a stream is one text, from method=sample or greedy.")
-    return _stream_pieces(make_engine(run, _encode(run, [prompt]), config)[0], config.stop)
+    return _stream_pieces(make_engine(run, _encode(run, [prompt], config.allow_special), config)[0], config.stop)
 
 
 def benchmark(run: Run, prompt: str, config: GenerationConfig) -> dict[str, float]:
@@ -88,7 +96,7 @@ def benchmark(run: Run, prompt: str, config: GenerationConfig) -> dict[str, floa
       those of all rows in decode_seconds. compile_seconds: the extra time of the first run. num_tokens: of all rows.
       With speculative decoding also accepted_share, of the drafted tokens.
     """
-    rows = _encode(run, [prompt])
+    rows = _encode(run, [prompt], config.allow_special)
     config = dataclasses.replace(config, batch_size=config.num_samples)
     seconds = []
     for _ in range(2):
@@ -135,13 +143,17 @@ def _num_held_back(text: str, stop: tuple[str, ...]) -> int:
     return max((n for end in stop for n in range(1, min(len(end), len(text) + 1)) if text.endswith(end[:n])), default=0)
 
 
-def _encode(run: Run, prompts: Sequence[str]) -> list[np.ndarray]:
+def _encode(run: Run, prompts: Sequence[str], allow_special: bool) -> list[np.ndarray]:
     """Token ids of each prompt, or of each source."""
     check_generates_text(run)
     tokenizer = run.text_tokenizer
     rows = []
     for text in prompts:
-        rows.append(tokenizer.encode_source(run.prepare(text)) if run.model.reads_source else tokenizer.encode(text))
+        if run.model.reads_source:
+            rows.append(tokenizer.encode_source(run.prepare(text), allow_special))
+        else:
+            rows.append(tokenizer.encode_prompt(text, allow_special))
         if not len(rows[-1]):
             raise UserError("prompt='': must have at least one character. A line break is enough.")
+    check_ids("prompt", rows, tokenizer.source, run.config.encoder.vocab_size)
     return rows

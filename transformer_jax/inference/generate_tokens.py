@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax import sampling
-from transformer_jax.errors import UserError
+from transformer_jax.errors import UserError, check
 from transformer_jax.inference.continuous import ContinuousEngine
 from transformer_jax.inference.engine import STOP_CHECK_TOKENS, Engine
 from transformer_jax.inference.forward import step_function
@@ -65,6 +65,8 @@ def generate_tokens(
         another shape; a setting that is text, and no tokenizer; not as many seeds as sequences.
     """
     config = GenerationConfig.from_dict(settings)
+    rule = "is about the text of a prompt, and these are token ids, which may be special as they are. Omit it"
+    check(not config.allow_special, "allow_special", True, rule)
     rows = check_tokens(run, tokens, is_token)
     if not rows:
         return []

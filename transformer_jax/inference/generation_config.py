@@ -80,6 +80,9 @@ class GenerationConfig:
     presence_penalty: float = setting(0.0, "subtracted from the logit of each token that is in the new text")
     frequency_penalty: float = setting(0.0, "subtracted from a token's logit once per occurrence in the new text")
     no_repeat_ngram_size: int = setting(0, "forbid repeating any n-gram of this size; 0: allow")
+    allow_special: bool = setting(
+        False, "special tokens in a prompt, such as </s>, become their ids; never for untrusted text"
+    )
     bad_words: tuple = setting((), "forbidden strings, as the tokenizer encodes them with and without a leading space")
     suppress: tuple = setting((), "forbidden tokens: ids, or strings that are one token")
     logit_bias: tuple = setting((), "pairs of a token (id, or string that is one) and the bias added to its logit")

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 from transformer_jax import sampling
 from transformer_jax.errors import UserError, check
+from transformer_jax.inference.batching import check_ids
 from transformer_jax.inference.generation_config import GenerationConfig
 from transformer_jax.run import Run
 from transformer_jax.sampling.logits_processors import LogitsProcessor
@@ -29,7 +30,7 @@ def logits_processors(config: GenerationConfig, run: Run) -> tuple[LogitsProcess
     eos_ids = run.generation_defaults.eos_ids
     processors = (*run.generation_defaults.processors, *_penalties(config))
     if config.bad_words:
-        words = tuple(word for text in config.bad_words for word in _spellings(run.text_tokenizer, text))
+        words = tuple(word for text in config.bad_words for word in _spellings(run, text))
         processors += (sampling.BadWords(words),)
     if config.suppress:
         processors += (sampling.Suppress(tuple(_token_id(run, "suppress", token) for token in config.suppress)),)
@@ -68,23 +69,30 @@ def _sampling_filters(config: GenerationConfig) -> tuple[LogitsProcessor, ...]:
     return tuple(processor(value) for processor, value, off in table if value != off)
 
 
-def _spellings(tokenizer: Tokenizer, text: str) -> Sequence[tuple[int, ...]]:
-    """Token ids of a text, alone and after a space: many tokenizers put the space into the first token."""
-    words = {tuple(tokenizer.encode_piece(text).tolist())}
+def _spellings(run: Run, text: str) -> Sequence[tuple[int, ...]]:
+    """Token ids of a text, alone and after a space: many tokenizers put the space into the first token.
+
+    Some put one before every text, so that the spelling inside a word is that of a continuation.
+    """
+    tokenizer = run.text_tokenizer
+    spellings = [tokenizer.encode_piece(text), tokenizer.encode_continuation(text)]
     try:
-        words.add(tuple(tokenizer.encode_piece(" " + text).tolist()))
+        spellings += [tokenizer.encode_piece(" " + text), tokenizer.encode_continuation(" " + text)]
     except UserError:
         pass  # no token has a space
-    return sorted(word for word in words if word)
+    check_ids(f"bad_words={text!r:.80}", spellings, tokenizer, run.config.decoder.vocab_size)
+    return sorted({tuple(word.tolist()) for word in spellings if len(word)})
 
 
 def _token_id(run: Run, field: str, token: int | str) -> int:
     if isinstance(token, int):
-        vocab_size = run.tokenizer.vocab_size if run.tokenizer else run.config.decoder.vocab_size
+        vocab_size = run.config.decoder.vocab_size
+        vocab_size = min(vocab_size, run.tokenizer.vocab_size) if run.tokenizer else vocab_size
         check(0 <= token < vocab_size, field, token, f"must be a token id below {vocab_size}")
         return token
     ids = run.text_tokenizer.encode_piece(token)
     check(len(ids) == 1, field, token, f"is {len(ids)} tokens, and must be one. Give ids, or take bad_words")
+    check_ids(f"{field}={token!r:.80}", [ids], run.text_tokenizer, run.config.decoder.vocab_size)
     return int(ids[0])
 
 
@@ -104,7 +112,7 @@ def _constraint(
     choices: tuple[str, ...], regex: str, tokenizer: Tokenizer, vocab_size: int, eos_ids: tuple[int, ...]
 ) -> tuple[sampling.Constraint, int]:
     """The constraint, and the number of tokens of its shortest text."""
-    known = token_bytes(tokenizer)
+    known = token_bytes(tokenizer)[:vocab_size]  # the tokenizer may have ids that the model does not know
     known += (b"",) * (vocab_size - len(known))  # ids that the model has beyond the tokenizer's
     constraint = sampling.one_of(choices, known, eos_ids) if choices else sampling.matching(regex, known, eos_ids)
     return constraint, int(constraint.num_to_go[0])

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax.errors import UserError, warn
-from transformer_jax.inference.batching import batch_by_length, pad_batch, padded_length, truncate
+from transformer_jax.inference.batching import batch_by_length, check_ids, pad_batch, padded_length, truncate
 from transformer_jax.inference.forward import logits
 from transformer_jax.models import GPT, Regressor, Seq2Seq, SequenceClassifier, TokenTagger
 from transformer_jax.run import Run
@@ -62,6 +62,7 @@ def classify(
     tokenizer = run.text_tokenizer
     max_len = run.config.encoder.max_len
     rows = truncate("texts", [tokenizer.encode_whole(text) for text in texts], max_len)
+    check_ids("texts", rows, tokenizer, run.config.encoder.vocab_size)
     outputs: list[np.ndarray] = [np.zeros(0)] * len(texts)
     for indices, tokens, is_token in _batches(run, rows, batch_size, max_len, progress):
         batch = logits(run, tokens, is_token)
@@ -97,6 +98,7 @@ def tag(
     if num_empty := sum(int(np.sum(starts == NO_TOKENS)) for _, starts in encoded):
         warn(f"{num_empty} of {sum(map(len, words))} words have no token, and get the tag {tag_unread!r:.80}.")
     rows = truncate("sentences", [tokens for tokens, _ in encoded], max_len)
+    check_ids("sentences", rows, tokenizer, run.config.encoder.vocab_size)
     tags: list[list[str]] = [[]] * len(words)
     for indices, tokens, is_token in _batches(run, rows, batch_size, max_len, progress):
         best = np.asarray(jnp.argmax(logits(run, tokens, is_token), axis=-1))
@@ -122,7 +124,7 @@ def encode_words(tokenizer: Tokenizer, words: Sequence[str], separator: str) -> 
     Words are encoded with the separator before them, as they occur in a text. The index is NO_TOKENS for a word of
     which the tokenizer leaves nothing, such as an empty one or U+200B alone.
     """
-    pieces = [tokenizer.encode_piece(separator + word) for word in words]
+    pieces = [tokenizer.encode_continuation(separator + word) for word in words]
     first, last = tokenizer.ends
     lengths = np.array([len(piece) for piece in pieces], int)
     starts = np.where(lengths > 0, len(first) + np.cumsum(lengths) - lengths, NO_TOKENS)
@@ -176,6 +178,7 @@ def score(
 def _encode_sources(run: Run, texts: Sequence[str]) -> list[np.ndarray]:
     tokenizer = run.text_tokenizer
     rows = [tokenizer.encode_source(run.prepare(text)) for text in texts]
+    check_ids("texts", rows, tokenizer.source, run.config.encoder.vocab_size)
     return truncate("sources", rows, run.config.encoder.max_len, keeps_end=True)
 
 
@@ -183,6 +186,7 @@ def _target_pieces(run: Run, targets: Sequence[str]) -> list[tuple[int, np.ndarr
     """Index of each target, and its tokens after the token that starts a target."""
     tokenizer = run.text_tokenizer
     rows = truncate("targets", [tokenizer.encode_target(run.prepare(t)) for t in targets], run.config.decoder.max_len)
+    check_ids("targets", rows, tokenizer, run.config.decoder.vocab_size)
     return [(i, np.insert(row, 0, run.generation_defaults.start_id)) for i, row in enumerate(rows)]
 
 
@@ -191,6 +195,7 @@ def _text_pieces(run: Run, texts: Sequence[str]) -> list[tuple[int, np.ndarray]]
     max_len = run.config.decoder.max_len
     tokenizer = run.text_tokenizer
     rows = [tokenizer.encode(text) for text in texts]
+    check_ids("texts", rows, tokenizer, run.config.decoder.vocab_size)
     return [
         (i, row[first : first + max_len + 1])
         for i, row in enumerate(rows)

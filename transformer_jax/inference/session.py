@@ -6,6 +6,7 @@ import numpy as np
 
 from transformer_jax import sampling
 from transformer_jax.errors import UserError, check
+from transformer_jax.inference.batching import check_ids
 from transformer_jax.inference.generate_tokens import Completion, check_tokens, completions_of, make_engine
 from transformer_jax.inference.generation_config import GenerationConfig
 from transformer_jax.models import GPT
@@ -37,15 +38,26 @@ class Session:
         """All text so far."""
         return self.run.text_tokenizer.decode(np.array(self.tokens, np.int32))
 
-    def extend(self, text: str | Sequence[int]) -> None:
+    def extend(self, text: str | Sequence[int], allow_special: bool = False) -> None:
         """Add text, or token ids, to the end; they are read by the next `generate`.
 
+        Args:
+          allow_special: special tokens inside the text become their ids. Never for untrusted text.
         Raises:
-          UserError: text, and no tokenizer; ids outside the vocabulary or of another type.
+          UserError: text, and no tokenizer; ids outside the vocabulary or of another type; `allow_special`, and no text
+            of the tokenizer becomes a special token.
         """
-        ids = self.run.text_tokenizer.encode(text) if isinstance(text, str) else text
+        ids = self._encode(text, allow_special) if isinstance(text, str) else text
         if len(ids):
             self.tokens += check_tokens(self.run, [ids])[0].tolist()
+
+    def _encode(self, text: str, allow_special: bool) -> np.ndarray:
+        """Token ids of a text, with the special tokens that begin a text where it does."""
+        tokenizer = self.run.text_tokenizer
+        encode = tokenizer.encode_continuation if self.tokens else tokenizer.encode_prompt
+        ids = encode(text, allow_special)
+        check_ids("text", [ids], tokenizer, self.run.config.decoder.vocab_size)
+        return ids
 
     def generate(self, **settings: object) -> str:
         """Generate a continuation of the text, add it to the session, and return it.
@@ -79,6 +91,8 @@ class Session:
         """Raise UserError for settings that a session does not have, and where there is nothing to continue."""
         check(config.method != "beam", "method", config.method, "a session takes sample or greedy")
         check(config.num_samples == 1, "num_samples", config.num_samples, "a session has one text. Take 1")
+        rule = "is about given text. Call extend with allow_special=True"
+        check(not config.allow_special, "allow_special", True, rule)
         for name in ("draft", "prompt_lookup"):
             value = getattr(config, name)
             check(not value, name, value, f"a session takes no drafts. Omit {name}")

@@ -6,7 +6,7 @@ import numpy as np
 
 from transformer_jax import sampling
 from transformer_jax.errors import UserError
-from transformer_jax.inference.batching import batch_by_length, padded_length, truncate, unpad
+from transformer_jax.inference.batching import batch_by_length, check_ids, padded_length, truncate, unpad
 from transformer_jax.inference.forward import step_function
 from transformer_jax.inference.generate_tokens import make_engine
 from transformer_jax.inference.generation_config import GenerationConfig
@@ -46,6 +46,7 @@ def translate(
     context = run.config.encoder.max_len
     sources = [tokenizer.encode_source(run.prepare(text)) for text in texts]
     sources = truncate("sources", sources, context, keeps_end=True)
+    check_ids("texts", sources, tokenizer.source, run.config.encoder.vocab_size)
     translations = {}
     for indices in batch_by_length([len(source) for source in sources], batch_size):
         batch = [sources[i] for i in indices]

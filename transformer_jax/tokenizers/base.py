@@ -93,9 +93,35 @@ class Tokenizer:
         """Encode a part of a text, int32 [T], without special tokens."""
         return self.encode(text)
 
-    def encode_source(self, text: str) -> np.ndarray:
-        """Encode the input of an encoder, int32 [T]: the text, then eos."""
+    def encode_continuation(self, text: str, allow_special: bool = False) -> np.ndarray:
+        """Encode a text that follows another one, int32 [T]: no special tokens, no space that only a first word gets.
+
+        Raises:
+          UserError: as `encode_prompt`.
+        """
+        self._check_special(allow_special)
+        return self.encode_piece(text)
+
+    def encode_prompt(self, text: str, allow_special: bool = False) -> np.ndarray:
+        """Encode the beginning of a text that will be continued, int32 [T]: special tokens before it, none after it.
+
+        Args:
+          allow_special: special tokens inside the text become their ids. Never for untrusted text.
+        Raises:
+          UserError: `allow_special`, and no text of this tokenizer becomes a special token.
+        """
+        self._check_special(allow_special)
+        return self.encode(text)
+
+    def encode_source(self, text: str, allow_special: bool = False) -> np.ndarray:
+        """Encode the input of an encoder, int32 [T]: the text, then eos. Raises UserError as `encode_prompt`."""
+        self._check_special(allow_special)
         return np.append(self.encode(text), self.eos_id).astype(np.int32)
+
+    def _check_special(self, allow_special: bool) -> None:
+        if allow_special:
+            rule = f"the special tokens of a {self.kind!r} tokenizer have no text that could become one. Omit it"
+            raise UserError(f"allow_special=True: {rule}.")
 
     def encode_target(self, text: str) -> np.ndarray:
         """Encode the output of a decoder, int32 [T]: the text, then eos, without the start token."""
@@ -104,6 +130,10 @@ class Tokenizer:
     def encode_whole(self, text: str) -> np.ndarray:
         """Encode a complete text, int32 [T]: bos, the text, then eos."""
         return np.concatenate([[self.bos_id], self.encode(text), [self.eos_id]]).astype(np.int32)
+
+    def token_name(self, i: int) -> str:
+        """The token of an id, for messages."""
+        return self.decode([i])
 
     def decode(self, ids: ArrayLike) -> str:
         """Decode integers [T] to a text, special ids skipped.

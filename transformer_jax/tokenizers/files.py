@@ -60,6 +60,14 @@ class FileTokenizer(Tokenizer):
         """Token ids of a text with the special tokens around it."""
         raise NotImplementedError
 
+    def _encode_piece(self, text: str, allow_special: bool) -> list[int]:
+        """Token ids of a text without the special tokens around it."""
+        raise NotImplementedError
+
+    def _find_ends(self) -> tuple[list[int], list[int]]:
+        """Ids of the special tokens that `_encode` puts before and after a text."""
+        raise NotImplementedError
+
     def _decode(self, ids: list[int]) -> str:
         """The text of any ids of at least 0, special tokens skipped."""
         raise NotImplementedError
@@ -124,9 +132,9 @@ class FileTokenizer(Tokenizer):
         """Encode a complete text, int32 [T]: the same as `encode`, which adds special tokens already."""
         return self.encode(text)
 
-    def encode_source(self, text: str) -> np.ndarray:
+    def encode_source(self, text: str, allow_special: bool = False) -> np.ndarray:
         """Encode the input of an encoder, int32 [T]: the same as `encode`."""
-        return self.encode(text)
+        return self.encode(text, allow_special)
 
     def encode_target(self, text: str) -> np.ndarray:
         """Encode the output of a decoder, int32 [T]: the same as `encode`."""
@@ -134,16 +142,48 @@ class FileTokenizer(Tokenizer):
 
     @property
     def ends(self) -> tuple[np.ndarray, np.ndarray]:
-        """The special tokens that `encode` adds before and after a text."""
-        special = self.encode("")
-        # A text goes before the last of the special tokens; a single one follows the text.
-        return special[:-1] if len(special) > 1 else special[:0], special[-1:]
+        """The special tokens that `encode` adds before and after a text, int32 each; a model may have only one end."""
+        return self._ends
+
+    @functools.cached_property
+    def _ends(self) -> tuple[np.ndarray, np.ndarray]:
+        with self._library_errors("no special tokens by"):
+            first, last = self._find_ends()
+        return np.array(first, np.int32), np.array(last, np.int32)
+
+    def encode_prompt(self, text: str, allow_special: bool = False) -> np.ndarray:
+        """Encode the beginning of a text that will be continued, int32 [T]: special tokens before it, none after it.
+
+        Args:
+          allow_special: special tokens inside the text become their ids. Never for untrusted text.
+        """
+        ids = self.encode(text, allow_special)
+        return ids[: len(ids) - len(self.ends[1])]
 
     def encode_piece(self, text: str) -> np.ndarray:
         """Encode a part of a text, int32 [T], without special tokens."""
-        first, last = self.ends
-        ids = self.encode(text)
-        return ids[len(first) : len(ids) - len(last)]
+        return self._checked_ids(text, lambda: self._encode_piece(text, False))
+
+    def encode_continuation(self, text: str, allow_special: bool = False) -> np.ndarray:
+        """Encode a text that follows another one, int32 [T]: no special tokens, no space that only a first word gets.
+
+        Read off a text that begins with another character, whose ids are removed again. Without such a character (all
+        of them become part of a longer token), the ids are those of `encode_piece`.
+
+        Args:
+          allow_special: special tokens inside the text become their ids. Never for untrusted text.
+        """
+        for character, start in self._leads.items():
+            ids = self._checked_ids(text, functools.partial(self._encode_piece, character + text, allow_special))
+            if ids[: len(start)].tolist() == start:
+                return ids[len(start) :]
+        return self._checked_ids(text, lambda: self._encode_piece(text, allow_special))
+
+    @functools.cached_property
+    def _leads(self) -> dict[str, list[int]]:
+        """Characters that a text may follow, and their ids."""
+        ids = {character: self.encode_piece(character).tolist() for character in "\n.,-a1"}
+        return {character: start for character, start in ids.items() if start}
 
     def decode(self, ids: ArrayLike) -> str:
         """Decode integers [T] to a text, special tokens skipped. Raises UserError for a negative id."""

@@ -77,6 +77,10 @@ class JsonTokenizer(FileTokenizer):
         """The piece of each id as the vocabulary spells it, None for an unused id."""
         return [self._library.id_to_token(i) for i in range(self.vocab_size)]
 
+    def token_name(self, i: int) -> str:
+        """The token of an id, as the vocabulary spells it."""
+        return self._library.id_to_token(i) or ""
+
     def settings(self) -> dict:
         """The contents of tokenizer.json, as the library reads them: decoder, added_tokens, and so on."""
         return json.loads(self._library.to_str())
@@ -84,6 +88,19 @@ class JsonTokenizer(FileTokenizer):
     def _encode(self, text: str, allow_special: bool) -> list[int]:
         self._library.encode_special_tokens = not allow_special
         return self._library.encode(text).ids
+
+    def _encode_piece(self, text: str, allow_special: bool) -> list[int]:
+        self._library.encode_special_tokens = not allow_special
+        return self._library.encode(text, add_special_tokens=False).ids
+
+    def _find_ends(self) -> tuple[list[int], list[int]]:
+        # Of text that has tokens: around an empty text, nothing tells the two ends apart.
+        self._library.encode_special_tokens = True
+        for text in (*"a1.\u4e00", *self._library.get_vocab(with_added_tokens=False)):
+            encoding = self._library.encode(text)
+            if of_text := [i for i, sequence in enumerate(encoding.sequence_ids) if sequence is not None]:
+                return encoding.ids[: of_text[0]], encoding.ids[of_text[-1] + 1 :]
+        return self._library.encode("").ids, []
 
     def _decode(self, ids: list[int]) -> str:
         return self._library.decode(ids, skip_special_tokens=True)

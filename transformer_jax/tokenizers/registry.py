@@ -47,9 +47,13 @@ class PairTokenizer(Tokenizer):
         """Encode a target, int32 [T], without eos."""
         return self.target.encode(text)
 
-    def encode_source(self, text: str) -> np.ndarray:
-        """Encode the input of an encoder, int32 [T]: the text, then eos."""
-        return self.source.encode_source(text)
+    def encode_piece(self, text: str) -> np.ndarray:
+        """Encode a part of a target, int32 [T], without special tokens."""
+        return self.target.encode_piece(text)
+
+    def encode_source(self, text: str, allow_special: bool = False) -> np.ndarray:
+        """Encode the input of an encoder, int32 [T]: the text, then eos. Raises UserError as `encode_prompt`."""
+        return self.source.encode_source(text, allow_special)
 
     def encode_target(self, text: str) -> np.ndarray:
         """Encode the output of a decoder, int32 [T]: the text, then eos."""

@@ -46,6 +46,13 @@ class SentencePieceTokenizer(FileTokenizer):
         return [*pieces, *[None] * self._num_sentinels]
 
     def _encode(self, text: str, allow_special: bool) -> list[int]:
+        return [*self._encode_piece(text, allow_special), *self._find_ends()[1]]
+
+    def _find_ends(self) -> tuple[list[int], list[int]]:
+        eos_id = self._library.eos_id()
+        return [], [eos_id] if eos_id >= 0 else []
+
+    def _encode_piece(self, text: str, allow_special: bool) -> list[int]:
         ids: list[int] = []
         for piece in re.split(r"(<extra_id_\d{1,4}>|</s>)", text) if allow_special else [text]:
             sentinel = re.fullmatch(r"<extra_id_(\d+)>", piece) if allow_special else None
@@ -55,7 +62,12 @@ class SentencePieceTokenizer(FileTokenizer):
                 ids.append(self._library.eos_id())
             else:
                 ids += self._library.encode(piece)
-        return [*ids, self._library.eos_id()]
+        return ids
+
+    def token_name(self, i: int) -> str:
+        """The token of an id, as the vocabulary spells it."""
+        sentinel = self.vocab_size - 1 - i
+        return f"<extra_id_{sentinel}>" if sentinel < self._num_sentinels else self._library.id_to_piece(i)
 
     def _decode(self, ids: list[int]) -> str:
         special = {self._library.eos_id(), self._library.pad_id(), self._library.unk_id()}
@@ -115,15 +127,22 @@ class MarianTokenizer(FileTokenizer):
             pieces += [part] if is_special else self._library.source.encode(part, out_type=str)
         return [ids.get(piece, ids["<unk>"]) for piece in [*pieces, "</s>"]]
 
+    def _encode_piece(self, text: str, allow_special: bool) -> list[int]:
+        """Ids of a piece of a target: forbidden words and the like are of the text that is generated."""
+        ids = self._library.target_ids
+        return [ids.get(piece, ids["<unk>"]) for piece in self._library.target.encode(text, out_type=str)]
+
+    def _find_ends(self) -> tuple[list[int], list[int]]:
+        return [], [self._library.source_ids["</s>"]]
+
     def encode_target(self, text: str) -> np.ndarray:
         """Encode a text of the target language, int32 [T], then eos."""
+        return self._checked_ids(text, lambda: [*self._encode_piece(text, False), self._library.target_ids["</s>"]])
 
-        def encode() -> list[int]:
-            ids = self._library.target_ids
-            pieces = self._library.target.encode(text, out_type=str)
-            return [ids.get(piece, ids["<unk>"]) for piece in [*pieces, "</s>"]]
-
-        return self._checked_ids(text, encode)
+    def token_name(self, i: int) -> str:
+        """The token of an id, as the vocabulary of the source or else of the target spells it."""
+        names = {number: piece for piece, number in self._library.source_ids.items()}
+        return names.get(i) or self._library.target_pieces.get(i, "")
 
     def _decode(self, ids: list[int]) -> str:
         pieces = [self._library.target_pieces[i] for i in ids if i in self._library.target_pieces]
