@@ -88,12 +88,12 @@ def test_an_underscore_is_a_word_and_a_feature_of_conllu(tmp_path):
     assert read(tmp_path, content, "a.conllu", label_field="feats") == [(["_", "a b"], ["_", "F=1"])]
 
 
-def test_one_tag_for_all_words_is_refused_and_a_trained_head_keeps_its_order(tmp_path):
+def test_one_tag_for_all_words_is_a_warning_and_a_trained_head_keeps_its_order(tmp_path, capsys):
     config = DataConfig(source="tagged", path=str(tmp_path / "a.conll"), val_path=str(tmp_path / "a.conll"))
     arguments = (config, TokenizerConfig(kind="byte"), None, ())
     (tmp_path / "a.conll").write_text("a O\nb O\n")
-    with pytest.raises(tj.UserError, match="all words have the tag 'O', and a tagger needs two"):
-        load_tagged(*arguments)
+    load_tagged(*arguments)
+    assert "warning: data: all words have the tag 'O'. There is nothing to learn" in capsys.readouterr().err
     (tmp_path / "a.conll").write_text("a O\nb B-x\n")
     assert load_tagged(*arguments).labels == load_tagged(*arguments, ("O", "X")).labels == ("B-x", "O")
     assert load_tagged(*arguments, ("O", "B-x")).labels == ("O", "B-x")

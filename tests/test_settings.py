@@ -35,7 +35,7 @@ FIXTURES = ROOT / "tests" / "fixtures"
 # Code that reads every field whatever the run does: checks of values, copies, comparisons.
 NOT_READERS = ("train/config.py", "train/ignored_settings.py", "transformer_jax/config.py", "transformer_jax/schema.py")
 NOT_READERS += ("transformer_jax/inference/generation_config.py",)
-NOT_READING = ("__post_init__", "changed_fields", "_merge", "_check_tokenizer")
+NOT_READING = ("__post_init__", "changed_fields", "_merge", "_check_tokenizer", "_inherit_lowercase")
 # Functions of the loop that are called for every variant, so that their reads in the one whole run do not count.
 OF_EACH_VARIANT = ("choose_steps_per_call", "build_parallel", "init_state")
 

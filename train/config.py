@@ -39,7 +39,7 @@ class DataConfig:
     test_path: str = setting("", "test file, for `python -m train.evaluate --split=test`")
     test_target_path: str = setting("", "source=parallel: translation of data.test_path")
     mask_fraction: float = setting(0.15, "share of the tokens that are masked")
-    lowercase: bool = setting(False, "convert both sides to lower case")
+    lowercase: bool = setting(False, "convert all texts to lower case, as a run of train.init_from did")
     source_language: str = setting(
         "en", "source=dates: a language code of CLDR; tfds: the field of the source language"
     )

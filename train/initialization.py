@@ -10,7 +10,16 @@ import jax.numpy as jnp
 from transformer_jax.checkpoints.meta import CheckpointMeta, HuggingFaceConfig
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
-from transformer_jax.models import Encoder, Model, Params, Seq2SeqConfig, path_names
+from transformer_jax.models import (
+    Encoder,
+    Model,
+    Params,
+    Regressor,
+    Seq2SeqConfig,
+    SequenceClassifier,
+    TokenTagger,
+    path_names,
+)
 from transformer_jax.run import Run, generation_defaults_of, open_run
 from transformer_jax.tokenizers import BOS_ID, Tokenizer
 
@@ -37,6 +46,8 @@ class InitFrom:
     hf_config: HuggingFaceConfig | None = None  # None: not from a Hugging Face folder
     resize_vocab: bool = False
     resize_positions: bool = False
+    lowercase: bool = False  # True: the model has learned lower-cased texts
+    separator: str | None = None  # between the words that the model tags; None: it is no tagger
 
     @property
     def model(self) -> Model | None:
@@ -77,6 +88,31 @@ class InitFrom:
         encoder = self._merge(recipe, pretrained.encoder)
         decoder = self._merge(recipe, pretrained.decoder)
         return Seq2SeqConfig(encoder, decoder, pretrained.share_embeddings)
+
+    def pooling(self, recipe: str) -> str:
+        """Pooling of a classification head: the recipe's, or that of the trained head if the recipe has the default."""
+        if isinstance(self.model, SequenceClassifier | Regressor) and recipe == TrainConfig.pooling:
+            return self.model.pooling
+        return recipe
+
+    def word_separator(self, of_data: str, longest_word: int) -> str:
+        """Separator between the words to tag: that of the data, or "" if the model has learned to tag characters.
+
+        Args:
+          longest_word: characters of the longest word of the data.
+        Raises:
+          UserError: the model tags characters and the data has words, or the other way round.
+        """
+        if self.separator in (None, of_data):
+            return of_data
+        if of_data == "":
+            raise UserError("train.init_from: its model tags words, and this data.source has characters to tag.")
+        if longest_word > 1:
+            raise UserError(
+                "train.init_from: its model tags characters, without spaces between them, and data.path has longer "
+                "words. Give a character a line, or take a model that tags words."
+            )
+        return ""
 
     def decoder_start_id(self) -> int:
         """Return the token id that starts every target."""
@@ -119,7 +155,12 @@ def load_init_from(config: TrainConfig, meta: CheckpointMeta | None) -> InitFrom
     """
     if meta:
         return InitFrom(
-            own_model=meta.model, own_labels=meta.labels, tokenizer=meta.tokenizer, hf_config=meta.hf_config
+            own_model=meta.model,
+            own_labels=meta.labels,
+            tokenizer=meta.tokenizer,
+            hf_config=meta.hf_config,
+            lowercase=meta.lowercase,
+            separator=meta.separator if isinstance(meta.model, TokenTagger) else None,
         )
     if not config.init_from:
         return InitFrom()
@@ -130,6 +171,8 @@ def load_init_from(config: TrainConfig, meta: CheckpointMeta | None) -> InitFrom
         hf_config=run.hf_config,
         resize_vocab=config.resize_vocab,
         resize_positions=config.resize_positions,
+        lowercase=run.lowercase,
+        separator=run.separator if isinstance(run.model, TokenTagger) else None,
     )
 
 

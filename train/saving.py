@@ -66,7 +66,7 @@ class Saver:
             model=task.model,
             tokenizer=task.tokenizer,
             labels=task.labels,
-            lowercase=self._config.data.lowercase,
+            lowercase=task.lowercase,
             separator=task.separator,
             problem_type=task.problem_type,
             hf_config=task.hf_config,

@@ -79,6 +79,8 @@ def labelled_split(config: DataConfig, split: str) -> list[Row]:
     rows = choose(LABELLED_SOURCES, config.source, "data.source")(config, split)
     if not rows:
         raise UserError(f"data.source={config.source!r}: has too few examples for a training and a validation split.")
+    if config.lowercase:
+        return [(text.lower(), label, where) for text, label, where in rows]
     return rows
 
 

@@ -55,7 +55,7 @@ def load_tagged(
       labels: known tags, in order; (): the sorted tags of the data.
       head_labels: tags of a trained head; if they are the same set, their order is kept.
     Raises:
-      UserError: no such file, a malformed line (file and line are named); one tag for all words.
+      UserError: no such file, a malformed line. File and line are named.
     """
     train = tagged_split(config, "train")
     validation = tagged_split(config, "val")
@@ -65,9 +65,7 @@ def load_tagged(
             warn(f"{sentence.where}: tag {tag!r:.80} does not occur in training.")
             known_tags.add(tag)
     if len(known_tags) == 1:
-        raise UserError(
-            f"data: all words have the tag {train[0].tags[0]!r:.80}, and a tagger needs two. Give other words."
-        )
+        warn(f"data: all words have the tag {train[0].tags[0]!r:.80}. There is nothing to learn from the words.")
     labels = labels or (head_labels if set(head_labels) == known_tags else tuple(sorted(known_tags)))
     if tokenizer is None:
         texts = [["".join(s.separator + word for word in s.words) for s in part] for part in (train, validation)]
@@ -98,6 +96,8 @@ def tagged_split(config: DataConfig, split: str) -> list[Sentence]:
     sentences = choose(TAGGED_SOURCES, config.source, "data.source")(config, split)
     if not sentences:
         raise UserError(f"data.source={config.source!r}: there is no sentence in its {split} split.")
+    if config.lowercase:
+        return [sentence._replace(words=[word.lower() for word in sentence.words]) for sentence in sentences]
     return sentences
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 from transformer_jax.checkpoints.meta import HuggingFaceConfig
 from transformer_jax.errors import UserError, choose
 from transformer_jax.models import Model, Params
+from transformer_jax.run import read_meta
 from transformer_jax.tokenizers import Tokenizer
 
 from ..config import Config, TokenizerConfig
@@ -19,7 +21,7 @@ from ..data.batches import Batch, prefetch
 from ..evaluation import evaluate
 from ..initialization import InitFrom
 from ..metrics import text_metrics
-from .registry import TASKS, TaskRow
+from .registry import TASKS, TaskRow, tasks_reading
 
 EVAL_TOKENS = 8192  # targets in an evaluation batch, about: enough to be fast, few enough for their logits
 
@@ -45,6 +47,7 @@ class Task:
     labels: tuple[str, ...] = ()
     problem_type: str = ""  # of a classification head: one of models.PROBLEM_TYPES
     separator: str = " "  # between the words of a tagged sentence
+    lowercase: bool = False  # True: all texts are lower-cased
     hf_config: HuggingFaceConfig | None = None  # of the pre-trained model
 
     @property
@@ -72,19 +75,45 @@ def load_task(config: Config, init_from: InitFrom) -> Task:
 
     Raises:
       UserError: an unknown task or data source, a metric of `train.best_by` that this run does not measure, a
-        tokenizer beside that of `train.init_from`, or data that the source refuses.
+        tokenizer beside that of `train.init_from`, texts of mixed case for a vocabulary of lower case, or data that the
+        source refuses.
     """
     row: TaskRow = choose(TASKS, config.train.task, "train.task")
     choose(dict.fromkeys(row.sources), config.data.source, "data.source")
     _check_tokenizer(config.tokenizer, init_from)
+    config, lowercase = _inherit_lowercase(config, init_from)
     task: Task = row.load_builder()(config, init_from)
+    description = task.description + (", lower-cased" if lowercase else "")
     best_by = config.train.best_by or next(name for name in row.best_by if name in task.metrics)
     if best_by not in task.metrics:
         raise UserError(
             f"train.best_by={best_by!r}: must be a metric that train.task={config.train.task!r} measures in this run. "
             f"Take one of: {', '.join(task.metrics)}."
         )
-    return dataclasses.replace(task, best_by=best_by, hf_config=init_from.hf_config)
+    return dataclasses.replace(
+        task, best_by=best_by, hf_config=init_from.hf_config, lowercase=lowercase, description=description
+    )
+
+
+def _inherit_lowercase(config: Config, init_from: InitFrom) -> tuple[Config, bool]:
+    """Lower-case the texts if the initial model has learned such texts: the settings, and `data.lowercase` of these.
+
+    Raises:
+      UserError: a task that cannot, or a vocabulary of lower case for texts of mixed case.
+    """
+    lowercase = config.data.lowercase or init_from.lowercase
+    is_read = config.train.task in tasks_reading("data.lowercase")
+    if init_from.lowercase and not is_read:
+        raise UserError(
+            f"train.init_from: its model has learned lower-cased texts, which train.task={config.train.task!r} cannot "
+            f"make. Take one of the tasks {', '.join(tasks_reading('data.lowercase'))}, or another model."
+        )
+    path = Path(config.tokenizer.path).expanduser()
+    is_new_run = config.tokenizer.path and init_from.model is None  # a resumed run has its tokenizer
+    if is_new_run and (path / "checkpoints").is_dir() and read_meta(path).lowercase and not lowercase:
+        fix = "Set data.lowercase=True." if is_read else "Take another tokenizer."
+        raise UserError(f"tokenizer.path={config.tokenizer.path!r}: has learned lower-cased texts. {fix}")
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, lowercase=lowercase)), lowercase
 
 
 def _check_tokenizer(config: TokenizerConfig, init_from: InitFrom) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 # Settings that only some tasks read. `ignored_settings.CONDITIONS` says which settings need more than the task.
 RUNNING_TEXT_SETTINGS = ("data.text_field", "data.val_fraction", "train.steps_per_call")
-EXAMPLE_SETTINGS = ("data.test_split", "tokenizer.dropout", "train.batch_tokens", "train.num_buckets")
+EXAMPLE_SETTINGS = ("data.test_split", "data.lowercase", "tokenizer.dropout", "train.batch_tokens", "train.num_buckets")
 TAG_SETTINGS = ("data.text_field", "data.label_field", "model.num_token_types")
 LABEL_SETTINGS = (*TAG_SETTINGS, "data.val_fraction", "train.pooling", "train.token_dropout")
 VOCABULARY_SETTINGS = ("model.scale_logits", "model.tie_embeddings", "model.logit_bias", "model.logit_softcap")
@@ -110,7 +110,7 @@ TASKS: dict[str, TaskRow] = {
         sources=("parallel", "dates", "copy", "reverse", "sort", "tfds"),
         best_by=("loss",),
         reads=(
-            *("data.lowercase", "data.source_language", "data.target_language"),
+            *("data.source_language", "data.target_language"),
             *("tokenizer.separate", "train.label_smoothing", *EXAMPLE_SETTINGS, *VOCABULARY_SETTINGS),
         ),
         commands=("translate", "sample", "score"),

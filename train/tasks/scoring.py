@@ -59,7 +59,9 @@ class Score:
 
 
 def score(run: Run, config: Config, split: str, options: Options) -> Score:
-    """Score a run on a split, by the scorer of its task."""
+    """Score a run on a split, by the scorer of its task; the texts are lower-cased if those of its training were."""
+    lowercase = config.data.lowercase or run.lowercase
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, lowercase=lowercase))
     scored: Score = TASKS[config.train.task].load_scorer()(run, config, split, options)
     return scored
 
@@ -177,6 +179,7 @@ def validation_metrics(run: Run, config: Config, split: str, options: Options) -
     if split != "val":
         raise UserError(f"split={split!r}: this task is measured on the validation part. Take --split=val.")
     own = InitFrom(own_model=run.model, own_labels=run.labels, tokenizer=run.tokenizer, hf_config=run.hf_config)
+    own = dataclasses.replace(own, lowercase=run.lowercase)
     task = load_task(config, own)
     step = jax.jit(functools.partial(eval_step, model=run.model, loss_fn=task.loss_fn))
     return Score(task.evaluate(step, run.params))

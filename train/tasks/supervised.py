@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 
 from transformer_jax.config import TransformerConfig
-from transformer_jax.models import Model, Regressor, Seq2Seq, SequenceClassifier, TokenTagger
+from transformer_jax.models import Regressor, Seq2Seq, SequenceClassifier, TokenTagger
 from transformer_jax.tokenizers import PairTokenizer, Tokenizer
 
 from .. import losses
@@ -58,7 +58,7 @@ def classify(config: Config, init_from: InitFrom) -> Task:
     data = load_labelled(config.data, config.tokenizer, init_from.tokenizer, init_from.own_labels, head_labels)
     model_config = with_vocab_size(init_from.merge_config(config.model), data.tokenizer.vocab_size)
     init_from.check_model_type(SequenceClassifier)
-    model = SequenceClassifier(model_config, len(data.labels), config.train.pooling)
+    model = SequenceClassifier(model_config, len(data.labels), init_from.pooling(config.train.pooling))
     task = _labelled_task(config, model, model_config, data, losses.classify, np.int32)
     return dataclasses.replace(
         task,
@@ -74,13 +74,18 @@ def regress(config: Config, init_from: InitFrom) -> Task:
     data = load_labelled(config.data, config.tokenizer, init_from.tokenizer, are_numbers=True)
     model_config = with_vocab_size(init_from.merge_config(config.model), data.tokenizer.vocab_size)
     init_from.check_model_type(Regressor)
-    model = Regressor(model_config, config.train.pooling)
+    model = Regressor(model_config, init_from.pooling(config.train.pooling))
     task = _labelled_task(config, model, model_config, data, losses.regress, np.float32)
     return dataclasses.replace(task, problem_type="regression", counts=("mean_absolute_error",))
 
 
 def _labelled_task(
-    config: Config, model: Model, model_config: TransformerConfig, data: Labelled, loss_fn: Callable, dtype: type
+    config: Config,
+    model: SequenceClassifier | Regressor,
+    model_config: TransformerConfig,
+    data: Labelled,
+    loss_fn: Callable,
+    dtype: type,
 ) -> Task:
     """Task on texts with one label or number each; `dtype` is that of the labels."""
     max_len = model_config.max_len
@@ -105,7 +110,7 @@ def _labelled_task(
         description=(
             f"{len(train_lengths):,} texts to train on{_describe_versions(parts[0], data.train)}, "
             f"{len(val_lengths):,} to validate on{_describe_long(num_cut, max_len, 'cut')}, "
-            f"{batches.sampler.padding:.0%} padding"
+            f"{batches.sampler.padding:.0%} padding, pooling={model.pooling}"
         ),
         num_targets=lambda batch: int(batch["is_token"].sum()),
         tokens_per_step=batches.sampler.mean_tokens,
@@ -132,7 +137,10 @@ def tag(config: Config, init_from: InitFrom) -> Task:
     max_len = model_config.max_len
     init_from.check_model_type(TokenTagger)
     index = {label: i for i, label in enumerate(data.labels)}
-    examples = _with_encoders(config, data.tokenizer, data.train, data.validation)
+    longest_word = max(len(word) for part in (data.train, data.validation) for s in part for word in s.words)
+    separator = init_from.word_separator(data.train[0].separator, longest_word)
+    sentences = [[s._replace(separator=separator) for s in part] for part in (data.train, data.validation)]
+    examples = _with_encoders(config, data.tokenizer, *sentences)
     encoded = [[encode_sentence(encoder, sentence, index) for encoder, sentence in part] for part in examples]
     num_words = sum(len(sentence.words) for part in examples for _, sentence in part)
     num_empty = num_words - sum(int(is_tagged.sum()) for part in encoded for _, _, is_tagged in part)
@@ -163,7 +171,7 @@ def tag(config: Config, init_from: InitFrom) -> Task:
         has_perplexity=False,
         counts=("accuracy", "entity_f1") if has_entities(data.labels) else ("accuracy",),
         labels=data.labels,
-        separator=data.train[0].separator,
+        separator=separator,
     )
 
 

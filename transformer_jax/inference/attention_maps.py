@@ -95,7 +95,7 @@ def _encode(run: Run, name: str, text: str, side: TransformerConfig) -> np.ndarr
     elif run.model.reads_source:
         tokens = tokenizer.encode_source(run.prepare(text))
     else:
-        tokens = tokenizer.encode(text) if isinstance(run.model, GPT) else tokenizer.encode_whole(text)
+        tokens = tokenizer.encode(text) if isinstance(run.model, GPT) else tokenizer.encode_whole(run.prepare(text))
     tokens = np.asarray(tokens, np.int32)
     if not tokens.size or name == "text" and not text:
         raise UserError(f"{name}={text!r:.80}: has no tokens. Give at least one character.")

@@ -61,7 +61,7 @@ def classify(
     _check_run(run, (SequenceClassifier, Regressor), batch_size)
     tokenizer = run.text_tokenizer
     max_len = run.config.encoder.max_len
-    rows = truncate("texts", [tokenizer.encode_whole(text) for text in texts], max_len)
+    rows = truncate("texts", [tokenizer.encode_whole(run.prepare(text)) for text in texts], max_len)
     check_ids("texts", rows, tokenizer, run.config.encoder.vocab_size)
     outputs: list[np.ndarray] = [np.zeros(0)] * len(texts)
     for indices, tokens, is_token in _batches(run, rows, batch_size, max_len, progress):
@@ -93,7 +93,7 @@ def tag(
     names = run.labels or tuple(map(str, range(run.model.num_tags)))
     tag_unread = "O" if "O" in names else names[0]
     words = [split_words(run, sentence) for sentence in sentences]
-    encoded = [encode_words(tokenizer, sentence, run.separator) for sentence in words]
+    encoded = [encode_words(tokenizer, [run.prepare(word) for word in sentence], run.separator) for sentence in words]
     max_len = run.config.encoder.max_len
     if num_empty := sum(int(np.sum(starts == NO_TOKENS)) for _, starts in encoded):
         warn(f"{num_empty} of {sum(map(len, words))} words have no token, and get the tag {tag_unread!r:.80}.")
