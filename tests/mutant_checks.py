@@ -11,6 +11,7 @@ from helpers.checkpoint_checks import checkpoint_folders  # noqa: F401
 from helpers.file_checks import files  # noqa: F401
 from helpers.fresh_models import V, make, normal
 from helpers.numpy_gpt import GEMMA, numpy_gpt
+from helpers.position_checks import alibi, positions, rope, shaw, t5  # noqa: F401
 from helpers.sampling_checks import decoding, processors, regex_costs  # noqa: F401
 
 ROWS, LENGTH = 3, 5
@@ -60,8 +61,8 @@ def cudnn():
     attend = importlib.import_module("transformer_jax.nn.attention").attend
     q = k = v = normal(0, ROWS, 6, 2, 8)
     is_key = jnp.arange(6) >= jnp.array([[0], [2], [6]])
-    positions = jnp.arange(6)[None, ::-1]
-    by_position = dict(is_by_position=True, query_positions=positions, key_positions=positions)
+    backwards = jnp.arange(6)[None, ::-1]
+    by_position = dict(is_by_position=True, query_positions=backwards, key_positions=backwards)
     for changes in ({"window": 2}, {"first_slot": 2}, {"is_key": is_key}, by_position):
         mask = Mask(is_causal=True, **changes)
         arguments = cudnn.dot_product_arguments(mask, None, 6, 6, q.dtype)
@@ -95,12 +96,14 @@ def twins(backend, softcap=0.0):
 
 def bias_twins():
     attend = importlib.import_module("transformer_jax.nn.attention").attend
-    positions = importlib.import_module("transformer_jax.nn.positions")
+    of_positions = importlib.import_module("transformer_jax.nn.positions")
     q, table = normal(0, 2, LENGTH, 6, 4), normal(3, 6, 6)
     of_distance = lambda table, distance: jnp.moveaxis(table[jnp.clip(distance, 0, 5)], -1, 1)  # noqa: E731
 
     def with_bias(backend):
-        return jax.jit(lambda table: attend(q, q, q, None, positions.DistanceBias(table, of_distance), backend=backend))
+        return jax.jit(
+            lambda table: attend(q, q, q, None, of_positions.DistanceBias(table, of_distance), backend=backend)
+        )
 
     with small_blocks():
         laws().check_twins(with_bias("blockwise"), with_bias("reference"), table)
@@ -192,61 +195,6 @@ def beams():
             state = state.reorder(parents)
         found.append(logits)
     np.testing.assert_allclose(*found, atol=1e-5)
-
-
-def scores(positions, **changes):
-    """(q, k, query positions, key positions) -> scores, with the scheme alone."""
-    attn, masks, config, scheme = (
-        importlib.import_module(f"transformer_jax.{name}")
-        for name in ("nn.attention", "nn.masks", "config", "nn.positions")
-    )
-    config = config.TransformerConfig(head_dim=8, positions=positions, num_heads=6, **changes)
-    scheme = scheme.POSITIONS[positions]
-
-    def fn(q, k, of_q, of_k):
-        q, k = (scheme.rotate(x, at, config, config.layer(0)) for x, at in ((q, of_q), (k, of_k)))
-        mask = masks.Mask(query_positions=of_q, key_positions=of_k)
-        return attn.attention_scores(q, k, mask, attn.AttentionOptions(scale=0.3))
-
-    return fn
-
-
-def positions(**changes):
-    laws().check_positions(scores(**changes))
-    if changes.get("rope_layout") == "pairs":  # the same angles, so a head in another order
-        q, at = normal(0, 2, 3, 1, 8), np.arange(6).reshape(2, 3)
-        halves = scores(positions="rotary")(q, q, at, at)
-        order = np.array([0, 4, 1, 5, 2, 6, 3, 7])
-        paired = scores(**changes)(q[..., order], q[..., order], at, at)
-        np.testing.assert_allclose(paired, halves, atol=1e-5)
-
-
-def distance_bias(name, params, is_causal=True, **changes):
-    module = importlib.import_module("transformer_jax.nn.positions")
-    masks, config = (importlib.import_module(f"transformer_jax.{name}") for name in ("nn.masks", "config"))
-    bias = module.POSITIONS[name].bias(config.TransformerConfig(positions=name, **changes)).apply(params, is_causal)
-    return np.asarray(bias.block(masks.Mask(), 0, 4, 0, 4))[0]
-
-
-def alibi():
-    bias = distance_bias("alibi", {}, num_heads=2, d_model=4)
-    np.testing.assert_allclose(bias[:, 3, 0], [-3 / 16, -3 / 256])
-
-
-def t5():
-    table = normal(0, 4, 2)
-    params = {"params": {"embedding": table}}
-    bias = distance_bias("t5", params, num_heads=2, d_model=4, relative_buckets=4, relative_max_distance=8)
-    np.testing.assert_allclose(bias[:, 1, 0], table[1], rtol=1e-6)
-    np.testing.assert_allclose(bias[:, 0, 1], table[0], rtol=1e-6)
-
-
-def shaw():
-    attend, relative = (importlib.import_module(f"transformer_jax.{name}") for name in ("nn.attention", "nn.positions"))
-    q = normal(0, 2, 3, 1, 4)
-    vectors = relative.Relative(jnp.zeros((3, 4)), jnp.ones((3, 4)))
-    fn = jax.jit(attend.attend)
-    np.testing.assert_allclose(fn(q, q, q, relative=vectors), fn(q, q, q) + 1.0, atol=1e-5)
 
 
 def numbers():

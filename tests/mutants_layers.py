@@ -24,6 +24,18 @@ MUTANTS_OF_LAYERS = {
         "num_rotated = x_BTNH.shape[-1]",
         PATTERN,
     ),
+    "rotations by the longest row": (
+        "nn.rope_scaling",
+        "jnp.max(positions_BT, axis=1)[:, None, None, None] + 1",
+        "jnp.max(positions_BT) + 1",
+        ("rope", {}),
+    ),
+    "long factors one token early": (
+        "nn.rope_scaling",
+        "_row_lengths(positions) > config.rope_original_max_len",
+        "_row_lengths(positions) >= config.rope_original_max_len",
+        ("rope", {}),
+    ),
     "remat keeps everything": ("nn.blocks", 'if self.remat != "block":', "if True:", ("remat", {"kind": "block"})),
     "remat of attention keeps everything": (
         A,

@@ -234,7 +234,7 @@ def test_turning_by_position_0_is_the_identity(layout):
 
 
 @layouts
-@pytest.mark.parametrize("scaling", ["none", "linear", "llama3"])
+@pytest.mark.parametrize("scaling", ["none", "linear", "llama3", "yarn"])  # those that do not depend on the length
 def test_products_of_turned_queries_and_keys_depend_on_differences_of_positions_only(layout, scaling):
     def scores(shift):
         kwargs = dict(rope_layout=layout, rope_scaling=scaling, rope_factor=3.0, rope_original_max_len=53)
@@ -296,8 +296,24 @@ def test_llama3_scaling_stretches_long_waves_keeps_short_ones_and_mixes_between(
     close(scaled, turn_by(heads(13), positions_of(14), frequencies))
 
 
+LONGROPE = {"rope_scaling": "longrope", "rope_attention_factor": 1.0, "head_dim": WIDTH}
+LONGROPE |= {"rope_short_factors": "1,1,1,1,1", "rope_long_factors": "1,2,3,4,5"}
+
+
+@pytest.mark.parametrize("changes", [{"rope_scaling": "dynamic"}, LONGROPE])
+def test_rotations_that_depend_on_the_length_are_those_of_each_row_alone(changes):
+    x = heads(15)
+    positions = jnp.array([range(T), range(40, 40 + T)])[jnp.array([0, 1] * B)[:B]]
+    settings = changes | {"rope_original_max_len": 43, "rope_factor": 3.0}
+    together = turn(x, positions, **settings)
+    for row in range(B):
+        close(together[row], turn(x[row : row + 1], positions[row : row + 1], **settings)[0])
+    assert jnp.abs(together[1] - turn(x, positions)[1]).max() > 0.1
+    close(turn(x[:1], positions[:1], **settings), turn(x[:1], positions[:1]))
+
+
 def test_an_unknown_scaling_or_layout_is_refused_with_the_list_of_known_ones():
-    with pytest.raises(UserError, match="model.rope_scaling='yarn': unknown. Choose one of: none, linear, llama3"):
-        turn(heads(0), positions_of(1), rope_scaling="yarn")
+    with pytest.raises(UserError, match="model.rope_scaling='twice': unknown. Choose one of: none, linear, dynamic"):
+        turn(heads(0), positions_of(1), rope_scaling="twice")
     with pytest.raises(UserError, match="model.rope_layout='thirds': unknown. Choose one of: halves, pairs"):
         turn(heads(0), positions_of(1), rope_layout="thirds")

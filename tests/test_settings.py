@@ -114,6 +114,9 @@ def variants(files):
     lines |= {"data.test_target_path": files["a.txt"]} | {name: files["a.txt"] for name in three}
     rope = {"model.positions": "rotary", "model.rope_scaling": "llama3", "model.num_layers": 2}
     rope |= {"model.layer_pattern": "local,global", "model.local_window": 3}
+    factors = {"model.rope_short_factors": "1.5,2,3", "model.rope_long_factors": "2,3,4"}
+    longrope = {"model.positions": "rotary", "model.rope_scaling": "longrope"} | factors
+    yarn = {"model.positions": "rotary", "model.rope_scaling": "yarn", "model.rope_factor": 2.0}
     return {
         "causal_lm": text,
         "causal_lm, muon": text | {"optimizer.name": "muon", "model.positions": "shaw"},
@@ -123,9 +126,9 @@ def variants(files):
         "causal_lm, documents": text | {"data.documents": "lines", "model.positions": "t5"},
         "causal_lm, documents of tfds": tfds | {"data.documents": "files"},
         "causal_lm, init_from": text | {"train.init_from": str(FIXTURES / "gpt2")},
-        "masked_lm": text | {"tokenizer.kind": "byte"},
+        "masked_lm": text | {"tokenizer.kind": "byte"} | longrope,
         "masked_lm, tfds": tfds,
-        "spans": text,
+        "spans": text | yarn,
         "classify": tsv,
         "classify, val_path": tsv | {"data.val_path": files["a.tsv"], "train.token_dropout": 0.3},
         "classify, tfds": tfds,
@@ -289,8 +292,8 @@ def test_a_setting_that_a_run_ignores_is_refused_with_its_readers_and_default():
         ),
         (
             {"model.rope_factor": 2.0, "model.positions": "rotary"},
-            "model.rope_factor=2.0: is read only with model.positions=rotary and model.rope_scaling=linear | llama3, "
-            "not with model.positions='rotary', model.rope_scaling='none'. Take 1.0.",
+            "model.rope_factor=2.0: is read only with model.positions=rotary and model.rope_scaling=linear | dynamic | "
+            "llama3 | yarn | longrope, not with model.positions='rotary', model.rope_scaling='none'. Take 1.0.",
         ),
         (
             {"data.source": "tfds", "data.path": "x", "data.documents": "lines"},

@@ -44,7 +44,10 @@ SUBWORDS = TRAINED_TOKENIZER | {"tokenizer.kind": one_of("bpe", "wordpiece", "un
 MUON = {"optimizer.name": one_of("muon")}
 ROTARY = {"model.positions": one_of("rotary")}
 ATTENTION_POSITIONS = {"model.positions": one_of("rotary", "t5", "alibi", "shaw")}
-LLAMA3 = ROTARY | {"model.rope_scaling": one_of("llama3")}
+SCALED_ROTARY = ROTARY | {"model.rope_scaling": one_of("linear", "dynamic", "llama3", "yarn", "longrope")}
+YARN = ROTARY | {"model.rope_scaling": one_of("yarn")}
+LONGROPE = ROTARY | {"model.rope_scaling": one_of("longrope")}
+IN_PARTS = ROTARY | {"model.rope_scaling": one_of("llama3", "yarn")}  # scalings that keep short wavelengths
 INIT_FROM = {"train.init_from": SET}
 
 CONDITIONS: dict[str, tuple[Alternative, ...]] = {
@@ -83,10 +86,14 @@ CONDITIONS: dict[str, tuple[Alternative, ...]] = {
     "model.rotary_dim": (ROTARY,),
     "model.rope_layout": (ROTARY,),
     "model.rope_scaling": (ROTARY,),
-    "model.rope_factor": (ROTARY | {"model.rope_scaling": one_of("linear", "llama3")},),
-    "model.rope_low_freq_factor": (LLAMA3,),
-    "model.rope_high_freq_factor": (LLAMA3,),
-    "model.rope_original_max_len": (LLAMA3,),
+    "model.rope_factor": (SCALED_ROTARY,),
+    "model.rope_low_freq_factor": (IN_PARTS,),
+    "model.rope_high_freq_factor": (IN_PARTS,),
+    "model.rope_original_max_len": (ROTARY | {"model.rope_scaling": one_of("dynamic", "llama3", "yarn", "longrope")},),
+    "model.rope_attention_factor": (ROTARY | {"model.rope_scaling": one_of("yarn", "longrope")},),
+    "model.rope_truncate": (YARN,),
+    "model.rope_short_factors": (LONGROPE,),
+    "model.rope_long_factors": (LONGROPE,),
     "model.relative_buckets": ({"model.positions": one_of("t5")},),
     "model.relative_max_distance": ({"model.positions": one_of("t5", "shaw")},),
     "model.local_rope_theta": (ROTARY,),

@@ -31,6 +31,7 @@ class LayerConfig:
 
 LAYER_KINDS = ("local", "global")
 MAX_LAYERS = 10_000  # more would take hours to compile
+NO_LIMIT = 2**20  # max_len of a pre-trained model whose positions have no end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,15 +68,23 @@ class TransformerConfig:
     rope_layout: str = setting(
         "halves", "rotary: which pairs of dimensions are rotated together: halves (GPT-NeoX, Llama) | pairs (GPT-J)"
     )
-    rope_scaling: str = setting("none", "rotary: none | linear | llama3")
+    rope_scaling: str = setting("none", "rotary: none | linear | dynamic | llama3 | yarn | longrope")
     rope_factor: float = setting(1.0, "rotary: factor by which scaling extends the context")
     rope_low_freq_factor: float = setting(
-        1.0, "rotary, llama3: below this many turns per original context, a wavelength is stretched"
+        1.0, "rotary, llama3, yarn (beta_slow): below this many turns per original context, a wavelength is stretched"
     )
     rope_high_freq_factor: float = setting(
-        4.0, "rotary, llama3: above this many turns per original context, a wavelength is kept"
+        4.0, "rotary, llama3, yarn (beta_fast): above this many turns per original context, a wavelength is kept"
     )
-    rope_original_max_len: int = setting(8192, "rotary, llama3: context length before scaling")
+    rope_original_max_len: int = setting(8192, "rotary, dynamic, llama3, yarn, longrope: context length before scaling")
+    rope_attention_factor: float = setting(
+        0.0, "rotary, yarn, longrope: factor of rotated queries and keys; 0: that of the paper, from rope_factor"
+    )
+    rope_truncate: bool = setting(True, "rotary, yarn: round the range of the stretched pairs to whole pairs")
+    rope_short_factors: str = setting(
+        "", "rotary, longrope: factor of each wavelength up to rope_original_max_len tokens, with commas between them"
+    )
+    rope_long_factors: str = setting("", "rotary, longrope: the same for longer texts")
     relative_buckets: int = setting(32, "t5: number of distance buckets")
     relative_max_distance: int = setting(128, "t5, shaw: all distances from here on are treated alike")
     attention: str = setting("softmax", "softmax | linear")
@@ -135,6 +144,8 @@ class TransformerConfig:
         for name in (*natural, "position_offset", "rotary_dim", "local_window", "local_rope_theta"):
             if getattr(self, name) < 0:
                 raise UserError(f"model.{name}={getattr(self, name)}: must be 0 (derive it, or none) or more.")
+        if self.rope_attention_factor < 0:
+            raise UserError(f"model.rope_attention_factor={self.rope_attention_factor}: must be 0 (derive it) or more.")
         for name in ("logit_softcap", "attention_softcap"):
             if getattr(self, name) < 0:
                 raise UserError(f"model.{name}={getattr(self, name)}: must be 0 (no cap) or more. Take 15 or 30.")
@@ -185,11 +196,31 @@ class TransformerConfig:
                 f"model.rope_high_freq_factor={self.rope_high_freq_factor}: must be above "
                 f"model.rope_low_freq_factor={self.rope_low_freq_factor}. Llama 3 has 4 and 1."
             )
+        self._check_rope_scaling()
         if self.positions == "t5" and not 4 <= self.relative_buckets < 2 * self.relative_max_distance:
             raise UserError(
                 f"model.relative_buckets={self.relative_buckets}: must be at least 4 and below twice "
                 f"model.relative_max_distance={self.relative_max_distance}. T5 has 32 and 128."
             )
+
+    def _check_rope_scaling(self) -> None:
+        num_pairs = (self.rotary_dim or self.head_dim) // 2
+        scaling = f"with model.rope_scaling={self.rope_scaling!r}"
+        if self.rope_scaling == "dynamic" and num_pairs < 2:
+            raise UserError(f"model.head_dim={self.head_dim}: must be at least 4 {scaling}, as must model.rotary_dim.")
+        if self.rope_scaling == "yarn" and self.rope_theta <= 1:
+            raise UserError(f"model.rope_theta={self.rope_theta}: must be above 1 {scaling}. Take 10000.")
+        for name in ("rope_short_factors", "rope_long_factors") if self.rope_scaling == "longrope" else ():
+            text = getattr(self, name)
+            try:
+                are_positive = [0 < float(factor) < math.inf for factor in text.split(",")]
+            except ValueError:
+                are_positive = []
+            if len(are_positive) != num_pairs or not all(are_positive):
+                raise UserError(
+                    f"model.{name}={text!r:.80}: must be {num_pairs} numbers above 0 {scaling}, one for each rotated "
+                    "pair, with commas between them."
+                )
 
     def _check_layers(self) -> None:
         if not self.layer_pattern:

@@ -141,7 +141,7 @@ def from_pretrained(folder: str | Path) -> Run:
         read.model.config,
         generation_defaults=generation_defaults_of(hf_config, read.model, tokenizer),
         name=str(folder),
-        labels=_labels(read.config),
+        labels=read.labels,
         hf_config=hf_config,
         problem_type=_problem_type(read.config, read.model),
     )
@@ -236,13 +236,6 @@ def _with_dtypes(shapes: Params, dtypes: dict[str, str]) -> Params:
         return jax.ShapeDtypeStruct(leaf.shape, dtypes.get(jax.tree_util.keystr(path), leaf.dtype))
 
     return jax.tree_util.tree_map_with_path(with_dtype, shapes)
-
-
-def _labels(config: dict) -> tuple[str, ...]:
-    """Label names of a config.json (`id2label`), in the order of the logits."""
-    names = config.get("id2label")
-    names = names if isinstance(names, dict) else {}
-    return tuple(str(names[number]) for number in sorted(names, key=lambda n: int(n) if n.isdecimal() else 0))
 
 
 def _problem_type(config: dict, model: Model) -> str:

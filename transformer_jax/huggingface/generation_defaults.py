@@ -4,6 +4,7 @@ from typing import Any
 
 from transformer_jax import sampling
 from transformer_jax.errors import UserError
+from transformer_jax.huggingface.families import FAMILIES
 from transformer_jax.huggingface.files import PretrainedError
 from transformer_jax.sampling import GenerationDefaults
 from transformer_jax.sampling.logits_processors import LogitsProcessor
@@ -18,7 +19,10 @@ def read_generation_defaults(config: dict, generation: dict, vocab_size: int) ->
     Raises:
       PretrainedError: ids that are not integers, numbers of another type or out of range.
     """
-    values = _Values(generation or config, vocab_size)
+    family = FAMILIES.get(str(config.get("model_type")))
+    # Special tokens that config.json does not name are those of the family; generation_config.json replaces both.
+    own = _Values({**(family.token_ids if family else {}), **config}, vocab_size)
+    values = _Values(generation, vocab_size) if generation else own
     eos_ids = values.ids("eos_token_id")
     try:
         processors = _processors(values, eos_ids)
@@ -27,6 +31,12 @@ def read_generation_defaults(config: dict, generation: dict, vocab_size: int) ->
     except UserError as error:
         raise PretrainedError(f"generation_config.json: {error}") from error
     start_id = values.first_id("decoder_start_token_id", values.first_id("bos_token_id", -1))
+    if start_id < 0 and family and family.is_seq2seq:
+        names = ("decoder_start_token_id", "bos_token_id", "pad_token_id")  # T5 starts with its padding
+        found = [i for name in names for i in own.ids(name)]
+        if not found:
+            raise PretrainedError("config.json: decoder_start_token_id: is missing or not in the vocabulary. Add it.")
+        start_id = found[0]
     return GenerationDefaults(eos_ids, values.first_id("pad_token_id", 0), start_id, tuple(processors))
 
 

@@ -9,12 +9,16 @@ import jax
 import numpy as np
 
 from transformer_jax.errors import choose, missing_package
-from transformer_jax.huggingface.families.bart import BART, MARIAN
-from transformer_jax.huggingface.families.bert import BERT, ROBERTA
-from transformer_jax.huggingface.families.gpt2 import GPT2
-from transformer_jax.huggingface.families.llama import LLAMA
-from transformer_jax.huggingface.families.t5 import T5
-from transformer_jax.huggingface.family import Architecture, Family, get, put, read_config
+from transformer_jax.huggingface.families import FAMILIES
+from transformer_jax.huggingface.family import (
+    Architecture,
+    Family,
+    checked,
+    get,
+    put,
+    read_config,
+    warn_of_unknown_fields,
+)
 from transformer_jax.huggingface.files import Folder, PretrainedError, TensorFiles
 from transformer_jax.huggingface.tensor_layout import (
     DTYPES,
@@ -27,7 +31,6 @@ from transformer_jax.huggingface.tensor_layout import (
 )
 from transformer_jax.models import Model, Params, make_model, parameter_shapes, path_names
 
-FAMILIES = {family.model_type: family for family in (GPT2, LLAMA, BERT, ROBERTA, T5, BART, MARIAN)}
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.spm"]
 
 
@@ -39,6 +42,7 @@ class Pretrained(NamedTuple):
     config: dict  # config.json, unchanged
     generation: dict  # generation_config.json, unchanged
     folder: Folder
+    labels: tuple[str, ...]  # of a head, in the order of its logits
 
 
 def find_folder(name: str | Path) -> Folder:
@@ -105,6 +109,7 @@ def read_folder(name: str | Path) -> Pretrained:
     """
     folder = find_folder(name)
     model, config, tensors, names, shapes, specs = describe_folder(folder)
+    warn_of_unknown_fields(_family(folder, config), config)
     params: dict = {}
     for tensor_name, spec in sorted(specs.items(), key=lambda item: -np.prod(item[1].shape, dtype=float)):
         is_present = tensor_name in names
@@ -115,7 +120,8 @@ def read_folder(name: str | Path) -> Pretrained:
         for path, part in to_params(spec, array, shapes):
             put(params, ".".join(path), jax.device_put(part))
     generation = folder.json("generation_config.json") if folder.has("generation_config.json") else {}
-    return Pretrained(model, params, config, generation, folder)
+    has_labels = _architecture(_family(folder, config), config).num_labels_field
+    return Pretrained(model, params, config, generation, folder, _labels(config) if has_labels else ())
 
 
 def _family(folder: Folder, config: dict) -> Family:
@@ -149,12 +155,28 @@ def _make_model(
         # transformers 5 unties all tables together; earlier versions always had one table for both sides.
         put(config, "share_embeddings", _are_equal(tensors, *(names[name] for name in family.embedding_tables)))
     values: dict[str, object] = {"kind": architecture.kind, "config": config}
-    labels = hf_config.get("id2label")
-    if isinstance(labels, dict) and not all(re.fullmatch("[0-9]{1,9}", number) for number in labels):
-        raise PretrainedError("config.json: id2label: must have numbers as names, '0', '1', and so on.")
     if architecture.num_labels_field:
-        values[architecture.num_labels_field] = len(labels) if isinstance(labels, dict) else 2
+        values[architecture.num_labels_field] = len(_labels(hf_config))
     return make_model(values)
+
+
+def _labels(hf_config: dict) -> tuple[str, ...]:
+    """Label names of a model with a head, in the order of its logits: those of `id2label`, or as many as `num_labels`.
+
+    Without either there are two, as in the reference library.
+    """
+    names = hf_config.get("id2label")
+    if names is None:
+        num_labels = checked("num_labels", hf_config.get("num_labels", 2), int)
+        if not 1 <= num_labels < 10**6:
+            raise PretrainedError(f"config.json: num_labels={num_labels} must be from 1 to below a million.")
+        return tuple(f"LABEL_{i}" for i in range(num_labels))
+    numbers = {str(i): i for i in range(len(names))} if isinstance(names, dict) else {}
+    if not numbers or names.keys() != numbers.keys() or not all(type(name) in (str, int) for name in names.values()):
+        raise PretrainedError(
+            f"config.json: id2label={names!r:.80} must map the numbers '0', '1', and so on, each of them, to names."
+        )
+    return tuple(str(names[number]) for number in numbers)
 
 
 def _check_size(config: dict, tensors: TensorFiles) -> None:

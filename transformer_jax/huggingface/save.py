@@ -8,9 +8,9 @@ from typing import Any
 import jax
 
 from transformer_jax.errors import UserError
+from transformer_jax.huggingface.families import FAMILIES
 from transformer_jax.huggingface.family import Architecture, Family, read_config, write_config
 from transformer_jax.huggingface.files import PretrainedError, new_folder, write_json, write_tensors
-from transformer_jax.huggingface.pretrained import FAMILIES
 from transformer_jax.huggingface.tensor_layout import tensor_specs, to_tensor
 from transformer_jax.models import Model, Params, describe_model, make_model, path_names
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from transformer_jax.errors import UserError, check
 from transformer_jax.inference.generation_config import GenerationConfig
+from transformer_jax.nn.rope_scaling import LENGTH_DEPENDENT
 from transformer_jax.run import Run, open_run
 from transformer_jax.tokenizers.token_bytes import token_bytes
 
@@ -13,8 +14,9 @@ def open_draft_model(config: GenerationConfig, run: Run) -> Run | None:
     """Open the draft model that a generation config asks for; None: prompt lookup, or no speculative decoding.
 
     Raises:
-      UserError: linear attention, which cannot forget a refused token; a draft model that cannot be opened, is another
-        kind of model, or has another vocabulary, another tokenizer or a shorter context.
+      UserError: linear attention, which cannot forget a refused token; rotations that depend on the length; a draft
+        model that cannot be opened, is another kind of model, or has another vocabulary, another tokenizer or a shorter
+        context.
     """
     if config.prompt_lookup:
         _check_can_rewind("prompt_lookup", config.prompt_lookup, "the model", run)
@@ -43,6 +45,9 @@ def _modification_time(path: str) -> int:
 def _check_can_rewind(field: str, value: str | int, owner: str, run: Run) -> None:
     rule = f"{owner} has linear attention, a sum from which refused tokens cannot be removed. Omit {field}"
     check(run.config.decoder.attention != "linear", field, value, rule)
+    scaling = run.config.decoder.rope_scaling
+    rule = f"{owner} has rope_scaling={scaling}, whose rotations depend on the length, drafts included. Omit {field}"
+    check(scaling not in LENGTH_DEPENDENT, field, value, rule)
 
 
 def _check_compatible(path: str, draft: Run, run: Run) -> None:

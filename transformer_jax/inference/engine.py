@@ -19,6 +19,7 @@ from transformer_jax.inference.prefill import (
     plan_prefill,
     plan_rolling_prefill,
     plan_source_prefill,
+    prefill_chunk,
     prefill_source,
 )
 from transformer_jax.nn.kv_cache_kinds import make_cache
@@ -57,6 +58,7 @@ class Engine:
             num_top=num_top,
             num_draft=config.num_draft if config.draft or config.prompt_lookup else 0,
             prompt_lookup=config.prompt_lookup,
+            chunk=prefill_chunk(run),
         )
         # Results, row by row.
         B = len(prompts)

@@ -17,9 +17,11 @@ from transformer_jax.inference.generation_config import GenerationConfig
 from transformer_jax.models import Params, Seq2Seq
 from transformer_jax.nn.kv_cache import KVCache
 from transformer_jax.nn.kv_cache_kinds import make_cache, make_rolling_cache
+from transformer_jax.nn.rope_scaling import LENGTH_DEPENDENT
 from transformer_jax.run import Run
 
 SMALLEST_SOURCE_BUCKET = 8  # a source is read once for many tokens, so finer buckets pay: 8, 16, 24, 32, 48, ...
+MAX_CHUNK = 2**30
 MIN_PROMPT_SLOTS = 64  # shorter prompts get the cache of a prompt this long, and so share the compiled decode loop
 
 
@@ -98,6 +100,11 @@ def plan_extension(
         dataclasses.replace(spec, max_new_tokens=bucket(config.max_new_tokens, context), buffer_length=capacity + 1),
         segment_length=config.max_new_tokens,
     )
+
+
+def prefill_chunk(run: Run) -> int:
+    """Positions that are read at once into a full cache: all, where the rotations depend on the length of the text."""
+    return MAX_CHUNK if run.config.decoder.rope_scaling in LENGTH_DEPENDENT else sampling.PREFILL_CHUNK
 
 
 def _rolling_chunk(run: Run) -> int:

@@ -7,6 +7,7 @@ from transformer_jax.nn.kv_cache_full import FullCache
 from transformer_jax.nn.kv_cache_linear import LinearCache
 from transformer_jax.nn.kv_cache_rolling import RollingCache
 from transformer_jax.nn.positions import POSITIONS
+from transformer_jax.nn.rope_scaling import LENGTH_DEPENDENT
 
 CACHES: dict[str, type[KVCache]] = {  # beams get theirs from `expand`
     "full": FullCache,
@@ -66,6 +67,11 @@ def overflow_error(config: TransformerConfig) -> str | None:
             f"{pattern if config.layer_pattern else 'model.window=0:'} every token attends to all before it, so tokens "
             "past the context have no slots. Take on_overflow=re-prefill, or a model with a window in every layer or "
             "with linear attention."
+        )
+    if config.positions == "rotary" and config.rope_scaling in LENGTH_DEPENDENT:
+        return (
+            f"model.rope_scaling={config.rope_scaling!r}: rotates by the length of a text, which a rolling cache reads "
+            "in pieces. Take on_overflow=re-prefill, or another scaling."
         )
     scheme = POSITIONS[config.positions]
     if scheme.is_learned or scheme.vectors:

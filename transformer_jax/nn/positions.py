@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from transformer_jax.config import LayerConfig, TransformerConfig
 from transformer_jax.errors import choose
 from transformer_jax.nn.masks import Mask, slice_axis
+from transformer_jax.nn.rope_scaling import ROPE_SCALINGS, attention_factor
 
 
 def token_positions(is_token: jax.Array, tokens_before: jax.Array | int = 0) -> jax.Array:
@@ -81,27 +82,6 @@ def _sinusoidal(positions, config):
     return sinusoid(positions, config.d_model, config.sinusoid_layout)
 
 
-def _no_scaling(wavelengths, config):
-    return wavelengths
-
-
-def _linear_scaling(wavelengths, config):
-    """Position interpolation: positions are divided by the factor. Chen et al. 2023, equation 4."""
-    return wavelengths * config.rope_factor
-
-
-def _llama3_scaling(wavelengths, config):
-    """Stretch long wavelengths, keep short ones, interpolate between them. Llama Team 2024, section 3.2."""
-    turns = config.rope_original_max_len / wavelengths  # in the context that the model was first trained with
-    low = config.rope_low_freq_factor
-    high = config.rope_high_freq_factor
-    share = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
-    return 1.0 / ((1.0 - share) / (config.rope_factor * wavelengths) + share / wavelengths)
-
-
-ROPE_SCALINGS = {"none": _no_scaling, "linear": _linear_scaling, "llama3": _llama3_scaling}
-
-
 def rotary(x_BTNH: jax.Array, positions_BT: jax.Array, config: TransformerConfig, layer: LayerConfig) -> jax.Array:
     """Rotary position embedding (RoPE): rotate each pair of a head's numbers by the angle position / theta^(2i/H).
 
@@ -113,9 +93,12 @@ def rotary(x_BTNH: jax.Array, positions_BT: jax.Array, config: TransformerConfig
     scale = choose(ROPE_SCALINGS, layer.rope_scaling, "model.rope_scaling")
     num_rotated = config.rotary_dim or x_BTNH.shape[-1]
     half = num_rotated // 2
-    wavelengths = scale(2.0 * math.pi * layer.rope_theta ** (jnp.arange(half) / half), config)
+    wavelengths = scale(2.0 * math.pi * layer.rope_theta ** (jnp.arange(half) / half), positions_BT, config, layer)
     angle = positions_BT[:, :, None, None] * (2.0 * math.pi / wavelengths)  # [B, T, 1, half]
     sin, cos = jnp.sin(angle), jnp.cos(angle)
+    if layer.rope_scaling in ("yarn", "longrope"):
+        sin *= attention_factor(config)
+        cos *= attention_factor(config)
     first, second = layout.split(x_BTNH[..., :num_rotated].astype(jnp.float32))  # angles of long contexts need float32
     rotated = layout.join(first * cos - second * sin, second * cos + first * sin).astype(x_BTNH.dtype)
     rest = x_BTNH[..., num_rotated:]

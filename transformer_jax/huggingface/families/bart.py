@@ -71,6 +71,24 @@ def _fixed(**values) -> dict:
     }
 
 
+_ALIASES = {
+    "num_attention_heads": "encoder_attention_heads",
+    "hidden_size": "d_model",
+    "num_hidden_layers": "encoder_layers",
+}
+_REQUIRED: dict[str, object] = {
+    "is_encoder_decoder": True,
+    # options of early versions
+    "normalize_before": False,
+    "add_final_layer_norm": False,
+    "add_bias_logits": False,
+}
+_IGNORED_FIELDS = (
+    "attention_dropout",
+    "is_decoder",  # set for each side
+    "extra_pos_embeddings",  # always 2 in BART, unused in Marian
+    "force_bos_token_to_be_generated",  # today forced_bos_token_id
+)
 _IGNORED = (
     r"^model\.(encoder|decoder)\.(embed_tokens\.weight|version)$",
     r"^model\.shared\.weight$",
@@ -88,7 +106,11 @@ BART = Family(
         *_FIELDS,
     ),
     fixed=_fixed(positions="learned", position_offset=2, embed_norm=True),
-    required={"normalize_before": False, "add_final_layer_norm": False, "normalize_embedding": True},
+    required=_REQUIRED | {"normalize_embedding": True, "static_position_embeddings": False},
+    aliases=_ALIASES,
+    ignored_fields=_IGNORED_FIELDS,
+    token_ids={"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
+    | {"forced_eos_token_id": 2},
     tensor_names=_NAMES,
     output_projection=("lm_head.weight", "model.shared.weight"),
     renamed=_RENAMED,
@@ -108,7 +130,10 @@ MARIAN = Family(
         *_FIELDS,
     ),
     fixed=_fixed(positions="sinusoidal", sinusoid_layout="halves", embed_norm=False),
-    required={"normalize_before": False, "add_final_layer_norm": False, "normalize_embedding": False},
+    required=_REQUIRED | {"normalize_embedding": False, "static_position_embeddings": True},
+    aliases=_ALIASES,
+    ignored_fields=_IGNORED_FIELDS,
+    token_ids={"pad_token_id": 58100, "eos_token_id": 0, "decoder_start_token_id": 58100, "forced_eos_token_id": 0},
     tensor_names=_NAMES,
     output_projection=("lm_head.weight", "model.shared.weight", "model.decoder.embed_tokens.weight"),
     renamed=_RENAMED,

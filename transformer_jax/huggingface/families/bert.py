@@ -22,14 +22,28 @@ _FIELDS = (
     Field("num_hidden_layers", "num_layers", 12),
     Field("num_attention_heads", "num_heads", 12),
     Field("intermediate_size", "d_ff", 3072),
-    Field("hidden_act", "feed_forward", "gelu", ACTIVATIONS),
     Field("layer_norm_eps", "norm_epsilon", 1e-12),
     Field("type_vocab_size", "num_token_types", 2),
     Field("hidden_dropout_prob", "dropout_rate", 0.1),
     Field("tie_word_embeddings", "tie_embeddings", True),
 )
 _FIXED = {"norm": "layernorm", "positions": "learned", "norm_placement": "post", "embed_norm": True} | BIASES
-_REQUIRED = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
+_REQUIRED = {
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "add_cross_attention": False,
+    "is_encoder_decoder": False,
+}
+_IGNORED_FIELDS = (
+    "attention_probs_dropout_prob",
+    # of the pooler in the first published files
+    "directionality",
+    "pooler_fc_size",
+    "pooler_num_attention_heads",
+    "pooler_num_fc_layers",
+    "pooler_size_per_head",
+    "pooler_type",
+)
 
 
 def _body(prefix: str) -> dict[str, str]:
@@ -60,9 +74,16 @@ BERT = Family(
         "BertForTokenClassification": Architecture("tagger", {"out": "classifier"}, "num_tags"),
         "BertModel": Architecture("encoder"),
     },
-    fields=(Field("vocab_size", "vocab_size", 30522), Field("max_position_embeddings", "max_len", 512), *_FIELDS),
+    fields=(
+        Field("vocab_size", "vocab_size", 30522),
+        Field("max_position_embeddings", "max_len", 512),
+        Field("hidden_act", "feed_forward", "gelu", ACTIVATIONS),
+        *_FIELDS,
+    ),
     fixed=_FIXED | {"position_offset": 0},
     required=_REQUIRED,
+    ignored_fields=_IGNORED_FIELDS,
+    token_ids={"pad_token_id": 0},
     tensor_names=_body("bert"),
     output_projection=("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
     renamed=(
@@ -101,10 +122,13 @@ ROBERTA = Family(
     fields=(
         Field("vocab_size", "vocab_size", 50265),
         Field("max_position_embeddings", "max_len", 514, offset=-2),  # two rows precede the first position
+        Field("hidden_act", "feed_forward", "gelu", {"gelu": "gelu", "gelu_python": "gelu"}),  # as its output head has
         *_FIELDS,
     ),
     fixed=_FIXED | {"position_offset": 2},
     required=_REQUIRED | {"pad_token_id": 1},  # positions start after the padding id
+    ignored_fields=_IGNORED_FIELDS,
+    token_ids={"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2},
     tensor_names=_body("roberta"),
     output_projection=("lm_head.decoder.weight", "roberta.embeddings.word_embeddings.weight"),
     renamed=((r"^(embeddings|encoder|pooler)\.", r"roberta.\1."),),

@@ -12,7 +12,7 @@ GPT2 = Family(
     architectures={"GPT2LMHeadModel": Architecture("gpt"), "GPT2Model": Architecture("gpt")},
     fields=(
         Field("vocab_size", "vocab_size", 50257),
-        Field(("n_positions", "n_ctx"), "max_len", 1024),
+        Field("n_positions", "max_len", 1024),
         Field("n_embd", "d_model", 768),
         Field("n_layer", "num_layers", 12),
         Field("n_head", "num_heads", 12),
@@ -23,7 +23,34 @@ GPT2 = Family(
         Field("resid_pdrop", "dropout_rate", 0.1),
     ),
     fixed={"norm": "layernorm", "positions": "learned", "norm_placement": "pre"} | BIASES,
-    required={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
+    required={
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "add_cross_attention": False,
+        "is_encoder_decoder": False,
+    },
+    aliases={
+        "hidden_size": "n_embd",
+        "max_position_embeddings": "n_positions",
+        "num_attention_heads": "n_head",
+        "num_hidden_layers": "n_layer",
+    },
+    ignored_fields=(
+        "n_ctx",  # the size of a mask in early versions
+        "is_decoder",  # never read: the model is a decoder
+        "reorder_and_upcast_attn",  # rounding only
+        "embd_pdrop",
+        "attn_pdrop",
+        "hidden_dropout",
+        # of heads that are not supported
+        "summary_type",
+        "summary_use_proj",
+        "summary_activation",
+        "summary_proj_to_labels",
+        "summary_first_dropout",
+        "summary_last_dropout",
+    ),
+    token_ids={"bos_token_id": 50256, "eos_token_id": 50256},
     tensor_names={
         "embed/tokens": "transformer.wte",
         "embed/positions": "transformer.wpe",

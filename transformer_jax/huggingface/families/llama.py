@@ -3,16 +3,10 @@
 Grouped-query attention, rotary position embeddings in halves, gated feed-forward.
 """
 
-from transformer_jax.huggingface.family import Architecture, Family, Field
+from transformer_jax.huggingface.family import GATED_ACTIVATIONS, Architecture, Family, Field
+from transformer_jax.huggingface.rope import ROPE
 
 _LAYER = "model.layers.{i}"
-_SCALED = ("rope_scaling", ("linear", "llama3"))
-_LLAMA3 = ("rope_scaling", ("llama3",))
-
-
-def _rope(name: str) -> tuple[str, str]:
-    """The field of a rotary setting before transformers 5, and since."""
-    return f"rope_scaling.{name}", f"rope_parameters.{name}"
 
 
 LLAMA = Family(
@@ -27,38 +21,18 @@ LLAMA = Family(
         Field("num_key_value_heads", "num_kv_heads", 0),
         Field("head_dim", "head_dim", 0),
         Field("intermediate_size", "d_ff", 11008),
-        Field(
-            "hidden_act",
-            "feed_forward",
-            "swiglu",
-            {
-                "silu": "swiglu",
-                "swish": "swiglu",
-                "gelu": "geglu",
-                "gelu_pytorch_tanh": "geglu_tanh",
-                "gelu_new": "geglu_tanh",
-            },
-        ),
+        Field("hidden_act", "feed_forward", "swiglu", GATED_ACTIVATIONS),
         Field("rms_norm_eps", "norm_epsilon", 1e-6),
         Field("tie_word_embeddings", "tie_embeddings", False),
         Field("attention_bias", ("qkv_bias", "out_bias"), False),
         Field("mlp_bias", "mlp_bias", False),
-        Field(("rope_theta", "rope_parameters.rope_theta"), "rope_theta", 10000.0),
-        Field(
-            (*_rope("rope_type"), *_rope("type")),
-            "rope_scaling",
-            "none",
-            {"default": "none", "linear": "linear", "llama3": "llama3"},
-            written_if=_SCALED,
-        ),
-        Field(_rope("factor"), "rope_factor", 1.0, written_if=_SCALED),
-        Field(_rope("low_freq_factor"), "rope_low_freq_factor", 1.0, written_if=_LLAMA3),
-        Field(_rope("high_freq_factor"), "rope_high_freq_factor", 4.0, written_if=_LLAMA3),
-        Field(_rope("original_max_position_embeddings"), "rope_original_max_len", 8192, written_if=_LLAMA3),
         Field("attention_dropout", "dropout_rate", 0.0),
     ),
     fixed={"norm": "rmsnorm", "positions": "rotary", "rope_layout": "halves", "norm_placement": "pre"},
-    required={"partial_rotary_factor": 1.0, "rope_parameters.partial_rotary_factor": 1.0},
+    required={"is_encoder_decoder": False},
+    sections=(ROPE,),
+    ignored_fields=("is_decoder", "add_cross_attention"),  # never read: the model is a decoder
+    token_ids={"bos_token_id": 1, "eos_token_id": 2},
     tensor_names={
         "embed/tokens": "model.embed_tokens",
         "embed/unembed": "lm_head",

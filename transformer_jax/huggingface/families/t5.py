@@ -1,6 +1,19 @@
 """T5 family table (Raffel et al. 2020); v1.1 has a gated feed-forward part and an untied output projection."""
 
-from transformer_jax.huggingface.family import Architecture, Family, Field, SameAs
+from transformer_jax.config import NO_LIMIT
+from transformer_jax.huggingface.family import ACTIVATIONS, GATED_ACTIVATIONS, Architecture, Family, Field, SameAs
+
+_FEED_FORWARDS = ACTIVATIONS | {f"gated-{name}": ours for name, ours in GATED_ACTIVATIONS.items()}
+_FEED_FORWARDS |= {"gated-gelu": "geglu_tanh"}  # an early name of gelu_new
+
+
+def _activation(hf_config: dict) -> str:
+    name = hf_config.get("feed_forward_proj") or "relu"
+    return "gelu_new" if name == "gated-gelu" else str(name).rsplit("-", 1)[-1]
+
+
+def _is_gated(hf_config: dict) -> bool:
+    return str(hf_config.get("feed_forward_proj") or "").startswith("gated-")
 
 
 def _both(name: str) -> tuple[str, str]:
@@ -41,26 +54,14 @@ T5 = Family(
     architectures={"T5ForConditionalGeneration": Architecture("seq2seq"), "T5Model": Architecture("seq2seq")},
     fields=(
         Field("vocab_size", _both("vocab_size"), 32128),
-        Field("n_positions", _both("max_len"), 512),  # of the training; the model has no such limit
+        Field((), _both("max_len"), NO_LIMIT),  # relative positions go on
         Field("d_model", _both("d_model"), 512),
         Field("num_layers", "encoder.num_layers", 6),
         Field("num_decoder_layers", "decoder.num_layers", SameAs("num_layers", 6)),
         Field("num_heads", _both("num_heads"), 8),
         Field("d_kv", _both("head_dim"), 64),
         Field("d_ff", _both("d_ff"), 2048),
-        Field(
-            "feed_forward_proj",
-            _both("feed_forward"),
-            "relu",
-            {
-                "relu": "relu",
-                "gelu": "gelu",
-                "gated-gelu": "geglu_tanh",
-                "gated-gelu_new": "geglu_tanh",
-                "gated-silu": "swiglu",
-                "silu": "silu",
-            },
-        ),
+        Field("feed_forward_proj", _both("feed_forward"), "relu", _FEED_FORWARDS),
         Field("relative_attention_num_buckets", _both("relative_buckets"), 32),
         Field("relative_attention_max_distance", _both("relative_max_distance"), 128),
         Field("layer_norm_epsilon", _both("norm_epsilon"), 1e-6),
@@ -83,7 +84,19 @@ T5 = Family(
         }.items()
     }
     | {"share_embeddings": True},
-    required={},
+    required={"is_encoder_decoder": True, "dense_act_fn": _activation, "is_gated_act": _is_gated},
+    aliases={
+        "hidden_size": "d_model",
+        "num_attention_heads": "num_heads",
+        "num_hidden_layers": "num_layers",
+        "head_dim": "d_kv",
+    },
+    ignored_fields=(
+        "n_positions",  # of the training
+        "max_position_embeddings",
+        "is_decoder",  # set for each side
+    ),
+    token_ids={"pad_token_id": 0, "eos_token_id": 1},
     tensor_names=_side("encoder", 1)
     | _side("decoder", 2)
     | _attention("decoder", "cross", "EncDecAttention", 1)
