@@ -1,4 +1,4 @@
-"""Bugs in layers, blocks and heads, in the form of mutants.py."""
+"""Bugs in layers, blocks, heads and their answers, in the form of mutants.py."""
 
 # ruff: noqa: E501
 A, P, L = "nn.attention", "nn.positions", "nn.layers"
@@ -106,4 +106,14 @@ MUTANTS_OF_LAYERS = {
         "Mask() if source else None",
         ("source", {}),
     ),
+    # Answers of heads
+    "labels of a text compete": (
+        "inference.predict",
+        '"multi_label_classification": jax.nn.sigmoid',
+        '"multi_label_classification": jax.nn.softmax',
+        ("answers", {}),
+    ),
+    "sigmoid of a number": ("inference.predict", "lambda logits: logits", "jax.nn.sigmoid", ("answers", {})),
+    "every label is given": ("inference.predict", "if p > THRESHOLD", "if p > 0.0", ("answers", {})),
+    "a string is its characters": ("inference.texts", "return [texts]", "return list(texts)", ("answers", {})),
 }

@@ -47,7 +47,7 @@ ROOMS = {
     "commands": {
         "errors", "files", "schema", "startup", "lines", "run", "inference", "tokenizers", "huggingface", "__init__"
     },
-    "__init__": {"errors", "config"},
+    "__init__": {"errors", "config", "run", "inference"},  # the last two for type checkers, or at the first use
     "__main__": {"__init__", "commands"},
 }  # fmt: skip
 
@@ -226,6 +226,7 @@ def test_every_module_class_and_function_says_what_it_is():
         nodes = [parse(name)]
         if not name.startswith("configs/"):
             nodes += [n for n in parse(name).body if isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name[0] != "_"]
+            nodes = [n for n in nodes if "overload" not in map(ast.unparse, getattr(n, "decorator_list", []))]
         missing += [f"{name}:{getattr(node, 'lineno', 1)}" for node in nodes if not ast.get_docstring(node)]
         for node in [parse(name), *(n for n in ast.walk(parse(name)) if isinstance(n, ast.ClassDef | ast.FunctionDef))]:
             first = (ast.get_docstring(node) or "x").split()[0]

@@ -10,7 +10,7 @@ from helpers.arrays import close, random_like
 
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
-from transformer_jax.models import Encoder, MaskedLM, Regressor, SentenceEmbedder, SequenceClassifier, TokenTagger
+from transformer_jax.models import Encoder, MaskedLM, SentenceEmbedder, SequenceClassifier, TokenTagger
 from transformer_jax.models.embed import Embedder
 from transformer_jax.models.encoder import POOLINGS, Pool
 from transformer_jax.nn.blocks import NORM_PLACEMENTS
@@ -230,8 +230,8 @@ def test_a_pooling_is_its_formula_over_the_tokens_alone(pooling):
 CONFIG = TransformerConfig(**SIZES | {"num_layers": 1, "positions": "rotary"})
 HEADS = {f"classifier_{pooling}": SequenceClassifier(CONFIG, 3, pooling) for pooling in POOLINGS}
 HEADS |= {f"sentence_{pooling}": SentenceEmbedder(CONFIG, pooling) for pooling in ("mean", "max")}
-HEADS |= {"regressor": Regressor(CONFIG), "tagger": TokenTagger(CONFIG, 17), "masked_lm": MaskedLM(CONFIG)}
-SHAPES = {"classifier": (B, 3), "sentence": (B, D), "regressor": (B,), "tagger": (B, T, 17), "masked": (B, T, V)}
+HEADS |= {"regressor": SequenceClassifier(CONFIG, 1), "tagger": TokenTagger(CONFIG, 17), "masked_lm": MaskedLM(CONFIG)}
+SHAPES = {"classifier": (B, 3), "sentence": (B, D), "regressor": (B, 1), "tagger": (B, T, 17), "masked": (B, T, V)}
 heads = pytest.mark.parametrize("head", HEADS)
 encode_config = jax.jit(Encoder(CONFIG).apply)
 
@@ -280,13 +280,13 @@ def test_only_an_untied_masked_lm_has_an_output_projection_of_its_own():
         assert ("unembed" in embed) == (not tied)
 
 
-def test_a_regressor_is_a_classifier_of_one_class_and_a_classifier_has_a_layer_with_tanh():
+def test_a_classifier_has_a_layer_with_tanh_before_its_logits():
     params, apply = head_of("regressor")
-    parts = params["params"]["classifier"]
+    parts = params["params"]
     x = np.asarray(encode_config({"params": parts["encoder"]}, TOKENS, RAGGED, TYPES))
     first = x[np.arange(B), RAGGED.argmax(1)]
     hidden = np.tanh(first @ parts["dense"]["kernel"] + parts["dense"]["bias"])
-    close(apply(params, TOKENS, RAGGED, TYPES), (hidden @ parts["out"]["kernel"] + parts["out"]["bias"])[:, 0])
+    close(apply(params, TOKENS, RAGGED, TYPES), hidden @ parts["out"]["kernel"] + parts["out"]["bias"])
 
 
 @pytest.mark.parametrize("pooling", ["mean", "max"])

@@ -15,7 +15,7 @@ from train.config import Config
 from train.loop import run as train
 from train.tasks.scoring import Options, score
 from transformer_jax.config import TransformerConfig
-from transformer_jax.models import Regressor, Seq2Seq, Seq2SeqConfig, SequenceClassifier, TokenTagger, parameter_shapes
+from transformer_jax.models import Seq2Seq, Seq2SeqConfig, SequenceClassifier, TokenTagger, parameter_shapes
 from transformer_jax.tokenizers import train_tokenizer
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
@@ -53,7 +53,7 @@ def saved(task, folder, lowercase=False, separator=" ", pooling="first"):
     config = TransformerConfig(**MODEL, vocab_size=tokenizer.vocab_size)
     model = {
         "classify": SequenceClassifier(config, 2, pooling),
-        "regress": Regressor(config, pooling),
+        "regress": SequenceClassifier(config, 1, pooling),
         "tag": TokenTagger(config, 2),
         "seq2seq": Seq2Seq(Seq2SeqConfig(config, config)),
     }[task]

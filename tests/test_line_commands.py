@@ -13,7 +13,7 @@ from helpers.text_files import fuzzed, slow_lines, write
 
 import transformer_jax as tj
 from transformer_jax.config import TransformerConfig
-from transformer_jax.models import GPT, Regressor, Seq2Seq, Seq2SeqConfig, SequenceClassifier, TokenTagger
+from transformer_jax.models import GPT, Seq2Seq, Seq2SeqConfig, SequenceClassifier, TokenTagger
 from transformer_jax.models import parameter_shapes as shapes
 from transformer_jax.sampling import GenerationDefaults
 from transformer_jax.tokenizers import train_tokenizer
@@ -29,7 +29,7 @@ def runs(tmp_path_factory):
     labels = ("x\ny", "z\u2028\r")
     models = {
         "classify": SequenceClassifier(config, 2),
-        "regress": Regressor(config),
+        "regress": SequenceClassifier(config, 1),
         "words": TokenTagger(config, 2),
         "characters": TokenTagger(config, 2),
         "gpt": GPT(config),

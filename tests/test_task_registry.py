@@ -15,7 +15,7 @@ from train.loop import run as train
 from train.tasks.registry import TASKS, TaskRow
 from transformer_jax.__main__ import COMMANDS
 from transformer_jax.config import TransformerConfig
-from transformer_jax.models import GPT, MaskedLM, Regressor, Seq2Seq, Seq2SeqConfig, SequenceClassifier, TokenTagger
+from transformer_jax.models import GPT, MaskedLM, Seq2Seq, Seq2SeqConfig, SequenceClassifier, TokenTagger
 from transformer_jax.tokenizers import train_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -25,7 +25,7 @@ MODEL_OF_TASK = {
     "masked_lm": MaskedLM(CONFIG),
     "spans": Seq2Seq(Seq2SeqConfig(CONFIG, CONFIG)),
     "classify": SequenceClassifier(CONFIG, 3),
-    "regress": Regressor(CONFIG),
+    "regress": SequenceClassifier(CONFIG, 1),
     "tag": TokenTagger(CONFIG, 3),
     "seq2seq": Seq2Seq(Seq2SeqConfig(CONFIG, CONFIG)),
 }

@@ -52,6 +52,9 @@ class DataConfig:
     label_field: str = setting(
         "", "source=labelled: column of the label; empty: the last one, without a header; .conllu: upos; tfds: a field"
     )
+    label_separator: str = setting(
+        "", "source=labelled: separates the labels of a text that has several, such as ;  empty: one label a text"
+    )
     tfds_dir: str = setting("", "source=tfds: folder of prepared datasets; empty: the default of TFDS")
     train_split: str = setting("train", "source=tfds: training split; TFDS can slice one, such as train[:90%]")
     val_split: str = setting("validation", "source=tfds: validation split")

@@ -15,6 +15,8 @@ IS_LARGER_BETTER = {
     "mean_absolute_error": False,
     "accuracy": True,
     "macro_f1": True,
+    "micro_f1": True,
+    "exact_match": True,
     "entity_f1": True,
 }
 

@@ -10,16 +10,7 @@ import jax.numpy as jnp
 from transformer_jax.checkpoints.meta import CheckpointMeta, HuggingFaceConfig
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
-from transformer_jax.models import (
-    Encoder,
-    Model,
-    Params,
-    Regressor,
-    Seq2SeqConfig,
-    SequenceClassifier,
-    TokenTagger,
-    path_names,
-)
+from transformer_jax.models import Encoder, Model, Params, Seq2SeqConfig, SequenceClassifier, TokenTagger, path_names
 from transformer_jax.run import Run, generation_defaults_of, open_run
 from transformer_jax.tokenizers import BOS_ID, Tokenizer
 
@@ -42,6 +33,7 @@ class InitFrom:
     run: Run | None = None  # the pre-trained model of `train.init_from`
     own_model: Model | None = None  # the model of the run's own checkpoint; its configuration is not changed
     own_labels: tuple[str, ...] = ()  # the labels of the run's own checkpoint
+    own_problem_type: str = ""  # that of its classification head
     tokenizer: Tokenizer | None = None
     hf_config: HuggingFaceConfig | None = None  # None: not from a Hugging Face folder
     resize_vocab: bool = False
@@ -53,6 +45,11 @@ class InitFrom:
     def model(self) -> Model | None:
         """The model to start from; None: random values."""
         return self.own_model or (self.run.model if self.run else None)
+
+    @property
+    def problem_type(self) -> str:
+        """Problem type of the labels that the model has; "": it has none."""
+        return self.own_problem_type or (self.run.problem_type if self.run and self.run.labels else "")
 
     def merge_config(self, recipe: TransformerConfig) -> TransformerConfig:
         """Merge the recipe's model configuration into the pre-trained one; return the configuration to train.
@@ -91,7 +88,7 @@ class InitFrom:
 
     def pooling(self, recipe: str) -> str:
         """Pooling of a classification head: the recipe's, or that of the trained head if the recipe has the default."""
-        if isinstance(self.model, SequenceClassifier | Regressor) and recipe == TrainConfig.pooling:
+        if isinstance(self.model, SequenceClassifier) and recipe == TrainConfig.pooling:
             return self.model.pooling
         return recipe
 
@@ -157,6 +154,7 @@ def load_init_from(config: TrainConfig, meta: CheckpointMeta | None) -> InitFrom
         return InitFrom(
             own_model=meta.model,
             own_labels=meta.labels,
+            own_problem_type=meta.problem_type,
             tokenizer=meta.tokenizer,
             hf_config=meta.hf_config,
             lowercase=meta.lowercase,

@@ -69,17 +69,45 @@ def classify(apply: Callable, batch: dict[str, jax.Array], deterministic: bool =
     return loss_sum, weight_sum, counts | {"macro_f1": macro_f1}
 
 
+def multi_label(apply: Callable, batch: dict[str, jax.Array], deterministic: bool = True) -> Sums:
+    """Multi-label classification loss: any number of labels for each text, a binary cross-entropy for each label.
+
+    Args:
+      apply: tokens [B, T] -> logits [B, classes], of independent labels.
+      batch: as for `classify`, but `label` [B, classes] bool: True for the labels of a text.
+    Returns:
+      The sum over texts of the mean over labels of the negative log-likelihoods, in nats; the number of texts; and
+      counts of the labels predicted with a probability above 0.5. `micro_f1`: the pair (2 x true positives, true +
+      predicted labels). `macro_f1`: such a pair for each label. `exact_match`: the number of texts with all labels
+      right. `tasks.scoring.multi_label_scores` is the slow and simple definition.
+    """
+    logits = apply(batch["tokens"], batch["is_token"], deterministic=deterministic)
+    is_example = batch["is_example"]
+    nats = jnp.mean(optax.sigmoid_binary_cross_entropy(logits, batch["label"].astype(jnp.float32)), axis=-1)
+    label = batch["label"] & is_example[:, None]
+    predicted = (logits > 0) & is_example[:, None]
+    num_right = 2.0 * jnp.sum(label & predicted, axis=0)  # [classes]
+    num_both = jnp.sum(label, axis=0, dtype=jnp.float32) + jnp.sum(predicted, axis=0)
+    counts = {
+        "micro_f1": (jnp.sum(num_right), jnp.sum(num_both)),
+        "macro_f1": (num_right, num_both),
+        "exact_match": jnp.sum(is_example & jnp.all(label == predicted, axis=-1), dtype=jnp.float32),
+    }
+    return jnp.sum(jnp.where(is_example, nats, 0.0)), jnp.sum(is_example, dtype=jnp.float32), counts
+
+
 def regress(apply: Callable, batch: dict[str, jax.Array], deterministic: bool = True) -> Sums:
     """Regression loss: one number for each text, squared error.
 
     Args:
-      apply: tokens [B, T] -> [B].
+      apply: tokens [B, T] -> [B, 1].
       batch: as for `classify`, but `label` [B] float.
     Returns:
       The sum of the squared errors, the number of texts, and the count `mean_absolute_error`: the sum of the absolute
       errors.
     """
-    errors = apply(batch["tokens"], batch["is_token"], deterministic=deterministic) - batch["label"]
+    numbers = apply(batch["tokens"], batch["is_token"], deterministic=deterministic)[:, 0]
+    errors = numbers - batch["label"]
     errors = jnp.where(batch["is_example"], errors, 0.0)
     weight_sum = jnp.sum(batch["is_example"], dtype=jnp.float32)
     return jnp.sum(errors**2), weight_sum, {"mean_absolute_error": jnp.sum(jnp.abs(errors))}

@@ -9,10 +9,22 @@ import importlib
 import importlib.util
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import RunError, UserError, missing_package
+
+if TYPE_CHECKING:  # the names of _MODULES, for type checkers; at run time __getattr__ imports them
+    from transformer_jax.inference.attention_maps import attention_maps
+    from transformer_jax.inference.forward import logits
+    from transformer_jax.inference.generate import benchmark, complete, generate, prompt_text, stream
+    from transformer_jax.inference.generate_tokens import Completion, generate_tokens
+    from transformer_jax.inference.generation_config import GenerationConfig
+    from transformer_jax.inference.predict import classify, score, tag
+    from transformer_jax.inference.quantize import quantize
+    from transformer_jax.inference.session import Session
+    from transformer_jax.inference.translate import translate
+    from transformer_jax.run import Run, from_pretrained, load, open_run, read_meta, save, save_pretrained
 
 __version__ = "0.2.0"
 
@@ -29,7 +41,36 @@ _MODULES = {  # public name: the module that defines it
     "Session": "inference.session",
 }
 
-__all__ = ["RunError", "TransformerConfig", "UserError", "import_training", "train", *_MODULES]
+__all__ = [
+    "Completion",
+    "GenerationConfig",
+    "Run",
+    "RunError",
+    "Session",
+    "TransformerConfig",
+    "UserError",
+    "attention_maps",
+    "benchmark",
+    "classify",
+    "complete",
+    "from_pretrained",
+    "generate",
+    "generate_tokens",
+    "import_training",
+    "load",
+    "logits",
+    "open_run",
+    "prompt_text",
+    "quantize",
+    "read_meta",
+    "save",
+    "save_pretrained",
+    "score",
+    "stream",
+    "tag",
+    "train",
+    "translate",
+]
 
 
 def import_training(module: str) -> ModuleType:

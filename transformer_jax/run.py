@@ -134,6 +134,10 @@ def from_pretrained(folder: str | Path) -> Run:
     read = read_folder(folder)
     tokenizer = read_tokenizer(read.folder.has, read.folder.data, _special_ids(read.generation or read.config))
     hf_config = HuggingFaceConfig(read.config, read.generation)
+    labels = read.labels
+    problem_type = _problem_type(read.config, read.model)
+    if isinstance(read.model, SequenceClassifier) and labels == ("LABEL_0",):
+        labels = ()  # transformers' name of an output that has none: a number, or the score of a cross-encoder
     return Run(
         read.model,
         read.params,
@@ -141,9 +145,9 @@ def from_pretrained(folder: str | Path) -> Run:
         read.model.config,
         generation_defaults=generation_defaults_of(hf_config, read.model, tokenizer),
         name=str(folder),
-        labels=read.labels,
+        labels=labels,
         hf_config=hf_config,
-        problem_type=_problem_type(read.config, read.model),
+        problem_type=problem_type,
     )
 
 

@@ -67,9 +67,9 @@ def pad_rows(
 def labelled_batch(
     texts: Sequence[np.ndarray], labels: np.ndarray, chosen: np.ndarray, length: int, num_rows: int, pad_id: int
 ) -> Batch:
-    """Batch of labelled texts: `tokens`, `is_token`, and `label`, of their dtype, and `is_example`, [num_rows] each."""
+    """Batch of labelled texts: `tokens`, `is_token`, and `label`, of their dtype, and `is_example`; one a row."""
     tokens, is_token = pad_rows(texts, chosen, length, num_rows, pad_id)
-    label = np.zeros(num_rows, labels.dtype)
+    label = np.zeros((num_rows, *labels.shape[1:]), labels.dtype)
     label[: len(chosen)] = labels[chosen]
     return {"tokens": tokens, "is_token": is_token, "label": label, "is_example": np.arange(num_rows) < len(chosen)}
 

@@ -39,12 +39,22 @@ def tfds_pairs(config: DataConfig, fields: tuple[str, str], split: str) -> list[
     return [(row[names[0]], row[names[1]]) for row in tfds_rows(config, split, names)]
 
 
-def tfds_labelled(config: DataConfig, split: str) -> list[tuple[str, str, str]]:
-    """Load (text, label, location) of `data.text_field` ("sentence") and `data.label_field` ("label")."""
+def tfds_labelled(config: DataConfig, split: str) -> list[tuple[str, str | tuple[str, ...], str]]:
+    """Load (text, label, location) of `data.text_field` ("sentence") and `data.label_field` ("label").
+
+    A field that is a sequence has any number of labels.
+    """
     text = config.text_field or "sentence"
     label = config.label_field or "label"
     rows = tfds_rows(config, split, (text, label))
-    return [(row[text], str(row[label]), f"{config.path}, {split} example {i}") for i, row in enumerate(rows)]
+    return [
+        (
+            row[text],
+            tuple(dict.fromkeys(map(str, row[label]))) if isinstance(row[label], list) else str(row[label]),
+            f"{config.path}, {split} example {i}",
+        )
+        for i, row in enumerate(rows)
+    ]
 
 
 def tfds_tagged(config: DataConfig, split: str) -> list[tuple[list[str], list[str], str]]:

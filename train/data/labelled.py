@@ -5,7 +5,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -18,10 +18,22 @@ from .batches import examples_fingerprint, make_tokenizer, tokenizer_lesson
 from .columns import check_no_header, check_order
 from .from_tfds import tfds_labelled
 from .languages import languages
-from .targets import Row, check_labels, check_scale, to_index, to_number
+from .targets import (
+    AnyRow,
+    Labels,
+    as_labels,
+    check_labels,
+    check_scale,
+    known_labels,
+    single_label,
+    split_labels,
+    to_index,
+    to_number,
+)
 
-Example = tuple[str, float]  # text, and the index of its label or the number to predict
-JSON_TYPES = {str: "a string", int: "a number", float: "a number", bool: "true or false"}
+Target = float | tuple[int, ...]  # index of a label, a number to predict, or the indices of any number of labels
+Example = tuple[str, Target]
+JSON_TYPES = {str: "a string", int: "a number", float: "a number", bool: "true or false", list: "a list"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,6 +45,7 @@ class Labelled:
     labels: tuple[str, ...]  # () for regression
     tokenizer: Tokenizer
     fingerprint: dict[str, str | int]
+    is_multi_label: bool = False  # True: the targets are the indices of any number of labels
 
 
 def load_labelled(
@@ -42,6 +55,7 @@ def load_labelled(
     labels: tuple[str, ...] = (),
     head_labels: tuple[str, ...] = (),
     are_numbers: bool = False,
+    is_multi_label: bool = False,
 ) -> Labelled:
     """Load the labelled texts of `data.source`: training and validation split.
 
@@ -50,31 +64,44 @@ def load_labelled(
       labels: known labels, in order; (): the sorted labels of the training texts.
       head_labels: labels of a trained head; if they are the same set, their order is kept.
       are_numbers: labels are numbers, for regression.
+      is_multi_label: a text can have several labels, even if none of the data has; with lists of labels it always can.
     Raises:
       UserError: an unknown source, or an error while reading it; a label unknown in training, or that is no number;
         one label in all texts, or another one in each.
     """
     train_rows = labelled_split(config, "train")
     val_rows = labelled_split(config, "val")
-    if are_numbers:
-        check_scale([to_number(label, where) for _, label, where in train_rows])
+    has_lists = any(not isinstance(label, str) for _, label, _ in (*train_rows, *val_rows))
+    is_multi_label = not are_numbers and (is_multi_label or has_lists)
+    train_labels: frozenset[str] = frozenset()
+    if is_multi_label:
+        train_labels = known_labels(train_rows)
+    elif are_numbers:
+        check_scale([to_number(label, where) for _, label, where in map(single_label, train_rows)])
     else:
-        check_labels(train_rows)
-        train_labels = {label for _, label, _ in train_rows}
+        single_rows = [single_label(row) for row in train_rows]
+        check_labels(single_rows)
+        train_labels = frozenset(label for _, label, _ in single_rows)
+    if not are_numbers:
         labels = labels or (head_labels if set(head_labels) == train_labels else tuple(sorted(train_labels)))
 
-    def target(label: str, where: str) -> float:
-        return to_number(label, where) if are_numbers else to_index(label, labels, where)
+    def example(row: AnyRow) -> Example:
+        if is_multi_label:
+            text, given, where = row
+            return text, tuple(sorted(to_index(label, labels, where) for label in as_labels(given)))
+        text, label, where = single_label(row)
+        return text, to_number(label, where) if are_numbers else to_index(label, labels, where)
 
-    train = [(text, target(label, where)) for text, label, where in train_rows]
-    validation = [(text, target(label, where)) for text, label, where in val_rows]
+    train = [example(row) for row in train_rows]
+    validation = [example(row) for row in val_rows]
     if tokenizer is None:
         lesson = tokenizer_lesson(tokenizer_config, [text for text, _ in train], [text for text, _ in validation])
         tokenizer = make_tokenizer(tokenizer_config, lesson)
-    return Labelled(train, validation, labels, tokenizer, examples_fingerprint(train, validation, labels, tokenizer))
+    fingerprint = examples_fingerprint(train, validation, labels, tokenizer)
+    return Labelled(train, validation, labels, tokenizer, fingerprint, is_multi_label)
 
 
-def labelled_split(config: DataConfig, split: str) -> list[Row]:
+def labelled_split(config: DataConfig, split: str) -> Sequence[AnyRow]:
     """Load one split (train, val or test) of `data.source`. Raises UserError if it is empty."""
     rows = choose(LABELLED_SOURCES, config.source, "data.source")(config, split)
     if not rows:
@@ -84,7 +111,7 @@ def labelled_split(config: DataConfig, split: str) -> list[Row]:
     return rows
 
 
-def labelled(config: DataConfig, split: str) -> list[Row]:
+def labelled(config: DataConfig, split: str) -> list[AnyRow]:
     """Load a split from the files `data.path`, `data.val_path` and `data.test_path`; see `read_labelled`.
 
     Without `data.val_path`, a random share of the first file is used for validation.
@@ -100,19 +127,20 @@ def labelled(config: DataConfig, split: str) -> list[Row]:
     return [rows[i] for i in sorted(order[:num_val] if split == "val" else order[num_val:])]
 
 
-LABELLED_SOURCES: dict[str, Callable[[DataConfig, str], list[Row]]] = {
+LABELLED_SOURCES: dict[str, Callable[[DataConfig, str], Sequence[AnyRow]]] = {
     "labelled": labelled,
     "languages": languages,
     "tfds": tfds_labelled,
 }
 
 
-def read_labelled(path: str, config: DataConfig) -> list[Row]:
+def read_labelled(path: str, config: DataConfig) -> list[AnyRow]:
     """Read (text, label, "file, line n") from each line of a .tsv, .csv or .jsonl file, .gz too.
 
     With `data.text_field` and `data.label_field` a table has a header; without, the text is its first column and the
     label its last. JSON lines have "text" and "label", unless these fields give other names; see `_json_label` for the
-    labels that they may have. Labels lose spaces around them.
+    labels that they may have, and to a list of them. Labels lose spaces around them. `data.label_separator` separates
+    the labels of a text that has several; with it, or in a list, a text may have none.
 
     Raises:
       UserError: no such file; a line that is empty, lacks a field or a label, has another number of columns, or is not
@@ -128,7 +156,7 @@ def read_labelled(path: str, config: DataConfig) -> list[Row]:
         raise UserError(f"data.label_field={config.label_field!r}: is data.text_field, too. Name the label's field.")
     content = read_file(name)
     if kind == "jsonl":
-        return _json_lines(path, content, config.text_field or "text", config.label_field or "label")
+        return _json_lines(path, content, config)
     rows = (_tsv_rows if kind == "tsv" else _csv_rows)(path, content)
     if not rows:
         raise UserError(f"{path}: is empty.")
@@ -148,9 +176,15 @@ def read_labelled(path: str, config: DataConfig) -> list[Row]:
         check_order(rows, text_column, label_column)
     for row, where in rows:
         for column, what in ((text_column, "text"), (label_column, "label")):
-            if not row[column].strip():
+            if not row[column].strip() and not (what == "label" and config.label_separator):
                 raise UserError(f"{where}: the {what} is empty. Remove the line.")
-    return [(row[text_column], row[label_column].strip(), where) for row, where in rows]
+    return [
+        (row[text_column], _cell_label(row[label_column], config.label_separator, where), where) for row, where in rows
+    ]
+
+
+def _cell_label(cell: str, separator: str, where: str) -> str | Labels:
+    return split_labels(cell, separator, where) if separator else cell.strip()
 
 
 def _named_columns(path: str, header: list[str], config: DataConfig) -> tuple[int, int]:
@@ -198,8 +232,9 @@ def _csv_rows(path: str, text: str) -> list[tuple[list[str], str]]:
     return rows
 
 
-def _json_lines(path: str, text: str, text_field: str, label_field: str) -> list[Row]:
-    rows = []
+def _json_lines(path: str, text: str, config: DataConfig) -> list[AnyRow]:
+    text_field, label_field = config.text_field or "text", config.label_field or "label"
+    rows: list[AnyRow] = []
     first_lines: dict[str, int] = {}  # of each type of label
     for number, line in enumerate(split_lines(text), 1):
         where = f"{path}, line {number}"
@@ -211,9 +246,18 @@ def _json_lines(path: str, text: str, text_field: str, label_field: str) -> list
             raise UserError(f"{where}: {rule} ({type(error).__name__}).") from error
         if not isinstance(text_value, str) or not text_value.strip():
             raise UserError(f"{where}: {text_field!r} must be a non-empty string.")
-        label = _json_label(label_value, label_field, where)
-        check_is_text(f"{text_value}{label}", where)
+        label: str | Labels
+        if isinstance(label_value, list):
+            label = tuple(dict.fromkeys(_json_label(item, label_field, where) for item in label_value))
+        elif isinstance(label_value, str) and config.label_separator:
+            label = split_labels(label_value, config.label_separator, where)
+        else:
+            label = _json_label(label_value, label_field, where)
+        check_is_text(" ".join((text_value, *as_labels(label))), where)
         first_lines.setdefault(JSON_TYPES[type(label_value)], number)
+        if len(first_lines) > 1 and "a list" in first_lines:
+            rule = f"must be a list of labels in every line or in none, and is {next(iter(first_lines))} in line 1"
+            raise UserError(f"{where}: {label_field!r}={json.dumps(label_value):.80}: {rule}. Fix the line.")
         rows.append((text_value, label, where))
     if len(first_lines) > 1:
         found = " and ".join(f"{kind} in line {number}" for kind, number in first_lines.items())

@@ -1,4 +1,4 @@
-"""Targets of labelled texts: the index of a label, or a number; checks that something can be learned from them."""
+"""Targets of labelled texts: the index of a label or of several, or a number; checks that they can be learned."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,7 +9,9 @@ from transformer_jax.errors import UserError, printable, warn
 
 from .columns import MANY, is_number
 
+Labels = tuple[str, ...]  # of a text that can have several, each once
 Row = tuple[str, str, str]  # text, label, location for messages
+AnyRow = tuple[str, str | Labels, str]  # text, its label or labels, location
 LARGEST_TARGET = 1e12  # its square, summed over 100 million parameters of a gradient, is below 3e38
 LARGE_SCALE = 100.0  # of numbers to predict; a new head predicts numbers near 0
 
@@ -21,6 +23,45 @@ def to_index(label: str, labels: tuple[str, ...], where: str) -> int:
             f"{where}: label {label!r:.80} does not occur in training ({printable(', '.join(labels))[:200]})."
         )
     return labels.index(label)
+
+
+def split_labels(cell: str, separator: str, where: str) -> Labels:
+    """Labels of a cell; an empty cell has none. Raises UserError, with file and line: no label beside a separator."""
+    if not cell.strip():
+        return ()
+    labels = [label.strip() for label in cell.strip().split(separator)]
+    if "" in labels:
+        raise UserError(f"{where}: {cell!r:.80} has an empty label beside {separator!r:.20}. Fix the line.")
+    return tuple(dict.fromkeys(labels))
+
+
+def as_labels(label: str | Labels) -> Labels:
+    """Labels of a text; one label is a set of one."""
+    return (label,) if isinstance(label, str) else label
+
+
+def single_label(row: AnyRow) -> Row:
+    """A row whose text has one label. Raises UserError, with file and line, for a list of labels."""
+    text, label, where = row
+    if not isinstance(label, str):
+        raise UserError(f"{where}: has a list of labels, and must have one label, or one number. Fix the line.")
+    return text, label, where
+
+
+def known_labels(rows: Sequence[AnyRow]) -> frozenset[str]:
+    """Labels of texts that can have several. Raises UserError if no text has one."""
+    known = frozenset(label for _, labels, _ in rows for label in as_labels(labels))
+    if not known:
+        raise UserError(f"data: none of the {len(rows):,} texts to train on has a label. Give labels to some of them.")
+    return known
+
+
+def multi_hot(indices: Sequence[Sequence[int]], num_labels: int) -> np.ndarray:
+    """Bool [texts, num_labels]: True at the indices of the labels of each text."""
+    rows = np.zeros((len(indices), num_labels), bool)
+    for row, of_text in zip(rows, indices, strict=True):
+        row[list(of_text)] = True
+    return rows
 
 
 def to_number(label: str, where: str) -> float:

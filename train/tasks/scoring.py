@@ -21,7 +21,7 @@ from ..data.entropy import TRUTHS, draw_part
 from ..data.labelled import labelled_split
 from ..data.pairs import load_split
 from ..data.tagged import tagged_split
-from ..data.targets import to_index, to_number
+from ..data.targets import as_labels, single_label, to_index, to_number
 from ..entities import entity_f1, has_entities
 from ..entropy_floor import floor_of, paired, with_floor
 from ..evaluation import evaluate
@@ -93,8 +93,10 @@ def seq2seq(run: Run, config: Config, split: str, options: Options) -> Score:
 
 
 def classify(run: Run, config: Config, split: str, options: Options) -> Score:
-    """Score a classifier: accuracy, macro-F1 and the confusion matrix."""
-    rows = labelled_split(config.data, split)
+    """Score a classifier: accuracy, macro-F1 and the confusion matrix; with several labels a text, F1 alone."""
+    if run.problem_type == "multi_label_classification":
+        return _multi_label(run, config, split, options)
+    rows = [single_label(row) for row in labelled_split(config.data, split)]
     references = [label for _, label, where in rows if to_index(label, run.labels, where) >= 0]
     results = predict.classify(run, [text for text, _, _ in rows], progress=options.progress_of(len(rows)))
     guesses = [result.label for result in results if isinstance(result, predict.Classification)]
@@ -103,11 +105,42 @@ def classify(run: Run, config: Config, split: str, options: Options) -> Score:
     return Score(values, {"hypotheses": guesses, "references": references}, confusion)
 
 
+def _multi_label(run: Run, config: Config, split: str, options: Options) -> Score:
+    """Score labels of texts that can have several; a line of labels for each text, separated by tabs."""
+    rows = labelled_split(config.data, split)
+    references = [set(as_labels(labels)) for _, labels, _ in rows]
+    for labels, (_, _, where) in zip(references, rows, strict=True):
+        for label in sorted(labels):
+            to_index(label, run.labels, where)  # refuses an unknown one
+    answers = predict.classify(run, [text for text, _, _ in rows], progress=options.progress_of(len(rows)))
+    guesses = [set(answer.labels) for answer in answers if isinstance(answer, predict.MultiLabelClassification)]
+    lines = {
+        name: ["\t".join(label for label in run.labels if label in labels) for labels in sets]
+        for name, sets in (("hypotheses", guesses), ("references", references))
+    }
+    return Score(multi_label_scores(run.labels, references, guesses), lines)
+
+
+def multi_label_scores(
+    names: Sequence[str], references: Sequence[set[str]], guesses: Sequence[set[str]]
+) -> dict[str, float]:
+    """Micro-F1 of all labels, macro-F1 (0 for a label that never occurs), and the share of texts with all right."""
+    pairs = list(zip(references, guesses, strict=True))
+    num_right = {name: sum(name in r and name in g for r, g in pairs) for name in names}
+    num_both = {name: sum((name in r) + (name in g) for r, g in pairs) for name in names}
+    return {
+        "micro_f1": 2 * sum(num_right.values()) / max(sum(num_both.values()), 1),
+        "macro_f1": float(np.mean([2 * num_right[name] / max(num_both[name], 1) for name in names])),
+        "exact_match": float(np.mean([r == g for r, g in pairs])),
+    }
+
+
 def regress(run: Run, config: Config, split: str, options: Options) -> Score:
     """Score a regressor: root mean squared error, mean absolute error and Pearson correlation."""
-    rows = labelled_split(config.data, split)
+    rows = [single_label(row) for row in labelled_split(config.data, split)]
     references = np.array([to_number(label, where) for _, label, where in rows])
-    guesses = np.array(predict.classify(run, [text for text, _, _ in rows], progress=options.progress_of(len(rows))))
+    answers = predict.classify(run, [text for text, _, _ in rows], progress=options.progress_of(len(rows)))
+    guesses = np.array([answer for answer in answers if isinstance(answer, float)])
     errors = guesses - references
     values = {
         "root_mean_squared_error": float(np.sqrt(np.mean(errors**2))),

@@ -8,15 +8,16 @@ from typing import TypeVar
 import numpy as np
 
 from transformer_jax.config import TransformerConfig
-from transformer_jax.models import Regressor, Seq2Seq, SequenceClassifier, TokenTagger
+from transformer_jax.models import Seq2Seq, SequenceClassifier, TokenTagger
 from transformer_jax.tokenizers import PairTokenizer, Tokenizer
 
 from .. import losses
 from ..config import Config, TrainConfig
 from ..data.batches import Batch, labelled_batch, pair_batch, tagged_batch
-from ..data.labelled import Labelled, load_labelled
+from ..data.labelled import Labelled, Target, load_labelled
 from ..data.pairs import load_pairs
 from ..data.tagged import encode_sentence, load_tagged
+from ..data.targets import multi_hot
 from ..entities import has_entities
 from ..initialization import InitFrom
 from ..resume import with_vocab_size
@@ -53,13 +54,41 @@ def _describe_long(number: int, max_len: int, action: str) -> str:
 
 
 def classify(config: Config, init_from: InitFrom) -> Task:
-    """Text classification: a SequenceClassifier on labelled texts."""
+    """Text classification: a SequenceClassifier on texts with one label each, or with any number of labels.
+
+    A model of `train.init_from` that gives several labels a text continues to, whatever the data.
+    """
     head_labels = init_from.run.labels if init_from.run else ()
-    data = load_labelled(config.data, config.tokenizer, init_from.tokenizer, init_from.own_labels, head_labels)
+    data = load_labelled(
+        config.data,
+        config.tokenizer,
+        init_from.tokenizer,
+        init_from.own_labels,
+        head_labels,
+        is_multi_label=init_from.problem_type == "multi_label_classification",
+    )
     model_config = with_vocab_size(init_from.merge_config(config.model), data.tokenizer.vocab_size)
     init_from.check_model_type(SequenceClassifier)
     model = SequenceClassifier(model_config, len(data.labels), init_from.pooling(config.train.pooling))
-    task = _labelled_task(config, model, model_config, data, losses.classify, np.int32)
+    if data.is_multi_label:
+        task = _labelled_task(
+            config,
+            model,
+            model_config,
+            data,
+            losses.multi_label,
+            functools.partial(multi_hot, num_labels=len(data.labels)),
+        )
+        return dataclasses.replace(
+            task,
+            description=f"{task.description}, {len(data.labels)} labels, any number of them a text",
+            labels=data.labels,
+            problem_type="multi_label_classification",
+            counts=("micro_f1", "macro_f1", "exact_match"),
+        )
+    task = _labelled_task(
+        config, model, model_config, data, losses.classify, functools.partial(np.array, dtype=np.int32)
+    )
     return dataclasses.replace(
         task,
         description=f"{task.description}, {len(data.labels)} labels",
@@ -70,28 +99,30 @@ def classify(config: Config, init_from: InitFrom) -> Task:
 
 
 def regress(config: Config, init_from: InitFrom) -> Task:
-    """Text regression: a Regressor on texts with a number each."""
+    """Text regression: a SequenceClassifier of one class, whose logit is the number, on texts with a number each."""
     data = load_labelled(config.data, config.tokenizer, init_from.tokenizer, are_numbers=True)
     model_config = with_vocab_size(init_from.merge_config(config.model), data.tokenizer.vocab_size)
-    init_from.check_model_type(Regressor)
-    model = Regressor(model_config, init_from.pooling(config.train.pooling))
-    task = _labelled_task(config, model, model_config, data, losses.regress, np.float32)
+    init_from.check_model_type(SequenceClassifier)
+    model = SequenceClassifier(model_config, 1, init_from.pooling(config.train.pooling))
+    task = _labelled_task(
+        config, model, model_config, data, losses.regress, functools.partial(np.array, dtype=np.float32)
+    )
     return dataclasses.replace(task, problem_type="regression", counts=("mean_absolute_error",))
 
 
 def _labelled_task(
     config: Config,
-    model: SequenceClassifier | Regressor,
+    model: SequenceClassifier,
     model_config: TransformerConfig,
     data: Labelled,
     loss_fn: Callable,
-    dtype: type,
+    to_array: Callable[[list[Target]], np.ndarray],
 ) -> Task:
-    """Task on texts with one label or number each; `dtype` is that of the labels."""
+    """Task on labelled texts; `to_array` makes an array [texts, ...] of their targets."""
     max_len = model_config.max_len
     parts = _with_encoders(config, data.tokenizer, data.train, data.validation)
     encoded = [[encoder.encode_whole(text) for encoder, (text, _) in part] for part in parts]
-    labels: list[np.ndarray] = [np.array([label for _, (_, label) in part], dtype) for part in parts]
+    labels = [to_array([target for _, (_, target) in part]) for part in parts]
     num_cut = sum(len(tokens) > max_len for part in encoded for tokens in part)
     texts = [[tokens[:max_len] for tokens in part] for part in encoded]
 

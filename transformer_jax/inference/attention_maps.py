@@ -10,6 +10,7 @@ import numpy as np
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
 from transformer_jax.inference.batching import check_ids
+from transformer_jax.inference.texts import one_text
 from transformer_jax.models import GPT, Model, Params
 from transformer_jax.nn import linear_attention
 from transformer_jax.run import Run
@@ -43,7 +44,7 @@ def attention_maps(run: Run, text: str, target: str | None = None) -> AttentionM
 
     Args:
       text: at most as long as the context; the source of a Seq2Seq.
-      target: for a Seq2Seq only: the text that its decoder reads, such as `tj.translate(run, [text])[0]`.
+      target: for a Seq2Seq only: the text that its decoder reads, such as `tj.translate(run, text)`.
     Raises:
       UserError: linear attention, no tokenizer, a missing or superfluous target, a text that does not fit.
     """
@@ -52,7 +53,7 @@ def attention_maps(run: Run, text: str, target: str | None = None) -> AttentionM
     if "linear" in (config.encoder.attention, config.decoder.attention):
         raise UserError(linear_attention.unsupported("weights to see"))
     if is_seq2seq != (target is not None):
-        rule = "needs one, say tj.translate(run, [text])[0]" if is_seq2seq else "has no decoder, so no target"
+        rule = "needs one, say tj.translate(run, text)" if is_seq2seq else "has no decoder, so no target"
         raise UserError(f"target: a {type(run.model).__name__} {rule}.")
     tokenizer = run.text_tokenizer
     source = _encode(run, "text", text, config.encoder)
@@ -87,8 +88,7 @@ def _stack_layers(recorded: dict, part: str) -> np.ndarray:
 
 def _encode(run: Run, name: str, text: str, side: TransformerConfig) -> np.ndarray:
     """Token ids [T] as this side of the model reads them in training."""
-    if not isinstance(text, str):
-        raise UserError(f"{name}={text!r:.80}: must be one text.")
+    one_text(name, text)
     tokenizer = run.text_tokenizer
     if name == "target":
         tokens = _decoder_inputs(run, text)

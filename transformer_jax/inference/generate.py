@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
+from typing import overload
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from transformer_jax.inference.batching import check_ids
 from transformer_jax.inference.engine import Engine
 from transformer_jax.inference.generate_tokens import Completion, check_generates_text, generate_tokens, make_engine
 from transformer_jax.inference.generation_config import GenerationConfig
+from transformer_jax.inference.texts import one_text, text_list
 from transformer_jax.run import Run
 
 STREAM_SECONDS = 0.05  # target time between two pieces of a stream, however fast the model is
@@ -31,7 +33,7 @@ def generate(run: Run, prompt: str | Sequence[str], **settings: object) -> str |
         attention) and with positions that do not end, which needs constant memory for texts of any length.
     """
     config = GenerationConfig.from_dict(settings)
-    rows = _encode(run, [prompt] if isinstance(prompt, str) else prompt, config.allow_special)
+    rows = _encode(run, text_list("prompt", prompt), config.allow_special)
     completions = generate_tokens(run, rows, **vars(_of_tokens(config)))
     texts = [_text_before(run, rows[i // config.num_samples]) + one.text for i, one in enumerate(completions)]
     return texts[0] if isinstance(prompt, str) and config.num_samples == 1 else texts
@@ -39,7 +41,7 @@ def generate(run: Run, prompt: str | Sequence[str], **settings: object) -> str |
 
 def prompt_text(run: Run, prompt: str, allow_special: bool = False) -> str:
     """Text that `generate` puts before a continuation: the prompt as its tokens decode; "" before a target."""
-    return _text_before(run, *_encode(run, [prompt], allow_special))
+    return _text_before(run, *_encode(run, [one_text("prompt", prompt)], allow_special))
 
 
 def _of_tokens(config: GenerationConfig) -> GenerationConfig:
@@ -51,23 +53,36 @@ def _text_before(run: Run, tokens: np.ndarray) -> str:
     return "" if run.model.reads_source else run.text_tokenizer.decode(tokens)
 
 
+@overload
+def complete(  # type: ignore[overload-overlap]
+    run: Run, prompts: str, config: GenerationConfig, num_top: int = 0, seeds: Sequence[int] | None = None
+) -> Completion | list[Completion]: ...
+@overload
 def complete(
     run: Run, prompts: Sequence[str], config: GenerationConfig, num_top: int = 0, seeds: Sequence[int] | None = None
-) -> list[Completion]:
+) -> list[Completion]: ...
+def complete(
+    run: Run,
+    prompts: str | Sequence[str],
+    config: GenerationConfig,
+    num_top: int = 0,
+    seeds: Sequence[int] | None = None,
+) -> Completion | list[Completion]:
     """Generate `num_samples` completions of each prompt, prompt by prompt, with tokens and log-probabilities.
 
     Args:
       num_top, seeds: as in `generate_tokens`.
+    Returns:
+      A list, prompt by prompt; for a string and one sample, its completion.
     Raises:
       UserError: as `generate`; not as many seeds as prompts.
     """
-    if isinstance(prompts, str):
-        raise UserError("prompts: must be a list of strings, not one string.")
-    completions = generate_tokens(
-        run, _encode(run, prompts, config.allow_special), num_top=num_top, seeds=seeds, **vars(_of_tokens(config))
-    )
-    texts = [prompt for prompt in prompts for _ in range(config.num_samples)]
-    return [dataclasses.replace(one, prompt=text) for one, text in zip(completions, texts, strict=True)]
+    given = text_list("prompts", prompts)
+    rows = _encode(run, given, config.allow_special)
+    completions = generate_tokens(run, rows, num_top=num_top, seeds=seeds, **vars(_of_tokens(config)))
+    texts = [prompt for prompt in given for _ in range(config.num_samples)]
+    found = [dataclasses.replace(one, prompt=text) for one, text in zip(completions, texts, strict=True)]
+    return found[0] if isinstance(prompts, str) and config.num_samples == 1 else found
 
 
 def stream(run: Run, prompt: str, **settings: object) -> Iterator[str]:
@@ -85,7 +100,8 @@ def stream(run: Run, prompt: str, **settings: object) -> Iterator[str]:
     if config.method == "beam" or config.num_samples != 1:
         name = "method" if config.method == "beam" else "num_samples"
         raise UserError(f"{name}={getattr(config, name)!r}: a stream is one text, from method=sample or greedy.")
-    return _stream_pieces(make_engine(run, _encode(run, [prompt], config.allow_special), config)[0], config.stop)
+    rows = _encode(run, [one_text("prompt", prompt)], config.allow_special)
+    return _stream_pieces(make_engine(run, rows, config)[0], config.stop)
 
 
 def benchmark(run: Run, prompt: str, config: GenerationConfig) -> dict[str, float]:
@@ -96,7 +112,7 @@ def benchmark(run: Run, prompt: str, config: GenerationConfig) -> dict[str, floa
       those of all rows in decode_seconds. compile_seconds: the extra time of the first run. num_tokens: of all rows.
       With speculative decoding also accepted_share, of the drafted tokens.
     """
-    rows = _encode(run, [prompt], config.allow_special)
+    rows = _encode(run, [one_text("prompt", prompt)], config.allow_special)
     config = dataclasses.replace(config, batch_size=config.num_samples)
     seconds = []
     for _ in range(2):

@@ -183,6 +183,8 @@ def _row_keys(num_prompts: int, config: GenerationConfig, seeds: Sequence[int] |
 
 def check_tokens(run: Run, tokens: Rows, is_token: Rows | None = None) -> list[np.ndarray]:
     """Check token ids, and return each sequence int32 [T] without its padding."""
+    if isinstance(tokens, str) or not isinstance(tokens, Sequence | np.ndarray):
+        raise UserError(f"tokens: must be int [B, T] or a list of sequences, not of type {type(tokens).__name__}.")
     if is_token is not None and len(is_token) != len(tokens):
         raise UserError(f"is_token: {len(is_token)} sequences, and tokens has {len(tokens)}. Give a mask for each.")
     vocab_size = run.config.encoder.vocab_size

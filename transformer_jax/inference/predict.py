@@ -5,7 +5,7 @@ Texts of similar length are read together. Results come in the order of the text
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +14,13 @@ import numpy as np
 from transformer_jax.errors import UserError, warn
 from transformer_jax.inference.batching import batch_by_length, check_ids, pad_batch, padded_length, truncate
 from transformer_jax.inference.forward import logits
-from transformer_jax.models import GPT, Regressor, Seq2Seq, SequenceClassifier, TokenTagger
+from transformer_jax.inference.texts import sentence_list, text_list
+from transformer_jax.models import GPT, Seq2Seq, SequenceClassifier, TokenTagger
 from transformer_jax.run import Run
 from transformer_jax.tokenizers import Tokenizer
 
 NO_TOKENS = -1  # in place of the index of a word's first token
+THRESHOLD = 0.5  # probability above which a text has a label, where it can have several
 MAX_LOGITS = 2**26  # logits of a batch when every token has its own: 256 MB
 Progress = Callable[[int], None] | None  # called with the number of texts done
 
@@ -29,6 +31,16 @@ class Classification(NamedTuple):
     label: str
     probability: float
     probabilities: np.ndarray  # float32, of all labels in the order of run.labels
+
+
+class MultiLabelClassification(NamedTuple):
+    """Labels of a text that can have any number of them, and the probabilities of all labels."""
+
+    labels: dict[str, float]  # probability of each label that is above THRESHOLD, in the order of run.labels
+    probabilities: np.ndarray  # float32, of all labels in the order of run.labels
+
+
+Answer = Classification | MultiLabelClassification | float | list[float]
 
 
 class Likelihood(NamedTuple):
@@ -48,51 +60,84 @@ def perplexity(nats_per_token: float) -> float:
     return math.exp(min(nats_per_token, 700.0))
 
 
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {  # of the logits, by problem type
+    "single_label_classification": jax.nn.softmax,
+    "multi_label_classification": jax.nn.sigmoid,
+    "regression": lambda logits: logits,
+}
+
+
+@overload
+def classify(run: Run, texts: str, *, batch_size: int = 32, progress: Progress = None) -> Answer: ...  # type: ignore[overload-overlap]
+@overload
+def classify(run: Run, texts: Sequence[str], *, batch_size: int = 32, progress: Progress = None) -> list[Answer]: ...
 def classify(
-    run: Run, texts: Sequence[str], *, batch_size: int = 32, progress: Progress = None
-) -> list[Classification] | list[float]:
-    """Classify each text; a Regressor predicts a number for each.
+    run: Run, texts: str | Sequence[str], *, batch_size: int = 32, progress: Progress = None
+) -> Answer | list[Answer]:
+    """Classify a text, or each of several, as the problem type of the run says.
 
     A text longer than the context is cut, with a warning on stderr.
 
+    Returns:
+      The answer for a string, or a list of answers: a Classification; for a run with several labels a text, a
+      MultiLabelClassification; for regression the number, or a list of numbers from a head of several. A head whose one
+      output has no label, such as that of a cross-encoder, gives its probability.
     Raises:
-      UserError: the run is neither a classifier nor a Regressor, or has no tokenizer.
+      UserError: the run is no classifier, or has no tokenizer; texts of another type.
     """
-    _check_run(run, (SequenceClassifier, Regressor), batch_size)
+    _check_run(run, (SequenceClassifier,), batch_size)
     tokenizer = run.text_tokenizer
     max_len = run.config.encoder.max_len
-    rows = truncate("texts", [tokenizer.encode_whole(run.prepare(text)) for text in texts], max_len)
+    rows = [tokenizer.encode_whole(run.prepare(text)) for text in text_list("texts", texts)]
+    rows = truncate("texts", rows, max_len)
     check_ids("texts", rows, tokenizer, run.config.encoder.vocab_size)
-    outputs: list[np.ndarray] = [np.zeros(0)] * len(texts)
+    outputs: list[np.ndarray] = [np.zeros(0)] * len(rows)
     for indices, tokens, is_token in _batches(run, rows, batch_size, max_len, progress):
-        batch = logits(run, tokens, is_token)
-        if not isinstance(run.model, Regressor):
-            batch = jax.nn.softmax(batch)
+        batch = ACTIVATIONS[run.problem_type](logits(run, tokens, is_token))
         for index, output in zip(indices, np.asarray(batch), strict=False):  # rows of padding come last
             outputs[index] = output
-    if isinstance(run.model, Regressor):
-        return [float(value) for value in outputs]
-    names = run.labels or tuple(map(str, range(run.model.num_classes)))
-    return [Classification(names[np.argmax(p)], float(np.max(p)), p) for p in outputs]
+    answers = [_answer(run, output) for output in outputs]
+    return answers[0] if isinstance(texts, str) else answers
 
 
+def _answer(run: Run, output: np.ndarray) -> Answer:
+    """Answer for a text from the activated outputs of the head, [num_classes]."""
+    names = run.labels or tuple(map(str, range(len(output))))
+    if run.problem_type == "single_label_classification":
+        return Classification(names[np.argmax(output)], float(np.max(output)), output)
+    numbers = [float(value) for value in output]
+    if run.problem_type == "multi_label_classification" and (run.labels or len(output) > 1):
+        labels = {name: p for name, p in zip(names, numbers, strict=True) if p > THRESHOLD}
+        return MultiLabelClassification(labels, output)
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+@overload
+def tag(run: Run, sentences: str, *, batch_size: int = 32, progress: Progress = None) -> list[str]: ...  # type: ignore[overload-overlap]
+@overload
 def tag(
     run: Run, sentences: Sequence[str | Sequence[str]], *, batch_size: int = 32, progress: Progress = None
-) -> list[list[str]]:
-    """Tag each word of each sentence, which is a list of words, or a text that is split at spaces.
+) -> list[list[str]]: ...
+def tag(
+    run: Run, sentences: str | Sequence[str | Sequence[str]], *, batch_size: int = 32, progress: Progress = None
+) -> list[str] | list[list[str]]:
+    """Tag each word of a sentence, or of each of several.
 
-    For a run that tags characters, every character is a word. There are as many tags as words: those beyond the
-    context, and those of which the tokenizer leaves no token, get the tag "O" if there is one, else the run's first.
-    Warnings on stderr report how many there are.
+    A string is one sentence, and is split at spaces. A list of strings is several sentences; so a sentence that is
+    split into words already is a list of words in the list of sentences. For a run that tags characters, every
+    character is a word. There are as many tags as words: those beyond the context, and those of which the tokenizer
+    leaves no token, get the tag "O" if there is one, else the run's first. Warnings on stderr report their numbers.
 
+    Returns:
+      The tags of a sentence that is given as a string, or a list of them for each sentence.
     Raises:
-      UserError: the run is no TokenTagger, or has no tokenizer.
+      UserError: the run is no TokenTagger, or has no tokenizer; sentences of another type.
     """
     _check_run(run, (TokenTagger,), batch_size)
     tokenizer = run.text_tokenizer
     names = run.labels or tuple(map(str, range(run.model.num_tags)))
     tag_unread = "O" if "O" in names else names[0]
-    words = [split_words(run, sentence) for sentence in sentences]
+    words = [split_words(run, sentence) for sentence in sentence_list("sentences", sentences)]
     encoded = [encode_words(tokenizer, [run.prepare(word) for word in sentence], run.separator) for sentence in words]
     max_len = run.config.encoder.max_len
     if num_empty := sum(int(np.sum(starts == NO_TOKENS)) for _, starts in encoded):
@@ -108,7 +153,7 @@ def tag(
             tags[index] = [
                 names[best[row, start]] if known else tag_unread for start, known in zip(starts, is_read, strict=True)
             ]
-    return tags
+    return tags[0] if isinstance(sentences, str) else tags
 
 
 def split_words(run: Run, sentence: str | Sequence[str]) -> list[str]:
@@ -131,6 +176,11 @@ def encode_words(tokenizer: Tokenizer, words: Sequence[str], separator: str) -> 
     return np.concatenate([first, *pieces, last]).astype(np.int32), starts
 
 
+@overload
+def score(  # type: ignore[overload-overlap]
+    run: Run, texts: str, targets: str | None = None, *, batch_size: int = 32, progress: Progress = None
+) -> Likelihood: ...
+@overload
 def score(
     run: Run,
     texts: Sequence[str],
@@ -138,23 +188,38 @@ def score(
     *,
     batch_size: int = 32,
     progress: Progress = None,
-) -> list[Likelihood]:
-    """Log-probability of each text; for a Seq2Seq, of each target given its source, end token included.
+) -> list[Likelihood]: ...
+def score(
+    run: Run,
+    texts: str | Sequence[str],
+    targets: str | Sequence[str] | None = None,
+    *,
+    batch_size: int = 32,
+    progress: Progress = None,
+) -> Likelihood | list[Likelihood]:
+    """Log-probability of a text, or of each of several; for a Seq2Seq, of each target given its source, with its end.
 
     A GPT predicts every token of a text from those before it; the first token is given. A text longer than the context
     is read in consecutive pieces. A source or target longer than the context is cut, with a warning on stderr.
 
+    Returns:
+      One Likelihood for a string, or a list of them.
     Raises:
-      UserError: the run is neither a GPT nor a Seq2Seq, or has no tokenizer; no targets, or not as many as texts.
+      UserError: the run is neither a GPT nor a Seq2Seq, or has no tokenizer; texts of another type; no targets, or not
+        as many as texts, or a list of them for one text.
     """
     _check_run(run, (GPT, Seq2Seq), batch_size)
     is_seq2seq = run.model.reads_source
-    if is_seq2seq != (targets is not None) or (targets is not None and len(targets) != len(texts)):
+    text_rows = text_list("texts", texts)
+    target_rows = [] if targets is None else text_list("targets", targets)
+    if is_seq2seq != (targets is not None) or (is_seq2seq and len(target_rows) != len(text_rows)):
         raise UserError("targets: a Seq2Seq needs one for each text, and a GPT takes none.")
+    if is_seq2seq and isinstance(texts, str) != isinstance(targets, str):
+        raise UserError("targets: must be a string where texts is one, and else a list.")
     decoder = run.config.decoder
-    sources = _encode_sources(run, texts) if is_seq2seq else []
-    pieces = _text_pieces(run, texts) if targets is None else _target_pieces(run, targets)
-    totals = np.zeros((len(texts), 2))  # log-probability and number of tokens
+    sources = _encode_sources(run, text_rows) if is_seq2seq else []
+    pieces = _target_pieces(run, target_rows) if is_seq2seq else _text_pieces(run, text_rows)
+    totals = np.zeros((len(text_rows), 2))  # log-probability and number of tokens
     longest = max([1, *(len(piece) for _, piece in pieces)])  # an empty text has no token
     batch_size = max(1, min(batch_size, MAX_LOGITS // (longest * decoder.vocab_size)))
     rows = [piece for _, piece in pieces]
@@ -172,7 +237,8 @@ def score(
         for row, i in enumerate(text_indices):
             is_target = is_token[row, 1:]
             totals[i] += log_probs[row][is_target].sum(), is_target.sum()
-    return [Likelihood(float(total), int(number)) for total, number in totals]
+    scores = [Likelihood(float(total), int(number)) for total, number in totals]
+    return scores[0] if isinstance(texts, str) else scores
 
 
 def _encode_sources(run: Run, texts: Sequence[str]) -> list[np.ndarray]:

@@ -47,6 +47,8 @@ class Session:
           UserError: text, and no tokenizer; ids outside the vocabulary or of another type; `allow_special`, and no text
             of the tokenizer becomes a special token.
         """
+        if not isinstance(text, str | Sequence | np.ndarray):
+            raise UserError(f"text: must be a string or a list of token ids, not of type {type(text).__name__}.")
         ids = self._encode(text, allow_special) if isinstance(text, str) else text
         if len(ids):
             self.tokens += check_tokens(self.run, [ids])[0].tolist()

@@ -1,6 +1,7 @@
 """Translation: the most likely target of each source, by beam search or greedily."""
 
 from collections.abc import Callable, Sequence
+from typing import overload
 
 import numpy as np
 
@@ -11,9 +12,22 @@ from transformer_jax.inference.forward import step_function
 from transformer_jax.inference.generate_tokens import make_engine
 from transformer_jax.inference.generation_config import GenerationConfig
 from transformer_jax.inference.prefill import prefill_source
+from transformer_jax.inference.texts import text_list
 from transformer_jax.run import Run
 
 
+@overload
+def translate(  # type: ignore[overload-overlap]
+    run: Run,
+    texts: str,
+    *,
+    num_beams: int = 4,
+    length_penalty: float = 1.0,
+    max_new_tokens: int = 0,
+    batch_size: int = 32,
+    progress: Callable[[int], None] | None = None,
+) -> str: ...
+@overload
 def translate(
     run: Run,
     texts: Sequence[str],
@@ -23,8 +37,18 @@ def translate(
     max_new_tokens: int = 0,
     batch_size: int = 32,
     progress: Callable[[int], None] | None = None,
-) -> list[str]:
-    """Translate each source: the best target of a beam search, or greedily with one beam.
+) -> list[str]: ...
+def translate(
+    run: Run,
+    texts: str | Sequence[str],
+    *,
+    num_beams: int = 4,
+    length_penalty: float = 1.0,
+    max_new_tokens: int = 0,
+    batch_size: int = 32,
+    progress: Callable[[int], None] | None = None,
+) -> str | list[str]:
+    """Translate a source, or each of several: the best target of a beam search, or greedily with one beam.
 
     Sources of similar length are translated together; results are in the order of `texts`. A source longer than the
     context is cut, with a warning on stderr.
@@ -33,8 +57,10 @@ def translate(
       length_penalty: alpha of Wu et al. 2016, equation 14; above 0 favours longer targets.
       max_new_tokens: of a target; 0: twice the source's length plus ten, at most the decoder's context.
       progress: called with the number of texts done, after each batch.
+    Returns:
+      The target of a string, or a list of targets.
     Raises:
-      UserError: the run is no Seq2Seq, or has no tokenizer; a number out of range.
+      UserError: the run is no Seq2Seq, or has no tokenizer; texts of another type; a number out of range.
     """
     if not run.model.reads_source:
         raise UserError(f"run: a {type(run.model).__name__} does not translate. Take a Seq2Seq, or tj.generate.")
@@ -44,10 +70,10 @@ def translate(
         )
     tokenizer = run.text_tokenizer
     context = run.config.encoder.max_len
-    sources = [tokenizer.encode_source(run.prepare(text)) for text in texts]
+    sources = [tokenizer.encode_source(run.prepare(text)) for text in text_list("texts", texts)]
     sources = truncate("sources", sources, context, keeps_end=True)
     check_ids("texts", sources, tokenizer.source, run.config.encoder.vocab_size)
-    translations = {}
+    translations: dict[int, str] = {}
     for indices in batch_by_length([len(source) for source in sources], batch_size):
         batch = [sources[i] for i in indices]
         batch += [batch[-1]] * (batch_size - len(indices))  # one shape for all batches
@@ -58,7 +84,7 @@ def translate(
             translations[i] = tokenizer.decode(tokens)
         if progress:
             progress(len(translations))
-    return [translations[i] for i in range(len(texts))]
+    return translations[0] if isinstance(texts, str) else [translations[i] for i in range(len(sources))]
 
 
 def _best_targets(

@@ -10,14 +10,7 @@ import jax.numpy as jnp
 
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError, choose
-from transformer_jax.models.encoder import (
-    Encoder,
-    MaskedLM,
-    Regressor,
-    SentenceEmbedder,
-    SequenceClassifier,
-    TokenTagger,
-)
+from transformer_jax.models.encoder import Encoder, MaskedLM, SentenceEmbedder, SequenceClassifier, TokenTagger
 from transformer_jax.models.gpt import GPT
 from transformer_jax.models.seq2seq import Seq2Seq, Seq2SeqConfig
 from transformer_jax.schema import from_dict
@@ -30,7 +23,6 @@ __all__ = [
     "Model",
     "PROBLEM_TYPES",
     "Params",
-    "Regressor",
     "SentenceEmbedder",
     "Seq2Seq",
     "Seq2SeqConfig",
@@ -52,13 +44,12 @@ MODELS: dict[str, type[Any]] = {
     "encoder": Encoder,
     "masked_lm": MaskedLM,
     "classifier": SequenceClassifier,
-    "regressor": Regressor,
     "tagger": TokenTagger,
     "embedder": SentenceEmbedder,
     "seq2seq": Seq2Seq,
 }
 Params = Any  # a tree of parameters: dicts of dicts of arrays, by module and by name
-Model = GPT | Encoder | MaskedLM | SequenceClassifier | Regressor | TokenTagger | SentenceEmbedder | Seq2Seq
+Model = GPT | Encoder | MaskedLM | SequenceClassifier | TokenTagger | SentenceEmbedder | Seq2Seq
 PROBLEM_TYPES = {  # of config.json: the meaning of a classification head's outputs
     "single_label_classification": "one label a text: a softmax",
     "multi_label_classification": "any number of labels a text: a sigmoid for each",
@@ -104,14 +95,12 @@ def check_problem_type(model: Model, problem_type: str, name: str = "problem_typ
     Raises:
       UserError: an unknown type, none where there is such a head, or a single label for a text of only one label.
     """
-    if not isinstance(model, SequenceClassifier | Regressor):
+    if not isinstance(model, SequenceClassifier):
         if problem_type:
             raise UserError(f"{name}={problem_type!r:.80}: a {type(model).__name__} has none. Remove it.")
         return
     choose(PROBLEM_TYPES, problem_type, name)
-    if isinstance(model, Regressor) and problem_type != "regression":
-        raise UserError(f"{name}={problem_type!r}: a Regressor has 'regression'.")
-    if isinstance(model, SequenceClassifier) and model.num_classes == 1 and problem_type.startswith("single"):
+    if model.num_classes == 1 and problem_type == "single_label_classification":
         raise UserError(
             f"{name}={problem_type!r}: needs two labels or more, and the model has one. Take 'regression', or "
             "'multi_label_classification' for the probability of that label."
@@ -120,11 +109,9 @@ def check_problem_type(model: Model, problem_type: str, name: str = "problem_typ
 
 def default_problem_type(model: Model) -> str:
     """Problem type of a model that comes without one: by its number of outputs, as transformers decides in training."""
-    if isinstance(model, Regressor):
-        return "regression"
-    if isinstance(model, SequenceClassifier):
-        return "regression" if model.num_classes == 1 else "single_label_classification"
-    return ""
+    if not isinstance(model, SequenceClassifier):
+        return ""
+    return "regression" if model.num_classes == 1 else "single_label_classification"
 
 
 def parameter_shapes(model: Model) -> Params:

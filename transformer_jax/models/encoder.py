@@ -1,4 +1,4 @@
-"""Bidirectional encoder, Devlin et al. 2019, and its heads: masked LM, classifier, regressor, tagger, embedder."""
+"""Bidirectional encoder, Devlin et al. 2019, and its heads: masked LM, classifier, tagger, embedder."""
 
 from typing import Any, ClassVar
 
@@ -119,7 +119,10 @@ class MaskedLM(nn.Module):
 
 
 class SequenceClassifier(nn.Module):
-    """Sequence classifier: logits [B, num_classes] float32, after a dense layer with tanh, as in BERT."""
+    """Sequence classifier: logits [B, num_classes] float32, after a dense layer with tanh, as in BERT.
+
+    For regression the logits are the numbers: a regressor has one class.
+    """
 
     reads_source: ClassVar[bool] = False
 
@@ -143,22 +146,6 @@ class SequenceClassifier(nn.Module):
         pooled = jnp.tanh(Dense((config.d_model,), init_std=config.init_std, name="dense")(pooled))
         pooled = Dropout(config.dropout_rate)(pooled, deterministic)
         return Dense((self.num_classes,), init_std=config.init_std, name="out")(pooled)
-
-
-class Regressor(nn.Module):
-    """Regression head: one number per row, [B] float32."""
-
-    reads_source: ClassVar[bool] = False
-
-    config: TransformerConfig
-    pooling: str = "first"
-    remat: str = "none"
-
-    @nn.compact
-    def __call__(self, tokens: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
-        """Predict the numbers; arguments as for Encoder."""
-        classifier = SequenceClassifier(self.config, 1, self.pooling, self.remat, name="classifier")
-        return classifier(tokens, *args, **kwargs)[:, 0]
 
 
 class TokenTagger(nn.Module):
