@@ -102,6 +102,7 @@ class Family(NamedTuple):
     output_projection: tuple[str, ...] = ()  # its tensor, then the embeddings that it can be tied to
     renamed: tuple[tuple[str, str], ...] = ()  # (pattern, replacement) from old tensor names to current ones
     ignored: tuple[str, ...] = ()  # patterns of tensors that are no parameters, or copies of one
+    same_storage: tuple[tuple[str, ...], ...] = ()  # tensors that are one; files may have any of them
     embedding_tables: tuple[str, ...] = ()  # tensors: the embeddings of encoder and decoder, if they are separate
     optional: tuple[str, ...] = ()  # tensors that are 0 if they are missing
     copies: tuple[tuple[str, str], ...] = ()  # (copy, tensor): written whenever the tensor is

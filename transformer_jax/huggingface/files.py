@@ -161,9 +161,19 @@ class TensorFiles:
         return names
 
     def read(self, name: str) -> np.ndarray:
-        """Read one tensor. Its file is mapped for this tensor only, so that no other tensor stays in memory."""
+        """Read one tensor, float64 as float32. Its file is mapped only for it, so that no other stays in memory.
+
+        Raises:
+          PretrainedError: a damaged file; a float64 value beyond float32.
+        """
         with _opened(self.entries[name].file) as file:
-            return file.get_tensor(name)
+            array = file.get_tensor(name)
+        if array.dtype != np.float64:
+            return array
+        largest = np.abs(array).max(initial=0.0)
+        if np.finfo(np.float32).max < largest < np.inf:
+            raise PretrainedError(f"{self.entries[name].file}: {brief(name)} has {largest:g} in it, beyond float32.")
+        return array.astype(np.float32)
 
 
 @contextmanager

@@ -21,11 +21,12 @@ from transformer_jax.huggingface.family import (
 )
 from transformer_jax.huggingface.files import Folder, PretrainedError, TensorFiles
 from transformer_jax.huggingface.tensor_layout import (
-    DTYPES,
     ParamShapes,
     TensorSpec,
+    are_equal,
     check_tensors,
     current_names,
+    name_copies,
     tensor_specs,
     to_params,
 )
@@ -149,11 +150,20 @@ def _make_model(
     config = read_config(family, hf_config)
     _check_size(config, tensors)
     tie = "decoder.tie_embeddings" if "decoder" in config else "tie_embeddings"
-    if family.output_projection and get(config, tie):
-        put(config, tie, _is_tied(family, tensors, names))
-    if family.embedding_tables and all(name in names for name in family.embedding_tables):
+    is_tied = bool(get(config, tie))
+    tables = family.embedding_tables
+    embeddings = family.output_projection[1:]
+    if tables and all(name in names for name in tables) and not are_equal(tensors, *(names[name] for name in tables)):
         # transformers 5 unties all tables together; earlier versions always had one table for both sides.
-        put(config, "share_embeddings", _are_equal(tensors, *(names[name] for name in family.embedding_tables)))
+        put(config, "share_embeddings", False)
+        embeddings = tables[1:]
+        _check_shared(family, tensors, names, is_tied)
+    else:
+        name_copies(family, tensors, names, is_tied)
+        if tables and all(name in names for name in tables):
+            put(config, "share_embeddings", True)
+    if family.output_projection and is_tied:
+        put(config, tie, _is_tied(family.output_projection[0], embeddings, tensors, names))
     values: dict[str, object] = {"kind": architecture.kind, "config": config}
     if architecture.num_labels_field:
         values[architecture.num_labels_field] = len(_labels(hf_config))
@@ -192,23 +202,31 @@ def _check_size(config: dict, tensors: TensorFiles) -> None:
             raise PretrainedError(f"config.json: {num_heads} heads, but no tensor is wider than {widest}.")
 
 
-def _is_tied(family: Family, tensors: TensorFiles, names: dict[str, str]) -> bool:
+def _check_shared(family: Family, tensors: TensorFiles, names: dict[str, str], is_tied: bool) -> None:
+    """Refuse a third table, of the output projection alone, beside different ones of the encoder and the decoder."""
+    projection, shared, *_ = family.output_projection
+    decoder = family.embedding_tables[1]
+    if (
+        is_tied
+        and projection not in names
+        and shared in names
+        and not are_equal(tensors, names[shared], names[decoder])
+    ):
+        raise PretrainedError(
+            f"the tensors {names[shared]} and {names[decoder]} differ, and there is no {projection}. "
+            "The output projection must be one of the decoder's own, or its embedding."
+        )
+
+
+def _is_tied(projection: str, embeddings: tuple[str, ...], tensors: TensorFiles, names: dict[str, str]) -> bool:
     """True if the output projection is the embedding.
 
     Files that hold a projection although config.json says "tied" may repeat the embedding in it, or (T5 v1.1) hold
     another matrix.
     """
-    projection, *embeddings = family.output_projection
     if projection not in names:
         return True
     embedding = next((names[name] for name in embeddings if name in names), None)
     if embedding is None or tensors.entries[embedding].shape != tensors.entries[names[projection]].shape:
         return True  # check_tensors reports what is missing or has a wrong shape, with everything else
-    return _are_equal(tensors, names[projection], embedding)
-
-
-def _are_equal(tensors: TensorFiles, first: str, second: str) -> bool:
-    entries = (tensors.entries[first], tensors.entries[second])
-    if len({(entry.shape, entry.dtype) for entry in entries}) > 1 or entries[0].dtype not in DTYPES:
-        return False
-    return np.array_equal(tensors.read(first), tensors.read(second))
+    return are_equal(tensors, names[projection], embedding)

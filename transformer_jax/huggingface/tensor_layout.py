@@ -11,7 +11,8 @@ from transformer_jax.huggingface.family import Architecture, Family, TensorNames
 from transformer_jax.huggingface.files import PretrainedError, TensorFiles, listed
 from transformer_jax.nn.layers import num_input_axes
 
-DTYPES = ("F32", "F16", "BF16")  # of tensors, in the notation of the files
+DTYPES = ("F32", "F16", "BF16", "F64")  # of tensors, in the notation of the files; F64 is read as float32
+WRAPPERS = ("_orig_mod.", "module.", "model.")  # prefixes of torch.compile, DataParallel and users' own classes
 SUFFIXES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
 
 ParamPath = tuple[str, ...]
@@ -104,14 +105,64 @@ def to_tensor(spec: TensorSpec, params: dict[ParamPath, np.ndarray]) -> np.ndarr
 
 
 def current_names(family: Family, tensors: TensorFiles) -> dict[str, str]:
-    """Map the current name of every tensor to its name in the files, which may be an old one."""
+    """Map the current name of every tensor to its name in the files: an old one, or with the prefix of a wrapper."""
     names = {}
+    num_omitted = len(_wrappers(family, list(tensors.entries)))
     for old in tensors.entries:
-        new = old
+        new = old[num_omitted:]
         for pattern, replacement in family.renamed:
             new = re.sub(pattern, replacement, new)
-        names[old if new in tensors.entries else new] = old
+        names[old if new != old and new in tensors.entries else new] = old
     return names
+
+
+def _wrappers(family: Family, names: list[str]) -> str:
+    """The prefixes of wrappers, joined, that every name has and that are no part of the family's own names."""
+    patterns = [family.tensor_names, *(architecture.tensor_names for architecture in family.architectures.values())]
+    locations = [location for names in patterns for location in names.values()]
+    roots = {(name if isinstance(name, str) else name.name).split(".")[0] for name in locations}
+    omitted = ""
+    while True:
+        rest = [name[len(omitted) :] for name in names]
+        found = [
+            prefix
+            for prefix in WRAPPERS
+            if all(name.startswith(prefix) for name in rest)
+            and (prefix[:-1] not in roots or any(name.startswith(prefix * 2) for name in rest))
+        ]
+        if not found or not rest:
+            return omitted
+        omitted += found[0]
+
+
+def name_copies(family: Family, tensors: TensorFiles, names: dict[str, str], is_tied: bool) -> None:
+    """Add to `names` the missing names of tensors that the files have under another name of the same storage.
+
+    Raises:
+      PretrainedError: two names of one storage hold different values.
+    """
+    for group in family.same_storage:
+        projection = family.output_projection[0]
+        present = [name for name in group if name in names and (is_tied or name != projection)]
+        if not present:
+            continue
+        first = present[0]
+        for other in present[1:]:
+            if other != projection and not are_equal(tensors, names[first], names[other]):
+                raise PretrainedError(
+                    f"the tensors {names[first]} and {names[other]} differ. {family.model_type!r} has one for both."
+                )
+        for name in group:
+            if name != projection:
+                names.setdefault(name, names[first])
+
+
+def are_equal(tensors: TensorFiles, first: str, second: str) -> bool:
+    """Return True if two tensors of the files have the same dtype, shape and values."""
+    entries = (tensors.entries[first], tensors.entries[second])
+    if len({(entry.shape, entry.dtype) for entry in entries}) > 1 or entries[0].dtype not in DTYPES:
+        return False
+    return first == second or np.array_equal(tensors.read(first), tensors.read(second))
 
 
 def check_tensors(family: Family, specs: dict[str, TensorSpec], names: dict[str, str], tensors: TensorFiles) -> None:
@@ -127,7 +178,7 @@ def check_tensors(family: Family, specs: dict[str, TensorSpec], names: dict[str,
         if entry.shape != shape:
             problems.append(f"{old} has shape {list(entry.shape)} and not {list(shape)}")
         if entry.dtype not in DTYPES:
-            problems.append(f"{old} is of type {entry.dtype} and not F32, F16 or BF16")
+            problems.append(f"{old} is of type {entry.dtype} and not {', '.join(DTYPES)}")
     if problems:
         raise PretrainedError(
             f"the tensors do not fit config.json, model_type {family.model_type!r}: {listed(problems)}."

@@ -93,8 +93,10 @@ _IGNORED = (
     r"^model\.(encoder|decoder)\.(embed_tokens\.weight|version)$",
     r"^model\.shared\.weight$",
     r"^lm_head\.weight$",
+    r"^(classification_head|qa_outputs)\.",  # heads of other models
 )
 _TABLES = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight")
+_SAME = (("model.shared.weight", *_TABLES, "lm_head.weight"),)
 _RENAMED = ((r"^(encoder|decoder|shared)\.", r"model.\1."),)
 
 BART = Family(
@@ -117,6 +119,7 @@ BART = Family(
     ignored=_IGNORED,
     optional=("final_logits_bias",),
     copies=(("model.shared.weight", "model.encoder.embed_tokens.weight"),),
+    same_storage=_SAME,
     embedding_tables=_TABLES,
 )
 
@@ -139,5 +142,6 @@ MARIAN = Family(
     renamed=_RENAMED,
     ignored=(*_IGNORED, r"^model\.(encoder|decoder)\.embed_positions\.weight$"),
     optional=("final_logits_bias",),
+    same_storage=_SAME,
     embedding_tables=_TABLES,
 )

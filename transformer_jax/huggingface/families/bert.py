@@ -94,8 +94,11 @@ BERT = Family(
     ignored=(
         r"^bert\.embeddings\.position_ids$",
         r"^bert\.pooler\.",
-        r"^cls\.seq_relationship\.",
-        r"^cls\.predictions\.(decoder\.weight|decoder\.bias|bias)$",
+        r"^(cls|classifier|qa_outputs)\.",  # heads of other models, and copies
+    ),
+    same_storage=(
+        ("bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"),
+        ("cls.predictions.bias", "cls.predictions.decoder.bias"),
     ),
     copies=(("cls.predictions.bias", "cls.predictions.decoder.bias"),),
 )
@@ -135,7 +138,11 @@ ROBERTA = Family(
     ignored=(
         r"^roberta\.embeddings\.position_ids$",
         r"^roberta\.pooler\.",
-        r"^lm_head\.(decoder\.weight|decoder\.bias|bias)$",
+        r"^(lm_head|classifier|qa_outputs)\.",  # heads of other models, and copies
+    ),
+    same_storage=(
+        ("roberta.embeddings.word_embeddings.weight", "lm_head.decoder.weight"),
+        ("lm_head.bias", "lm_head.decoder.bias"),
     ),
     copies=(("lm_head.bias", "lm_head.decoder.bias"),),
 )

@@ -67,5 +67,11 @@ GPT2 = Family(
     },
     output_projection=("lm_head.weight", "transformer.wte.weight"),
     renamed=((r"^(wte|wpe|h|ln_f)\.", r"transformer.\1."),),  # the first published files have no prefix
-    ignored=(r"\.attn\.(bias|masked_bias)$", r"^lm_head\.weight$"),  # old files include the causal mask
+    # Old files include the causal mask; the last ones are heads of other models on this body.
+    ignored=(
+        r"\.attn\.(bias|masked_bias)$",
+        r"^lm_head\.weight$",
+        r"^(multiple_choice_head|score|classifier|qa_outputs)\.",
+    ),
+    same_storage=(("transformer.wte.weight", "lm_head.weight"),),
 )

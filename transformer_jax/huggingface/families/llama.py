@@ -49,5 +49,10 @@ LLAMA = Family(
     },
     output_projection=("lm_head.weight", "model.embed_tokens.weight"),
     renamed=((r"^(embed_tokens|layers|norm)\.", r"model.\1."),),
-    ignored=(r"rotary_emb\.inv_freq$", r"^lm_head\.weight$"),
+    ignored=(
+        r"rotary_emb\.inv_freq$",
+        r"^lm_head\.weight$",
+        r"^(score|qa_outputs)\.",
+    ),  # the last: heads of other models
+    same_storage=(("model.embed_tokens.weight", "lm_head.weight"),),
 )

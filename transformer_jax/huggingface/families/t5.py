@@ -107,5 +107,7 @@ T5 = Family(
         r"^(encoder|decoder)\.embed_tokens\.weight$",
         r"^lm_head\.weight$",
         r"EncDecAttention\.relative_attention_bias\.weight$",
+        r"^(classification_head|classifier|qa_outputs)\.",  # heads of other models
     ),
+    same_storage=(("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"),),
 )
