@@ -13,7 +13,7 @@ import rich.console
 import rich.progress
 
 from transformer_jax.errors import printable, warn
-from transformer_jax.files import write_text, writing
+from transformer_jax.files import check_is_file, write_text, writing
 from transformer_jax.inference.predict import perplexity
 
 from . import entropy_floor
@@ -80,6 +80,7 @@ class MetricsLog:
         self._num_steps = num_steps
         self._has_perplexity = has_perplexity
         self._path = workdir / "metrics.jsonl"
+        check_is_file(self._path)
         _drop_lines_after(self._path, first_step, evaluates_first)
         self._file = open(self._path, "a", encoding="utf-8")
         self._tensorboard = EventFile(workdir / "tensorboard", first_step + 1) if tensorboard else None

@@ -7,7 +7,9 @@ written through.
 import contextlib
 import errno
 import os
+import stat
 from collections.abc import Collection, Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,10 +22,35 @@ def check_file_name(name: object, known: Collection[str], owner: str) -> None:
         raise UserError(f"{owner}: {name!r:.80} is not the name of one of its files. Known: {', '.join(known)}.")
 
 
+def open_regular(path: Path) -> BufferedReader:
+    """Open a regular file for reading, and never wait: a FIFO would block until somebody writes to it.
+
+    Raises:
+      OSError: it cannot be opened, or is a FIFO, a socket or a device.
+    """
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return file
+
+
+def read_regular(path: Path) -> bytes:
+    """Read a regular file. Raises OSError as `open_regular` does."""
+    with open_regular(path) as file:
+        return file.read()
+
+
 def check_no_link(path: Path) -> None:
     """Raise UserError if the path is a link: writing through it would write somewhere else."""
     if path.is_symlink():
         raise UserError(f"{path}: is a link, and nothing is written through it. Remove it; link the whole directory.")
+
+
+def check_is_file(path: Path) -> None:
+    """Raise UserError if the path exists and is no regular file: writing to a FIFO would wait for a reader."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: is not a regular file. Remove it.")
 
 
 def make_subfolder(root: Path, *names: str) -> Path:
@@ -92,6 +119,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def open_lock(path: Path) -> BinaryIO:
-    """Open a file to lock it, created if there is none and never truncated. Raises UserError if it is a link."""
+    """Open a file to lock it, created if there is none and never truncated. Raises UserError: a link, or no file."""
     check_no_link(path)
+    check_is_file(path)
     return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "r+b")

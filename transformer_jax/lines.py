@@ -9,9 +9,11 @@ import itertools
 import os
 import re
 import shlex
+import stat
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
+from typing import BinaryIO
 
 from transformer_jax.errors import UserError
 
@@ -22,6 +24,9 @@ BYTE_ORDER_MARKS = {  # the longer ones first, since UTF-32 begins as UTF-16 doe
     b"\xfe\xff": "UTF-16",
 }
 PIECE_BYTES = 2**20  # of a file that is read in pieces
+# A .gz may hold text of 256 MB, or of 200 times its own size. Normal text has 3 times, and a bomb has 1,000 times.
+MAX_GZIP_BYTES = 2**28
+MAX_GZIP_RATIO = 200
 LINE_BREAKS = re.compile("[\n\v\f\r\x1c-\x1e\x85\u2028\u2029]")  # at all of these, some program ends a line
 LONE_SURROGATES = re.compile("[\ud800-\udfff]")  # which UTF-8 cannot encode
 
@@ -44,13 +49,40 @@ def read_bytes(file: str) -> bytes:
 
 
 def read_pieces(file: str) -> Iterator[bytes]:
-    """Read a file in pieces of PIECE_BYTES bytes; see `read_bytes`."""
+    """Read a file in pieces of PIECE_BYTES bytes; see `read_bytes`.
+
+    A file that a user names may be a pipe, such as /dev/stdin or that of a process substitution; a device is refused.
+
+    Raises:
+      UserError: it cannot be read; a damaged .gz, or one of more than MAX_GZIP_RATIO times its size.
+    """
     try:
-        with (gzip.open if file.endswith(".gz") else open)(file, "rb") as stream:
-            while piece := stream.read(PIECE_BYTES):
-                yield piece
+        with open(file, "rb") as raw:
+            _check_is_no_device(raw, file)
+            if not file.endswith(".gz"):
+                while piece := raw.read(PIECE_BYTES):
+                    yield piece
+                return
+            room = max(MAX_GZIP_BYTES, MAX_GZIP_RATIO * os.fstat(raw.fileno()).st_size)
+            with gzip.open(raw) as stream:
+                while piece := stream.read(PIECE_BYTES):
+                    room -= len(piece)
+                    if room < 0:
+                        raise UserError(
+                            f"{file!r}: holds more than {MAX_GZIP_RATIO} times its size, and {MAX_GZIP_BYTES >> 20} "
+                            "MB. If that is right, decompress it before: gunzip -k FILE.gz."
+                        )
+                    yield piece
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{file!r} cannot be read: {error}. Fix or remove the file.") from error
+
+
+def _check_is_no_device(stream: BinaryIO, file: str) -> None:
+    """Refuse devices, of which some never end, except a terminal and the empty one."""
+    status = os.fstat(stream.fileno())
+    is_device = stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode)
+    if is_device and not stream.isatty() and status.st_rdev != os.stat(os.devnull).st_rdev:
+        raise UserError(f"{file!r}: is a device. Give a file.")
 
 
 def decode(data: bytes, file: str = "") -> str:

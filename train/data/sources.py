@@ -149,9 +149,10 @@ def split_text(text: str, val_fraction: float) -> tuple[str, str]:
 
 
 def files_under(folder: str, endings: tuple[str, ...], excluded_folders: frozenset | set = frozenset()) -> list[str]:
-    """List the files below `folder` with these endings, sorted; skip hidden ones and folders named as excluded."""
+    """List the regular files below `folder` with these endings, sorted; skip hidden ones and excluded folders."""
     files = []
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if name not in excluded_folders and not name.startswith(".")]
         files += [os.path.join(parent, n) for n in names if n.endswith(endings) and not n.startswith(".")]
-    return sorted(files)
+    # A FIFO would wait for a writer. A link to nothing stays, for the error when it is read.
+    return sorted(file for file in files if os.path.isfile(file) or not os.path.exists(file))

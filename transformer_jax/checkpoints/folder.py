@@ -11,6 +11,7 @@ from typing import TypeVar
 from transformer_jax.checkpoints.lock import HeldFolders
 from transformer_jax.checkpoints.seal import META, Problem, find_problem, seal_of
 from transformer_jax.errors import UserError, system_reason, warn
+from transformer_jax.files import read_regular
 
 FROZEN = "frozen"  # folder of the parameters that no step of a run changes
 _MOST_ATTEMPTS = 100  # to read checkpoints that a training run deletes
@@ -166,7 +167,7 @@ class CheckpointFolder:
     def _read_meta(self, step: int) -> object:
         file = self._path(step) / META
         try:
-            return json.loads(file.read_bytes())
+            return json.loads(read_regular(file))
         except (OSError, ValueError, RecursionError) as error:
             fix = "Choose another with checkpoint=<step>."
             raise CheckpointError(f"{file}: cannot be read ({system_reason(error)}). {fix}") from error

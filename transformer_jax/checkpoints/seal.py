@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from transformer_jax.files import flush_to_disk
+from transformer_jax.files import flush_to_disk, open_regular, read_regular
 
 SEAL = "sha256.json"
 META = "meta/metadata"
@@ -90,7 +90,7 @@ def find_problem(folder: Path) -> Problem | None:
     if damage:
         return Problem("damaged", damage)
     try:
-        meta = json.loads((folder / META).read_bytes())
+        meta = json.loads(read_regular(folder / META))
     except (ValueError, RecursionError):
         return Problem("damaged", f"{folder / META}: is not JSON")
     step = meta.get("step") if isinstance(meta, dict) else None  # of another type: whoever reads the fields says so
@@ -102,7 +102,7 @@ def find_problem(folder: Path) -> Problem | None:
 def _find_damage(folder: Path) -> str | None:
     seal = folder / SEAL
     try:
-        digests = json.loads(seal.read_bytes())
+        digests = json.loads(read_regular(seal))
         names = [(name, str(digest)) for name, digest in digests.items()]
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         return f"{seal}: no readable seal ({_reason(error)})"
@@ -132,7 +132,7 @@ def _reason(error: Exception) -> str:
 
 
 def _sha256(file: Path) -> str:
-    with open(file, "rb") as f:
+    with open_regular(file) as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
