@@ -18,6 +18,7 @@ from transformer_jax.huggingface.families import FAMILIES
 from transformer_jax.huggingface.families.llama import LLAMA
 from transformer_jax.huggingface.family import known_fields, read_config, write_config
 from transformer_jax.huggingface.generation_defaults import read_generation_defaults
+from transformer_jax.nn.kv_cache_kinds import make_rolling_cache
 
 FIXTURES = Path(__file__).parent / "fixtures"
 VARIANTS = json.loads((FIXTURES / "config_variants.json").read_text(encoding="utf-8"))
@@ -89,6 +90,25 @@ def test_decoding_across_the_original_context_does_what_the_reference_does(name,
     num_new = expected(name, "new_tokens").shape[1]
     done = tj.generate_tokens(run, prompts, max_new_tokens=num_new, min_new_tokens=num_new, method="greedy")
     np.testing.assert_array_equal([row.tokens for row in done], expected(name, "new_tokens"))
+
+
+def test_what_a_length_dependent_scaling_cannot_do_is_refused(tmp_path):
+    run = tj.from_pretrained(variant("dynamic", tmp_path / "folder"))
+    with pytest.raises(
+        tj.UserError, match="prompt_lookup=.*the model has rope_scaling=dynamic, whose rotations depend"
+    ):
+        tj.generate_tokens(run, [[5, 7, 5, 7]], max_new_tokens=3, prompt_lookup=2)
+    config = dataclasses.replace(run.config, window=5)
+    with pytest.raises(tj.UserError, match="model.rope_scaling='dynamic': rotates by the length of a text"):
+        make_rolling_cache(config, 1, 3)
+
+
+def test_a_prompt_of_a_length_dependent_scaling_is_read_in_one_piece(tmp_path, monkeypatch):
+    run = tj.from_pretrained(variant("dynamic", tmp_path / "folder"))
+    read_whole = tj.generate_tokens(run, expected("dynamic", "tokens")[:1], max_new_tokens=2, method="greedy")
+    monkeypatch.setattr("transformer_jax.sampling.PREFILL_CHUNK", 11)
+    again = tj.generate_tokens(run, expected("dynamic", "tokens")[:1], max_new_tokens=2, method="greedy")
+    assert again[0].log_probs == read_whole[0].log_probs
 
 
 def read(changes, family=LLAMA, folder="llama"):

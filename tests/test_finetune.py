@@ -184,6 +184,7 @@ def test_a_translator_starts_from_its_weights_and_is_saved_as_its_family(folder,
     train_one_step = train if folder == "t5" else train_without_updates
     after = tj.load(train_one_step(gpt2_config(tmp_path, **changes), tmp_path / "run"))
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-9), after.params, before.params)
+    assert after.config.encoder.max_len == (512 if folder == "t5" else before.config.encoder.max_len)
     assert after.generation_defaults == before.generation_defaults and after.generation_defaults.start_id >= 0
     source, target = encode_pair(before.tokenizer, before.generation_defaults.start_id, "the cat sat", "the end")
     assert target[0] == before.generation_defaults.start_id

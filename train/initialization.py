@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from transformer_jax.checkpoints.meta import CheckpointMeta, HuggingFaceConfig
-from transformer_jax.config import TransformerConfig
+from transformer_jax.config import NO_LIMIT, TransformerConfig
 from transformer_jax.errors import UserError
 from transformer_jax.models import Encoder, Model, Params, Seq2SeqConfig, SequenceClassifier, TokenTagger, path_names
 from transformer_jax.run import Run, generation_defaults_of, open_run
@@ -21,6 +21,7 @@ Name = tuple[str, ...]  # of a parameter: "stack", "block_0", "norm", "scale"
 
 # Model fields that a recipe may override when it starts from a pre-trained model. All others stay as they were.
 MAY_OVERRIDE = ("dropout_rate", "dtype", "backend", "init_std", "zero_init")
+UNLIMITED_LEN = 512  # longest training text of a pre-trained model that has no longest one (T5), as T5 was trained
 # Ends of the names of the parameters that have an axis of the vocabulary, or of the positions.
 VOCABULARY = (("tokens", "embedding"), ("unembed", "kernel"), ("logit_bias",), ("bias",))
 POSITIONS = (("positions", "embedding"),)
@@ -127,10 +128,12 @@ class InitFrom:
                 continue
             may_override = field.name in MAY_OVERRIDE
             may_override |= field.name == "vocab_size" and self.resize_vocab
-            may_override |= field.name == "max_len" and self.resize_positions
+            may_override |= field.name == "max_len" and (self.resize_positions or pretrained.max_len == NO_LIMIT)
             if not may_override:
                 raise UserError(_override_error(field.name, value, old))
             overrides[field.name] = value
+        if pretrained.max_len == NO_LIMIT:  # no parameter has this size, so that the recipe may choose it
+            overrides["max_len"] = recipe.max_len if recipe.max_len != default.max_len else UNLIMITED_LEN
         return dataclasses.replace(pretrained, **overrides)
 
     def check_model_type(self, task_model: type) -> None:
