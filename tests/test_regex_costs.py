@@ -88,3 +88,8 @@ def test_the_way_to_the_end_of_a_long_pattern_is_counted_in_tokens():
     constraint = matching("a{7001}", [b"", b"a", b"aaa"], (0,))
     expected = [(7001 - done) // 3 + (7001 - done) % 3 for done in range(7002)]
     np.testing.assert_array_equal(constraint.num_to_go, expected)
+
+
+def test_a_choice_with_half_of_a_surrogate_pair_is_refused():
+    with pytest.raises(UserError, match="no tokens spell"):
+        one_of(["a\ud800"], [b"", b"a"], (0,))

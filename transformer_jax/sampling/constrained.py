@@ -79,7 +79,7 @@ def one_of(strings: Sequence[str], token_bytes: Sequence[bytes], eos_ids: Sequen
     pieces = set(token_bytes)
     longest = max(map(len, pieces), default=0)
     for string in dict.fromkeys(strings):
-        data = string.encode()
+        data = string.encode("utf-8", "surrogatepass")  # half of a pair is spelled by no token
         spelled_ends = {0}  # the prefixes data[:end] that are a sequence of tokens
         for end in range(1, len(data) + 1):
             if any(first in spelled_ends and data[first:end] in pieces for first in range(max(0, end - longest), end)):
