@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.text_files import TEXT, lightly, text_config, write
+from helpers.text_files import TEXT, lightly, parts_of, text_config, write
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,7 +15,6 @@ import transformer_jax as tj
 from train.config import TokenizerConfig
 from train.data.batch_sampler import WindowSampler, _epoch_starts
 from train.data.batches import eval_batches, load_corpus, make_tokenizer, prefetch, window_batch
-from train.data.sources import split_text
 from transformer_jax.errors import UserError
 from transformer_jax.tokenizers import ByteTokenizer, CharTokenizer
 
@@ -153,7 +152,8 @@ def corpus_file(tmp_path):
 @pytest.mark.parametrize("kind", ["char", "byte", "bpe"])
 def test_a_corpus_is_the_text_in_two_splits(corpus_file, kind):
     corpus = load_corpus(text_config(corpus_file), TokenizerConfig(kind, 293))
-    train, val = split_text(TEXT + "ß only here", 0.1)
+    train, val = parts_of(text_config(corpus_file))
+    assert train + val == TEXT + "ß only here"
     assert corpus.train_tokens.dtype == corpus.val_tokens.dtype == np.int32
     assert corpus.tokenizer.kind == kind
     assert corpus.tokenizer.decode(corpus.train_tokens) == train

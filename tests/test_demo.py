@@ -6,10 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from helpers.text_files import parts_of
+
 import transformer_jax as tj
 from configs.demo import get_config
 from train.config import Config
-from train.data.sources import load_text, split_text
 
 ROOT = Path(__file__).parents[1]
 
@@ -21,7 +22,7 @@ def test_at_least_nine_of_ten_words_that_the_demo_samples_occur_in_its_training_
     subprocess.run(command, cwd=ROOT, env=fast, check=True, capture_output=True, timeout=300)
 
     config = Config.from_dict(get_config())
-    training_text, _ = split_text(load_text(config.data), config.data.val_fraction)
+    training_text, _ = parts_of(config.data)
     known = set(re.findall(r"[^\W\d_]+", training_text))
     trained = tj.load(tmp_path / "demo")
     texts = tj.generate(

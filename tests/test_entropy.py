@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 from helpers.known_texts import windows
+from helpers.text_files import parts_of
 
 from train.config import DataConfig
 from train.data.entropy import TRUTHS, Grammar, draw_part, hidden_markov_model, known_truth, markov_chain
-from train.data.sources import load_text, split_text
 
 RNG = np.random.default_rng(0)
 TINY = Grammar({"1": 0.6, "x": 0.4}, {"+": 0.7, "*": 0.3}, {"()": 0.8, "[]": 0.2}, (0.2, 0.1), (0.3, 0.0), 0.1)
@@ -186,6 +186,6 @@ def test_splits_are_drawn_separately_and_have_nothing_in_common(source):
             assert not {text[i : i + 40] for i in range(0, 20_011 - 40)} & {
                 parts[other][i : i + 40] for i in range(0, 20_011 - 40, 40)
             }
-    train_text, val_text = split_text(load_text(DataConfig(source=source, val_fraction=0.03)), 0.03)
+    train_text, val_text = parts_of(DataConfig(source=source, val_fraction=0.03))
     assert (len(train_text), len(val_text)) == (485_000, 15_000)
     assert train_text[:20_011] == parts["train"] and val_text == draw_part(source, "val", 15_000)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import tensorflow_datasets as tfds
+from helpers.text_files import parts_of
 from tensorflow_datasets.core.download import DownloadManager
 
 from train.config import DataConfig
@@ -16,7 +17,7 @@ from train.data.labelled import labelled_split
 from train.data.languages import LANGUAGES, languages
 from train.data.pairs import load_split
 from train.data.python_tokens import python_tokens, tags_of
-from train.data.sources import load_documents, load_parts
+from train.data.sources import load_documents
 from train.data.tagged import tagged_split
 from transformer_jax.errors import UserError
 
@@ -155,7 +156,7 @@ def test_tiny_shakespeare_is_prepared_from_a_local_file_without_tensorflow(tmp_p
     (tmp_path / "input.txt").write_text(text)
     monkeypatch.setattr(DownloadManager, "download", lambda self, url: str(tmp_path / "input.txt"))
     config = DataConfig(source="tfds", path="tiny_shakespeare", tfds_dir=str(tmp_path / "data"))
-    train, validation = load_parts(config)
+    train, validation = parts_of(config)
     assert train + validation == text[: len(train) + len(validation)] and len(train) == int(0.9 * len(text))
     assert tfds_rows(config, "test", ("text",))[0]["text"] == text[len(train) + len(validation) :]
     assert "tensorflow" not in sys.modules

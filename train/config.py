@@ -55,6 +55,9 @@ class DataConfig:
     label_separator: str = setting(
         "", "source=labelled: separates the labels of a text that has several, such as ;  empty: one label a text"
     )
+    cache_dir: str = setting(
+        "", "folder for the tokens of texts of more than 32 million characters; empty: ~/.cache/transformer_jax/tokens"
+    )
     tfds_dir: str = setting("", "source=tfds: folder of prepared datasets; empty: the default of TFDS")
     train_split: str = setting("train", "source=tfds: training split; TFDS can slice one, such as train[:90%]")
     val_split: str = setting("validation", "source=tfds: validation split")

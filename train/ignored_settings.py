@@ -65,6 +65,7 @@ CONDITIONS: dict[str, tuple[Alternative, ...]] = {
         {"data.source": one_of("tagged"), "data.path": CONLLU},
     ),
     "data.label_separator": ({"data.source": one_of("labelled")},),
+    "data.cache_dir": ({"data.documents": one_of("")},),
     "data.tfds_dir": (TFDS,),
     "data.train_split": (TFDS,),
     "data.val_split": (TFDS,),

@@ -15,6 +15,7 @@ from .config import Config
 
 # Fields that may change on resume: none changes the model, the examples or their order. All others are refused.
 MAY_CHANGE = {
+    "data.cache_dir",
     "data.path",  # a file may move: the digests of its content are compared
     "optimizer.peak_lr",
     "optimizer.muon_lr",

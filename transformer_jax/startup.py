@@ -54,9 +54,14 @@ def prepare(is_training: bool = True) -> None:
     print(f"tuning: {' '.join([*values, f'compiled programs: {folder}'])} ({SWITCH}=off: none)", file=sys.stderr)
 
 
+def cache_root() -> Path:
+    """Folder of all caches: transformer_jax in XDG_CACHE_HOME, or in ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "transformer_jax"
+
+
 def _private_folder() -> Path | str:
     """Cache folder that no other user can write to, since its compiled programs are run; or the reason for none."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "transformer_jax"
+    root = cache_root()
     folder = root / f"xla-{_processor()}"
     try:
         root.parent.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ import random
 from hypothesis import settings
 
 from train.config import DataConfig
+from train.data.sources import load_text
 
 TEXT = "First line.\u2028\n\tZweite Zeile: Füchse, 狐.\n" * 11
 
@@ -17,6 +18,12 @@ lightly = settings(max_examples=60, deadline=None, database=None)
 
 def text_config(path, val_fraction=0.1):
     return DataConfig(source="text", path=str(path), val_fraction=val_fraction)
+
+
+def parts_of(config):
+    """The training and the validation split of a running text."""
+    train, validation = load_text(config).splits()
+    return "".join(train), "".join(validation)
 
 
 def write(path, content):

@@ -61,7 +61,9 @@ def _epoch_starts(sampler: WindowSampler, epoch: int) -> np.ndarray:  # [steps_p
     rng = np.random.default_rng((sampler.seed, epoch))
     offset = rng.integers(sampler.max_len)
     windows = rng.permutation(sampler.num_windows)[: sampler.steps_per_epoch * sampler.batch_size]
-    starts = (offset + windows * sampler.max_len).reshape(sampler.steps_per_epoch, sampler.batch_size)
+    windows *= sampler.max_len  # in place: the order of a large text is large itself
+    windows += offset
+    starts = windows.reshape(sampler.steps_per_epoch, sampler.batch_size)
     starts.flags.writeable = False  # the cache shares it among all callers
     return starts
 

@@ -5,9 +5,11 @@ tokens[:, :-1] and targets tokens[:, 1:]; a target counts where its is_token is 
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -17,7 +19,9 @@ from transformer_jax.tokenizers import PAD_ID, Tokenizer, train_tokenizer
 
 from ..config import DataConfig, TokenizerConfig
 from .batch_sampler import WindowSampler
-from .sources import load_parts
+from .progress import Progress
+from .sources import RunningText, load_text, utf8
+from .token_files import TokenCache, encode_in_memory
 
 Batch = dict[str, np.ndarray]
 
@@ -97,13 +101,13 @@ def pair_batch(
 
 
 def window_batch(tokens: np.ndarray, sampler: WindowSampler, step: int) -> Batch:
-    """Training batch of a step, from running text: int32 [sampler.num_tokens]."""
+    """Training batch of a step, from running text: integers [sampler.num_tokens]."""
     index = sampler.starts(step)[:, None] + np.arange(sampler.max_len + 1)
-    return {"tokens": tokens[index], "is_token": np.ones(index.shape, bool)}
+    return {"tokens": tokens[index].astype(np.int32, copy=False), "is_token": np.ones(index.shape, bool)}
 
 
 def eval_batches(tokens: np.ndarray, max_len: int, batch_size: int) -> Iterator[Batch]:
-    """Evaluation batches of consecutive windows of `tokens`, int32 [n]: every token but the first is a target once.
+    """Evaluation batches of consecutive windows of `tokens`, integers [n]: every token but the first is a target once.
 
     The last window is padded, and the last batch is filled with empty rows, so that all shapes are equal.
     """
@@ -113,23 +117,26 @@ def eval_batches(tokens: np.ndarray, max_len: int, batch_size: int) -> Iterator[
         index = window * max_len + np.arange(max_len + 1)
         # A row after the last window is no example, although the text's last token would be its first.
         is_token = (index < len(tokens)) & (window < num_windows)
-        yield {"tokens": np.where(is_token, tokens[np.minimum(index, len(tokens) - 1)], PAD_ID), "is_token": is_token}
+        row_tokens = tokens[np.minimum(index, len(tokens) - 1)].astype(np.int32, copy=False)
+        yield {"tokens": np.where(is_token, row_tokens, PAD_ID), "is_token": is_token}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Corpus:
     """Running text as token ids: a training and a validation split."""
 
-    train_tokens: np.ndarray  # int32
-    val_tokens: np.ndarray  # int32
+    train_tokens: np.ndarray  # integers; see `token_files.EncodedText`
+    val_tokens: np.ndarray
     tokenizer: Tokenizer
     val_bytes_per_token: float  # UTF-8 bytes; turns a loss per token into bits per byte
     fingerprint: dict[str, str | int]  # equal if the text, the split and the tokenizer are
+    file: Path | None  # of the tokens, which are memory-mapped; None: they are in memory
 
     @property
     def description(self) -> str:
-        """Size of both splits, to be printed."""
-        return f"{len(self.train_tokens):,} tokens to train on, {len(self.val_tokens):,} to validate on"
+        """Size of both splits, to be printed, and the file of their tokens."""
+        sizes = f"{len(self.train_tokens):,} tokens to train on, {len(self.val_tokens):,} to validate on"
+        return f"{sizes}, in {self.file}" if self.file else sizes
 
 
 def load_corpus(
@@ -140,31 +147,43 @@ def load_corpus(
     A bpe tokenizer learns from the training split only. A char tokenizer takes the characters of the whole text, so
     that every validation character has an id; it learns nothing else from the validation split.
 
+    A text of more than `sources.IN_MEMORY_CHARS` characters is never in memory as a whole: its tokens are in a file
+    (`token_files`), from which the same batches are read.
+
     Args:
       tokenizer: one to use; None: train one.
     Raises:
-      UserError: an error of the source, the split or the tokenizer; fewer than 2 validation tokens.
+      UserError: an error of the source, the split, the tokenizer or the cache; fewer than 2 validation tokens.
+      RunError: the file of the tokens cannot be written.
     """
-    train_text, val_text = load_parts(data_config)
-    text = train_text + val_text
+    text = load_text(data_config)
+    cache = TokenCache.of(data_config.cache_dir, text)
+    train = functools.partial(_train_on_text, tokenizer_config, text)
     if tokenizer is None:
-        lesson = text if tokenizer_config.kind == "char" else train_text
-        tokenizer = make_tokenizer(tokenizer_config, lesson)
-    train_tokens = tokenizer.encode(train_text)
-    val_tokens = tokenizer.encode(val_text)
-    if len(val_tokens) < 2:
+        tokenizer = cache.tokenizer(tokenizer_config, train) if cache and not tokenizer_config.path else train()
+    tokenizer_digest = tokenizer_sha256(tokenizer)
+    encoded = cache.tokens(tokenizer, tokenizer_digest) if cache else encode_in_memory(text, tokenizer)
+    if len(encoded.val_tokens) < 2:
         raise UserError(
-            f"data.val_fraction={data_config.val_fraction}: the validation split has {len(val_tokens)} token, and "
-            "needs at least 2, one to predict from the other. Take a larger fraction, or more text."
+            f"data.val_fraction={data_config.val_fraction}: the validation split has {len(encoded.val_tokens)} token, "
+            "and needs at least 2, one to predict from the other. Take a larger fraction, or more text."
         )
     fingerprint: dict[str, str | int] = {
-        "text_sha256": sha256(text),
-        "tokenizer_sha256": tokenizer_sha256(tokenizer),
-        "train_tokens": len(train_tokens),
-        "val_tokens": len(val_tokens),
+        "text_sha256": text.sha256,
+        "tokenizer_sha256": tokenizer_digest,
+        "train_tokens": len(encoded.train_tokens),
+        "val_tokens": len(encoded.val_tokens),
     }
-    bytes_per_token = len(utf8(val_text)) / len(val_tokens)
-    return Corpus(train_tokens, val_tokens, tokenizer, bytes_per_token, fingerprint)
+    bytes_per_token = encoded.val_bytes / len(encoded.val_tokens)
+    return Corpus(encoded.train_tokens, encoded.val_tokens, tokenizer, bytes_per_token, fingerprint, encoded.file)
+
+
+def _train_on_text(config: TokenizerConfig, text: RunningText) -> Tokenizer:
+    lesson = text.pieces() if config.kind == "char" else text.splits()[0]
+    if text.is_in_memory:
+        return make_tokenizer(config, lesson)
+    with Progress("training the tokenizer", text.num_chars if config.kind == "char" else text.num_train) as progress:
+        return make_tokenizer(config, progress.counting(lesson))
 
 
 def tokenizer_lesson(config: TokenizerConfig, train: Sequence[str], validation: Sequence[str]) -> str:
@@ -172,16 +191,11 @@ def tokenizer_lesson(config: TokenizerConfig, train: Sequence[str], validation: 
     return "\n".join([*train, *(validation if config.kind == "char" else ())])
 
 
-def make_tokenizer(config: TokenizerConfig, lesson: str) -> Tokenizer:
-    """Train a tokenizer on the text `lesson`, or load the trained one of `tokenizer.path`."""
+def make_tokenizer(config: TokenizerConfig, lesson: str | Iterable[str]) -> Tokenizer:
+    """Train a tokenizer on the text `lesson`, or on its pieces, or load the trained one of `tokenizer.path`."""
     if config.path:
         return open_tokenizer(config.path)
     return train_tokenizer(config.kind, config.vocab_size, lesson)
-
-
-def utf8(text: str) -> bytes:
-    """UTF-8 bytes of a text; a lone surrogate becomes three."""
-    return text.encode("utf-8", "surrogatepass")
 
 
 def tokenizer_sha256(tokenizer: Tokenizer) -> str:

@@ -14,8 +14,8 @@ import numpy as np
 from transformer_jax.tokenizers import Tokenizer
 
 from ..config import DataConfig, TokenizerConfig
-from .batches import Batch, make_tokenizer, sha256, tokenizer_lesson, tokenizer_sha256, utf8
-from .sources import load_documents
+from .batches import Batch, make_tokenizer, sha256, tokenizer_lesson, tokenizer_sha256
+from .sources import load_documents, utf8
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

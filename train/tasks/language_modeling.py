@@ -163,7 +163,7 @@ def spans(config: Config, init_from: InitFrom) -> Task:
         windows = corpus.val_tokens[: len(corpus.val_tokens) // max_len * max_len].reshape(-1, max_len)
         rows = min(_eval_rows(max_len), len(windows) // jax.device_count() * jax.device_count())
         for i in range(0, len(windows) - rows + 1, max(rows, 1)):
-            yield corrupt(windows[i : i + rows], i)
+            yield corrupt(windows[i : i + rows].astype(np.int32), i)
 
     return Task(
         model=Seq2Seq(model_config),

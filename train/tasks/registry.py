@@ -8,7 +8,7 @@ import importlib
 from collections.abc import Callable
 
 # Settings that only some tasks read. `ignored_settings.CONDITIONS` says which settings need more than the task.
-RUNNING_TEXT_SETTINGS = ("data.text_field", "data.val_fraction", "train.steps_per_call")
+RUNNING_TEXT_SETTINGS = ("data.cache_dir", "data.text_field", "data.val_fraction", "train.steps_per_call")
 EXAMPLE_SETTINGS = ("data.test_split", "data.lowercase", "tokenizer.dropout", "train.batch_tokens", "train.num_buckets")
 TAG_SETTINGS = ("data.text_field", "data.label_field", "model.num_token_types")
 LABEL_SETTINGS = (*TAG_SETTINGS, "data.val_fraction", "train.pooling", "train.token_dropout")

@@ -6,6 +6,7 @@ The contract of every tokenizer stands in __init__.py of this package.
 import dataclasses
 import functools
 import re
+from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
 import numpy as np
@@ -17,6 +18,7 @@ PAD_ID = 0
 BOS_ID = 1
 EOS_ID = 2
 FIRST_TEXT_ID = 3
+NUM_CODE_POINTS = 0x110000  # of Unicode
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +66,8 @@ class Tokenizer:
         return self.vocab_size
 
     @classmethod
-    def train(cls, text: str, vocab_size: int) -> "Tokenizer":
-        """Train a tokenizer on `text`; characters and bytes ignore `vocab_size`."""
+    def train(cls, text: str | Iterable[str], vocab_size: int) -> "Tokenizer":
+        """Train a tokenizer on a text, or on its pieces in order; characters and bytes ignore `vocab_size`."""
         raise NotImplementedError
 
     def with_dropout(self, rate: float, *seed: int) -> "Tokenizer":
@@ -88,6 +90,13 @@ class Tokenizer:
     def encode(self, text: str) -> np.ndarray:
         """Encode a text, int32 [T]. Raises UserError for a character that has no id."""
         raise NotImplementedError
+
+    def encode_pieces(self, pieces: Iterable[str]) -> Iterator[np.ndarray]:
+        """Encode a long text that comes in pieces, cut anywhere: int32 arrays that together are `encode` of the text.
+
+        The memory that it needs is that of a few pieces, unless a kind says otherwise.
+        """
+        return map(self.encode, pieces)
 
     def encode_piece(self, text: str) -> np.ndarray:
         """Encode a part of a text, int32 [T], without special tokens."""
@@ -165,23 +174,33 @@ class CharTokenizer(Tokenizer):
             raise malformed("single characters for kind 'char', sorted by code point, each once")
 
     @classmethod
-    def train(cls, text: str, vocab_size: int = 0) -> "CharTokenizer":
-        """Collect the characters of `text`; `vocab_size` is ignored."""
-        return cls(tuple(sorted(set(text))))
+    def train(cls, text: str | Iterable[str], vocab_size: int = 0) -> "CharTokenizer":
+        """Collect the characters of a text, or of its pieces; `vocab_size` is ignored."""
+        is_used = np.zeros(NUM_CODE_POINTS, bool)
+        for piece in [text] if isinstance(text, str) else text:
+            is_used[_code_points(piece)] = True
+        return cls(tuple(map(chr, np.flatnonzero(is_used).tolist())))
 
     def encode(self, text: str) -> np.ndarray:
         """Encode a text, int32 [T], one id per character. Raises UserError for an unknown character."""
-        ids = self._id_of_code[_code_points(text)]
-        if (unknown := np.flatnonzero(ids < 0)).size:
-            raise no_id(self.kind, text, unknown[0], "byte or bpe")
-        return ids
+        return next(self.encode_pieces([text]))
+
+    def encode_pieces(self, pieces: Iterable[str]) -> Iterator[np.ndarray]:
+        """Encode the pieces of a text one by one; an error names the position in the whole text."""
+        before = TextPosition()
+        for piece in pieces:
+            ids = self._id_of_code[_code_points(piece)]
+            if (unknown := np.flatnonzero(ids < 0)).size:
+                raise no_id(self.kind, piece, unknown[0], "byte or bpe", before)
+            yield ids
+            before = before.after(piece)
 
     def _decode_text_ids(self, ids: np.ndarray) -> str:
         return _code_points("".join(self.learned))[ids].tobytes().decode("utf-32-le", "surrogatepass")
 
     @functools.cached_property
     def _id_of_code(self) -> np.ndarray:
-        table = np.full(0x110000, -1, np.int32)
+        table = np.full(NUM_CODE_POINTS, -1, np.int32)
         table[_code_points("".join(self.learned))] = np.arange(FIRST_TEXT_ID, self.vocab_size)
         return table
 
@@ -201,7 +220,7 @@ class ByteTokenizer(Tokenizer):
         return FIRST_TEXT_ID + 256
 
     @classmethod
-    def train(cls, text: str = "", vocab_size: int = 0) -> "ByteTokenizer":
+    def train(cls, text: str | Iterable[str] = "", vocab_size: int = 0) -> "ByteTokenizer":
         """Return the one byte tokenizer; both arguments are ignored."""
         return cls()
 
@@ -220,11 +239,25 @@ def _code_points(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
 
 
-def no_id(kind: str, text: str, i: int, alternative: str) -> UserError:
-    """Return the error for a character, at index `i` of `text`, that has no id."""
-    line = text.count("\n", 0, i) + 1
-    column = i - text.rfind("\n", 0, i)
-    character = f"{text[i]!r} (U+{ord(text[i]):04X}) at position {i} (line {line}, column {column})"
+@dataclasses.dataclass(frozen=True)
+class TextPosition:
+    """Position in a text that comes in pieces, for messages."""
+
+    index: int = 0  # of the character, from 0
+    line: int = 1
+    column: int = 1
+
+    def after(self, piece: str) -> "TextPosition":
+        """The position behind a piece that begins here."""
+        num_lines = piece.count("\n")
+        column = len(piece) - piece.rfind("\n") if num_lines else self.column + len(piece)
+        return TextPosition(self.index + len(piece), self.line + num_lines, column)
+
+
+def no_id(kind: str, text: str, i: int, alternative: str, before: TextPosition | None = None) -> UserError:
+    """Return the error for a character, at index `i` of a text or of its piece behind `before`, that has no id."""
+    at = (before or TextPosition()).after(text[:i])
+    character = f"{text[i]!r} (U+{ord(text[i]):04X}) at position {at.index} (line {at.line}, column {at.column})"
     return UserError(
         f"tokenizer.kind={kind!r}: no id for {character}. Take tokenizer.kind={alternative}, or remove it."
     )

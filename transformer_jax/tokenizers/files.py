@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -127,6 +127,10 @@ class FileTokenizer(Tokenizer):
             raise no_id(self.kind, text, lone_surrogate.start(), "byte")
         with self._library_errors("no ids by"):
             return np.array(encode(), np.int32)
+
+    def encode_pieces(self, pieces: Iterable[str]) -> Iterator[np.ndarray]:
+        """Encode a text that comes in pieces as a whole: nobody knows where such a tokenizer would let it be cut."""
+        yield self.encode("".join(pieces))
 
     def encode_whole(self, text: str) -> np.ndarray:
         """Encode a complete text, int32 [T]: the same as `encode`, which adds special tokens already."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -47,6 +48,10 @@ class PairTokenizer(Tokenizer):
         """Encode a target, int32 [T], without eos."""
         return self.target.encode(text)
 
+    def encode_pieces(self, pieces: Iterable[str]) -> Iterator[np.ndarray]:
+        """Encode a long target that comes in pieces."""
+        return self.target.encode_pieces(pieces)
+
     def encode_piece(self, text: str) -> np.ndarray:
         """Encode a part of a target, int32 [T], without special tokens."""
         return self.target.encode_piece(text)
@@ -73,8 +78,12 @@ TOKENIZERS = {
 }
 
 
-def train_tokenizer(kind: str, vocab_size: int, text: str) -> Tokenizer:
-    """Train a tokenizer of `kind` on `text`. Raises UserError for an unknown kind, and as its `train` does."""
+def train_tokenizer(kind: str, vocab_size: int, text: str | Iterable[str]) -> Tokenizer:
+    """Train a tokenizer of `kind` on a text, or on its pieces in order.
+
+    Raises:
+      UserError: an unknown kind; as its `train` does.
+    """
     return choose(TOKENIZERS, kind, "tokenizer.kind").train(text, vocab_size)
 
 

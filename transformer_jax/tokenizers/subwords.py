@@ -12,7 +12,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -23,6 +23,7 @@ from transformer_jax.errors import UserError
 from transformer_jax.tokenizers.base import FIRST_TEXT_ID, Tokenizer, malformed, no_id
 
 CHUNK_CHARS = 65536  # long texts are encoded in chunks of about this length: 11 MB at once would fill 2 GB
+WORD_END = r"\S(?=[ \n])"  # where a text may be cut: GPT-2's pattern never joins these two characters
 CONTINUATION = "\u2581"  # prefix of a piece that does not begin a word; none of the 256 characters
 UNSEEN = -99.0  # log-probability of a byte that the training text lacks: below any that was learned
 MAX_WORD_CHARS = 64  # longer words are split, since WordPiece takes quadratic time
@@ -36,8 +37,8 @@ class SubwordTokenizer(Tokenizer):
     """Base class of subword tokenizers, around a model of the library whose ids of text start at 0."""
 
     @classmethod
-    def train(cls, text: str, vocab_size: int) -> "SubwordTokenizer":
-        """Train on `text` until there are `vocab_size` ids, or no more to learn.
+    def train(cls, text: str | Iterable[str], vocab_size: int) -> "SubwordTokenizer":
+        """Train on a text, or on its pieces in order, until there are `vocab_size` ids, or no more to learn.
 
         Raises:
           UserError: a vocabulary too small for all bytes; a lone surrogate in the text.
@@ -46,12 +47,19 @@ class SubwordTokenizer(Tokenizer):
         if vocab_size < smallest:
             rule = f"{cls.kind} needs at least {smallest}, for 256 bytes and {FIRST_TEXT_ID} special ids"
             raise UserError(f"tokenizer.vocab_size={vocab_size}: {rule}. Take 4096, or tokenizer.kind=byte.")
+        pieces = iter([text]) if isinstance(text, str) else _whole_words(text)
+        beginning: list[str] = []  # of the text: enough to know that it is not blank, nor short
+        while not any(map(str.strip, beginning)) or 4 * sum(map(len, beginning)) < vocab_size:
+            if (piece := next(pieces, None)) is None:
+                break
+            beginning.append(piece)
         # The library allocates memory for every id requested; a text yields fewer pieces than it has bytes.
-        num_ids = min(vocab_size - FIRST_TEXT_ID, len(cls._alphabet()) + 4 * len(text))
+        num_ids = min(vocab_size - FIRST_TEXT_ID, len(cls._alphabet()) + 4 * sum(map(len, beginning)))
         model = cls()._model
         model.pre_tokenizer = _split_words(MAX_TRAINING_WORD_CHARS, model.pre_tokenizer)
-        if text.strip():  # the library's unigram trainer fails on an empty text
-            model.train_from_iterator(_chunks(text), cls._trainer(num_ids))
+        if any(map(str.strip, beginning)):  # the library's unigram trainer fails on an empty text
+            chunks = (chunk for piece in itertools.chain(beginning, pieces) for chunk in _chunks(piece))
+            model.train_from_iterator(chunks, cls._trainer(num_ids))
         return cls(cls._learn(json.loads(model.to_str())["model"], num_ids))
 
     @classmethod
@@ -86,6 +94,10 @@ class SubwordTokenizer(Tokenizer):
         """Encode a text, int32 [T]. Raises UserError for a lone surrogate, which UTF-8 cannot represent."""
         encodings = self._model.encode_batch_fast(_chunks(text))
         return np.concatenate([np.array(encoding.ids, np.int32) + FIRST_TEXT_ID for encoding in encodings])
+
+    def encode_pieces(self, pieces: Iterable[str]) -> Iterator[np.ndarray]:
+        """Encode a long text that comes in pieces; a word is in one array. Between spaces all is kept in memory."""
+        return map(self.encode, _whole_words(pieces))
 
     def _decode_text_ids(self, ids: np.ndarray) -> str:
         return self._model.decode(cast(Sequence[int], ids))
@@ -285,8 +297,23 @@ def _split_words(max_chars: int, pre_tokenizer: Any) -> hugging_face.pre_tokeniz
     return hugging_face.pre_tokenizers.Sequence([pre_tokenizer, split_long])
 
 
+def _whole_words(pieces: Iterable[str]) -> Iterator[str]:
+    """Cut a text that comes in pieces elsewhere: each ends at the last WORD_END of what has come, or at the end."""
+    waiting = [""]
+    for piece in pieces:
+        last = waiting[-1][-1:]  # a word may end between two pieces
+        if found := re.match(rf"(?s).*{WORD_END}", last + piece):
+            cut = found.end() - len(last)
+            yield "".join(waiting) + piece[:cut]
+            waiting = [piece[cut:]]
+        else:
+            waiting.append(piece)
+    if rest := "".join(waiting):
+        yield rest
+
+
 def _chunks(text: str) -> list[str]:
-    """Split a long text where a word ends before a space or newline, which GPT-2's pattern never joins."""
+    """Split a long text at a WORD_END after every CHUNK_CHARS characters."""
     if lone_surrogate := re.search(r"[\ud800-\udfff]", text):
         raise no_id("bpe", text, lone_surrogate.start(), "byte")
-    return re.findall(rf"(?s).{{{CHUNK_CHARS},}}?\S(?=[ \n])|.+", text) or [""]
+    return re.findall(rf"(?s).{{{CHUNK_CHARS},}}?{WORD_END}|.+", text) or [""]
