@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from helpers.answer_checks import answers  # noqa: F401
 from helpers.checkpoint_checks import checkpoint_folders  # noqa: F401
-from helpers.file_checks import files  # noqa: F401
+from helpers.file_checks import files, folder_tokenizers  # noqa: F401
 from helpers.fresh_models import V, make, normal
 from helpers.numpy_gpt import GEMMA, numpy_gpt
 from helpers.position_checks import alibi, positions, rope, shaw, t5  # noqa: F401

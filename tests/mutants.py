@@ -6,6 +6,7 @@
 # ruff: noqa: E501
 from mutants_costs import MUTANTS_OF_COSTS
 from mutants_layers import MUTANTS_OF_LAYERS
+from mutants_tokenizers import MUTANTS_OF_TOKENIZERS
 
 A, M, P, L = "nn.attention", "nn.masks", "nn.positions", "nn.layers"
 CAUSAL = ("gpt", {})
@@ -346,4 +347,4 @@ MUTANTS = {
     "names of files unchecked": ("files", "not isinstance(name, str) or name not in known", "False", ("files", {})),
     "control characters sent": ("errors", "if c.isprintable()", "if True", ("files", {})),
 } | MUTANTS_OF_LAYERS
-MUTANTS |= MUTANTS_OF_COSTS
+MUTANTS |= MUTANTS_OF_COSTS | MUTANTS_OF_TOKENIZERS

@@ -112,13 +112,6 @@ def test_tokenizers_encode_and_decode_as_the_reference_library(folder):
         assert tokenizer.decode(entry["ids"]) == entry["decoded"]
 
 
-def test_the_error_for_an_unsupported_tokenizer_names_its_files(tmp_path):
-    folder = copy("bert", tmp_path)
-    (folder / "tokenizer.json").rename(folder / "vocab.txt")
-    with pytest.raises(tj.UserError, match=r"no supported tokenizer found in .*has vocab.txt, needs tokenizer.json"):
-        _ = tj.from_pretrained(folder).text_tokenizer
-
-
 @pytest.mark.parametrize("folder", WITH_DECODER)
 def test_greedy_tokens_equal_those_of_the_reference_library(folder):
     run = run_of(folder)

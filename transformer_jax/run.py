@@ -227,8 +227,8 @@ def open_tokenizer(path: str | Path) -> Tokenizer:
         )
     if tokenizer is None:
         raise UserError(
-            f"tokenizer.path={str(path)!r}: there is no tokenizer. Give a file named tokenizer.json, a folder that has "
-            "one (or spiece.model), or a run directory."
+            f"tokenizer.path={str(path)!r}: there is no tokenizer. Give a file named tokenizer.json, a Hugging Face "
+            "folder with a tokenizer, or a run directory."
         )
     return tokenizer
 

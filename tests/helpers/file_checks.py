@@ -2,8 +2,11 @@
 
 import contextlib
 import importlib
+import json
 import tempfile
 from pathlib import Path
+
+import numpy as np
 
 
 def files():
@@ -23,3 +26,35 @@ def files():
             continue
         raise AssertionError(name)
     assert str(errors.UserError("a\x1b\n")) == "a\\x1b\\n"
+
+
+def folder_tokenizers():
+    read, batching, errors = (
+        importlib.import_module(f"transformer_jax.{name}")
+        for name in ("tokenizers.pretrained", "inference.batching", "errors")
+    )
+
+    def tokenizer_of(name, settings=None, **parts):
+        folder = Path(__file__).parents[1] / "fixtures" / name
+        values = json.loads((folder / "tokenizer.json").read_text()) | parts
+        files = {"tokenizer.json": values, "tokenizer_config.json": settings or {}}
+        return read.read_tokenizer(files.__contains__, lambda name: json.dumps(files[name]).encode(), {})
+
+    def is_refused(call, *args, **kwargs):
+        try:
+            call(*args, **kwargs)
+        except errors.UserError:
+            return True
+        return False
+
+    llama = tokenizer_of("llama")
+    assert [end.tolist() for end in llama.ends] == [[1], []]
+    assert [end.tolist() for end in tokenizer_of("bert").ends] == [[2], [3]]
+    cased = tokenizer_of("bert", {"tokenizer_class": "BertTokenizer", "do_lower_case": False})
+    assert cased.encode("The").tolist() == [2, 1, 3]
+    ten = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}
+    assert is_refused(tokenizer_of, "llama", normalizer={"type": "Sequence", "normalizers": [ten] * 7})
+    grows = tokenizer_of("llama", normalizer={"type": "Sequence", "normalizers": [ten] * 4})
+    assert is_refused(grows.encode, "aa")
+    assert is_refused(batching.check_ids, "text", [np.array([5])], llama, 5)
+    assert not is_refused(batching.check_ids, "text", [np.array([5])], llama, 6)

@@ -1,7 +1,6 @@
 """Attention maps: the attention weights of every layer and head for one text."""
 
 import functools
-import json
 from typing import NamedTuple
 
 import jax
@@ -15,6 +14,7 @@ from transformer_jax.models import GPT, Model, Params
 from transformer_jax.nn import linear_attention
 from transformer_jax.run import Run
 from transformer_jax.tokenizers import Tokenizer
+from transformer_jax.tokenizers.json_tokenizer import JsonTokenizer
 
 
 class AttentionMaps(NamedTuple):
@@ -121,10 +121,9 @@ def _decoder_inputs(run: Run, text: str) -> np.ndarray:
 def _pieces(tokenizer: Tokenizer, tokens: np.ndarray) -> list[str]:
     """Text of each token alone; the name of a special token; <7>, the id, for part of a character."""
     names = {getattr(tokenizer, f"{name}_id"): f"<{name}>" for name in ("bos", "eos", "pad")}
-    files = getattr(tokenizer, "files", {})
-    if "tokenizer.json" in files:
-        added = json.loads(files["tokenizer.json"]).get("added_tokens", [])
-        names |= {token["id"]: token["content"] for token in added}
+    if isinstance(tokenizer, JsonTokenizer):
+        added = tokenizer.added_tokens()
+        names |= {int(i): name for i in tokens if (name := tokenizer.token_name(int(i))) in added}
     texts = [tokenizer.decode([i]) for i in tokens]
     return [
         text if text and "\ufffd" not in text else names.get(int(i), f"<{i}>")

@@ -15,9 +15,19 @@ from numpy.typing import ArrayLike
 from transformer_jax.errors import UserError
 from transformer_jax.files import check_file_name
 from transformer_jax.tokenizers.base import Tokenizer, malformed, no_id
+from transformer_jax.tokenizers.settings import CONFIG, TokenizerSettings
 
 BINARY_SUFFIXES = (".model", ".spm")  # stored as base64 in JSON
 SETTINGS_FILES = ("target_vocab.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+# Spaces that clean_up_tokenization_spaces removes, in this order.
+_UNWANTED_SPACES = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
+
+
+def clean_up(text: str) -> str:
+    """Remove the spaces that tokens apart leave before punctuation and in English contractions."""
+    for end in _UNWANTED_SPACES:
+        text = text.replace(end, end.strip())
+    return text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +40,8 @@ class FileTokenizer(Tokenizer):
 
     _library: Any = dataclasses.field(init=False, repr=False, compare=False)  # the files, as the library loads them
     required_files: ClassVar[tuple[str, ...]] = ()
+    classes: ClassVar[tuple[str, ...]] = ()  # tokenizer classes that such files are read for; (): any
+    default_class: ClassVar[str] = ""  # written to tokenizer_config.json where no class was named
 
     def __post_init__(self) -> None:
         self._check_saved()
@@ -41,10 +53,13 @@ class FileTokenizer(Tokenizer):
         try:
             saved = self._saved
             ids, files = saved["ids"].items(), saved["files"].items()
+            class_name = saved["class"]
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise malformed("the JSON of 'ids' and 'files'") from error
         if not all(type(number) is int and abs(number) < 2**31 for _, number in ids):
             raise malformed("special ids that are numbers below 2**31")
+        if not isinstance(class_name, str):
+            raise malformed("the name of a class")
         for name, text in files:
             check_file_name(name, (*self.required_files, *SETTINGS_FILES), "saved tokenizer")
             if not isinstance(text, str):
@@ -92,12 +107,21 @@ class FileTokenizer(Tokenizer):
         return json.loads(self.learned[0])
 
     @property
+    def text_files(self) -> dict[str, str]:
+        """Contents of the files by name; of binary files, in base64."""
+        return self._saved["files"]
+
+    @property
     def files(self) -> dict[str, bytes]:
-        """The original files, contents by name."""
-        return {
+        """The original files, contents by name; tokenizer_config.json names the class, which other folders imply."""
+        files = {
             name: base64.b64decode(text) if name.endswith(BINARY_SUFFIXES) else text.encode()
             for name, text in self._saved["files"].items()
         }
+        if "tokenizer_class" not in self.settings.config and (name := self.settings.name or self.default_class):
+            config = {**self.settings.config, "tokenizer_class": name}
+            files[CONFIG] = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+        return files
 
     @property
     def pad_id(self) -> int:
@@ -194,5 +218,20 @@ class FileTokenizer(Tokenizer):
         ids = np.asarray(ids)
         if ids.size and (ids.ndim != 1 or ids.dtype.kind not in "iu" or ids.min() < 0):
             raise UserError("ids: must be integers [T] of at least 0. Decode row by row.")
+        text = self.decode_raw(ids)
+        return clean_up(text) if self.cleans_up else text
+
+    def decode_raw(self, ids: ArrayLike) -> str:
+        """`decode`, without removing the spaces that tokenizer_config.json asks to remove."""
         with self._library_errors("no text by"):
-            return self._decode([int(i) for i in ids])
+            return self._decode([int(i) for i in np.asarray(ids)])
+
+    @functools.cached_property
+    def settings(self) -> TokenizerSettings:
+        """Class, options and special tokens, as tokenizer_config.json and the like have them."""
+        return TokenizerSettings.of_files(self._saved["class"], self._saved["files"])
+
+    @property
+    def cleans_up(self) -> bool:
+        """True if decoding removes spaces before punctuation (clean_up_tokenization_spaces)."""
+        return self.settings.flag("clean_up_tokenization_spaces", False)

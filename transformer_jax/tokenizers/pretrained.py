@@ -1,4 +1,4 @@
-"""Tokenizers read from the files of a pre-trained model: tokenizer.json, or SentencePiece models.
+"""Tokenizers read from the files of a pre-trained model: tokenizer.json, vocabularies, or SentencePiece models.
 
 `encode` adds the special tokens that the model expects. Something that looks like a special token inside a text, such
 as "</s>", is encoded as text unless `allow_special=True`: untrusted text must not be able to end a prompt.
@@ -9,107 +9,25 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import tokenizers as hugging_face
-
 from transformer_jax.errors import UserError
 from transformer_jax.tokenizers.files import BINARY_SUFFIXES, SETTINGS_FILES, FileTokenizer
+from transformer_jax.tokenizers.json_tokenizer import JsonTokenizer
 from transformer_jax.tokenizers.sentencepiece_files import MarianTokenizer, SentencePieceTokenizer
-
-SPECIAL_TOKENS = {
-    "pad": ("<pad>", "[PAD]"),
-    "bos": ("<s>", "<bos>", "[CLS]", "<|endoftext|>"),
-    "eos": ("</s>", "<eos>", "[SEP]", "<|endoftext|>"),
-    "mask": ("[MASK]", "<mask>"),
-}
-
-
-class JsonTokenizer(FileTokenizer):
-    """tokenizer.json of Hugging Face's fast tokenizers.
-
-    If the model's own configuration does not name the special tokens, they are found by their common names.
-    """
-
-    kind = "tokenizer.json"
-    required_files = ("tokenizer.json",)
-    _library: hugging_face.Tokenizer
-
-    def _load(self) -> hugging_face.Tokenizer:
-        tokenizer = hugging_face.Tokenizer.from_str(self.files["tokenizer.json"].decode())
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        return tokenizer
-
-    def _special_id(self, name: str, default: int) -> int:
-        if name in self._saved["ids"]:
-            return self._saved["ids"][name]
-        return self._common_id(name, default)
-
-    def _common_id(self, name: str, default: int) -> int:
-        ids = (self._library.token_to_id(token) for token in SPECIAL_TOKENS[name])
-        return next((i for i in ids if i is not None), default)
-
-    @property
-    def pad_id(self) -> int:
-        """Id of padding; 0 if there is none."""
-        return self._special_id("pad", 0)
-
-    @property
-    def bos_id(self) -> int:
-        """Id of the token at the beginning of a text; -1 if there is none."""
-        return self._special_id("bos", -1)
-
-    @property
-    def eos_id(self) -> int:
-        """Id of the token at the end of a text; -1 if there is none."""
-        return self._special_id("eos", -1)
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids, added tokens included."""
-        return self._library.get_vocab_size(with_added_tokens=True)
-
-    @property
-    def mask_id(self) -> int:
-        """Id of the mask token, or the first id that no text has."""
-        return self._common_id("mask", self.vocab_size)
-
-    def pieces(self) -> list[str | None]:
-        """The piece of each id as the vocabulary spells it, None for an unused id."""
-        return [self._library.id_to_token(i) for i in range(self.vocab_size)]
-
-    def token_name(self, i: int) -> str:
-        """The token of an id, as the vocabulary spells it."""
-        return self._library.id_to_token(i) or ""
-
-    def settings(self) -> dict:
-        """The contents of tokenizer.json, as the library reads them: decoder, added_tokens, and so on."""
-        return json.loads(self._library.to_str())
-
-    def _encode(self, text: str, allow_special: bool) -> list[int]:
-        self._library.encode_special_tokens = not allow_special
-        return self._library.encode(text).ids
-
-    def _encode_piece(self, text: str, allow_special: bool) -> list[int]:
-        self._library.encode_special_tokens = not allow_special
-        return self._library.encode(text, add_special_tokens=False).ids
-
-    def _find_ends(self) -> tuple[list[int], list[int]]:
-        # Of text that has tokens: around an empty text, nothing tells the two ends apart.
-        self._library.encode_special_tokens = True
-        for text in (*"a1.\u4e00", *self._library.get_vocab(with_added_tokens=False)):
-            encoding = self._library.encode(text)
-            if of_text := [i for i, sequence in enumerate(encoding.sequence_ids) if sequence is not None]:
-                return encoding.ids[: of_text[0]], encoding.ids[of_text[-1] + 1 :]
-        return self._library.encode("").ids, []
-
-    def _decode(self, ids: list[int]) -> str:
-        return self._library.decode(ids, skip_special_tokens=True)
-
+from transformer_jax.tokenizers.settings import class_name, json_object
+from transformer_jax.tokenizers.vocabulary_files import BPEFilesTokenizer, LlamaFileTokenizer, WordPieceFileTokenizer
 
 FILE_TOKENIZERS: dict[str, type[FileTokenizer]] = {
-    cls.kind: cls for cls in (JsonTokenizer, SentencePieceTokenizer, MarianTokenizer)
+    cls.kind: cls
+    for cls in (
+        JsonTokenizer,
+        SentencePieceTokenizer,
+        MarianTokenizer,
+        BPEFilesTokenizer,
+        WordPieceFileTokenizer,
+        LlamaFileTokenizer,
+    )
 }
-OTHER_FILES = ("vocab.txt", "vocab.json", "merges.txt", "tokenizer.model", "sentencepiece.bpe.model", "source.spm")
+UNSUPPORTED_FILES = ("sentencepiece.bpe.model", "tokenizer.tiktoken", "tekken.json", "bpe.codes")
 
 
 def _check_num_sentinels(number: object) -> int:
@@ -135,27 +53,43 @@ def read_tokenizer(
         if not all(has(name) for name in cls.required_files):
             continue
         contents = {name: data(name) for name in (*cls.required_files, *SETTINGS_FILES) if has(name)}
+        config = data("config.json") if has("config.json") else b"{}"
         try:
             texts = {
                 name: base64.b64encode(content).decode() if name.endswith(BINARY_SUFFIXES) else content.decode()
                 for name, content in contents.items()
             }
+            settings = json_object("tokenizer_config.json", texts.get("tokenizer_config.json", "{}"))
+            name = class_name(settings, json_object("config.json", config.decode()))
+            if cls.classes and name not in cls.classes:
+                continue
             if cls is SentencePieceTokenizer:
-                settings = json.loads(texts.get("tokenizer_config.json", "{}"))
                 ids = ids | {"extra": _check_num_sentinels(settings.get("extra_ids", 100))}
         except UserError:
             raise
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"tokenizer files {', '.join(contents)}: not readable ({error}).") from error
-        return cls((json.dumps({"ids": ids, "files": texts}),))
+        return cls((json.dumps({"ids": ids, "class": name, "files": texts}),))
     return None
 
 
 def missing_tokenizer(folder: str) -> UserError:
     """Return the error for a run or folder without a supported tokenizer, which names the other tokenizer files."""
-    others = [name for name in OTHER_FILES if folder and (Path(folder).expanduser() / name).is_file()]
-    has = f"has {', '.join(others)}, " if others else ""
+    path = Path(folder).expanduser()
+    names = {name for cls in FILE_TOKENIZERS.values() for name in cls.required_files}
+    there = [name for name in (*sorted(names), *UNSUPPORTED_FILES) if folder and (path / name).is_file()]
+    needs = [
+        _needs(cls, there) for cls in FILE_TOKENIZERS.values() if any(name in there for name in cls.required_files)
+    ]
+    has = f"has {', '.join(there)}, " if there else ""
+    needs = [*(needs or ["spiece.model", "tokenizer.model", "vocab.txt"]), "tokenizer.json"]
     return UserError(
-        f"run: no supported tokenizer found in {folder or 'this run'} ({has}needs tokenizer.json or spiece.model). "
+        f"run: no supported tokenizer found in {folder or 'this run'} ({has}needs {', or '.join(needs)}). "
         "Add one, or pass token ids to tj.logits."
     )
+
+
+def _needs(cls: type[FileTokenizer], there: list[str]) -> str:
+    """The files of a kind that are missing, or the class that has to be named if there are all."""
+    missing = [name for name in cls.required_files if name not in there]
+    return " and ".join(missing) or f"tokenizer_class={' or '.join(cls.classes)} in tokenizer_config.json"

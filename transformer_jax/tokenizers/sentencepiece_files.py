@@ -122,8 +122,8 @@ class MarianTokenizer(FileTokenizer):
         if code and code[0] in ids:
             pieces.append(code[0])
             text = text[code.end() :]
-        for part in re.split("(</s>|<pad>|<unk>)", text) if allow_special else [text]:
-            is_special = allow_special and part in ids
+        for i, part in enumerate(re.split("(</s>|<pad>|<unk>)", text) if allow_special else [text]):
+            is_special = i % 2 == 1 and part in ids
             pieces += [part] if is_special else self._library.source.encode(part, out_type=str)
         return [ids.get(piece, ids["<unk>"]) for piece in [*pieces, "</s>"]]
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from transformer_jax.errors import UserError
 from transformer_jax.tokenizers.base import FIRST_TEXT_ID, ByteTokenizer, CharTokenizer, Tokenizer
-from transformer_jax.tokenizers.pretrained import JsonTokenizer
+from transformer_jax.tokenizers.files import FileTokenizer, clean_up
+from transformer_jax.tokenizers.json_tokenizer import JsonTokenizer
 from transformer_jax.tokenizers.registry import PairTokenizer
 from transformer_jax.tokenizers.sentencepiece_files import SentencePieceTokenizer
 from transformer_jax.tokenizers.subwords import CONTINUATION, SubwordTokenizer
@@ -54,15 +55,14 @@ def _byte_level(piece: str) -> bytes:
 
 
 def _json(tokenizer: JsonTokenizer) -> Iterator[bytes]:
-    settings = tokenizer.settings()
-    kinds = {step["type"] for step in _decoder_steps(settings)}
+    kinds = {step["type"] for step in tokenizer.decoder_steps()}
     if kinds == {"ByteLevel"}:
         bytes_of = _byte_level
     elif kinds <= {"Metaspace", "Replace", "ByteFallback", "Fuse", "Strip"} and kinds & {"Metaspace", "Replace"}:
         bytes_of = _metaspace
     else:
         raise UserError(f"tokenizer.json: the bytes of its tokens are not known; its decoder is {sorted(kinds)}.")
-    is_special = {token["content"]: token["special"] for token in settings["added_tokens"]}
+    is_special = tokenizer.added_tokens()
     for piece in tokenizer.pieces():
         if piece is None or is_special.get(piece):
             yield b""
@@ -70,13 +70,6 @@ def _json(tokenizer: JsonTokenizer) -> Iterator[bytes]:
             yield piece.encode()
         else:
             yield bytes_of(piece)
-
-
-def _decoder_steps(settings: dict) -> list[dict]:
-    decoder = settings["decoder"]
-    if decoder is None:
-        return [{"type": "none"}]
-    return decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
 
 
 def _metaspace(piece: str) -> bytes:
@@ -98,7 +91,7 @@ _BYTES_OF_KIND: dict[str, Callable[..., Iterable[bytes]]] = {
     "bpe": _subwords,
     "wordpiece": _subwords,
     "unigram": _subwords,
-    "tokenizer.json": _json,
+    **dict.fromkeys(("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model"), _json),
     "sentencepiece": _sentencepiece,
     "pair": _pair,
 }
@@ -114,7 +107,22 @@ def settled_text(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
     if unsettled := _unsettled_ids(tokenizer):
         while len(ids) and int(ids[-1]) in unsettled:
             ids = ids[:-1]
+    if isinstance(tokenizer, FileTokenizer) and tokenizer.cleans_up:
+        return clean_up(_kept_apart(tokenizer.decode_raw(ids).rstrip("\ufffd")))
     return tokenizer.decode(ids).rstrip("\ufffd")
+
+
+def _kept_apart(text: str) -> str:
+    """The start of a text whose cleaned-up form does not depend on what follows: no pattern spans its end."""
+    end = len(text)
+    i = max(0, end - 3)
+    while i < end:  # a pattern begins with a space and has at most four characters
+        if text[i] == " " and text[i + 1 : i + 2] in ("", *".?!,'n "):
+            end = i
+            i = max(0, end - 3)
+        else:
+            i += 1
+    return text[:end]
 
 
 @functools.lru_cache(maxsize=8)
@@ -122,7 +130,7 @@ def _unsettled_ids(tokenizer: Tokenizer) -> frozenset[int]:
     """Ids of byte-fallback tokens, and of special tokens, which do not separate bytes; empty without byte fallback."""
     if not isinstance(tokenizer, JsonTokenizer):
         return frozenset()
-    if "ByteFallback" not in {step["type"] for step in _decoder_steps(tokenizer.settings())}:
+    if "ByteFallback" not in {step["type"] for step in tokenizer.decoder_steps()}:
         return frozenset()
     is_byte = [re.fullmatch(r"<0x[0-9A-F]{2}>", piece or "") is not None for piece in tokenizer.pieces()]
     return frozenset(i for i, data in enumerate(token_bytes(tokenizer)) if is_byte[i] or not data)
