@@ -13,7 +13,7 @@ import transformer_jax as tj
 from transformer_jax.inference.predict import encode_words
 from transformer_jax.models import GPT, SequenceClassifier, TokenTagger, parameter_shapes
 from transformer_jax.run import open_tokenizer
-from transformer_jax.tokenizers import ByteTokenizer, PairTokenizer
+from transformer_jax.tokenizers import ByteTokenizer, CharTokenizer, PairTokenizer
 
 FIXTURES = Path(__file__).parent / "fixtures"
 EXTRA = "<extra>"  # a token that is added to a tokenizer, and not to its model
@@ -182,6 +182,31 @@ def test_training_from_a_model_with_fewer_ids_than_its_tokenizer_says_how_to_res
     done = command("train", "--config=gpt_char", *settings)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert f"train.resize_vocab=True and model.vocab_size={vocab_size + 1}" in done.stderr
+
+
+def test_ids_that_only_the_model_has_are_generated_without_text():
+    config = tj.TransformerConfig(vocab_size=17, max_len=31, num_layers=1, d_model=12, num_heads=2)
+    model = GPT(config)
+    tokenizer = CharTokenizer.train("the cat")
+    run = tj.Run(model, random_like(parameter_shapes(model)), tokenizer, config)
+    forced = {"logit_bias": [(tokenizer.vocab_size - 1, 50.0)], "max_new_tokens": 3, "method": "greedy"}
+    assert tj.generate(run, "the", **forced) == "thettt"
+    rest = list(range(tokenizer.vocab_size))
+    assert tj.generate(run, "the", suppress=rest, max_new_tokens=3) == "the"
+    session = tj.Session(run)
+    session.extend("the")
+    assert session.generate(suppress=rest, max_new_tokens=3) == "" and session.text == "the"
+    assert len(session.tokens) == 6
+
+
+def test_the_number_of_ids_counts_those_without_a_token(tmp_path):
+    words = {"type": "WordLevel", "unk_token": "a", "vocab": {"a": 0, "cat": 7}}
+    folder = folder_with(tmp_path, "gpt2", model=words, added_tokens=[], normalizer=None, pre_tokenizer=None)
+    assert open_tokenizer(folder).vocab_size == 8
+    words["vocab"]["cat"] = 2**31
+    folder = folder_with(tmp_path / "b", "gpt2", model=words, added_tokens=[], normalizer=None, pre_tokenizer=None)
+    with pytest.raises(tj.UserError, match="id 2147483648, and only 2 tokens"):
+        open_tokenizer(folder)
 
 
 # Special tokens in prompts

@@ -87,6 +87,11 @@ def check_ids(name: str, rows: Sequence[np.ndarray], tokenizer: Tokenizer, vocab
         )
 
 
+def known_ids(tokens: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
+    """The ids of a text that its tokenizer has. A model may have more, to round up its size: these have no text."""
+    return tokens[tokens < tokenizer.vocab_size]
+
+
 def batch_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
     """Batches of the indices 0, 1, ..., those of similar length together."""
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])

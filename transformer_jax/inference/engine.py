@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax import sampling
+from transformer_jax.inference.batching import known_ids
 from transformer_jax.inference.draft_model import open_draft_model
 from transformer_jax.inference.forward import step_function
 from transformer_jax.inference.generation_config import GenerationConfig
@@ -78,7 +79,9 @@ class Engine:
         self._processor_states = sampling.init_states(params.processors, no_text, lengths, config.max_new_tokens)
         self._prompt_texts = []
         if tokenizer := run.tokenizer:
-            self._prompt_texts = ["" if run.model.reads_source else tokenizer.decode(row) for row in prompts]
+            self._prompt_texts = [
+                "" if run.model.reads_source else tokenizer.decode(known_ids(row, tokenizer)) for row in prompts
+            ]
         self.state: sampling.DecodeState | None = None
         self._speculative: sampling.SpeculativeState | None = None
         self._segment_start = 0  # index of the first new token after the latest prefill
@@ -138,7 +141,7 @@ class Engine:
         """Text of the first `num_tokens` new tokens of row i."""
         tokenizer = self.run.text_tokenizer
         is_complete = self.finish[i] and num_tokens == len(self.tokens[i])
-        row = self._row(i, num_tokens)
+        row = known_ids(self._row(i, num_tokens), tokenizer)
         text = tokenizer.decode(row) if is_complete else settled_text(tokenizer, row)
         return text[len(self._prompt_texts[i]) :]
 

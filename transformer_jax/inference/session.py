@@ -6,7 +6,7 @@ import numpy as np
 
 from transformer_jax import sampling
 from transformer_jax.errors import UserError, check
-from transformer_jax.inference.batching import check_ids
+from transformer_jax.inference.batching import check_ids, known_ids
 from transformer_jax.inference.generate_tokens import Completion, check_tokens, completions_of, make_engine
 from transformer_jax.inference.generation_config import GenerationConfig
 from transformer_jax.models import GPT
@@ -36,7 +36,8 @@ class Session:
     @property
     def text(self) -> str:
         """All text so far."""
-        return self.run.text_tokenizer.decode(np.array(self.tokens, np.int32))
+        tokenizer = self.run.text_tokenizer
+        return tokenizer.decode(known_ids(np.array(self.tokens, np.int32), tokenizer))
 
     def extend(self, text: str | Sequence[int], allow_special: bool = False) -> None:
         """Add text, or token ids, to the end; they are read by the next `generate`.

@@ -7,7 +7,7 @@ import numpy as np
 
 from transformer_jax import sampling
 from transformer_jax.errors import UserError
-from transformer_jax.inference.batching import batch_by_length, check_ids, padded_length, truncate, unpad
+from transformer_jax.inference.batching import batch_by_length, check_ids, known_ids, padded_length, truncate, unpad
 from transformer_jax.inference.forward import step_function
 from transformer_jax.inference.generate_tokens import make_engine
 from transformer_jax.inference.generation_config import GenerationConfig
@@ -81,7 +81,7 @@ def translate(
         num_new = min(max_new_tokens or 2 * longest + 10, run.config.decoder.max_len)
         targets = _best_targets(run, batch, num_beams, length_penalty, num_new)
         for i, tokens in zip(indices, targets, strict=False):
-            translations[i] = tokenizer.decode(tokens)
+            translations[i] = tokenizer.decode(known_ids(tokens, tokenizer))
         if progress:
             progress(len(translations))
     return translations[0] if isinstance(texts, str) else [translations[i] for i in range(len(sources))]

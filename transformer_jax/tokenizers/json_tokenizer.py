@@ -17,6 +17,8 @@ SPECIAL_TOKENS = {
     "mask": ("[MASK]", "<mask>"),
 }
 
+MAX_GAPS = 2**20  # ids without a token, about
+
 
 class JsonTokenizer(FileTokenizer):
     """tokenizer.json of Hugging Face's fast tokenizers.
@@ -30,12 +32,17 @@ class JsonTokenizer(FileTokenizer):
     default_class = "PreTrainedTokenizerFast"
     _library: hugging_face.Tokenizer
     _growth: Growth
+    _num_ids: int
 
     def _load(self) -> hugging_face.Tokenizer:
         tokenizer = self._build()
         tokenizer.no_padding()
         tokenizer.no_truncation()
         object.__setattr__(self, "_growth", growth_of(tokenizer))
+        ids = tokenizer.get_vocab(with_added_tokens=True).values()
+        object.__setattr__(self, "_num_ids", max(ids, default=-1) + 1)
+        if self._num_ids > MAX_GAPS + 16 * len(ids):
+            raise ValueError(f"id {self._num_ids - 1}, and only {len(ids)} tokens")
         return tokenizer
 
     def _build(self) -> hugging_face.Tokenizer:
@@ -84,8 +91,8 @@ class JsonTokenizer(FileTokenizer):
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids, added tokens included."""
-        return self._library.get_vocab_size(with_added_tokens=True)
+        """Number of ids, added tokens and ids without a token included."""
+        return self._num_ids
 
     @property
     def mask_id(self) -> int:
