@@ -296,3 +296,16 @@ def lines():
     text = "\ufeffa\ufeff\r\nb\rc\u2028d\n\ne"
     assert reader.split_lines(reader.decode(text.encode())) == ["a\ufeff", "b\rc\u2028d", "", "e"]
     assert reader.one_line("a\nb") == "a b"
+    whole = text.encode() * 3
+    for size in (1, 5):
+        pieces = (whole[i : i + size] for i in range(0, len(whole), size))
+        assert "".join(reader.decode_pieces(pieces)) == reader.decode(whole)
+
+
+def token_pieces():
+    tokenizers = importlib.import_module("transformer_jax.tokenizers")
+    text = "it's  the\n\n cat's mat.  " * 5
+    tokenizer = tokenizers.train_tokenizer("bpe", 290, text)
+    for size in (1, 4, 11):
+        ids = tokenizer.encode_pieces(text[i : i + size] for i in range(0, len(text), size))
+        assert [i for part in ids for i in part] == list(tokenizer.encode(text))

@@ -8,4 +8,18 @@ MUTANTS_OF_COSTS = {
         ("regex_costs", {}),
     ),
     "characters of a class are free": ("sampling.automaton", "self.spend(len(sequences))", "pass", ("regex_costs", {})),
+    # Texts in pieces
+    "line end between two pieces": (
+        "lines",
+        'text.endswith("\\r") and following',
+        'text.endswith("\\n") and following',
+        ("lines", {}),
+    ),
+    "text cut within spaces": ("tokenizers.subwords", 'r"\\S(?=[ \\n])"', 'r".(?=[ \\n])"', ("token_pieces", {})),
+    "word cut at the end of a piece": (
+        "tokenizers.subwords",
+        "waiting = [piece[cut:]]",
+        "waiting = [piece[cut:].lstrip()]",
+        ("token_pieces", {}),
+    ),
 }

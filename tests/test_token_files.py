@@ -1,8 +1,10 @@
 """Long running texts: encoded in pieces, once, into files that training maps; the same batches as from memory."""
 
 import contextlib
+import itertools
 import os
 import resource
+import signal
 import threading
 from pathlib import Path
 
@@ -14,9 +16,10 @@ from hypothesis import strategies as st
 
 import transformer_jax as tj
 from train.config import Config, DataConfig, TokenizerConfig
-from train.data import sources, token_files
+from train.data import batches, sources, token_files
 from train.data.batches import load_corpus
 from train.initialization import InitFrom
+from train.signals import Stopped, StopSignals
 from train.tasks.base import load_task
 from transformer_jax.errors import RunError, UserError
 from transformer_jax.tokenizers import TOKENIZERS, CharTokenizer, train_tokenizer
@@ -125,12 +128,12 @@ def test_batches_from_a_token_file_are_bit_equal_to_those_from_memory(folder, ta
         "model": {"num_layers": 1, "d_model": 10, "num_heads": 2, "max_len": 29},
         "train": {"task": task, "batch_size": 3},
     }
-    batches = []
+    made = []
     for limit in (97, len(LONG)):
         monkeypatch.setattr(sources, "IN_MEMORY_CHARS", limit)
-        made = load_task(Config.from_dict(values), InitFrom())
-        batches.append([*map(made.train_batch, (0, 5, 13)), *made.eval_batches()])
-    for mapped, wanted in zip(*batches, strict=True):
+        of_run = load_task(Config.from_dict(values), InitFrom())
+        made.append([*map(of_run.train_batch, (0, 5, 13)), *of_run.eval_batches()])
+    for mapped, wanted in zip(*made, strict=True):
         assert mapped.keys() == wanted.keys()
         for name, array in wanted.items():
             np.testing.assert_array_equal(mapped[name], array)
@@ -282,3 +285,25 @@ def test_a_second_process_waits_and_uses_what_the_first_one_wrote(folder, capfd)
     thread.join(60.0)
     assert len(files_of(folder)) == 2
     assert "waiting for another process" in capfd.readouterr().err
+
+
+def test_a_signal_ends_the_training_of_a_tokenizer(folder):
+    text = sources.RunningText(lambda: itertools.repeat("the quick fox ", 3_000_000), 10**9, 10**8, "")
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM))
+    with StopSignals() as stop, pytest.raises(Stopped):
+        stop.nothing_to_save = True
+        timer.start()
+        batches._train_on_text(TokenizerConfig("bpe", 293), text)
+
+
+def test_a_signal_while_a_text_is_encoded_leaves_no_file(folder, monkeypatch):
+    def encode_pieces(self, pieces):
+        for piece in pieces:
+            yield np.zeros(len(piece), np.int32)
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(TOKENIZERS["byte"], "encode_pieces", encode_pieces)
+    with StopSignals() as stop, pytest.raises(Stopped):
+        stop.nothing_to_save = True
+        load_corpus(config(folder), TokenizerConfig("byte"))
+    assert [path.name[:9] for path in files_of(folder)] == ["tokenizer"]

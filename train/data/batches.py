@@ -8,7 +8,9 @@ import dataclasses
 import functools
 import hashlib
 import json
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -182,8 +184,23 @@ def _train_on_text(config: TokenizerConfig, text: RunningText) -> Tokenizer:
     lesson = text.pieces() if config.kind == "char" else text.splits()[0]
     if text.is_in_memory:
         return make_tokenizer(config, lesson)
-    with Progress("training the tokenizer", text.num_chars if config.kind == "char" else text.num_train) as progress:
-        return make_tokenizer(config, progress.counting(lesson))
+    total = text.num_chars if config.kind == "char" else text.num_train
+    is_stopped = threading.Event()
+
+    def pieces(progress: Progress) -> Iterator[str]:
+        for piece in progress.counting(lesson):
+            if is_stopped.is_set():
+                raise RuntimeError("training of the tokenizer was stopped")
+            yield piece
+
+    # In a thread: Python handles a signal in the main thread, which would be in the library's code for minutes.
+    with Progress("training the tokenizer", total) as progress, ThreadPoolExecutor(1) as pool:
+        training = pool.submit(make_tokenizer, config, pieces(progress))
+        try:
+            return training.result()
+        except BaseException:
+            is_stopped.set()
+            raise
 
 
 def tokenizer_lesson(config: TokenizerConfig, train: Sequence[str], validation: Sequence[str]) -> str:
