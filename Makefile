@@ -5,6 +5,7 @@
 # make wheel   dist/*.whl, which pip can install      make clean   environments and caches; never runs/
 # make fuzz    10,000 damaged model folders, each of which must load or be refused in a line
 # make fixtures   the tiny reference models in tests/fixtures, anew, with transformers (in the environment of bench-env)
+# make parity   every kind of run, saved as a Hugging Face folder and loaded by transformers: logits, ids, labels
 # make bench   the benchmarks beside PyTorch, which make bench-env installs into an environment of its own
 PYTHON ?= python3
 VENV := .venv
@@ -13,7 +14,7 @@ STEPS ?= 800
 DEMO := runs/demo
 BENCH := .bench
 
-.PHONY: demo demo-translate test test-fast fuzz lint wheel fixtures bench bench-env clean
+.PHONY: demo demo-translate test test-fast fuzz lint wheel fixtures parity bench bench-env clean
 
 $(VENV)/installed: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "transformer_jax needs Python 3.11 or later; say which with: make PYTHON=python3.12")'
@@ -65,6 +66,11 @@ bench-env: $(BENCH)/installed
 
 fixtures: $(BENCH)/installed
 	$(BENCH)/bin/python tests/fixtures/make.py
+
+parity: $(VENV)/installed-dev $(BENCH)/installed
+	rm -rf build/saved
+	$(BIN)/python tests/fixtures/save_runs.py build/saved
+	$(BENCH)/bin/python tests/fixtures/verify.py --saved build/saved
 
 bench: $(VENV)/installed $(BENCH)/installed
 	$(BIN)/python benchmarks/train.py --shape=small

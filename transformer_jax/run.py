@@ -9,24 +9,28 @@ import jax
 from transformer_jax.checkpoints.meta import CheckpointMeta, HuggingFaceConfig
 from transformer_jax.checkpoints.store import CheckpointError, Checkpoints, abstract
 from transformer_jax.config import TransformerConfig
-from transformer_jax.errors import UserError, choose
+from transformer_jax.errors import UserError
+from transformer_jax.huggingface.files import Folder
 from transformer_jax.huggingface.generation_defaults import read_generation_defaults
-from transformer_jax.huggingface.pretrained import read_folder
-from transformer_jax.huggingface.save import write_folder
+from transformer_jax.huggingface.pretrained import Pretrained, describe_folder, read_folder, read_labels
+from transformer_jax.huggingface.problem_types import read_problem_type
+from transformer_jax.huggingface.save import SavedModel, write_folder
 from transformer_jax.models import (
+    GPT,
+    MaskedLM,
     Model,
     Params,
     Seq2SeqConfig,
     SequenceClassifier,
+    TokenTagger,
     check_problem_type,
     default_problem_type,
     parameter_shapes,
 )
 from transformer_jax.sampling import GenerationDefaults
 from transformer_jax.tokenizers import Tokenizer
+from transformer_jax.tokenizers.export import TextFormat, tokenizer_files, word_separator
 from transformer_jax.tokenizers.pretrained import missing_tokenizer, read_tokenizer
-
-_ACTIVATIONS = {"Sigmoid": "multi_label_classification", "Identity": "regression"}  # of a head with one output
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,11 +135,14 @@ def from_pretrained(folder: str | Path) -> Run:
     Raises:
       UserError: no such folder; an unsupported model; a file that is malformed, missing or does not fit.
     """
-    read = read_folder(folder)
+    return _open(read_folder(folder), str(folder))
+
+
+def _open(read: Pretrained, name: str) -> Run:
+    """The run in a Hugging Face folder."""
     tokenizer = read_tokenizer(read.folder.has, read.folder.data, _special_ids(read.generation or read.config))
     hf_config = HuggingFaceConfig(read.config, read.generation)
     labels = read.labels
-    problem_type = _problem_type(read.config, read.model)
     if isinstance(read.model, SequenceClassifier) and labels == ("LABEL_0",):
         labels = ()  # transformers' name of an output that has none: a number, or the score of a cross-encoder
     return Run(
@@ -144,10 +151,11 @@ def from_pretrained(folder: str | Path) -> Run:
         tokenizer,
         read.model.config,
         generation_defaults=generation_defaults_of(hf_config, read.model, tokenizer),
-        name=str(folder),
+        name=name,
         labels=labels,
         hf_config=hf_config,
-        problem_type=problem_type,
+        separator=word_separator(tokenizer) if isinstance(read.model, TokenTagger) else " ",
+        problem_type=read_problem_type(read.config, read.model),
     )
 
 
@@ -171,14 +179,63 @@ def _check_savable(run: Run) -> None:
 def save_pretrained(run: Run, folder: str | Path) -> None:
     """Write a run as a new Hugging Face folder, for transformers and other libraries.
 
+    It says all that the run knows: labels, problem type, special ids and generation settings; the tokenizer, one
+    trained here as tokenizer.json that encodes a text as this library does for such a model.
+
     Raises:
-      UserError: no supported family has such a model (the message names the field in the way), or the folder exists
-        or cannot be made.
+      UserError: no supported family has such a model, or no Hugging Face folder can hold a setting or tokenizer of the
+        run (the message names what is in the way), or the folder exists or cannot be made.
     """
     _check_savable(run)
     hf_config = run.hf_config or HuggingFaceConfig({}, {})
-    tokenizer_files = getattr(run.tokenizer, "files", {})
-    write_folder(folder, run.model, run.params, hf_config.config, hf_config.generation, tokenizer_files)
+    has_labels = isinstance(run.model, SequenceClassifier | TokenTagger)
+    is_same_head = has_labels and hf_config.config and run.labels in ((), read_labels(hf_config.config))
+    is_same_head = is_same_head and run.problem_type == read_problem_type(hf_config.config, run.model)
+    saved = SavedModel(
+        model=run.model,
+        params=run.params,
+        config=hf_config.config,
+        generation=hf_config.generation,
+        labels=run.labels,
+        problem_type="" if is_same_head else run.problem_type,
+        defaults=run.generation_defaults,
+        bos_id=run.tokenizer.bos_id if run.tokenizer else -1,
+        has_pad=run.tokenizer is not None,
+        files=tokenizer_files(run.tokenizer, _text_format(run)) if run.tokenizer else {},
+    )
+    write_folder(folder, saved, functools.partial(_check_read_back, run))
+
+
+def _text_format(run: Run) -> TextFormat:
+    """The form in which the model of a run reads text; of the special tokens, those that this library gives it."""
+    model = run.model
+    is_gpt = isinstance(model, GPT)
+    return TextFormat(
+        has_bos=not is_gpt and not model.reads_source,
+        has_eos=not is_gpt,
+        has_mask=isinstance(model, MaskedLM) and run.text_tokenizer.mask_id < model.config.vocab_size,
+        lowercase=run.lowercase,
+        word_separator=run.separator if isinstance(model, TokenTagger) else None,
+        max_len=run.config.encoder.max_len,
+        padding_side="left" if is_gpt else "right",
+    )
+
+
+def _check_read_back(run: Run, folder: Folder) -> None:
+    """Refuse what a folder that was just written does not say as the run does. Its tensors are not read."""
+    generation = folder.json("generation_config.json") if folder.has("generation_config.json") else {}
+    described = describe_folder(folder)
+    restored = _open(
+        Pretrained(described.model, run.params, described.config, generation, folder, described.labels), run.name
+    )
+    names = ["problem_type", *(["labels"] if run.labels else []), *(["separator"] if run.tokenizer else [])]
+    for name in names:
+        value = getattr(run, name)
+        if getattr(restored, name) != value:
+            raise UserError(
+                f"{name}={value!r:.200}: config.json cannot express it; it would be read back as "
+                f"{getattr(restored, name)!r:.200}. Keep the run directory (tj.save)."
+            )
 
 
 def save(run: Run, run_dir: str | Path) -> None:
@@ -240,29 +297,6 @@ def _with_dtypes(shapes: Params, dtypes: dict[str, str]) -> Params:
         return jax.ShapeDtypeStruct(leaf.shape, dtypes.get(jax.tree_util.keystr(path), leaf.dtype))
 
     return jax.tree_util.tree_map_with_path(with_dtype, shapes)
-
-
-def _problem_type(config: dict, model: Model) -> str:
-    """Problem type of a config.json, for a model with a classification head.
-
-    Without one, a head of one output is a cross-encoder of sentence-transformers, or what transformers' pipeline takes
-    like one: its answer is the sigmoid, unless the config names the identity as activation.
-
-    Raises:
-      UserError: an unknown problem type or activation, or a problem type that contradicts the number of labels.
-    """
-    if not isinstance(model, SequenceClassifier):
-        return ""
-    value = config.get("problem_type")
-    if value is not None:
-        check_problem_type(model, value, "config.json: problem_type")
-        return str(value)
-    if model.num_classes > 1:
-        return default_problem_type(model)
-    nested = config.get("sentence_transformers")
-    new = nested.get("activation_fn") if isinstance(nested, dict) else None
-    activation = new or config.get("sbert_ce_default_activation_function") or "Sigmoid"
-    return choose(_ACTIVATIONS, str(activation).rsplit(".", 1)[-1], "config.json: sentence_transformers.activation_fn")
 
 
 def generation_defaults_of(

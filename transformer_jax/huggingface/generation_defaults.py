@@ -1,11 +1,13 @@
 """generation_config.json: special ids and logits processors that are part of a pre-trained model."""
 
+import dataclasses
 from typing import Any
 
 from transformer_jax import sampling
 from transformer_jax.errors import UserError
 from transformer_jax.huggingface.families import FAMILIES
 from transformer_jax.huggingface.files import PretrainedError
+from transformer_jax.models import GPT, Model, Seq2Seq
 from transformer_jax.sampling import GenerationDefaults
 from transformer_jax.sampling.logits_processors import LogitsProcessor
 
@@ -38,6 +40,47 @@ def read_generation_defaults(config: dict, generation: dict, vocab_size: int) ->
             raise PretrainedError("config.json: decoder_start_token_id: is missing or not in the vocabulary. Add it.")
         start_id = found[0]
     return GenerationDefaults(eos_ids, values.first_id("pad_token_id", 0), start_id, tuple(processors))
+
+
+def write_generation_defaults(
+    defaults: GenerationDefaults, config: dict, generation: dict, model: Model, bos_id: int, is_new: bool
+) -> tuple[dict, dict]:
+    """Return config.json and generation_config.json that have the special ids of `defaults`; the inverse of reading.
+
+    Both files stay as they are if they have them already.
+
+    Args:
+      bos_id: id of the token at the beginning of a text; -1: there is none.
+      is_new: True for a model that was not loaded from a Hugging Face folder.
+    Raises:
+      PretrainedError: logits processors that the files do not have.
+    """
+    decoder = model.config.decoder
+    eos_ids = [i for i in defaults.eos_ids if i >= 0]
+    wanted = dataclasses.replace(defaults, eos_ids=tuple(eos_ids))
+    if not is_new and read_generation_defaults(config, generation, decoder.vocab_size) == wanted:
+        return config, generation
+    ids: dict[str, object] = {
+        "pad_token_id": config["pad_token_id"] if "pad_token_id" in config and is_new else defaults.pad_id,
+        "eos_token_id": eos_ids[0] if len(eos_ids) == 1 else eos_ids or None,
+    }
+    if is_new:
+        ids["bos_token_id"] = bos_id if bos_id >= 0 else None
+    if isinstance(model, Seq2Seq):
+        ids["decoder_start_token_id"] = defaults.start_id if defaults.start_id >= 0 else None
+    config = config | ids
+    if generation or (is_new and isinstance(model, GPT | Seq2Seq)):
+        generation = generation | ids
+    if is_new and generation:
+        generation["max_length"] = decoder.max_len
+    restored = read_generation_defaults(config, generation, decoder.vocab_size)
+    if restored.processors != defaults.processors:
+        names = ", ".join(type(processor).__name__ for processor in defaults.processors) or "none"
+        raise PretrainedError(
+            f"generation_defaults.processors: are {names}, and generation_config.json of the run has others. Give "
+            "logits processors to tj.generate instead."
+        )
+    return config, generation
 
 
 def _processors(values: "_Values", eos_ids: tuple[int, ...]) -> list[LogitsProcessor]:

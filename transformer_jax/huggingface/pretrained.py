@@ -79,6 +79,7 @@ class Described(NamedTuple):
     names: dict[str, str]  # current name of a tensor -> its name in the files
     shapes: ParamShapes
     specs: dict[str, TensorSpec]
+    labels: tuple[str, ...]  # of a head, in the order of its logits
 
 
 def describe_folder(folder: Folder) -> Described:
@@ -97,7 +98,8 @@ def describe_folder(folder: Folder) -> Described:
     shapes = {path_names(path): leaf.shape for path, leaf in leaves}
     specs = tensor_specs(family, architecture, shapes)
     check_tensors(family, specs, names, tensors)
-    return Described(model, config, tensors, names, shapes, specs)
+    labels = read_labels(config) if architecture.num_labels_field else ()
+    return Described(model, config, tensors, names, shapes, specs, labels)
 
 
 def read_folder(name: str | Path) -> Pretrained:
@@ -109,7 +111,7 @@ def read_folder(name: str | Path) -> Pretrained:
       PretrainedError: no such folder; a file that is malformed, unsupported, missing or does not fit.
     """
     folder = find_folder(name)
-    model, config, tensors, names, shapes, specs = describe_folder(folder)
+    model, config, tensors, names, shapes, specs, labels = describe_folder(folder)
     warn_of_unknown_fields(_family(folder, config), config)
     params: dict = {}
     for tensor_name, spec in sorted(specs.items(), key=lambda item: -np.prod(item[1].shape, dtype=float)):
@@ -121,8 +123,7 @@ def read_folder(name: str | Path) -> Pretrained:
         for path, part in to_params(spec, array, shapes):
             put(params, ".".join(path), jax.device_put(part))
     generation = folder.json("generation_config.json") if folder.has("generation_config.json") else {}
-    has_labels = _architecture(_family(folder, config), config).num_labels_field
-    return Pretrained(model, params, config, generation, folder, _labels(config) if has_labels else ())
+    return Pretrained(model, params, config, generation, folder, labels)
 
 
 def _family(folder: Folder, config: dict) -> Family:
@@ -166,12 +167,12 @@ def _make_model(
         put(config, tie, _is_tied(family.output_projection[0], embeddings, tensors, names))
     values: dict[str, object] = {"kind": architecture.kind, "config": config}
     if architecture.num_labels_field:
-        values[architecture.num_labels_field] = len(_labels(hf_config))
+        values[architecture.num_labels_field] = len(read_labels(hf_config))
     return make_model(values)
 
 
-def _labels(hf_config: dict) -> tuple[str, ...]:
-    """Label names of a model with a head, in the order of its logits: those of `id2label`, or as many as `num_labels`.
+def read_labels(hf_config: dict) -> tuple[str, ...]:
+    """Read the label names of a head, in the order of its logits: those of `id2label`, or as many as `num_labels`.
 
     Without either there are two, as in the reference library.
     """

@@ -19,6 +19,7 @@ from transformer_jax.tokenizers.settings import CONFIG, TokenizerSettings
 
 BINARY_SUFFIXES = (".model", ".spm")  # stored as base64 in JSON
 SETTINGS_FILES = ("target_vocab.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+WORD_SEPARATOR = "word_separator"  # field of tokenizer_config.json, ours: "" where a tagger tags characters
 # Spaces that clean_up_tokenization_spaces removes, in this order.
 _UNWANTED_SPACES = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
 
@@ -202,6 +203,8 @@ class FileTokenizer(Tokenizer):
           allow_special: special tokens inside the text become their ids. Never for untrusted text.
         """
         for character, start in self._leads.items():
+            if character.isspace() and text[:1].isspace():
+                continue  # runs of white space can be one word, whose pieces are others
             ids = self._checked_ids(text, functools.partial(self._encode_piece, character + text, allow_special))
             if ids[: len(start)].tolist() == start:
                 return ids[len(start) :]
@@ -210,7 +213,10 @@ class FileTokenizer(Tokenizer):
     @functools.cached_property
     def _leads(self) -> dict[str, list[int]]:
         """Characters that a text may follow, and their ids."""
-        ids = {character: self.encode_piece(character).tolist() for character in "\n.,-a1"}
+        ids = {}
+        for character in "\n.,-a1":
+            with contextlib.suppress(UserError):  # a character without an id
+                ids[character] = self.encode_piece(character).tolist()
         return {character: start for character, start in ids.items() if start}
 
     def decode(self, ids: ArrayLike) -> str:

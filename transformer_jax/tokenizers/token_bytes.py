@@ -47,7 +47,15 @@ def _byte(tokenizer: ByteTokenizer) -> tuple[bytes, ...]:
 
 
 def _subwords(tokenizer: SubwordTokenizer) -> tuple[bytes, ...]:
-    return (*_SPECIAL, *(_byte_level(piece.removeprefix(CONTINUATION)) for piece in tokenizer.pieces()))
+    return (*_SPECIAL, *map(_continued, tokenizer.pieces()))
+
+
+def _continued(piece: str) -> bytes:
+    return _byte_level(piece.removeprefix(CONTINUATION))
+
+
+def _utf8(piece: str) -> bytes:
+    return piece.encode()
 
 
 def _byte_level(piece: str) -> bytes:
@@ -58,6 +66,10 @@ def _json(tokenizer: JsonTokenizer) -> Iterator[bytes]:
     kinds = {step["type"] for step in tokenizer.decoder_steps()}
     if kinds == {"ByteLevel"}:
         bytes_of = _byte_level
+    elif kinds == {"ByteLevel", "Replace"}:  # a WordPiece of ours: pieces inside of a word have a prefix
+        bytes_of = _continued
+    elif kinds == {"Fuse"}:
+        bytes_of = _utf8
     elif kinds <= {"Metaspace", "Replace", "ByteFallback", "Fuse", "Strip"} and kinds & {"Metaspace", "Replace"}:
         bytes_of = _metaspace
     else:
