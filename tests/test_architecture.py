@@ -23,7 +23,7 @@ TESTS = {p.relative_to(ROOT).as_posix(): p for p in sorted((ROOT / "tests").rglo
 LIBRARY = [name for name in SOURCES if name.startswith("transformer_jax/")]
 RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
 
-TOP = {"__init__", "__main__", "config", "errors", "files", "lines", "run", "schema", "startup"}
+TOP = {"__init__", "__main__", "config", "errors", "files", "lines", "pretrained", "run", "schema", "startup"}
 
 # Who may import whom, inside transformer_jax: a room may import itself and what stands beside it here.
 ROOMS = {
@@ -41,13 +41,16 @@ ROOMS = {
     "testing": {"errors", "config", "nn", "models"},
     "huggingface": {"errors", "schema", "config", "nn", "models", "sampling"},
     "run": {"errors", "config", "checkpoints", "nn", "models", "tokenizers", "sampling", "huggingface"},
+    "pretrained": {"errors", "checkpoints", "models", "tokenizers", "huggingface", "run"},
     "inference": {
-        "errors", "schema", "config", "checkpoints", "nn", "models", "tokenizers", "sampling", "huggingface", "run"
+        "errors", "schema", "config", "checkpoints", "nn", "models", "tokenizers", "sampling", "huggingface", "run",
+        "pretrained",
     },
     "commands": {
-        "errors", "files", "schema", "startup", "lines", "run", "inference", "tokenizers", "huggingface", "__init__"
+        "errors", "files", "schema", "startup", "lines", "run", "inference", "tokenizers", "huggingface", "__init__",
+        "pretrained",
     },
-    "__init__": {"errors", "config", "run", "inference"},  # the last two for type checkers, or at the first use
+    "__init__": {"errors", "config", "pretrained", "run", "inference"},  # the last three at the first use
     "__main__": {"__init__", "commands"},
 }  # fmt: skip
 

@@ -30,6 +30,7 @@ def folder(tmp_path_factory):
     """A folder with what the examples name: a Hugging Face model in models/, a run in runs/."""
     folder = tmp_path_factory.mktemp("docs")
     shutil.copytree(FIXTURES / "gpt2", folder / "models" / "gpt2")
+    shutil.copytree(FIXTURES / "adapters" / "gpt2_dora", folder / "models" / "my_adapter")
     tiny = tj.from_pretrained(folder / "models" / "gpt2")
     model = GPT(dataclasses.replace(tiny.config, max_len=256))  # room for the texts that the examples generate
     run = dataclasses.replace(tiny, model=model, config=model.config, params=init_params(model, jax.random.key(0)))

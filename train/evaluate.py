@@ -9,7 +9,7 @@ from typing import Any
 from absl import flags
 
 from transformer_jax import startup
-from transformer_jax.commands.cli import HELP_FLAGS, parse_flags, report_errors, required, show_help
+from transformer_jax.commands.cli import ADAPTER_MEANING, HELP_FLAGS, parse_flags, report_errors, required, show_help
 from transformer_jax.files import make_subfolder, write_text
 from transformer_jax.lines import one_line
 
@@ -17,6 +17,7 @@ EXAMPLE = "python -m transformer_jax evaluate --run_dir=runs/multi30k --split=te
 
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "Directory of a training run.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (on validation) | latest | a step")
+_ADAPTER = flags.DEFINE_string("adapter", "", ADAPTER_MEANING)
 _AVERAGE = flags.DEFINE_integer("average", 0, "Instead of --checkpoint: average this number of newest checkpoints.")
 _SPLIT = flags.DEFINE_enum("split", "val", ["train", "val", "test"], "train | val | test")
 _PATH = flags.DEFINE_string("path", "", "File of the split; empty: the one in the config of the run.")
@@ -42,6 +43,7 @@ def main(argv: list[str]) -> None:
     from .tasks.scoring import Options, score
 
     run = tj.load(run_dir, _CHECKPOINT.value, average=_AVERAGE.value)
+    run = tj.merge_adapter(tj.load_adapter(run, _ADAPTER.value)) if _ADAPTER.value else run
     config = trained_config(tj.read_meta(run_dir), run_dir)
     given = zip(SPLITS[_SPLIT.value], (_PATH.value, _TARGET_PATH.value), strict=True)
     paths: dict[str, Any] = {field: path for field, path in given if path}

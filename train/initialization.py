@@ -11,7 +11,8 @@ from transformer_jax.checkpoints.meta import CheckpointMeta, HuggingFaceConfig
 from transformer_jax.config import NO_LIMIT, TransformerConfig
 from transformer_jax.errors import UserError
 from transformer_jax.models import Encoder, Model, Params, Seq2SeqConfig, SequenceClassifier, TokenTagger, path_names
-from transformer_jax.run import Run, generation_defaults_of, open_run
+from transformer_jax.pretrained import open_run
+from transformer_jax.run import Run, generation_defaults_of
 from transformer_jax.tokenizers import BOS_ID, Tokenizer
 
 from .config import TrainConfig

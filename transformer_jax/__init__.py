@@ -24,7 +24,8 @@ if TYPE_CHECKING:  # the names of _MODULES, for type checkers; at run time __get
     from transformer_jax.inference.quantize import quantize
     from transformer_jax.inference.session import Session
     from transformer_jax.inference.translate import translate
-    from transformer_jax.run import Run, from_pretrained, load, open_run, read_meta, save, save_pretrained
+    from transformer_jax.pretrained import from_pretrained, load_adapter, open_run, save_pretrained
+    from transformer_jax.run import Run, load, merge_adapter, read_meta, save
 
 __version__ = "0.2.0"
 
@@ -36,7 +37,8 @@ _MODULES = {  # public name: the module that defines it
     "GenerationConfig": "inference.generation_config",
     "quantize": "inference.quantize",
     "translate": "inference.translate",
-    **dict.fromkeys(("Run", "from_pretrained", "load", "open_run", "read_meta", "save", "save_pretrained"), "run"),
+    **dict.fromkeys(("from_pretrained", "load_adapter", "open_run", "save_pretrained"), "pretrained"),
+    **dict.fromkeys(("Run", "load", "merge_adapter", "read_meta", "save"), "run"),
     "logits": "inference.forward",
     "Session": "inference.session",
 }
@@ -58,7 +60,9 @@ __all__ = [
     "generate_tokens",
     "import_training",
     "load",
+    "load_adapter",
     "logits",
+    "merge_adapter",
     "open_run",
     "prompt_text",
     "quantize",

@@ -9,7 +9,7 @@ import numpy as np
 from absl import flags
 
 from transformer_jax import startup
-from transformer_jax.commands.cli import HELP_FLAGS, UsageError, parse_flags, required, show_help
+from transformer_jax.commands.cli import ADAPTER_MEANING, HELP_FLAGS, UsageError, parse_flags, required, show_help
 from transformer_jax.files import replace_file
 
 if TYPE_CHECKING:  # these modules load JAX
@@ -19,6 +19,7 @@ EXAMPLE = 'python -m transformer_jax attention --run_dir=runs/a --text="To be or
 
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "training run, Hugging Face folder, or name of a model on the hub")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "of a training run: latest | best | a step")
+_ADAPTER = flags.DEFINE_string("adapter", "", ADAPTER_MEANING)
 _TEXT = flags.DEFINE_string("text", None, "text that the model reads; the source of a Seq2Seq")
 _TARGET = flags.DEFINE_string("target", None, "target that the decoder of a Seq2Seq reads")
 _OUTPUT = flags.DEFINE_string("output", "attention", "prefix of the files: OUTPUT.npz, OUTPUT_layer_0.png and so on")
@@ -50,7 +51,7 @@ def main(argv: list[str]) -> None:
     startup.prepare(is_training=False)
     import transformer_jax as tj  # its functions load JAX; errors above are reported before that
 
-    run = tj.open_run(run_dir, _CHECKPOINT.value)
+    run = tj.open_run(run_dir, _CHECKPOINT.value, _ADAPTER.value)
     maps = tj.attention_maps(run, text, _TARGET.value)
     with replace_file(Path(f"{output}.npz")) as file:
         np.savez(file, **maps._asdict())

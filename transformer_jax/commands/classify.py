@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # they load JAX
 
 EXAMPLE = "python -m transformer_jax classify --run_dir=runs/sst2 <reviews.txt >labels.tsv"
 
-_RUN_DIR, _CHECKPOINT, _BATCH_SIZE = define_flags("task classify or regress")
+_RUN_DIR, _CHECKPOINT, _ADAPTER, _BATCH_SIZE = define_flags("task classify or regress")
 
 
 def main(argv: list[str]) -> None:
@@ -26,7 +26,7 @@ def main(argv: list[str]) -> None:
         return
     import transformer_jax as tj  # its functions load JAX; errors above are reported before that
 
-    print_lines(answers(tj.open_run(_RUN_DIR.value, _CHECKPOINT.value), lines))
+    print_lines(answers(tj.open_run(_RUN_DIR.value, _CHECKPOINT.value, _ADAPTER.value), lines))
 
 
 def answers(run: "Run", lines: list[str]) -> Iterator[str]:

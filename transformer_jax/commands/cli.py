@@ -11,6 +11,7 @@ from absl import flags
 
 from transformer_jax.errors import RunError, UserError, missing_package, printable
 
+ADAPTER_MEANING = "folder of an adapter of PEFT (LoRA, DoRA, IA3) for the model; empty: none"
 HELP_FLAGS = {"--help", "-h", "-help", "--helpfull", "--helpshort"}
 
 

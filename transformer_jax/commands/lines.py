@@ -6,15 +6,16 @@ from collections.abc import Callable, Iterable
 from absl import flags
 
 from transformer_jax import startup
-from transformer_jax.commands.cli import HELP_FLAGS, parse_flags, required, show_help, use_utf8
+from transformer_jax.commands.cli import ADAPTER_MEANING, HELP_FLAGS, parse_flags, required, show_help, use_utf8
 from transformer_jax.lines import one_line, read_stdin, split_lines
 
 
-def define_flags(task: str) -> tuple[flags.FlagHolder, flags.FlagHolder, flags.FlagHolder]:
-    """Define --run_dir, a training run of this task, --checkpoint and --batch_size."""
+def define_flags(task: str) -> tuple[flags.FlagHolder, flags.FlagHolder, flags.FlagHolder, flags.FlagHolder]:
+    """Define --run_dir, a training run of this task, --checkpoint, --adapter and --batch_size."""
     return (
         flags.DEFINE_string("run_dir", None, f"training run ({task}) or Hugging Face folder"),
         flags.DEFINE_string("checkpoint", "best", "of a training run: best (on validation) | latest | a step"),
+        flags.DEFINE_string("adapter", "", ADAPTER_MEANING),
         flags.DEFINE_integer("batch_size", 32, "lines that are read together"),
     )
 

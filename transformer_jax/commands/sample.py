@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from transformer_jax import startup
-from transformer_jax.commands.cli import HELP_FLAGS, UsageError, parse_flags, required, show_help, use_utf8
+from transformer_jax.commands.cli import (
+    ADAPTER_MEANING,
+    HELP_FLAGS,
+    UsageError,
+    parse_flags,
+    required,
+    show_help,
+    use_utf8,
+)
 from transformer_jax.errors import UserError
 from transformer_jax.inference.generation_config import GenerationConfig
 from transformer_jax.lines import decode, read_file, read_stdin, split_lines
@@ -23,6 +31,7 @@ EXAMPLE = 'python -m transformer_jax sample --run_dir=runs/a --prompt="To be or 
 
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "training run or Hugging Face folder")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "of a training run: latest | best | a step")
+_ADAPTER = flags.DEFINE_string("adapter", "", ADAPTER_MEANING)
 _WEIGHTS = flags.DEFINE_string(
     "weights", "model", "model | int8: a quarter of the memory of float32, and faster decoding on a CPU"
 )
@@ -69,8 +78,10 @@ def main(argv: list[str]) -> None:
     import transformer_jax as tj  # its functions load JAX; errors above are reported before that
 
     path = Path(run_dir).expanduser()
-    is_pretrained = (path / "config.json").is_file() and not (path / "checkpoints").is_dir()
+    is_pretrained = any((path / name).is_file() for name in ("config.json", "adapter_config.json"))
+    is_pretrained &= not (path / "checkpoints").is_dir()
     run = tj.from_pretrained(path) if is_pretrained else tj.load(run_dir, _CHECKPOINT.value)
+    run = tj.load_adapter(run, _ADAPTER.value) if _ADAPTER.value else run
     if _WEIGHTS.value == "int8":
         run = tj.quantize(run)
     use_utf8(sys.stdout)

@@ -11,7 +11,9 @@ if TYPE_CHECKING:  # it loads JAX
 
 EXAMPLE = "python -m transformer_jax score --run_dir=runs/a <texts.txt >scores.tsv"
 
-_RUN_DIR, _CHECKPOINT, _BATCH_SIZE = define_flags("task causal_lm, or seq2seq, whose lines are source, tab, target")
+_RUN_DIR, _CHECKPOINT, _ADAPTER, _BATCH_SIZE = define_flags(
+    "task causal_lm, or seq2seq, whose lines are source, tab, target"
+)
 
 
 def main(argv: list[str]) -> None:
@@ -22,7 +24,7 @@ def main(argv: list[str]) -> None:
         return
     import transformer_jax as tj  # its functions load JAX; errors above are reported before that
 
-    print_lines(answers(tj.open_run(_RUN_DIR.value, _CHECKPOINT.value), lines))
+    print_lines(answers(tj.open_run(_RUN_DIR.value, _CHECKPOINT.value, _ADAPTER.value), lines))
 
 
 def answers(run: "Run", lines: list[str]) -> Iterator[str]:

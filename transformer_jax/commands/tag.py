@@ -11,7 +11,7 @@ if TYPE_CHECKING:  # it loads JAX
 
 EXAMPLE = "python -m transformer_jax tag --run_dir=runs/atis <sentences.txt >tagged.conll"
 
-_RUN_DIR, _CHECKPOINT, _BATCH_SIZE = define_flags("task tag")
+_RUN_DIR, _CHECKPOINT, _ADAPTER, _BATCH_SIZE = define_flags("task tag")
 
 
 def main(argv: list[str]) -> None:
@@ -25,7 +25,7 @@ def main(argv: list[str]) -> None:
         return
     import transformer_jax as tj  # its functions load JAX; errors above are reported before that
 
-    print_lines(answers(tj.open_run(_RUN_DIR.value, _CHECKPOINT.value), lines))
+    print_lines(answers(tj.open_run(_RUN_DIR.value, _CHECKPOINT.value, _ADAPTER.value), lines))
 
 
 def answers(run: "Run", lines: list[str]) -> Iterator[str]:

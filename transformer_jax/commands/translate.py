@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # it loads JAX
 
 EXAMPLE = "python -m transformer_jax translate --run_dir=runs/dates <english.txt >german.txt"
 
-_RUN_DIR, _CHECKPOINT, _BATCH_SIZE = define_flags("task seq2seq")
+_RUN_DIR, _CHECKPOINT, _ADAPTER, _BATCH_SIZE = define_flags("task seq2seq")
 _NUM_BEAMS = flags.DEFINE_integer("num_beams", 4, "number of beams; 1: greedy, the most likely token at every step")
 _LENGTH_PENALTY = flags.DEFINE_float("length_penalty", 1.0, "above 0 favours longer translations, below 0 shorter ones")
 
@@ -24,7 +24,7 @@ def main(argv: list[str]) -> None:
         return
     import transformer_jax as tj  # its functions load JAX; errors above are reported before that
 
-    print_lines(answers(tj.open_run(_RUN_DIR.value, _CHECKPOINT.value), lines))
+    print_lines(answers(tj.open_run(_RUN_DIR.value, _CHECKPOINT.value, _ADAPTER.value), lines))
 
 
 def answers(run: "Run", lines: list[str]) -> Iterator[str]:

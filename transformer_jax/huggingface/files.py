@@ -138,11 +138,11 @@ class TensorFiles:
       PretrainedError: no such file, a malformed one, one that contradicts the index, pickled weights.
     """
 
-    def __init__(self, folder: Folder):
+    def __init__(self, folder: Folder, weights: str = WEIGHTS):
         self.entries: dict[str, Entry] = {}
         expected: dict[str, set[str]] = {}
-        if folder.has(WEIGHTS):
-            expected[WEIGHTS] = set()  # without an index, nothing is known in advance
+        if folder.has(weights):
+            expected[weights] = set()  # without an index, nothing is known in advance
         elif folder.has(INDEX):
             expected = _tensors_by_file(folder)
         else:

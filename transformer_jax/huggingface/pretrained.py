@@ -19,7 +19,7 @@ from transformer_jax.huggingface.family import (
     read_config,
     warn_of_unknown_fields,
 )
-from transformer_jax.huggingface.files import Folder, PretrainedError, TensorFiles
+from transformer_jax.huggingface.files import Folder, PretrainedError, TensorFiles, brief
 from transformer_jax.huggingface.tensor_layout import (
     ParamShapes,
     TensorSpec,
@@ -111,6 +111,11 @@ def read_folder(name: str | Path) -> Pretrained:
       PretrainedError: no such folder; a file that is malformed, unsupported, missing or does not fit.
     """
     folder = find_folder(name)
+    if folder.has("adapter_config.json") and not folder.has("config.json"):
+        base = brief(repr(folder.json("adapter_config.json").get("base_model_name_or_path")))
+        raise PretrainedError(
+            f"{folder.path}: holds an adapter, not a model. Load its base {base} with adapter={str(name)!r}."
+        )
     model, config, tensors, names, shapes, specs, labels = describe_folder(folder)
     warn_of_unknown_fields(_family(folder, config), config)
     params: dict = {}

@@ -122,6 +122,31 @@ def _check_head(saved: SavedModel) -> None:
         raise PretrainedError("labels: must differ, since label2id of config.json has each name once. Rename one.")
 
 
+def describe_family(model: Model, config: dict) -> tuple[Family, Architecture]:
+    """Find the family and the architecture whose tensor names a model has.
+
+    Args:
+      config: config.json that the model was loaded with, or {}: the first family that has such a model.
+    Raises:
+      PretrainedError: no family has.
+    """
+    described = describe_model(model)
+    named = (config.get("architectures") or [None])[0]
+    for family in [FAMILIES[config["model_type"]]] if config else FAMILIES.values():
+        candidates = {name: a for name, a in family.architectures.items() if a.kind == described["kind"]}
+        if candidates and _has_model(family, described, config):
+            return family, candidates[named if named in candidates else next(iter(candidates))]
+    raise PretrainedError(f"no supported Hugging Face family has such a {type(model).__name__}.")
+
+
+def _has_model(family: Family, described: dict, config: dict) -> bool:
+    try:
+        _hf_config(family, described, config)
+    except UserError:
+        return False
+    return True
+
+
 def _hf_description(saved: SavedModel) -> tuple[Family, Architecture, dict]:
     """The first family that has such a model, the architecture, and config.json."""
     config = saved.config

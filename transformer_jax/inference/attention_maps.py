@@ -59,12 +59,12 @@ def attention_maps(run: Run, text: str, target: str | None = None) -> AttentionM
     source = _encode(run, "text", text, config.encoder)
     source_tokens = _pieces(tokenizer.source, source)
     if target is None:
-        weights = jax.device_get(_record(run.model, run.params, source[None]))
+        weights = jax.device_get(_record(run.model, run.variables, source[None]))
         while "stack" not in weights:  # a head around the encoder, which alone has attention
             (weights,) = weights.values()
         return AttentionMaps(source_tokens, _stack_layers(weights, "attention"))
     target_ids = _encode(run, "target", target, config.decoder)
-    weights = jax.device_get(_record(run.model, run.params, source[None], target_ids[None]))
+    weights = jax.device_get(_record(run.model, run.variables, source[None], target_ids[None]))
     return Seq2SeqAttentionMaps(
         source_tokens,
         _pieces(tokenizer, target_ids),
@@ -75,9 +75,9 @@ def attention_maps(run: Run, text: str, target: str | None = None) -> AttentionM
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _record(model: Model, params: Params, *inputs: jax.Array) -> dict:
+def _record(model: Model, variables: Params, *inputs: jax.Array) -> dict:
     """Attention weights that the model records in its collection "attention"."""
-    return model.apply({"params": params}, *inputs, mutable=["attention"])[1]["attention"]
+    return model.apply(variables, *inputs, mutable=["attention"])[1]["attention"]
 
 
 def _stack_layers(recorded: dict, part: str) -> np.ndarray:

@@ -6,7 +6,8 @@ from pathlib import Path
 from transformer_jax.errors import UserError, check
 from transformer_jax.inference.generation_config import GenerationConfig
 from transformer_jax.nn.rope_scaling import LENGTH_DEPENDENT
-from transformer_jax.run import Run, open_run
+from transformer_jax.pretrained import open_run
+from transformer_jax.run import Run
 from transformer_jax.tokenizers.token_bytes import token_bytes
 
 

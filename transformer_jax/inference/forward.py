@@ -14,8 +14,8 @@ from transformer_jax.run import Run
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _apply(model: Model, params: Params, args: tuple, kwargs: dict) -> jax.Array:
-    out = model.apply({"params": params}, *args, **kwargs)
+def _apply(model: Model, variables: Params, args: tuple, kwargs: dict) -> jax.Array:
+    out = model.apply(variables, *args, **kwargs)
     assert isinstance(out, jax.Array)
     return out
 
@@ -31,7 +31,7 @@ def step_function(run: Run, last_only: bool = True) -> jax.tree_util.Partial:
     The parameters are arguments of the Partial: a closure would compile them into the program as constants.
     With last_only=False it returns the logits at every position: `verify` of speculative decoding.
     """
-    return jax.tree_util.Partial(_extend(run.model, last_only), {"params": run.params})
+    return jax.tree_util.Partial(_extend(run.model, last_only), run.variables)
 
 
 def logits(
@@ -69,7 +69,7 @@ def logits(
     kwargs = {}
     if token_types is not None:
         kwargs["token_types"] = _check_ids("token_types", token_types, max(1, encoder.num_token_types))
-    return _apply(run.model, run.params, (*inputs, *masks), kwargs)
+    return _apply(run.model, run.variables, (*inputs, *masks), kwargs)
 
 
 def _check_ids(name: str, tokens: ArrayLike, vocab_size: int) -> jax.Array:

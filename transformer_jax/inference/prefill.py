@@ -133,16 +133,16 @@ def prefill_source(
     longest = max(map(len, sources))
     width = bucket(longest, run.config.encoder.max_len, SMALLEST_SOURCE_BUCKET)
     source, is_token = pad_batch(sources, width, run.generation_defaults.pad_id, end=longest)
-    cache = _encode_source(run.model, run.params, source, is_token, capacity, extra_slots)
+    cache = _encode_source(run.model, run.variables, source, is_token, capacity, extra_slots)
     first = np.full((len(sources), 1), run.generation_defaults.start_id, np.int32)
     return cache, sampling.Prompts(first, first >= 0)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4, 5))
 def _encode_source(
-    model: Seq2Seq, params: Params, source: jax.Array, is_token: jax.Array, capacity: int, extra_slots: int
+    model: Seq2Seq, variables: Params, source: jax.Array, is_token: jax.Array, capacity: int, extra_slots: int
 ) -> KVCache:
-    cache = model.apply({"params": params}, source, is_token, capacity, extra_slots, method="encode_source")
+    cache = model.apply(variables, source, is_token, capacity, extra_slots, method="encode_source")
     assert isinstance(cache, KVCache)
     return cache
 

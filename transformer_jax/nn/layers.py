@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import choose
-from transformer_jax.nn import quantization
+from transformer_jax.nn import adapters, quantization
 
 
 class Dense(nn.Module):
@@ -38,20 +38,24 @@ class Dense(nn.Module):
         batch_shape, in_shape = x.shape[: -self.num_in], x.shape[-self.num_in :]
         fan_in = math.prod(in_shape)
         fan_out = math.prod(self.out_shape)
-        x = x.astype(self.dtype).reshape(-1, fan_in)
+        adapter = adapters.of_layer(self)  # {} unless the model is adapted
+        x = adapters.scale_inputs(adapter, x.astype(self.dtype).reshape(-1, fan_in), batch_shape[0])
         if self.has_variable("params", "int8"):  # put there by inference/quantize.py
+            stored: quantization.Int8 = self.get_variable("params", "int8")
             x = x.astype(jnp.float32) if self.is_output else x
-            y = quantization.matmul(x, self.get_variable("params", "int8"))
+            y = quantization.matmul(x, stored)
+            kernel = quantization.dequantize(stored, self.dtype).T
         else:
             kernel = self.param("kernel", nn.initializers.normal(self.init_std), (*in_shape, *self.out_shape))
             kernel = kernel.astype(self.dtype).reshape(fan_in, fan_out)
             is_rounded = self.is_output and x.dtype != jnp.float32
             y = einsum_float32("RD,DF->RF", x, kernel) if is_rounded else matmul(x, kernel)
+        y = adapters.add_low_rank(adapter, x, y, kernel, batch_shape[0])
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, self.out_shape)
             # In float32, also for the gradient: a sum over all tokens.
             y = (y.astype(jnp.float32) + bias.reshape(fan_out)).astype(y.dtype)
-        return y.reshape(*batch_shape, *self.out_shape)
+        return adapters.scale_outputs(adapter, y, batch_shape[0]).reshape(*batch_shape, *self.out_shape)
 
 
 NUM_PARTS = 8
@@ -285,7 +289,8 @@ class Embedding(nn.Module):
             self.embedding = self.param("embedding", nn.initializers.normal(self.init_std), (self.num_rows, self.width))
 
     def __call__(self, ids: jax.Array) -> jax.Array:  # [B, T] -> [B, T, D]
-        return quantization.dequantize(jax.tree.map(lambda table: table[ids], self.embedding), self.dtype)
+        x = quantization.dequantize(jax.tree.map(lambda table: table[ids], self.embedding), self.dtype)
+        return adapters.embed(adapters.of_layer(self), ids, x)
 
     def unembed(self, x: jax.Array) -> jax.Array:  # [..., D] -> [..., V] float32
         flat = x.reshape(-1, self.width)
