@@ -104,7 +104,7 @@ class Prompts:
         (np.array([["a"]]), ": must be a list of strings, not an array of shape [1, 1]."),
         (np.array([1.5]), "[0]: must be a string"),
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__,  # the text of a generator has its address, and workers compare ids
 )
 def test_an_argument_of_another_type_is_refused_in_one_line(runs, name, wrong, message):
     kind, call = CALLS[name]
