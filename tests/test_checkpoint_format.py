@@ -15,6 +15,7 @@ from transformer_jax.checkpoints.meta import FORMAT, BestScore, CheckpointMeta, 
 from transformer_jax.checkpoints.seal import seal_of
 from transformer_jax.checkpoints.store import CheckpointError, Checkpoints
 from transformer_jax.models import SequenceClassifier
+from transformer_jax.models.adapters import AdapterSpec
 from transformer_jax.tokenizers import train_tokenizer
 
 FULL = CheckpointMeta(
@@ -26,6 +27,7 @@ FULL = CheckpointMeta(
     separator="",
     problem_type="multi_label_classification",
     hf_config=HuggingFaceConfig({"id2label": {"0": "no"}, "n": [1, None]}, {"eos_token_id": 7}),
+    adapter=AdapterSpec("lora", 3, ("encoder/stack/block_0/attention/out",)),
     param_dtypes={"['out']['kernel']": "bfloat16"},
     val_score=-1.5,
     training=TrainingMeta(dataclasses.asdict(Config()), BestScore("loss", -1.5, 5), {"text": "ab12", "tokens": 31}),
@@ -61,10 +63,10 @@ def test_all_metadata_come_back_as_they_were_written(run_dir):
 
 @pytest.mark.parametrize(
     ("number", "found", "writer"),
-    [(None, 1, "an earlier"), (3, 3, "an earlier"), (5, 5, "another"), ([], [], "another")],
+    [(None, 1, "an earlier"), (4, 4, "an earlier"), (6, 6, "another"), ([], [], "another")],
 )
 def test_another_format_is_refused_in_one_line_at_load_and_at_resume(run_dir, capsys, number, found, writer):
-    assert FORMAT == 4
+    assert FORMAT == 5
     rewrite(run_dir, lambda meta: {"step": 5, "val_score": -1.5} | ({} if number is None else {"format": number}))
     ways = {
         "load": lambda: tj.load(run_dir),
@@ -77,7 +79,7 @@ def test_another_format_is_refused_in_one_line_at_load_and_at_resume(run_dir, ca
             refuse()
         assert str(error.value) == (
             f"{run_dir}/checkpoints/5/meta: was written by {writer} version of transformer_jax (checkpoint format "
-            f"{found}, this version reads 4). Train again, or use that version."
+            f"{found}, this version reads 5). Train again, or use that version."
         ), way
     assert capsys.readouterr().err == ""  # the checkpoint is undamaged: no warning, and no other one is tried
 
@@ -85,7 +87,7 @@ def test_another_format_is_refused_in_one_line_at_load_and_at_resume(run_dir, ca
 VALUES = (None, True, -1, 7.5, "x", [], [1], {}, {"x": 1}, {"kind": []}, {"kind": "gpt", "config": 3})
 OF_OTHERS = ("hf_config.config", "hf_config.generation", "training.config")  # only their type is checked here
 ANY_NAMES = ("param_dtypes", "versions", "training.fingerprint")
-OPTIONAL = ("tokenizer", "hf_config", "training", "val_score", "training.best.score")
+OPTIONAL = ("adapter", "tokenizer", "hf_config", "training", "val_score", "training.best.score")
 OF_ANOTHER_TYPE = {*((name, None) for name in OPTIONAL), ("val_score", -1), ("training.best.score", -1)}  # allowed
 
 
@@ -132,6 +134,7 @@ def test_metadata_with_a_wrong_field_are_refused_in_one_line_that_names_it():
         ),
         (lambda meta: meta | {"problem_type": "no"}, "problem_type='no': unknown. Choose one of: single_label_clas"),
         (lambda meta: meta | {"problem_type": ""}, "problem_type='': unknown. Choose one of: single_label_clas"),
+        (lambda meta: meta | {"adapter": {"kind": "no", "rank": 3, "layers": []}}, "adapter.kind='no': unknown. Cho"),
         (lambda meta: meta | {"model": {"kind": "classifier"}}, "model.num_classes: is missing, and a Seq"),
         (lambda meta: meta | {"model": {"kind": "seq2seq"}}, "model.encoder: is missing."),
         (lambda meta: meta | {"model": {"kind": "gpt", "config": {"d_modle": 3}}}, "Did you mean model.d_model?"),

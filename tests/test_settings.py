@@ -126,6 +126,8 @@ def variants(files):
         "causal_lm, documents": text | {"data.documents": "lines", "model.positions": "t5"},
         "causal_lm, documents of tfds": tfds | {"data.documents": "files"},
         "causal_lm, init_from": text | {"train.init_from": str(FIXTURES / "gpt2")},
+        "causal_lm, lora": text | {"train.init_from": str(FIXTURES / "gpt2"), "adapter.kind": "lora"},
+        "causal_lm, ia3": text | {"train.init_from": str(FIXTURES / "gpt2"), "adapter.kind": "ia3"},
         "masked_lm": text | {"tokenizer.kind": "byte"} | longrope,
         "masked_lm, tfds": tfds,
         "spans": text | yarn,

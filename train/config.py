@@ -9,6 +9,7 @@ import re
 
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError, choose
+from transformer_jax.models.adapters import KINDS
 from transformer_jax.schema import check_32_bits, config_fields, from_dict, setting
 
 from .ignored_settings import check_settings_are_read
@@ -129,13 +130,53 @@ class OptimizerConfig:
                 raise UserError(f"optimizer.{name}={getattr(self, name)}: must be at least 0 and below 1.")
         if not 0 < self.layer_decay <= 1:
             raise UserError(f"optimizer.layer_decay={self.layer_decay}: must be above 0 and at most 1. Take 0.9.")
-        for pattern in filter(None, self.freeze.split(",")):
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise UserError(f"optimizer.freeze: {pattern!r} is not a regular expression ({error}).") from error
+        check_patterns("optimizer.freeze", self.freeze)
         if not 0 <= self.final_lr_fraction <= 1:
             raise UserError(f"optimizer.final_lr_fraction={self.final_lr_fraction}: must lie between 0 and 1.")
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterConfig:
+    """Adapter that is trained in place of the parameters of a pre-trained model."""
+
+    kind: str = setting(
+        "", "lora | dora | ia3: trained in place of the parameters of train.init_from; empty: no adapter"
+    )
+    rank: int = setting(8, "kind=lora, dora: rank of the change of a kernel")
+    alpha: float = setting(16.0, "kind=lora, dora: the change is multiplied by alpha / rank")
+    rslora: bool = setting(False, "kind=lora, dora: multiply by alpha / sqrt(rank) instead (Kalajdzievski 2023)")
+    where: str = setting(
+        "",
+        "linear layers to adapt: attention, all-linear (both in the blocks) or regular expressions of their names, "
+        "separated by commas; empty: attention; for ia3 key, value and the second feed-forward layer",
+    )
+    dropout: float = setting(0.0, "kind=lora, dora: share of the inputs of the adapter that are dropped in training")
+    full: str = setting(
+        "",
+        "parameters that are trained in full beside the adapter: regular expressions of their names; the head of a "
+        "classifier or tagger always is",
+    )
+
+    def __post_init__(self):
+        if self.kind:
+            choose(KINDS, self.kind, "adapter.kind")
+        if self.rank < 1:
+            raise UserError(f"adapter.rank={self.rank}: must be at least 1. Take 8.")
+        if self.alpha <= 0:
+            raise UserError(f"adapter.alpha={self.alpha}: must be above 0. Take 16.")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"adapter.dropout={self.dropout}: must be at least 0 and below 1. Take 0.1.")
+        check_patterns("adapter.where", self.where)
+        check_patterns("adapter.full", self.full)
+
+
+def check_patterns(name: str, patterns: str) -> None:
+    """Check regular expressions with commas between them. Raises UserError that names the first that is none."""
+    for pattern in filter(None, patterns.split(",")):
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(f"{name}: {pattern!r} is not a regular expression ({error}).") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,11 +274,12 @@ class Config:
     tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    adapter: AdapterConfig = dataclasses.field(default_factory=AdapterConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
 
     def __post_init__(self):
-        for section in ("tokenizer", "optimizer", "train", "checkpoint"):
+        for section in ("tokenizer", "optimizer", "adapter", "train", "checkpoint"):
             check_32_bits(getattr(self, section), f"{section}.")
         fields = config_fields(Config)
         settings = {}

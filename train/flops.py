@@ -9,6 +9,8 @@ from transformer_jax.config import TransformerConfig
 from transformer_jax.inference.memory import si
 from transformer_jax.models import Params, Seq2SeqConfig, merge_params
 
+MATRICES = ("kernel", "lora_in", "lora_out")  # names of the weights of matrix products
+
 
 def count_params(tree: Any) -> int:
     """Count the numbers in a pytree of arrays or shapes."""
@@ -28,7 +30,7 @@ def flops_per_token(params: Params, config: TransformerConfig | Seq2SeqConfig) -
     multiplying with it does. For a Seq2Seq, a token is one token of each side; cross-attention is not counted.
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    weights = sum(math.prod(leaf.shape) for path, leaf in leaves if path[-1].key == "kernel")
+    weights = sum(math.prod(leaf.shape) for path, leaf in leaves if path[-1].key in MATRICES)
     decoder = config.decoder
     if decoder.tie_embeddings:
         weights += decoder.vocab_size * decoder.d_model

@@ -49,6 +49,8 @@ YARN = ROTARY | {"model.rope_scaling": one_of("yarn")}
 LONGROPE = ROTARY | {"model.rope_scaling": one_of("longrope")}
 IN_PARTS = ROTARY | {"model.rope_scaling": one_of("llama3", "yarn")}  # scalings that keep short wavelengths
 INIT_FROM = {"train.init_from": SET}
+ADAPTER = {"adapter.kind": one_of("lora", "dora", "ia3")}
+LORA = {"adapter.kind": one_of("lora", "dora")}
 
 CONDITIONS: dict[str, tuple[Alternative, ...]] = {
     "data.path": ({"data.source": one_of("text", "parallel", "labelled", "tagged", "tfds")},),
@@ -79,6 +81,14 @@ CONDITIONS: dict[str, tuple[Alternative, ...]] = {
     "optimizer.muon_lr": (MUON,),
     "optimizer.muon_steps": (MUON,),
     "optimizer.final_lr_fraction": ({"optimizer.schedule": one_of("warmup_cosine", "warmup_linear")},),
+    "optimizer.freeze": ({"adapter.kind": one_of("")},),  # with an adapter all others are
+    "adapter.kind": (INIT_FROM,),
+    "adapter.rank": (LORA,),
+    "adapter.alpha": (LORA,),
+    "adapter.rslora": (LORA,),
+    "adapter.dropout": (LORA,),
+    "adapter.where": (ADAPTER,),
+    "adapter.full": (ADAPTER,),
     "train.resize_vocab": (INIT_FROM,),
     "train.resize_positions": (INIT_FROM,),
     "train.batch_size": ({"train.batch_tokens": one_of(0)},),

@@ -12,7 +12,7 @@ from transformer_jax.config import NO_LIMIT, TransformerConfig
 from transformer_jax.errors import UserError
 from transformer_jax.models import Encoder, Model, Params, Seq2SeqConfig, SequenceClassifier, TokenTagger, path_names
 from transformer_jax.pretrained import open_run
-from transformer_jax.run import Run, generation_defaults_of
+from transformer_jax.run import Run, generation_defaults_of, merge_adapter
 from transformer_jax.tokenizers import BOS_ID, Tokenizer
 
 from .config import TrainConfig
@@ -166,7 +166,7 @@ def load_init_from(config: TrainConfig, meta: CheckpointMeta | None) -> InitFrom
         )
     if not config.init_from:
         return InitFrom()
-    run = open_run(config.init_from)
+    run = merge_adapter(open_run(config.init_from))
     return InitFrom(
         run=run,
         tokenizer=run.tokenizer,
@@ -179,7 +179,10 @@ def load_init_from(config: TrainConfig, meta: CheckpointMeta | None) -> InitFrom
 
 
 def load_pretrained_params(
-    init_from: InitFrom, create: Callable[[jax.Array], Params], key: jax.Array
+    init_from: InitFrom,
+    create: Callable[[jax.Array], Params],
+    key: jax.Array,
+    is_trained: Callable[[str], bool] = lambda name: True,
 ) -> tuple[Params, str]:
     """Return the pre-trained parameters, as float32; those that the pre-trained model lacks get random values.
 
@@ -188,16 +191,23 @@ def load_pretrained_params(
 
     Args:
       create: creates all parameters at random from `key`.
+      is_trained: tells for the name of a parameter; one that is not trained must be pre-trained.
     Returns:
       The parameters, and a line that lists which of them are new and which pre-trained ones were not used.
     Raises:
-      UserError: a parameter has another shape than the pre-trained one.
+      UserError: a parameter has another shape than the pre-trained one, or would stay at random values.
     """
     assert init_from.run is not None, "the caller asks for the parameters of a pre-trained model"
     of_run = init_from.run.params
     pretrained = _by_name({"encoder": of_run} if isinstance(init_from.run.model, Encoder) else of_run)
     shapes = jax.eval_shape(create, key)
     fits = {name: _fit(name, leaf, pretrained, init_from) for name, leaf in _by_name(shapes).items()}
+    untrained = ["/".join(name) for name, fit in fits.items() if fit != "equal" and not is_trained("/".join(name))]
+    if untrained:
+        raise UserError(
+            f"adapter.kind: {', '.join(untrained):.300} would keep random values: train.init_from does not have "
+            "them in this shape. Name them in adapter.full, to train them beside the adapter."
+        )
     random = _create_some(create, key, {name for name, fit in fits.items() if fit != "equal"})
 
     def load(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:

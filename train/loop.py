@@ -17,8 +17,10 @@ from transformer_jax.checkpoints.meta import CheckpointMeta
 from transformer_jax.checkpoints.store import Checkpoints, abstract
 from transformer_jax.errors import RunError
 from transformer_jax.models import Model, Params, init_params
+from transformer_jax.models.adapters import with_adapter
 
 from . import flops, resume, run_directory
+from .adapters import adapter_spec, first_adapter, is_trained, split_trained
 from .calls import Call, choose_steps_per_call, read_calls
 from .config import Config
 from .early_stopping import best_of
@@ -26,7 +28,7 @@ from .evaluation import BrokenOff, breaking_off
 from .initialization import InitFrom, load_init_from, load_pretrained_params
 from .memory import check_training_memory
 from .metrics import MetricsLog
-from .optimizer import make_optimizer, make_schedule, split_frozen
+from .optimizer import make_optimizer, make_schedule
 from .parallel import Jit, Pmap, make_parallel
 from .plot import draw_loss
 from .saving import Saver
@@ -201,6 +203,7 @@ def build_parallel(
         max_consecutive_skips=config.train.max_consecutive_skips,
         log_every=config.train.log_every,
         ema_decay=config.train.ema_decay,
+        adapter_dropout=config.adapter.dropout,
     )
     # With train.batch_tokens the sampler chooses a number of rows that devices and micro-batches divide.
     rows = 0 if config.train.batch_tokens else config.train.batch_size // config.train.accumulation
@@ -217,15 +220,19 @@ def init_state(
       The state, and a note on which parameters are pre-trained ("" if none).
     """
     create_params = functools.partial(init_params, model)
+    key = jax.random.key(config.train.seed)
+    spec = adapter_spec(model, config.adapter)
 
     def create(params: Params) -> TrainState:
-        trained, frozen = split_frozen(params, config.optimizer.freeze)
+        layers = first_adapter(model, spec, config.adapter, key) if spec else {}
+        trained, frozen = split_trained(with_adapter(params, layers), config, model)
         return create_state(trained, optimizer, config.train.ema_decay > 0, frozen)
 
-    key = jax.random.key(config.train.seed)
     if init_from.run is None:
         return jax.jit(lambda key: create(create_params(key)))(key), ""
-    params, note = load_pretrained_params(init_from, create_params, key)
+    params, note = load_pretrained_params(
+        init_from, create_params, key, is_trained(config.adapter, model) if spec else lambda name: True
+    )
     return jax.jit(create)(params), note
 
 

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from transformer_jax.inference.memory import check_memory
-from transformer_jax.models import parameter_shapes
+from transformer_jax.models.adapters import all_shapes
 
+from .adapters import adapter_spec, split_trained
 from .config import Config
 from .flops import count_params, num_bytes
-from .optimizer import make_optimizer, split_frozen
+from .optimizer import make_optimizer
 from .state import create_state
 from .tasks.base import Task
 
@@ -26,8 +27,8 @@ def check_training_memory(config: Config, task: Task) -> None:
     """
     optimizer = make_optimizer(config.optimizer, config.train.num_steps)
     create = functools.partial(create_state, optimizer=optimizer, has_ema=config.train.ema_decay > 0)
-    shapes = parameter_shapes(task.model)
-    trained, frozen = split_frozen(shapes, config.optimizer.freeze)
+    shapes = all_shapes(task.model, adapter_spec(task.model, config.adapter))
+    trained, frozen = split_trained(shapes, config, task.model)
     state = num_bytes(jax.eval_shape(create, trained)) + num_bytes((trained, frozen))
     check_memory(
         state,

@@ -53,16 +53,19 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     return schedule(dataclasses.replace(config, warmup_steps=warmup_steps), num_steps)
 
 
+DECAYED = ("kernel", "embedding", "lora_in", "lora_out")
+
+
 def is_decayed(params: Params) -> Params:
-    """Return a mask for weight decay: True for kernels and embeddings, False for biases and norms."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path_names(path)[-1] in ("kernel", "embedding"), params)
+    """Return a mask for weight decay: True for kernels, embeddings and LoRA's matrices, False for biases and norms."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path_names(path)[-1] in DECAYED, params)
 
 
 def muon_dimensions(params: Params) -> Params:
     """Return the axes that Muon uses as rows and columns of each parameter; None: the parameter goes to AdamW.
 
-    Muon is for the matrices between activations. Embeddings, the output projection, norms and biases go to AdamW
-    (Jordan 2024). By default optax would send three-dimensional kernels to AdamW and embeddings to Muon.
+    Muon is for the matrices between activations. Embeddings, the output projection, norms, biases and adapters go to
+    AdamW (Jordan 2024). By default optax would send three-dimensional kernels to AdamW and embeddings to Muon.
     """
 
     def dimensions(path, leaf):

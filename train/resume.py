@@ -8,7 +8,6 @@ from transformer_jax.checkpoints.meta import CheckpointMeta
 from transformer_jax.checkpoints.store import CheckpointError, Checkpoints
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
-from transformer_jax.models import parameter_shapes
 from transformer_jax.schema import config_fields
 
 from .config import Config
@@ -49,7 +48,7 @@ def last_checkpoint(checkpoints: Checkpoints) -> CheckpointMeta | None:
     if checkpoints.is_empty():
         return None
     meta = checkpoints.meta(checkpoints.find("latest"))
-    checkpoints.check_arrays(meta.step, parameter_shapes(meta.model))
+    checkpoints.check_arrays(meta.step, checkpoints.shapes(meta.step))
     return meta
 
 

@@ -12,6 +12,7 @@ from transformer_jax.checkpoints.meta import CheckpointMeta, TrainingMeta
 from transformer_jax.checkpoints.store import Checkpoints
 from transformer_jax.errors import RunError
 
+from .adapters import adapter_spec
 from .config import Config
 from .early_stopping import BestTracker
 from .metrics import MetricsLog
@@ -33,6 +34,7 @@ class Saver:
         self._log = log
         self._config = config
         self._task = task
+        self._adapter = adapter_spec(task.model, config.adapter)
 
     def save(self, state: TrainState, step: int, score: float | None, best: BestTracker) -> None:
         """Start to save the state after `step`, whose evaluation had this `score`.
@@ -70,6 +72,7 @@ class Saver:
             separator=task.separator,
             problem_type=task.problem_type,
             hf_config=task.hf_config,
+            adapter=self._adapter,
             val_score=score,
             training=TrainingMeta(dataclasses.asdict(self._config), best, task.fingerprint),
         )

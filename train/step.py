@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from transformer_jax.models import Params, merge_params
+from transformer_jax.models.adapters import variables_of
 
 from .state import LossAccumulator, TrainState
 
@@ -31,6 +32,7 @@ def train_step(
     max_consecutive_skips: int,
     log_every: int,
     ema_decay: float = 0.0,
+    adapter_dropout: float = 0.0,
     axis_name: str | None = None,
 ) -> TrainState:
     """Training step: gradient of the mean loss over the batch, then the optimizer's update.
@@ -49,13 +51,14 @@ def train_step(
       log_every: the loss accumulator restarts at 0 after every step that is a multiple of this.
       ema_decay: decay of the moving average of the parameters, if the state has one. Smaller in the first steps, at
         most (1 + step) / (10 + step), so that the initial values are soon forgotten.
+      adapter_dropout: share of the inputs of LoRA's first matrices that are dropped.
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)  # dropout: a function of seed and step alone
     if axis_name:
         key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
 
     def micro_batch_loss(params, micro_batch, key):
-        variables = {"params": merge_params(params, state.frozen)}
+        variables = variables_of(merge_params(params, state.frozen), adapter_dropout)
         apply = functools.partial(model.apply, variables, rngs={"dropout": key})
         loss_sum, weight_sum, _ = loss_fn(apply, micro_batch, deterministic=False)
         return loss_sum, weight_sum
@@ -117,5 +120,5 @@ def eval_step(
     params: Params, batch: Batch, *, model: nn.Module, loss_fn: Callable, axis_name: str | None = None
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
     """Evaluation step without dropout: sums of losses, weights and the loss function's counts over one batch."""
-    sums = loss_fn(functools.partial(model.apply, {"params": params}), batch)
+    sums = loss_fn(functools.partial(model.apply, variables_of(params)), batch)
     return jax.lax.psum(sums, axis_name) if axis_name else sums

@@ -11,15 +11,8 @@ from transformer_jax.checkpoints.store import CheckpointError, Checkpoints, abst
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
 from transformer_jax.huggingface.generation_defaults import read_generation_defaults
-from transformer_jax.models import (
-    Model,
-    Params,
-    Seq2SeqConfig,
-    check_problem_type,
-    default_problem_type,
-    parameter_shapes,
-)
-from transformer_jax.models.adapters import merge
+from transformer_jax.models import Model, Params, Seq2SeqConfig, check_problem_type, default_problem_type
+from transformer_jax.models.adapters import ADAPTERS, merge, variables_of, with_adapter
 from transformer_jax.sampling import GenerationDefaults
 from transformer_jax.tokenizers import Tokenizer
 from transformer_jax.tokenizers.pretrained import missing_tokenizer, read_tokenizer
@@ -50,7 +43,7 @@ class Run:
     @property
     def variables(self) -> Params:
         """The variables of the model, for `apply`: parameters, and the adapter if there is one."""
-        return {"params": self.params} | ({"adapters": self.adapter} if self.adapter else {})
+        return variables_of(with_adapter(self.params, self.adapter))
 
     @property
     def text_tokenizer(self) -> Tokenizer:
@@ -89,14 +82,16 @@ def _read(checkpoints: Checkpoints, average: int, steps: list[int]) -> Run:
             f"average={average}: there are only {len(steps)} checkpoints. Train with checkpoint.keep={average} or more."
         )
     meta = checkpoints.meta(steps[0])
-    shapes = parameter_shapes(meta.model)
+    shapes = checkpoints.shapes(steps[0])
     for step in steps:
         checkpoints.check_arrays(step, shapes)
     template = abstract(_with_dtypes(shapes, meta.param_dtypes))
     params = [checkpoints.restore_params(step, template) for step in sorted(steps)]
+    mean = jax.tree.map(lambda *leaves: sum(leaves) / average, *params) if average else params[0]
+    variables = variables_of(mean)
     return Run(
         meta.model,
-        jax.tree.map(lambda *leaves: sum(leaves) / average, *params) if average else params[0],
+        variables["params"],
         meta.tokenizer,
         meta.model.config,
         steps[0],
@@ -106,6 +101,7 @@ def _read(checkpoints: Checkpoints, average: int, steps: list[int]) -> Run:
         lowercase=meta.lowercase,
         separator=meta.separator,
         problem_type=meta.problem_type,
+        adapter=variables.get(ADAPTERS, {}),
     )
 
 

@@ -12,6 +12,7 @@ from sacrebleu.metrics import BLEU, CHRF
 from transformer_jax.errors import UserError
 from transformer_jax.inference import predict
 from transformer_jax.inference.translate import translate
+from transformer_jax.models.adapters import with_adapter
 from transformer_jax.run import Run
 
 from .. import losses
@@ -203,7 +204,7 @@ def causal_lm(run: Run, config: Config, split: str, options: Options) -> Score:
         loss_fn = paired(loss_fn)
         batches = with_floor(batches, floor)
     step = jax.jit(functools.partial(eval_step, model=run.model, loss_fn=loss_fn))
-    values = evaluate(step, run.params, batches())
+    values = evaluate(step, with_adapter(run.params, run.adapter), batches())
     return Score(values | text_metrics(values["loss"], corpus.val_bytes_per_token if split == "val" else None))
 
 
@@ -215,4 +216,4 @@ def validation_metrics(run: Run, config: Config, split: str, options: Options) -
     own = dataclasses.replace(own, lowercase=run.lowercase)
     task = load_task(config, own)
     step = jax.jit(functools.partial(eval_step, model=run.model, loss_fn=task.loss_fn))
-    return Score(task.evaluate(step, run.params))
+    return Score(task.evaluate(step, with_adapter(run.params, run.adapter)))

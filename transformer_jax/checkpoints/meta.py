@@ -8,10 +8,11 @@ from typing import TypeVar
 
 from transformer_jax.errors import UserError, choose
 from transformer_jax.models import Model, check_problem_type, describe_model, make_model
+from transformer_jax.models.adapters import KINDS, AdapterSpec
 from transformer_jax.schema import typed, unknown_field
 from transformer_jax.tokenizers import Tokenizer, tokenizer_from_dict
 
-FORMAT = 4  # of the JSON: 1 to 3 had other fields
+FORMAT = 5  # of the JSON: 1 to 4 had other fields
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _DTYPES = ("float32", "bfloat16", "float16")  # of parameters
@@ -56,6 +57,7 @@ class CheckpointMeta:
     separator: str = " "  # between the words that a tagger reads
     problem_type: str = ""  # of a classification head: one of models.PROBLEM_TYPES; "": there is none
     hf_config: HuggingFaceConfig | None = None  # None: not from a Hugging Face folder
+    adapter: AdapterSpec | None = None  # beside the parameters; None: there is none
     frozen: str = ""  # seal of the run's frozen parameters, which are not in this checkpoint; "": it has all
     param_dtypes: dict[str, str] = dataclasses.field(default_factory=dict)  # by tree path; those that are not float32
     val_score: float | None = None  # larger is better; None: this step was not evaluated
@@ -74,6 +76,7 @@ class CheckpointMeta:
             "separator": self.separator,
             "problem_type": self.problem_type,
             "hf_config": dataclasses.asdict(self.hf_config) if self.hf_config else None,
+            "adapter": dataclasses.asdict(self.adapter) if self.adapter else None,
             "frozen": self.frozen,
             "param_dtypes": self.param_dtypes,
             "val_score": self.val_score,
@@ -106,6 +109,7 @@ class CheckpointMeta:
             separator=read.value("separator", _string),
             problem_type=problem_type,
             hf_config=read.optional("hf_config", _hf_config),
+            adapter=read.optional("adapter", _adapter),
             frozen=read.value("frozen", _string),
             param_dtypes=read.mapping("param_dtypes", _dtype),
             val_score=read.optional("val_score", _number),
@@ -203,6 +207,13 @@ def _string_or_int(name: str, value: object) -> str | int:
 def _hf_config(name: str, value: object) -> HuggingFaceConfig:
     read = _Reader(HuggingFaceConfig, value, path=name)
     return HuggingFaceConfig(read.value("config", _plain_dict), read.value("generation", _plain_dict))
+
+
+def _adapter(name: str, value: object) -> AdapterSpec:
+    read = _Reader(AdapterSpec, value, path=name)
+    kind = read.value("kind", _string)
+    choose(KINDS, kind, f"{name}.kind")
+    return AdapterSpec(kind, read.whole_number("rank"), tuple(read.value("layers", _strings)))
 
 
 def _training(name: str, value: object) -> TrainingMeta:

@@ -32,6 +32,7 @@ from transformer_jax.checkpoints.seal import SEAL, commit, free_name, make_folde
 from transformer_jax.errors import RunError, UserError, system_reason, warn
 from transformer_jax.files import check_no_link
 from transformer_jax.models import Params, merge_params, split_params
+from transformer_jax.models.adapters import all_shapes
 
 
 class _SealedFolder(ocp.path.atomicity.CommitFileTemporaryPath):
@@ -73,6 +74,19 @@ class Checkpoints(CheckpointFolder):
             fix = "" if str(error).startswith("was written by") else " Choose another with checkpoint=<step>."
             raise CheckpointError(f"{file}: {error}{fix}") from error
         return meta
+
+    def shapes(self, step: int) -> Params:
+        """Shapes of the parameters and the adapter of a checkpoint, by its metadata.
+
+        Raises:
+          CheckpointError: its metadata are malformed, or its adapter does not fit its model.
+        """
+        meta = self.meta(step)
+        try:
+            return all_shapes(meta.model, meta.adapter)
+        except UserError as error:
+            fix = "Choose another with checkpoint=<step>."
+            raise CheckpointError(f"{self._path(step) / 'meta'}: {error} {fix}") from error
 
     def check_arrays(self, step: int, params: object) -> None:
         """Check that the parameters of a checkpoint, with the frozen ones, have the names and shapes of a tree's.

@@ -1,9 +1,108 @@
-"""Adapters of a whole model: a tree of layers, as nn/adapters.py describes them, merged into its parameters."""
+"""Adapters of a whole model: their layers and shapes, beside its parameters or merged into them.
 
+In training and in checkpoints one tree has both: the parameters, and under the name ADAPTERS the layers that
+nn/adapters.py describes.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
 import jax.numpy as jnp
 
-from transformer_jax.models import Params
+from transformer_jax.errors import UserError, choose
+from transformer_jax.models import Model, Params, parameter_shapes, path_names
 from transformer_jax.nn.adapters import merge_weight
+from transformer_jax.nn.layers import num_input_axes
+
+ADAPTERS = "adapters"  # collection of a model's variables, and name beside its parameters; no module is called so
+
+# kind -> arrays of a layer by their axes: "in", "out", "rank", or 1. IA3 has one of its two, see `layer_shapes`.
+KINDS: dict[str, dict[str, tuple[str, ...]]] = {
+    "lora": {"lora_in": ("in", "rank"), "lora_out": ("rank", "out"), "scale": ("one",)},
+    "dora": {"lora_in": ("in", "rank"), "lora_out": ("rank", "out"), "scale": ("one",), "magnitude": ("out",)},
+    "ia3": {"ia3_in": ("in",), "ia3_out": ("out",)},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterSpec:
+    """Kind, rank and layers of an adapter: with the model, all that the shapes of its arrays follow from."""
+
+    kind: str  # one of KINDS
+    rank: int  # 0: the kind has none
+    layers: tuple[str, ...]  # "stack/block_0/attention/query"
+
+
+def linear_layers(model: Model) -> dict[str, tuple[int, int]]:
+    """Linear layers of a model, "stack/block_0/attention/query", with their numbers of inputs and of outputs."""
+    layers = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(parameter_shapes(model)):
+        *modules, last = names = path_names(path)
+        if last == "kernel":
+            num_in = num_input_axes(names, leaf.ndim)
+            layers["/".join(modules)] = math.prod(leaf.shape[:num_in]), math.prod(leaf.shape[num_in:])
+    return layers
+
+
+def layer_shapes(name: str, spec: AdapterSpec, fan_in: int, fan_out: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of the arrays of one layer. IA3 scales the inputs of the second feed-forward layer, else outputs."""
+    sizes = {"in": fan_in, "out": fan_out, "rank": spec.rank, "one": 1}
+    arrays = choose(KINDS, spec.kind, "adapter.kind")
+    if spec.kind == "ia3":
+        chosen = "ia3_in" if name.endswith("/down") else "ia3_out"
+        arrays = {chosen: arrays[chosen]}
+    elif not 1 <= spec.rank <= min(fan_in, fan_out):
+        raise UserError(
+            f"adapter.rank={spec.rank}: must be at least 1, and at most {min(fan_in, fan_out)}, the smaller side of "
+            f"{name:.200} with {fan_in} inputs and {fan_out} outputs."
+        )
+    return {leaf: jax.ShapeDtypeStruct(tuple(sizes[axis] for axis in axes), "float32") for leaf, axes in arrays.items()}
+
+
+def adapter_shapes(model: Model, spec: AdapterSpec) -> Params:
+    """Shapes of an adapter's arrays, as a tree.
+
+    Raises:
+      UserError: an unknown kind, a layer that the model does not have, a rank that is larger than a layer.
+    """
+    known = linear_layers(model)
+    shapes: Params = {}
+    for name in spec.layers:
+        if name not in known:
+            raise UserError(f"adapter: the model has no linear layer {name!r:.200}.")
+        *modules, last = name.split("/")
+        tree = functools.reduce(lambda tree, module: tree.setdefault(module, {}), modules, shapes)
+        tree[last] = layer_shapes(name, spec, *known[name])
+    return shapes
+
+
+def all_shapes(model: Model, spec: AdapterSpec | None) -> Params:
+    """Shapes of a model's parameters and, under ADAPTERS, of its adapter; errors as `adapter_shapes`."""
+    return with_adapter(parameter_shapes(model), adapter_shapes(model, spec) if spec else {})
+
+
+def with_adapter(params: Params, layers: Params) -> Params:
+    """One tree of parameters and adapter; the inverse of `variables_of`."""
+    return {**params, ADAPTERS: layers} if layers else params
+
+
+def variables_of(params: Params, dropout: float = 0.0) -> Params:
+    """The variables of a model, for `apply`, from a tree that may hold an adapter.
+
+    Args:
+      dropout: in training, the share of the inputs of `lora_in` that are dropped.
+    """
+    if ADAPTERS not in params:
+        return {"params": params}
+    layers = _with_dropout(params[ADAPTERS], dropout) if dropout else params[ADAPTERS]
+    return {"params": {name: child for name, child in params.items() if name != ADAPTERS}, ADAPTERS: layers}
+
+
+def _with_dropout(layers: Params, rate: float) -> Params:
+    nested = {name: _with_dropout(child, rate) if isinstance(child, dict) else child for name, child in layers.items()}
+    return nested | {"dropout": jnp.float32(rate)} if "lora_in" in nested else nested
 
 
 def merge(params: Params, layers: Params) -> Params:

@@ -7,6 +7,7 @@ The collection "adapters" of a model's variables has a dict at the path of every
     magnitude [out]                      DoRA (Liu et al. 2024, equation 5): column j of W' has magnitude[j] times the
                                          norm that it has in W
     ia3_in [in], ia3_out [out]           IA3 (Liu et al. 2022, section 3.3): factors of the inputs, or of the outputs
+    dropout []                           in training: the share of the inputs of lora_in that are dropped
 
 Axes are flat, as in Dense: D, or N * H. With `rows`, int32 [B], each array has an axis of adapters in front, and row b
 of the batch has adapter rows[b].
@@ -18,12 +19,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from transformer_jax.nn.dropout import keep_mask
+
 Adapter = Mapping[str, jax.Array]  # of one layer; {}: none
 
 
 def of_layer(module: nn.Module) -> Adapter:
-    """Return the adapter at the path of a module; {} if there is none."""
-    return module.variables.get("adapters", {})
+    """Return the adapter at the path of a module, with a key if it has dropout; {} if there is none."""
+    adapter: Adapter = module.variables.get("adapters", {})
+    return {**adapter, "dropout_key": module.make_rng("dropout")} if "dropout" in adapter else adapter
 
 
 def scale_inputs(adapter: Adapter, x: jax.Array, num_rows: int) -> jax.Array:
@@ -46,7 +50,7 @@ def add_low_rank(adapter: Adapter, x: jax.Array, y: jax.Array, kernel: jax.Array
     """Turn y = x W, [R, out], into x W' for inputs x [R, in] and the kernel W [in, out] of the layer."""
     if "lora_in" not in adapter:
         return y
-    x = x.astype(jnp.float32)
+    x = _drop(adapter, x.astype(jnp.float32))
     if "rows" in adapter:
         chosen = _rows(adapter, num_rows)
         low = jnp.einsum("btd,bdr->btr", x.reshape(num_rows, -1, x.shape[-1]), adapter["lora_in"][chosen])
@@ -58,6 +62,14 @@ def add_low_rank(adapter: Adapter, x: jax.Array, y: jax.Array, kernel: jax.Array
         factors = {**adapter, "magnitude": _column_factors(adapter, kernel)}
         out = out * _of_inputs(factors, "magnitude", len(x), num_rows)
     return out.astype(y.dtype)
+
+
+def _drop(adapter: Adapter, x: jax.Array) -> jax.Array:
+    """Dropout of the inputs of lora_in; the layer itself reads all of them (Hu et al. 2021, appendix D)."""
+    if "dropout" not in adapter:
+        return x
+    rate = adapter["dropout"]
+    return jnp.where(keep_mask(adapter["dropout_key"], rate, x.shape), x / (1.0 - rate), 0.0)
 
 
 def _column_factors(adapter: Adapter, kernel: jax.Array) -> jax.Array:

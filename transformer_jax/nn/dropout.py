@@ -23,7 +23,7 @@ def drop(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
     return jnp.where(keep_mask(key, rate, x.shape), x / (1.0 - rate), 0.0).astype(x.dtype)
 
 
-def keep_mask(key: jax.Array, rate: float, shape: tuple[int, ...]) -> jax.Array:
+def keep_mask(key: jax.Array, rate: float | jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Dropout mask, bool of `shape`, True with probability 1 - rate: a function of the key and each element's index.
 
     A hash of the index replaces JAX's generator, which costs five times as much on a CPU, more than the activations
@@ -37,6 +37,8 @@ def keep_mask(key: jax.Array, rate: float, shape: tuple[int, ...]) -> jax.Array:
         index += lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride % 2**32)
         stride *= shape[axis]
     bits = _mix(_mix(index + first) ^ second)
+    if isinstance(rate, jax.Array):
+        return bits >= (rate * 2.0**32).astype(jnp.uint32)
     return bits >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
 
 
