@@ -118,6 +118,30 @@ def dropout_mean():
     assert abs(np.mean(outs) - jax.jit(attend)(q, k, v).mean()) < 0.3
 
 
+def adapter():
+    """An adapter in training drops a share of its own inputs and scales up the others; its arrays fit its layer."""
+    names = ("nn.layers", "models.adapters", "errors")
+    layers, adapters, errors = (importlib.import_module(f"transformer_jax.{name}") for name in names)
+    params = {
+        "kernel": jnp.eye(64),
+        "adapters": {"lora_in": jnp.eye(64), "lora_out": jnp.eye(64), "scale": jnp.ones(1)},
+    }
+    x = jnp.ones((3, 17, 64))
+    variables = adapters.variables_of(params, 0.25)
+    out = layers.Dense((64,), use_bias=False).apply(variables, x, rngs={"dropout": jax.random.key(1)})
+    np.testing.assert_allclose(np.unique(out), [1.0, 1.0 + 4 / 3], rtol=1e-6)
+    assert abs(np.mean(out == 1.0) - 0.25) < 0.03
+    ia3 = adapters.AdapterSpec("ia3", 0, ())
+    for name, leaf, size in (("down", "ia3_in", 5), ("up", "ia3_out", 3)):
+        shapes = adapters.layer_shapes(f"block_0/feed_forward/{name}", ia3, 5, 3)
+        assert {key: shape.shape for key, shape in shapes.items()} == {leaf: (size,)}
+    try:
+        adapters.layer_shapes("up", adapters.AdapterSpec("lora", 4, ()), 5, 3)
+    except errors.UserError:
+        return
+    raise AssertionError("a rank of 4 was accepted for 3 outputs")
+
+
 def evaluation():
     model, params, _ = make("GPT", dropout_rate=0.5)
     tokens = np.arange(10).reshape(2, 5)

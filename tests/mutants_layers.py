@@ -36,6 +36,20 @@ MUTANTS_OF_LAYERS = {
         "_row_lengths(positions) >= config.rope_original_max_len",
         ("rope", {}),
     ),
+    "dropout of an adapter not rescaled": ("nn.adapters", "x / (1.0 - rate)", "x", ("adapter", {})),
+    "dropout of an adapter at every rate": ("nn.dropout", "(rate * 2.0**32)", "(rate * 2.0**31)", ("adapter", {})),
+    "rank of an adapter checked against one side": (
+        "models.adapters",
+        "1 <= spec.rank <= min(fan_in, fan_out)",
+        "1 <= spec.rank <= fan_in",
+        ("adapter", {}),
+    ),
+    "IA3 scales outputs of the second layer": (
+        "models.adapters",
+        '"ia3_in" if name.endswith("/down")',
+        '"ia3_in" if name.endswith("/up")',
+        ("adapter", {}),
+    ),
     "remat keeps everything": ("nn.blocks", 'if self.remat != "block":', "if True:", ("remat", {"kind": "block"})),
     "remat of attention keeps everything": (
         A,

@@ -223,6 +223,7 @@ def test_dropout_is_of_the_inputs_of_lora_in_alone_and_in_training_alone():
         ({"adapter.where": "c_attn"}, "'c_attn'.*There are: .*block_0/attention/query.*attention or all-linear"),
         ({"adapter.where": "embed"}, "no linear layer has 'embed'"),
         ({"adapter.where": "("}, r"adapter.where: '\(' is not a regular expression"),
+        ({"adapter.where": "attention,"}, "adapter.where='attention,': has an empty pattern"),
         ({"adapter.full": "nowhere"}, "adapter.full: no parameter has 'nowhere'"),
         ({"optimizer.freeze": "embed"}, "optimizer.freeze='embed': is read only with adapter.kind=''"),
         ({"adapter.kind": "ia3", "adapter.rank": 4}, "adapter.rank=4: is read only with adapter.kind=lora | dora"),

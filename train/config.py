@@ -172,7 +172,9 @@ class AdapterConfig:
 
 def check_patterns(name: str, patterns: str) -> None:
     """Check regular expressions with commas between them. Raises UserError that names the first that is none."""
-    for pattern in filter(None, patterns.split(",")):
+    for pattern in patterns.split(",") if patterns else ():
+        if not pattern:
+            raise UserError(f"{name}={patterns!r}: has an empty pattern, which fits all names. Remove a comma.")
         try:
             re.compile(pattern)
         except re.error as error:
