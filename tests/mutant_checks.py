@@ -7,6 +7,7 @@ import importlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+from helpers.adapter_checks import adapter_rows  # noqa: F401
 from helpers.answer_checks import answers  # noqa: F401
 from helpers.checkpoint_checks import checkpoint_folders  # noqa: F401
 from helpers.file_checks import files, folder_tokenizers  # noqa: F401

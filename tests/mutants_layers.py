@@ -120,6 +120,26 @@ MUTANTS_OF_LAYERS = {
         "Mask() if source else None",
         ("source", {}),
     ),
+    # Adapters in one batch
+    "LoRA beside DoRA normalized": (
+        "models.adapters",
+        '"magnitude": jnp.nan',
+        '"magnitude": 1.0',
+        ("adapter_rows", {}),
+    ),
+    "no IA3 is zero": ("models.adapters", '"ia3_out": 1.0', '"ia3_out": 0.0', ("adapter_rows", {})),
+    "adapters of beams interleaved": (
+        "nn.adapters",
+        "jnp.repeat(rows, num_rows // len(rows))",
+        "jnp.tile(rows, num_rows // len(rows))",
+        ("adapter_rows", {}),
+    ),
+    "adapters stay while texts are sorted": (
+        "inference.adapter_names",
+        "[run.adapter_rows[i] for i in indices]",
+        "list(run.adapter_rows[: len(indices)])",
+        ("adapter_rows", {}),
+    ),
     # Answers of heads
     "labels of a text compete": (
         "inference.predict",

@@ -16,7 +16,7 @@ from train.metrics import MetricsLog, bits_per_byte, read_metrics, text_metrics
 from train.plot import draw_loss
 from train.step import eval_step
 from transformer_jax.config import TransformerConfig
-from transformer_jax.inference.predict import perplexity
+from transformer_jax.inference.score import perplexity
 from transformer_jax.models import GPT
 
 NUMBERS = {

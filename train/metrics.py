@@ -14,7 +14,7 @@ import rich.progress
 
 from transformer_jax.errors import printable, warn
 from transformer_jax.files import check_is_file, write_text, writing
-from transformer_jax.inference.predict import perplexity
+from transformer_jax.inference.score import perplexity
 
 from . import entropy_floor
 from .tensorboard import EventFile

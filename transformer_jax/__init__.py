@@ -20,25 +20,27 @@ if TYPE_CHECKING:  # the names of _MODULES, for type checkers; at run time __get
     from transformer_jax.inference.generate import benchmark, complete, generate, prompt_text, stream
     from transformer_jax.inference.generate_tokens import Completion, generate_tokens
     from transformer_jax.inference.generation_config import GenerationConfig
-    from transformer_jax.inference.predict import classify, score, tag
+    from transformer_jax.inference.predict import classify, tag
     from transformer_jax.inference.quantize import quantize
+    from transformer_jax.inference.score import score
     from transformer_jax.inference.session import Session
     from transformer_jax.inference.translate import translate
-    from transformer_jax.pretrained import from_pretrained, load_adapter, open_run, save_pretrained
-    from transformer_jax.run import Run, load, merge_adapter, read_meta, save
+    from transformer_jax.pretrained import from_pretrained, load_adapter, open_run, save_adapter, save_pretrained
+    from transformer_jax.run import Run, choose_adapter, load, merge_adapter, read_meta, save
 
 __version__ = "0.2.0"
 
 _MODULES = {  # public name: the module that defines it
     **dict.fromkeys(("benchmark", "complete", "generate", "prompt_text", "stream"), "inference.generate"),
     **dict.fromkeys(("Completion", "generate_tokens"), "inference.generate_tokens"),
-    **dict.fromkeys(("classify", "score", "tag"), "inference.predict"),
+    **dict.fromkeys(("classify", "tag"), "inference.predict"),
+    "score": "inference.score",
     "attention_maps": "inference.attention_maps",
     "GenerationConfig": "inference.generation_config",
     "quantize": "inference.quantize",
     "translate": "inference.translate",
-    **dict.fromkeys(("from_pretrained", "load_adapter", "open_run", "save_pretrained"), "pretrained"),
-    **dict.fromkeys(("Run", "load", "merge_adapter", "read_meta", "save"), "run"),
+    **dict.fromkeys(("from_pretrained", "load_adapter", "open_run", "save_adapter", "save_pretrained"), "pretrained"),
+    **dict.fromkeys(("Run", "choose_adapter", "load", "merge_adapter", "read_meta", "save"), "run"),
     "logits": "inference.forward",
     "Session": "inference.session",
 }
@@ -53,6 +55,7 @@ __all__ = [
     "UserError",
     "attention_maps",
     "benchmark",
+    "choose_adapter",
     "classify",
     "complete",
     "from_pretrained",
@@ -68,6 +71,7 @@ __all__ = [
     "quantize",
     "read_meta",
     "save",
+    "save_adapter",
     "save_pretrained",
     "score",
     "stream",

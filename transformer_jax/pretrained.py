@@ -1,18 +1,21 @@
-"""Runs from Hugging Face folders and back: from_pretrained, load_adapter, save_pretrained; open_run for either kind."""
+"""Runs from Hugging Face folders and back: from_pretrained, load_adapter, save_adapter, save_pretrained, open_run."""
 
 import dataclasses
 import functools
 from pathlib import Path
 
+import jax
+
 from transformer_jax.checkpoints.meta import HuggingFaceConfig
-from transformer_jax.errors import UserError
-from transformer_jax.huggingface.files import Folder
+from transformer_jax.errors import UserError, printable
+from transformer_jax.huggingface.files import Folder, listed
 from transformer_jax.huggingface.peft import read_adapter
+from transformer_jax.huggingface.peft_save import SavedAdapter, write_adapter
 from transformer_jax.huggingface.pretrained import Pretrained, describe_folder, read_folder, read_labels
 from transformer_jax.huggingface.problem_types import read_problem_type
 from transformer_jax.huggingface.save import SavedModel, write_folder
-from transformer_jax.models import GPT, MaskedLM, SequenceClassifier, TokenTagger
-from transformer_jax.run import Run, check_savable, generation_defaults_of, load, merge_adapter
+from transformer_jax.models import GPT, MaskedLM, SequenceClassifier, TokenTagger, path_names
+from transformer_jax.run import Run, check_chosen, check_savable, generation_defaults_of, load, merge_adapter
 from transformer_jax.tokenizers.export import TextFormat, tokenizer_files, word_separator
 from transformer_jax.tokenizers.pretrained import read_tokenizer
 
@@ -36,23 +39,60 @@ def from_pretrained(folder: str | Path, adapter: str | Path = "") -> Run:
     return load_adapter(run, adapter) if adapter else run
 
 
-def load_adapter(run: Run, folder: str | Path) -> Run:
+def load_adapter(run: Run, folder: str | Path, name: str = "") -> Run:
     """Load a LoRA, DoRA or IA3 adapter, as PEFT saves it, beside the parameters of a run.
 
     The parameters stay as they are, but for those that the adapter holds in full: a new head, biases, rows of tokens.
 
+    Args:
+      name: one of several adapters, for texts that choose it by `adapter_names`; "": the only one, for all texts.
     Raises:
-      UserError: the run has an adapter already, or is not of a Hugging Face family; a file that is malformed, missing
-        or does not fit the model; a method that is not computed here.
+      UserError: the run has an adapter already, without a name or with the same, or is not of a Hugging Face family; a
+        file that is malformed, missing or does not fit the model; a method that is not computed here; with a name, an
+        adapter that holds parameters in full.
     """
-    if run.adapter:
+    if not isinstance(name, str):
+        raise UserError(f"name: must be a string, not of type {type(name).__name__}.")
+    if run.adapter or (run.adapters and not name):
         raise UserError(
-            f"adapter={str(folder)!r}: the run has one already. Merge that first, by tj.merge_adapter(run)."
+            f"adapter={str(folder)!r}: the run has one already. Merge that first, by tj.merge_adapter(run), or load "
+            "each by a name of its own, name=."
         )
+    if any(leaf.dtype == "int8" for leaf in jax.tree.leaves(run.params)):
+        raise UserError(f"adapter={str(folder)!r}: the run has int8 weights. Load it first, then tj.quantize(run).")
+    if name in run.adapters:
+        raise UserError(f"name={printable(name)!r:.80}: the run has an adapter of this name. Give another one.")
     adapted = read_adapter(folder, run.model, run.params, run.hf_config.config if run.hf_config else {})
+    before = {path_names(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(run.params)}
+    after = {path_names(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(adapted.params)}
+    whole = tuple("/".join(path) for path, leaf in after.items() if before.get(path) is not leaf)
+    if name and whole:  # all texts of a batch have the same parameters
+        raise UserError(
+            f"adapter={str(folder)!r}: replaces whole parameters ({listed(whole)}), so it cannot be one of several. "
+            "Load it alone, without name."
+        )
+    if name:
+        return dataclasses.replace(run, adapters={**run.adapters, name: adapted.layers})
     return dataclasses.replace(
-        run, model=adapted.model, config=adapted.model.config, params=adapted.params, adapter=adapted.layers
+        run,
+        model=adapted.model,
+        config=adapted.model.config,
+        params=adapted.params,
+        adapter=adapted.layers,
+        adapter_params=whole,
     )
+
+
+def save_adapter(run: Run, folder: str | Path) -> None:
+    """Write the adapter of a run alone, as a new folder that PEFT loads, and `load_adapter`.
+
+    Raises:
+      UserError: no adapter, or several by name; one that PEFT cannot express (the message names what is in the way);
+        the model is of no Hugging Face family; the folder exists or cannot be made.
+    """
+    check_chosen(run)
+    config = run.hf_config.config if run.hf_config else {}
+    write_adapter(folder, SavedAdapter(run.model, run.params, run.adapter, run.adapter_params, config, run.name))
 
 
 def _open(read: Pretrained, name: str) -> Run:

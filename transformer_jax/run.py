@@ -9,10 +9,10 @@ import jax
 from transformer_jax.checkpoints.meta import CheckpointMeta, HuggingFaceConfig
 from transformer_jax.checkpoints.store import CheckpointError, Checkpoints, abstract
 from transformer_jax.config import TransformerConfig
-from transformer_jax.errors import UserError
+from transformer_jax.errors import UserError, printable
 from transformer_jax.huggingface.generation_defaults import read_generation_defaults
 from transformer_jax.models import Model, Params, Seq2SeqConfig, check_problem_type, default_problem_type
-from transformer_jax.models.adapters import ADAPTERS, merge, variables_of, with_adapter
+from transformer_jax.models.adapters import ADAPTERS, merge, stack, variables_of, with_adapter, with_rows
 from transformer_jax.sampling import GenerationDefaults
 from transformer_jax.tokenizers import Tokenizer
 from transformer_jax.tokenizers.pretrained import missing_tokenizer, read_tokenizer
@@ -35,6 +35,9 @@ class Run:
     separator: str = " "  # between the words that a tagger reads; "" where it tags characters
     problem_type: str = ""  # of a classification head: one of models.PROBLEM_TYPES; "": by its number of outputs
     adapter: Params = dataclasses.field(default_factory=dict)  # beside the parameters: see nn/adapters.py; {}: none
+    adapters: dict[str, Params] = dataclasses.field(default_factory=dict)  # by name: adapter_names chooses, row by row
+    adapter_params: tuple[str, ...] = ()  # paths, "head/kernel", of parameters that are the adapter's own, in full
+    adapter_rows: tuple[int, ...] = ()  # of a batch whose rows have chosen: indices in `adapter`, which is stacked
 
     def __post_init__(self):
         object.__setattr__(self, "problem_type", self.problem_type or default_problem_type(self.model))
@@ -43,7 +46,14 @@ class Run:
     @property
     def variables(self) -> Params:
         """The variables of the model, for `apply`: parameters, and the adapter if there is one."""
-        return variables_of(with_adapter(self.params, self.adapter))
+        check_chosen(self)
+        adapter = with_rows(self.adapter, self.adapter_rows) if self.adapter_rows else self.adapter
+        return variables_of(with_adapter(self.params, adapter))
+
+    @functools.cached_property
+    def stacked_adapters(self) -> Params:
+        """The adapters by name as one tree, in order, after the model without any."""
+        return stack([{}, *self.adapters.values()])
 
     @property
     def text_tokenizer(self) -> Tokenizer:
@@ -121,15 +131,43 @@ def check_savable(run: Run) -> None:
         raise UserError("run: int8 weights cannot be saved. Save the run that was quantized.")
 
 
+def check_chosen(run: Run) -> None:
+    """Raise UserError for a run with adapters by name of which none is chosen."""
+    if run.adapters:
+        names = ", ".join(map(repr, run.adapters))
+        raise UserError(
+            f"adapter_names: the run has adapters by name: {names:.200}. Give the name of each row ('': none), where "
+            "the function takes adapter_names, or choose one for all by tj.choose_adapter(run, name)."
+        )
+
+
+def choose_adapter(run: Run, name: str) -> Run:
+    """Choose one of the adapters by name for all that the run does; "": none.
+
+    Raises:
+      UserError: no adapter of this name.
+    """
+    return dataclasses.replace(run, adapter=run.adapters[name] if check_name(run, name) else {}, adapters={})
+
+
+def check_name(run: Run, name: str) -> str:
+    """Check the name of an adapter of a run; "" is the model without one."""
+    if name and name not in run.adapters:
+        known = ", ".join(map(repr, run.adapters)) or "none; tj.load_adapter(run, folder, name=...) adds one"
+        raise UserError(f"adapter_names: {printable(name)!r:.80} is unknown. The run has: {known:.200}.")
+    return name
+
+
 def merge_adapter(run: Run) -> Run:
     """Merge the adapter of a run into its parameters: the same function, at the speed of a model without one.
 
     Raises:
-      UserError: the parameters that it changes are int8.
+      UserError: the parameters that it changes are int8; several adapters by name.
     """
+    check_chosen(run)
     if run.adapter and any(leaf.dtype == "int8" for leaf in jax.tree.leaves(run.params)):
         raise UserError("run: an adapter cannot be merged into int8 weights. Merge it first, then tj.quantize(run).")
-    return dataclasses.replace(run, params=merge(run.params, run.adapter), adapter={})
+    return dataclasses.replace(run, params=merge(run.params, run.adapter), adapter={}, adapter_params=())
 
 
 def save(run: Run, run_dir: str | Path) -> None:

@@ -108,7 +108,7 @@ def _generate(run: "Run", prompts: list[str], config: GenerationConfig) -> None:
             print(piece, end="", flush=True)
         print()
     else:
-        texts = tj.generate(run, prompts, **config.to_dict())
+        texts = tj.generate(run, prompts, None, **config.to_dict())
         _print_origin(run)
         print("\n---------------\n".join(texts))
         return

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax import sampling
+from transformer_jax.inference.adapter_names import of_texts
 from transformer_jax.inference.batching import bucket
 from transformer_jax.inference.engine import Engine
 from transformer_jax.inference.forward import step_function
@@ -54,8 +55,9 @@ class ContinuousEngine(Engine):
         num_idle = int(np.sum(self._index == NO_PROMPT))
         num_ended = min(num_idle + self._num_read, batch_size) if self._waiting else batch_size
         params = self._params_of(self._index)
+        step = step_function(of_texts(self.run, self._index))  # a row without a prompt has the last one's adapter
         self.state = sampling.decode_until_rows_end(
-            step_function(self.run), state, params, self._spec, np.int32(num_ended), np.int32(num_tokens)
+            step, state, params, self._spec, np.int32(num_ended), np.int32(num_tokens)
         )
         self._collect_rows(self.state)
 
@@ -76,7 +78,7 @@ class ContinuousEngine(Engine):
             indices = self._index[rows]
             texts = [self.prompts[i] for i in indices]
             prompts = padded_prompts(self.run, texts, bucket(max(map(len, texts)), self._capacity))
-            step = step_function(self.run)
+            step = step_function(of_texts(self.run, indices))
             state = sampling.read_into_rows(step, state, rows, prompts, self._params_of(indices), self._spec)
         return state
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from transformer_jax.errors import UserError
+from transformer_jax.inference.adapter_names import AdapterNames, choose_adapters
 from transformer_jax.models import Model, Params
 from transformer_jax.run import Run
 
@@ -42,6 +43,7 @@ def logits(
     *,
     target_is_token: ArrayLike | None = None,
     token_types: ArrayLike | None = None,
+    adapter_names: AdapterNames = None,
 ) -> jax.Array:
     """Compute the logits of a batch of token ids in one forward pass.
 
@@ -51,10 +53,11 @@ def logits(
       target: Seq2Seq only, [B, U] ints: the target shifted right, so that it begins with the decoder's start token.
       target_is_token: [B, U] bool, False for padding; None: no padding.
       token_types: [B, T] ints, for an encoder that has them.
+      adapter_names: for a run with adapters by name: one for all sequences, or one for each; "": none.
     Returns:
       float32: [B, T, V] (GPT, masked LM; [B, U, V] for a Seq2Seq), [B, T, tags], or [B, classes].
     Raises:
-      UserError: shapes that do not fit, ids outside the vocabulary, more tokens than max_len.
+      UserError: shapes that do not fit, ids outside the vocabulary, more tokens than max_len; an unknown adapter.
     """
     is_seq2seq = run.model.reads_source
     if is_seq2seq != (target is not None):
@@ -69,6 +72,7 @@ def logits(
     kwargs = {}
     if token_types is not None:
         kwargs["token_types"] = _check_ids("token_types", token_types, max(1, encoder.num_token_types))
+    run = choose_adapters(run, adapter_names, len(inputs[0]))
     return _apply(run.model, run.variables, (*inputs, *masks), kwargs)
 
 

@@ -8,6 +8,7 @@ from typing import overload
 import numpy as np
 
 from transformer_jax.errors import UserError
+from transformer_jax.inference.adapter_names import AdapterNames
 from transformer_jax.inference.batching import check_ids
 from transformer_jax.inference.engine import Engine
 from transformer_jax.inference.generate_tokens import Completion, check_generates_text, generate_tokens, make_engine
@@ -18,10 +19,13 @@ from transformer_jax.run import Run
 STREAM_SECONDS = 0.05  # target time between two pieces of a stream, however fast the model is
 
 
-def generate(run: Run, prompt: str | Sequence[str], **settings: object) -> str | list[str]:
+def generate(
+    run: Run, prompt: str | Sequence[str], adapter_names: AdapterNames = None, **settings: object
+) -> str | list[str]:
     """Continue one prompt or several of any lengths; a Seq2Seq generates the target of each.
 
     Args:
+      adapter_names: for a run with adapters by name: one for all prompts, or one for each; "": none.
       settings: fields of `GenerationConfig` by name: max_new_tokens=200, method="sample", temperature=1.0, top_k=0,
         top_p=1.0, seed=0, num_samples=1, stop=("\\n",) and so on. Sample i of a prompt does not depend on num_samples.
     Returns:
@@ -34,7 +38,7 @@ def generate(run: Run, prompt: str | Sequence[str], **settings: object) -> str |
     """
     config = GenerationConfig.from_dict(settings)
     rows = _encode(run, text_list("prompt", prompt), config.allow_special)
-    completions = generate_tokens(run, rows, **vars(_of_tokens(config)))
+    completions = generate_tokens(run, rows, adapter_names=adapter_names, **vars(_of_tokens(config)))
     texts = [_text_before(run, rows[i // config.num_samples]) + one.text for i, one in enumerate(completions)]
     return texts[0] if isinstance(prompt, str) and config.num_samples == 1 else texts
 
@@ -55,11 +59,21 @@ def _text_before(run: Run, tokens: np.ndarray) -> str:
 
 @overload
 def complete(  # type: ignore[overload-overlap]
-    run: Run, prompts: str, config: GenerationConfig, num_top: int = 0, seeds: Sequence[int] | None = None
+    run: Run,
+    prompts: str,
+    config: GenerationConfig,
+    num_top: int = 0,
+    seeds: Sequence[int] | None = None,
+    adapter_names: AdapterNames = None,
 ) -> Completion | list[Completion]: ...
 @overload
 def complete(
-    run: Run, prompts: Sequence[str], config: GenerationConfig, num_top: int = 0, seeds: Sequence[int] | None = None
+    run: Run,
+    prompts: Sequence[str],
+    config: GenerationConfig,
+    num_top: int = 0,
+    seeds: Sequence[int] | None = None,
+    adapter_names: AdapterNames = None,
 ) -> list[Completion]: ...
 def complete(
     run: Run,
@@ -67,11 +81,12 @@ def complete(
     config: GenerationConfig,
     num_top: int = 0,
     seeds: Sequence[int] | None = None,
+    adapter_names: AdapterNames = None,
 ) -> Completion | list[Completion]:
     """Generate `num_samples` completions of each prompt, prompt by prompt, with tokens and log-probabilities.
 
     Args:
-      num_top, seeds: as in `generate_tokens`.
+      num_top, seeds, adapter_names: as in `generate_tokens`.
     Returns:
       A list, prompt by prompt; for a string and one sample, its completion.
     Raises:
@@ -79,7 +94,8 @@ def complete(
     """
     given = text_list("prompts", prompts)
     rows = _encode(run, given, config.allow_special)
-    completions = generate_tokens(run, rows, num_top=num_top, seeds=seeds, **vars(_of_tokens(config)))
+    settings = vars(_of_tokens(config))
+    completions = generate_tokens(run, rows, num_top=num_top, seeds=seeds, adapter_names=adapter_names, **settings)
     texts = [prompt for prompt in given for _ in range(config.num_samples)]
     found = [dataclasses.replace(one, prompt=text) for one, text in zip(completions, texts, strict=True)]
     return found[0] if isinstance(prompts, str) and config.num_samples == 1 else found

@@ -9,6 +9,7 @@ import numpy as np
 
 from transformer_jax import sampling
 from transformer_jax.errors import UserError, check
+from transformer_jax.inference.adapter_names import AdapterNames, choose_adapters, of_texts
 from transformer_jax.inference.continuous import ContinuousEngine
 from transformer_jax.inference.engine import STOP_CHECK_TOKENS, Engine
 from transformer_jax.inference.forward import step_function
@@ -18,7 +19,7 @@ from transformer_jax.inference.memory import check_memory
 from transformer_jax.inference.prefill import beam_search_inputs
 from transformer_jax.models import GPT, Seq2Seq
 from transformer_jax.nn.kv_cache_kinds import overflow_error
-from transformer_jax.run import Run
+from transformer_jax.run import Run, check_chosen
 
 Rows = np.ndarray | Sequence[Sequence[int] | np.ndarray]  # [B, T], or sequences of any lengths
 
@@ -50,6 +51,7 @@ def generate_tokens(
     *,
     num_top: int = 0,
     seeds: Sequence[int] | None = None,
+    adapter_names: AdapterNames = None,
     **settings: object,
 ) -> list[Completion]:
     """Generate `num_samples` completions of each sequence of token ids, sequence by sequence.
@@ -59,15 +61,18 @@ def generate_tokens(
       is_token: bool of the same shape, False for padding, anywhere; None: no padding.
       num_top: number of most likely tokens to report at each position.
       seeds: one for each sequence, instead of the setting `seed` for all.
+      adapter_names: for a run with adapters by name: one for all sequences, or one for each; "": none.
       settings: fields of `GenerationConfig` by name, as for `generate`. Without a tokenizer, none that is text.
     Raises:
       UserError: as `generate`; ids outside the vocabulary or of another type, a sequence without tokens, a mask of
-        another shape; a setting that is text, and no tokenizer; not as many seeds as sequences.
+        another shape; a setting that is text, and no tokenizer; not as many seeds as sequences;
+        an unknown adapter.
     """
     config = GenerationConfig.from_dict(settings)
     rule = "is about the text of a prompt, and these are token ids, which may be special as they are. Omit it"
     check(not config.allow_special, "allow_special", True, rule)
     rows = check_tokens(run, tokens, is_token)
+    run = choose_adapters(run, adapter_names, len(rows))
     if not rows:
         return []
     # Prompts of one engine: all of them in a continuous batch, else as many as make a batch.
@@ -77,7 +82,9 @@ def generate_tokens(
     completions = []
     for first in range(0, len(rows), size):
         group_seeds = None if seeds is None else seeds[first : first + size]
-        engine, scores = make_engine(run, rows[first : first + size], config, num_top, group_seeds)
+        group = rows[first : first + size]
+        group_run = of_texts(run, range(first, first + len(group)))
+        engine, scores = make_engine(group_run, group, config, num_top, group_seeds)
         while not engine.is_done:
             engine.advance(STOP_CHECK_TOKENS if config.stop else config.max_new_tokens)
         completions += completions_of(run, engine, scores, num_top)
@@ -119,9 +126,10 @@ def make_engine(
     processors = check_request(run, rows, config, seeds)
     keys = _row_keys(len(rows), config, seeds)
     samples = [row for row in rows for _ in range(config.num_samples)]
+    sample_run = of_texts(run, np.repeat(np.arange(len(rows)), config.num_samples))
     if config.method != "beam":
         engine_class = ContinuousEngine if _is_continuous(run, rows, config) else Engine
-        return engine_class(run, samples, config, sampling.SamplingParams(keys, processors), num_top), []
+        return engine_class(sample_run, samples, config, sampling.SamplingParams(keys, processors), num_top), []
     cache, prompts = beam_search_inputs(run, rows, config.max_new_tokens)
     beams = sampling.beam_search(
         step_function(run), cache.with_type(config.cache_type), prompts, *_beam_settings(run, config, processors)
@@ -131,7 +139,7 @@ def make_engine(
     # The texts are known now. They are generated again for the model's own log-probabilities.
     forced = sampling.ForcedTokens(jnp.reshape(beams.tokens, (-1, config.max_new_tokens)))
     config = dataclasses.replace(config, method="greedy")
-    engine = Engine(run, samples, config, sampling.SamplingParams(keys, (forced,)), num_top)
+    engine = Engine(sample_run, samples, config, sampling.SamplingParams(keys, (forced,)), num_top)
     return engine, np.ravel(beams.scores).tolist()
 
 
@@ -140,6 +148,7 @@ def check_request(
 ) -> tuple:
     """Logits processors of a request; UserError if the run generates no text, or seeds or texts do not fit."""
     check_generates_text(run)
+    check_chosen(run)
     if seeds is not None and len(seeds) != len(rows):
         raise UserError(f"seeds: {len(seeds)} of them, and {len(rows)} prompts. Give one for each, or none.")
     processors = logits_processors(config, run)

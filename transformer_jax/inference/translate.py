@@ -7,6 +7,7 @@ import numpy as np
 
 from transformer_jax import sampling
 from transformer_jax.errors import UserError
+from transformer_jax.inference.adapter_names import AdapterNames, choose_adapters, of_texts
 from transformer_jax.inference.batching import batch_by_length, check_ids, known_ids, padded_length, truncate, unpad
 from transformer_jax.inference.forward import step_function
 from transformer_jax.inference.generate_tokens import make_engine
@@ -26,6 +27,7 @@ def translate(  # type: ignore[overload-overlap]
     max_new_tokens: int = 0,
     batch_size: int = 32,
     progress: Callable[[int], None] | None = None,
+    adapter_names: AdapterNames = None,
 ) -> str: ...
 @overload
 def translate(
@@ -37,6 +39,7 @@ def translate(
     max_new_tokens: int = 0,
     batch_size: int = 32,
     progress: Callable[[int], None] | None = None,
+    adapter_names: AdapterNames = None,
 ) -> list[str]: ...
 def translate(
     run: Run,
@@ -47,6 +50,7 @@ def translate(
     max_new_tokens: int = 0,
     batch_size: int = 32,
     progress: Callable[[int], None] | None = None,
+    adapter_names: AdapterNames = None,
 ) -> str | list[str]:
     """Translate a source, or each of several: the best target of a beam search, or greedily with one beam.
 
@@ -57,10 +61,12 @@ def translate(
       length_penalty: alpha of Wu et al. 2016, equation 14; above 0 favours longer targets.
       max_new_tokens: of a target; 0: twice the source's length plus ten, at most the decoder's context.
       progress: called with the number of texts done, after each batch.
+      adapter_names: for a run with adapters by name: one for all sources, or one for each; "": none.
     Returns:
       The target of a string, or a list of targets.
     Raises:
-      UserError: the run is no Seq2Seq, or has no tokenizer; texts of another type; a number out of range.
+      UserError: the run is no Seq2Seq, or has no tokenizer; texts of another type; a number out of range; an
+        unknown adapter.
     """
     if not run.model.reads_source:
         raise UserError(f"run: a {type(run.model).__name__} does not translate. Take a Seq2Seq, or tj.generate.")
@@ -73,13 +79,14 @@ def translate(
     sources = [tokenizer.encode_source(run.prepare(text)) for text in text_list("texts", texts)]
     sources = truncate("sources", sources, context, keeps_end=True)
     check_ids("texts", sources, tokenizer.source, run.config.encoder.vocab_size)
+    run = choose_adapters(run, adapter_names, len(sources))
     translations: dict[int, str] = {}
     for indices in batch_by_length([len(source) for source in sources], batch_size):
         batch = [sources[i] for i in indices]
         batch += [batch[-1]] * (batch_size - len(indices))  # one shape for all batches
         longest = padded_length([len(source) for source in batch], context)
         num_new = min(max_new_tokens or 2 * longest + 10, run.config.decoder.max_len)
-        targets = _best_targets(run, batch, num_beams, length_penalty, num_new)
+        targets = _best_targets(of_texts(run, indices, batch_size), batch, num_beams, length_penalty, num_new)
         for i, tokens in zip(indices, targets, strict=False):
             translations[i] = tokenizer.decode(known_ids(tokens, tokenizer))
         if progress:

@@ -1,4 +1,4 @@
-"""Adapters of a whole model: their layers and shapes, beside its parameters or merged into them.
+"""Adapters of a whole model: their layers and shapes, beside its parameters, merged into them, stacked for a batch.
 
 In training and in checkpoints one tree has both: the parameters, and under the name ADAPTERS the layers that
 nn/adapters.py describes.
@@ -7,6 +7,7 @@ nn/adapters.py describes.
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -105,6 +106,16 @@ def _with_dropout(layers: Params, rate: float) -> Params:
     return nested | {"dropout": jnp.float32(rate)} if "lora_in" in nested else nested
 
 
+NEUTRAL = {  # of a layer that an adapter does not change, or not by such an array
+    "lora_in": 0.0,
+    "lora_out": 0.0,
+    "scale": 0.0,
+    "magnitude": jnp.nan,  # plain LoRA: 1 would give the columns the norms that they have without it
+    "ia3_in": 1.0,
+    "ia3_out": 1.0,
+}
+
+
 def merge(params: Params, layers: Params) -> Params:
     """Merge adapters into the parameters of their layers: the same function without adapters."""
     merged = dict(params)
@@ -118,3 +129,31 @@ def merge(params: Params, layers: Params) -> Params:
         bias = params["bias"]
         merged["bias"] = (bias * layers["ia3_out"].reshape(bias.shape)).astype(bias.dtype)
     return merged
+
+
+def stack(adapters: Sequence[Params]) -> Params:
+    """Stack adapters of one model, of any kinds, layers and ranks: each array with an axis of adapters in front.
+
+    Ranks are padded with zeros. {} is the model without an adapter.
+    """
+    stacked: Params = {}
+    for name in sorted({name for adapter in adapters for name in adapter}):
+        children = [adapter.get(name) for adapter in adapters]
+        if name not in NEUTRAL:
+            stacked[name] = stack([child or {} for child in children])
+            continue
+        shapes = [child.shape for child in children if child is not None]
+        shape = tuple(map(max, *shapes)) if len(shapes) > 1 else shapes[0]
+        arrays = jnp.full((len(adapters), *shape), NEUTRAL[name], jnp.float32)
+        for i, child in enumerate(children):
+            if child is not None:
+                arrays = arrays.at[(i, *map(slice, child.shape))].set(child)
+        stacked[name] = arrays
+    return stacked
+
+
+def with_rows(stacked: Params, rows: Sequence[int]) -> Params:
+    """Add to every layer of stacked adapters the index of the adapter of each row of a batch."""
+    layers: Params = {name: with_rows(child, rows) for name, child in stacked.items() if isinstance(child, dict)}
+    arrays = {name: child for name, child in stacked.items() if not isinstance(child, dict)}
+    return layers | arrays | ({"rows": jnp.asarray(rows, jnp.int32)} if arrays else {})

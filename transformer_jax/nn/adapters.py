@@ -5,7 +5,7 @@ The collection "adapters" of a model's variables has a dict at the path of every
     lora_in [in, r], lora_out [r, out]   LoRA (Hu et al. 2021, equation 3): the kernel becomes
     scale [1]                            W' = W + scale * lora_in @ lora_out; an embedding has in = V, out = D
     magnitude [out]                      DoRA (Liu et al. 2024, equation 5): column j of W' has magnitude[j] times the
-                                         norm that it has in W
+                                         norm that it has in W; NaN, where there are rows: no DoRA
     ia3_in [in], ia3_out [out]           IA3 (Liu et al. 2022, section 3.3): factors of the inputs, or of the outputs
     dropout []                           in training: the share of the inputs of lora_in that are dropped
 
@@ -78,7 +78,8 @@ def _column_factors(adapter: Adapter, kernel: jax.Array) -> jax.Array:
     change = adapter["scale"][..., None] * (adapter["lora_in"] @ adapter["lora_out"])
     norm = jax.lax.stop_gradient(jnp.linalg.norm(kernel + change, axis=-2))
     ratio = jnp.where(jnp.all(change == 0.0, axis=-2), 1.0, jnp.linalg.norm(kernel, axis=-2) / norm)
-    return adapter["magnitude"] * ratio  # exactly 1 before the first step
+    factors = adapter["magnitude"] * ratio  # exactly 1 before the first step
+    return jnp.where(jnp.isnan(factors), 1.0, factors) if "rows" in adapter else factors
 
 
 def embed(adapter: Adapter, ids: jax.Array, x: jax.Array) -> jax.Array:
