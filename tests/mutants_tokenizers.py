@@ -5,7 +5,35 @@
 CHECK = ("folder_tokenizers", {})
 JSON, GROWTH = "tokenizers.json_tokenizer", "tokenizers.growth"
 
+FORMAT = "tokenizers.chat_format"
+CHATS = ("chats", {})
+
 MUTANTS_OF_TOKENIZERS = {
+    "tokens keep their names in the template": (
+        FORMAT,
+        "return self._hidden(self.source), {**self._hidden_variables(), **variables, **given}",
+        "return self.source, {**self._variables, **variables, **given}",
+        CHATS,
+    ),
+    "a chat is read by the tokenizer and not by its twin": (
+        FORMAT,
+        "tokenizer = self.tokenizer if allow_special else self._twin",
+        "tokenizer = self.tokenizer",
+        CHATS,
+    ),
+    "merges still make the tokens": (
+        "tokenizers.secret_names",
+        "if not {a, b, a + b} & names.keys()",
+        "if True",
+        CHATS,
+    ),
+    "secret names are accepted in texts": (FORMAT, "    if found:\n", "    if False:\n", CHATS),
+    "tokens from pieces are accepted": (
+        FORMAT,
+        "if isinstance(found, UserError) or not np.array_equal(self._encoded(found, False).ids, ids):",
+        "if False:",
+        CHATS,
+    ),
     "bos taken for eos": (
         JSON,
         "return encoding.ids[: of_text[0]], encoding.ids[of_text[-1] + 1 :]",

@@ -55,7 +55,7 @@ def test_a_stream_never_ends_a_piece_within_a_character_or_a_stop_string():
         ("aabc", ("ab", "bc"), ["a"]),
         ("ab\ufffdc", (), ["a", "b", "\ufffdc"]),
     ):
-        pieces = list(generate._stream_pieces(engine_that_writes(run, text, stop), stop))
+        pieces = list(generate.stream_pieces(engine_that_writes(run, text, stop), stop))
         assert pieces == expected, (text, stop)
 
 

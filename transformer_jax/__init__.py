@@ -16,6 +16,7 @@ from transformer_jax.errors import RunError, UserError, missing_package
 
 if TYPE_CHECKING:  # the names of _MODULES, for type checkers; at run time __getattr__ imports them
     from transformer_jax.inference.attention_maps import attention_maps
+    from transformer_jax.inference.chat import Chat, chat
     from transformer_jax.inference.forward import logits
     from transformer_jax.inference.generate import benchmark, complete, generate, prompt_text, stream
     from transformer_jax.inference.generate_tokens import Completion, generate_tokens
@@ -36,6 +37,7 @@ _MODULES = {  # public name: the module that defines it
     **dict.fromkeys(("classify", "tag"), "inference.predict"),
     "score": "inference.score",
     "attention_maps": "inference.attention_maps",
+    **dict.fromkeys(("Chat", "chat"), "inference.chat"),
     "GenerationConfig": "inference.generation_config",
     "quantize": "inference.quantize",
     "translate": "inference.translate",
@@ -46,6 +48,7 @@ _MODULES = {  # public name: the module that defines it
 }
 
 __all__ = [
+    "Chat",
     "Completion",
     "GenerationConfig",
     "Run",
@@ -55,6 +58,7 @@ __all__ = [
     "UserError",
     "attention_maps",
     "benchmark",
+    "chat",
     "choose_adapter",
     "classify",
     "complete",

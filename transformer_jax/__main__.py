@@ -12,6 +12,7 @@ COMMANDS = {
     "train": "train a model by a recipe, or resume a run",
     "evaluate": "score a run on a split of its data",
     "sample": "continue a prompt with a trained model",
+    "chat": "talk with a model that has a chat template",
     "translate": "stdin to stdout with a trained Seq2Seq",
     "classify": "a label, or a number, for each line of stdin",
     "tag": "a tag for each word of stdin",

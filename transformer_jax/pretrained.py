@@ -16,6 +16,7 @@ from transformer_jax.huggingface.problem_types import read_problem_type
 from transformer_jax.huggingface.save import SavedModel, write_folder
 from transformer_jax.models import GPT, MaskedLM, SequenceClassifier, TokenTagger, path_names
 from transformer_jax.run import Run, check_chosen, check_savable, generation_defaults_of, load, merge_adapter
+from transformer_jax.tokenizers.chat_template import TEMPLATE_FOLDER
 from transformer_jax.tokenizers.export import TextFormat, tokenizer_files, word_separator
 from transformer_jax.tokenizers.pretrained import read_tokenizer
 
@@ -97,7 +98,12 @@ def save_adapter(run: Run, folder: str | Path) -> None:
 
 def _open(read: Pretrained, name: str) -> Run:
     """The run in a Hugging Face folder."""
-    tokenizer = read_tokenizer(read.folder.has, read.folder.data, _special_ids(read.generation or read.config))
+    tokenizer = read_tokenizer(
+        read.folder.has,
+        read.folder.data,
+        _special_ids(read.generation or read.config),
+        functools.partial(read.folder.files_within, TEMPLATE_FOLDER, ".jinja"),
+    )
     hf_config = HuggingFaceConfig(read.config, read.generation)
     labels = read.labels
     if isinstance(read.model, SequenceClassifier) and labels == ("LABEL_0",):

@@ -10,11 +10,13 @@ from transformer_jax.checkpoints.meta import CheckpointMeta, HuggingFaceConfig
 from transformer_jax.checkpoints.store import CheckpointError, Checkpoints, abstract
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError, printable
+from transformer_jax.huggingface.files import Folder
 from transformer_jax.huggingface.generation_defaults import read_generation_defaults
 from transformer_jax.models import Model, Params, Seq2SeqConfig, check_problem_type, default_problem_type
 from transformer_jax.models.adapters import ADAPTERS, merge, stack, variables_of, with_adapter, with_rows
 from transformer_jax.sampling import GenerationDefaults
 from transformer_jax.tokenizers import Tokenizer
+from transformer_jax.tokenizers.chat_template import TEMPLATE_FOLDER
 from transformer_jax.tokenizers.pretrained import missing_tokenizer, read_tokenizer
 
 
@@ -214,6 +216,7 @@ def open_tokenizer(path: str | Path) -> Tokenizer:
             lambda name: (folder / name).is_file() and (names is None or name in names),
             lambda name: (folder / name).read_bytes(),
             {},
+            lambda: {} if names else Folder(folder).files_within(TEMPLATE_FOLDER, ".jinja"),
         )
     if tokenizer is None:
         raise UserError(

@@ -3,22 +3,14 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from transformer_jax import startup
-from transformer_jax.commands.cli import (
-    ADAPTER_MEANING,
-    HELP_FLAGS,
-    UsageError,
-    parse_flags,
-    required,
-    show_help,
-    use_utf8,
-)
+from transformer_jax.commands import generation
+from transformer_jax.commands.cli import HELP_FLAGS, UsageError, parse_flags, show_help, use_utf8
+from transformer_jax.commands.generation import RUN_DIR, WEIGHTS, open_run, read_flags
 from transformer_jax.errors import UserError
 from transformer_jax.inference.generation_config import GenerationConfig
 from transformer_jax.lines import decode, read_file, read_stdin, split_lines
@@ -29,12 +21,6 @@ if TYPE_CHECKING:  # these modules load JAX
 
 EXAMPLE = 'python -m transformer_jax sample --run_dir=runs/a --prompt="To be or not to be" --top_k=40'
 
-_RUN_DIR = flags.DEFINE_string("run_dir", None, "training run or Hugging Face folder")
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "of a training run: latest | best | a step")
-_ADAPTER = flags.DEFINE_string("adapter", "", ADAPTER_MEANING)
-_WEIGHTS = flags.DEFINE_string(
-    "weights", "model", "model | int8: a quarter of the memory of float32, and faster decoding on a CPU"
-)
 _PROMPT = flags.DEFINE_string("prompt", None, "text to continue; without any prompt, a line break")
 _PROMPT_FILE = flags.DEFINE_string("prompt_file", None, "file with the text to continue, .gz too; - for stdin")
 _PROMPTS_FILE = flags.DEFINE_string(
@@ -43,51 +29,24 @@ _PROMPTS_FILE = flags.DEFINE_string(
 _INTERACTIVE = flags.DEFINE_bool("interactive", False, "continue each line that is typed, until Ctrl-D")
 _OUTPUT = flags.DEFINE_string("output", "text", "text | jsonl: a JSON object a line, with tokens and settings")
 _BENCHMARK = flags.DEFINE_bool("benchmark", False, "measure speed instead; print seconds and tokens per second as JSON")
-_DEFINE: dict[Any, Callable[..., flags.FlagHolder]] = {
-    str: flags.DEFINE_string,
-    int: flags.DEFINE_integer,
-    bool: flags.DEFINE_bool,
-    float: flags.DEFINE_float,
-    tuple: flags.DEFINE_multi_string,
-}
-_SETTINGS = {
-    field.name: _DEFINE[field.type](
-        field.name,
-        None if field.type is tuple else field.default,
-        field.metadata["meaning"] + (" (repeat the flag for each)" if field.type is tuple else ""),
-    )
-    for field in dataclasses.fields(GenerationConfig)
-}
 
 
 def main(argv: list[str]) -> None:
     """Parse, load, generate, print."""
     if HELP_FLAGS & set(argv):
-        show_help(f"Continue prompts with a trained model.\n\n  {EXAMPLE}\n", __name__)
+        show_help(f"Continue prompts with a trained model.\n\n  {EXAMPLE}\n", __name__, generation.__name__)
         return
     parse_flags(argv, EXAMPLE)
-    run_dir = required(_RUN_DIR, EXAMPLE)
+    config = read_flags(EXAMPLE)
     if _OUTPUT.value not in ("text", "jsonl"):
         raise UsageError(f"--output={_OUTPUT.value}: unknown. Choose text or jsonl.")
-    if _WEIGHTS.value not in ("model", "int8"):
-        raise UsageError(f"--weights={_WEIGHTS.value}: unknown. Choose model or int8.")
-    config = GenerationConfig.from_dict(_settings())
     startup.prepare(is_training=False)  # before stdin is read, since it may start this process again
     prompts = _prompts()
-
-    import transformer_jax as tj  # its functions load JAX; errors above are reported before that
-
-    path = Path(run_dir).expanduser()
-    is_pretrained = any((path / name).is_file() for name in ("config.json", "adapter_config.json"))
-    is_pretrained &= not (path / "checkpoints").is_dir()
-    run = tj.from_pretrained(path) if is_pretrained else tj.load(run_dir, _CHECKPOINT.value)
-    run = tj.load_adapter(run, _ADAPTER.value) if _ADAPTER.value else run
-    if _WEIGHTS.value == "int8":
-        run = tj.quantize(run)
+    run = open_run()
     use_utf8(sys.stdout)
     if _INTERACTIVE.value:
         _print_origin(run)
-        _chat(run, config)
+        _continue_lines(run, config)
     else:
         _generate(run, prompts, config)
 
@@ -115,22 +74,6 @@ def _generate(run: "Run", prompts: list[str], config: GenerationConfig) -> None:
     _print_origin(run)
 
 
-def _settings() -> dict[str, object]:
-    """Fields of GenerationConfig from the flags: a number is a token id, "the:2.5" is a token and its bias."""
-    settings = {name: flag.value for name, flag in _SETTINGS.items() if flag.value is not None}
-    settings["suppress"] = [_token(text) for text in settings.get("suppress", [])]
-    pairs = [text.rpartition(":") for text in settings.get("logit_bias", [])]
-    try:
-        settings["logit_bias"] = [(_token(token), float(bias)) for token, _, bias in pairs]
-    except ValueError as error:
-        raise UsageError("--logit_bias: must be a token, a colon and a number, say --logit_bias=the:2.5.") from error
-    return settings
-
-
-def _token(text: str) -> int | str:
-    return int(text) if text.isdecimal() else text
-
-
 def _prompts() -> list[str]:
     sources = (_PROMPT, _PROMPT_FILE, _PROMPTS_FILE, _INTERACTIVE)
     given = [f"--{flag.name}" for flag in sources if flag.value not in (None, False)]
@@ -156,10 +99,10 @@ def _read(flag: flags.FlagHolder) -> str:
 
 
 def _print_origin(run: "Run") -> None:
-    print(f"{_RUN_DIR.value}, step {run.step}", file=sys.stderr)
+    print(f"{RUN_DIR.value}, step {run.step}", file=sys.stderr)
 
 
-def _chat(run: "Run", config: GenerationConfig) -> None:
+def _continue_lines(run: "Run", config: GenerationConfig) -> None:
     """Continue stdin line by line. A line that cannot be continued gets an error on stderr, and the next is read."""
     import transformer_jax as tj
 
@@ -185,7 +128,7 @@ def _record(completion: "Completion", config: GenerationConfig, run: "Run") -> d
         **dataclasses.asdict(completion),
         "log_prob": completion.log_prob,
         "settings": config.to_dict(),
-        "run": _RUN_DIR.value,
+        "run": RUN_DIR.value,
         "step": run.step,
-        "weights": _WEIGHTS.value,
+        "weights": WEIGHTS.value,
     }

@@ -86,6 +86,17 @@ class Folder:
         except OSError as error:
             raise PretrainedError(f"{path}: cannot be read ({error.strerror}).") from error
 
+    def files_within(self, name: str, suffix: str) -> dict[str, bytes]:
+        """Read the small files with a suffix in a folder of this one, by their bare names; {}: no such folder."""
+        path = self.path / name
+        if not path.is_dir():
+            return {}
+        if path.is_symlink():
+            raise PretrainedError(f"{path}: is a link. Copy the folder itself.")
+        within = Folder(path)
+        within._allowed += self._allowed
+        return {file.name: within.data(file.name) for file in sorted(path.iterdir()) if file.suffix == suffix}
+
     def text(self, name: str) -> str:
         """Read a small UTF-8 file."""
         try:

@@ -32,7 +32,7 @@ from transformer_jax.huggingface.tensor_layout import (
 )
 from transformer_jax.models import Model, Params, make_model, parameter_shapes, path_names
 
-HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.spm", "merges.txt", "vocab.txt"]
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.spm", "merges.txt", "vocab.txt", "*.jinja"]
 
 
 class Pretrained(NamedTuple):

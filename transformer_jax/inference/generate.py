@@ -117,7 +117,7 @@ def stream(run: Run, prompt: str, **settings: object) -> Iterator[str]:
         name = "method" if config.method == "beam" else "num_samples"
         raise UserError(f"{name}={getattr(config, name)!r}: a stream is one text, from method=sample or greedy.")
     rows = _encode(run, [one_text("prompt", prompt)], config.allow_special)
-    return _stream_pieces(make_engine(run, rows, config)[0], config.stop)
+    return stream_pieces(make_engine(run, rows, config)[0], config.stop)
 
 
 def benchmark(run: Run, prompt: str, config: GenerationConfig) -> dict[str, float]:
@@ -151,12 +151,13 @@ def benchmark(run: Run, prompt: str, config: GenerationConfig) -> dict[str, floa
     return result
 
 
-def _stream_pieces(engine: Engine, stop: tuple[str, ...]) -> Iterator[str]:
+def stream_pieces(engine: Engine, stop: tuple[str, ...], most_tokens: int = 2**30) -> Iterator[str]:
+    """Stream the text of an engine with one row, at most `most_tokens` between two pieces."""
     num_sent = 0
     num = 1
     while not engine.is_done:
         start = time.perf_counter()
-        engine.advance(num)
+        engine.advance(min(num, most_tokens))
         seconds = time.perf_counter() - start
         if seconds < STREAM_SECONDS / 2:
             num *= 2

@@ -1,12 +1,14 @@
 """Session: a text that grows by turns, with a KV cache that keeps what was read. For a chat or a server."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 
 import numpy as np
 
 from transformer_jax import sampling
 from transformer_jax.errors import UserError, check
 from transformer_jax.inference.batching import check_ids, known_ids
+from transformer_jax.inference.engine import Engine
+from transformer_jax.inference.generate import stream_pieces
 from transformer_jax.inference.generate_tokens import Completion, check_tokens, completions_of, make_engine
 from transformer_jax.inference.generation_config import GenerationConfig
 from transformer_jax.models import GPT
@@ -76,12 +78,36 @@ class Session:
     def generate_tokens(self, **settings: object) -> Completion:
         """`generate`, with tokens and log-probabilities. A text that a stop string ends keeps all of `tokens`."""
         config = GenerationConfig.from_dict(settings)
+        engine = self._begin(config)
+        while not engine.is_done:
+            engine.advance(_most_tokens(config))
+        return self._end(engine, config)
+
+    def stream(self, **settings: object) -> Generator[str, None, Completion]:
+        """`generate` in pieces, as `tj.stream`; its return value is that of `generate_tokens`.
+
+        A stream that is closed before its end leaves the session as it was.
+
+        Raises:
+          UserError: as `generate`, at once and not at the first piece.
+        """
+        config = GenerationConfig.from_dict(settings)
+        return self._pieces(self._begin(config), config)
+
+    def _pieces(self, engine: Engine, config: GenerationConfig) -> Generator[str, None, Completion]:
+        yield from stream_pieces(engine, config.stop, _most_tokens(config))
+        return self._end(engine, config)
+
+    def _begin(self, config: GenerationConfig) -> Engine:
+        """The engine of a turn, which has read all that is given."""
         self._check(config)
         engine, _ = make_engine(self.run, [np.array(self.tokens, np.int32)], config)
         if self._state is not None:
             engine.continue_from(self._state, np.array(self.tokens[self._num_known :], np.int32))
-        while not engine.is_done:
-            engine.advance(1 if config.stop else config.max_new_tokens)  # no token is read after a stop string
+        return engine
+
+    def _end(self, engine: Engine, config: GenerationConfig) -> Completion:
+        """Add the new tokens of a turn to the session."""
         completion = completions_of(self.run, engine)[0]
         self.tokens += completion.tokens
         self._state = engine.state
@@ -109,3 +135,8 @@ class Session:
             raise UserError("session: has no text yet. Call extend with at least one character.")
         if not self._may_continue and self._num_known == len(self.tokens):
             raise UserError("session: no token is allowed after its text. Call extend first, or change the settings.")
+
+
+def _most_tokens(config: GenerationConfig) -> int:
+    """Tokens to generate at once: one if there are stop strings, since no token is read after them."""
+    return 1 if config.stop else config.max_new_tokens

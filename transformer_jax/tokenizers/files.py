@@ -18,7 +18,11 @@ from transformer_jax.tokenizers.base import Tokenizer, malformed, no_id
 from transformer_jax.tokenizers.settings import CONFIG, TokenizerSettings
 
 BINARY_SUFFIXES = (".model", ".spm")  # stored as base64 in JSON
-SETTINGS_FILES = ("target_vocab.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+TEMPLATE_FILE = "chat_template.jinja"  # overrides chat_template of tokenizer_config.json
+SETTINGS_FILES = (
+    *("target_vocab.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    TEMPLATE_FILE,
+)
 WORD_SEPARATOR = "word_separator"  # field of tokenizer_config.json, ours: "" where a tagger tags characters
 # Spaces that clean_up_tokenization_spaces removes, in this order.
 _UNWANTED_SPACES = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
@@ -236,6 +240,10 @@ class FileTokenizer(Tokenizer):
     def settings(self) -> TokenizerSettings:
         """Class, options and special tokens, as tokenizer_config.json and the like have them."""
         return TokenizerSettings.of_files(self._saved["class"], self._saved["files"])
+
+    def named_tokens(self) -> dict[str, str]:
+        """The special tokens that the files or their class name, by "bos", "eos", "unk" and so on."""
+        return {name: token.content for name, token in self.settings.named({}).items()}
 
     @property
     def cleans_up(self) -> bool:

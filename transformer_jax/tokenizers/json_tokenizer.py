@@ -3,6 +3,7 @@
 import json
 from typing import ClassVar
 
+import numpy as np
 import tokenizers as hugging_face
 
 from transformer_jax.tokenizers.files import FileTokenizer
@@ -116,6 +117,12 @@ class JsonTokenizer(FileTokenizer):
         decoder = self._library.decoder
         return [*steps(decoder, "decoders")] if decoder else [{"type": "none"}]
 
+    def named_tokens(self) -> dict[str, str]:
+        """The special tokens that the files or their class name, by "bos", "eos", "unk" and so on."""
+        layout = LAYOUTS.get(self.settings.name)
+        named = self.settings.named(layout.special_tokens if layout else {})
+        return {name: token.content for name, token in named.items()}
+
     def added_tokens(self) -> dict[str, bool]:
         """The tokens that were added to the vocabulary, and whether they are special."""
         return {token.content: token.special for token in self._library.get_added_tokens_decoder().values()}
@@ -131,6 +138,21 @@ class JsonTokenizer(FileTokenizer):
     def _encode_piece(self, text: str, allow_special: bool) -> list[int]:
         self._prepare(text, allow_special)
         return self._library.encode(text, add_special_tokens=False).ids
+
+    def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Encode a text whose special tokens become their ids, none around it: ids [T], int32; characters [T, 2].
+
+        Never for untrusted text.
+        """
+        offsets: list[tuple[int, int]] = []
+
+        def encode() -> list[int]:
+            self._prepare(text, allow_special=True)
+            encoding = self._library.encode(text, add_special_tokens=False)
+            offsets.extend(encoding.offsets)
+            return encoding.ids
+
+        return self._checked_ids(text, encode), np.array(offsets, np.int32).reshape(-1, 2)
 
     def _find_ends(self) -> tuple[list[int], list[int]]:
         # Of text that has tokens: around an empty text, nothing tells the two ends apart.

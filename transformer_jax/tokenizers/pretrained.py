@@ -6,14 +6,14 @@ as "</s>", is encoded as text unless `allow_special=True`: untrusted text must n
 
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from transformer_jax.errors import UserError
-from transformer_jax.tokenizers.files import BINARY_SUFFIXES, SETTINGS_FILES, FileTokenizer
+from transformer_jax.tokenizers.files import BINARY_SUFFIXES, SETTINGS_FILES, TEMPLATE_FILE, FileTokenizer
 from transformer_jax.tokenizers.json_tokenizer import JsonTokenizer
 from transformer_jax.tokenizers.sentencepiece_files import MarianTokenizer, SentencePieceTokenizer
-from transformer_jax.tokenizers.settings import class_name, json_object
+from transformer_jax.tokenizers.settings import CONFIG, class_name, json_object
 from transformer_jax.tokenizers.vocabulary_files import BPEFilesTokenizer, LlamaFileTokenizer, WordPieceFileTokenizer
 
 FILE_TOKENIZERS: dict[str, type[FileTokenizer]] = {
@@ -37,7 +37,10 @@ def _check_num_sentinels(number: object) -> int:
 
 
 def read_tokenizer(
-    has: Callable[[str], bool], data: Callable[[str], bytes], ids: dict[str, int]
+    has: Callable[[str], bool],
+    data: Callable[[str], bytes],
+    ids: dict[str, int],
+    templates: Callable[[], Mapping[str, bytes]] = dict,
 ) -> FileTokenizer | None:
     """Read the tokenizer of a folder; None if there is none of a supported kind.
 
@@ -45,6 +48,7 @@ def read_tokenizer(
       has: tells whether the folder has a file of that name.
       data: reads the bytes of a file.
       ids: the special ids that the model's configuration names: "pad", "bos" and "eos".
+      templates: reads the files in its folder additional_chat_templates, by name.
 
     Raises:
       UserError: malformed files.
@@ -59,6 +63,7 @@ def read_tokenizer(
                 name: base64.b64encode(content).decode() if name.endswith(BINARY_SUFFIXES) else content.decode()
                 for name, content in contents.items()
             }
+            texts = _with_templates(texts, {name: content.decode() for name, content in templates().items()})
             settings = json_object("tokenizer_config.json", texts.get("tokenizer_config.json", "{}"))
             name = class_name(settings, json_object("config.json", config.decode()))
             if cls.classes and name not in cls.classes:
@@ -71,6 +76,19 @@ def read_tokenizer(
             raise UserError(f"tokenizer files {', '.join(contents)}: not readable ({error}).") from error
         return cls((json.dumps({"ids": ids, "class": name, "files": texts}),))
     return None
+
+
+def _with_templates(texts: dict[str, str], more: dict[str, str]) -> dict[str, str]:
+    """The files with more chat templates, by file name, in a list in tokenizer_config.json, beside the default."""
+    if not more:
+        return texts
+    templates = {name.removesuffix(".jinja"): text for name, text in sorted(more.items())}
+    if TEMPLATE_FILE in texts:
+        templates = {"default": texts[TEMPLATE_FILE]} | templates
+    listed = [{"name": name, "template": text} for name, text in templates.items()]
+    config = json_object(CONFIG, texts.get(CONFIG, "{}")) | {"chat_template": listed}
+    rest = {name: text for name, text in texts.items() if name != TEMPLATE_FILE}
+    return rest | {CONFIG: json.dumps(config, indent=2, ensure_ascii=False) + "\n"}
 
 
 def missing_tokenizer(folder: str) -> UserError:
