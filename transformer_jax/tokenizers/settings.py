@@ -126,7 +126,7 @@ def json_object(name: str, text: str) -> dict[str, object]:
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{name}: is not JSON ({str(error)[:80]}).") from error
+        raise UserError(f"tokenizer file {name}: is not JSON ({str(error)[:80]}).") from error
     if not isinstance(values, dict):
         raise UserError(f"{name}: must hold an object, not a {type(values).__name__}.")
     return values
