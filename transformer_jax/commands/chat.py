@@ -1,7 +1,10 @@
 """`python -m transformer_jax chat`: talk with a model that has a chat template, line by line."""
 
+import contextlib
 import dataclasses
+import signal
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from absl import flags
@@ -66,10 +69,29 @@ def _talk(chat: "Chat", config: GenerationConfig) -> None:
 
 def _answer(chat: "Chat", text: str, config: GenerationConfig) -> None:
     """Print an answer while it is generated. Ctrl-C ends it, and the chat goes on as if it had not been asked."""
-    try:
-        for piece in chat.stream(text, **config.to_dict()):
+    with _collected_interrupts() as interrupts:
+        pieces = chat.stream(text, **config.to_dict())
+        for piece in pieces:
+            if interrupts:
+                pieces.close()
+                print("\nstopped: the answer and its question are forgotten", file=sys.stderr)
+                break
             print(piece, end="", flush=True)
         print(flush=True)
-    except KeyboardInterrupt:
-        print(flush=True)
-        print("stopped: the answer and its question are forgotten", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _collected_interrupts() -> Iterator[list[int]]:
+    """Collect the first Ctrl-C: its exception could be lost in a callback of JAX. A second one raises."""
+    interrupts: list[int] = []
+
+    def collect(number: int, frame: object) -> None:
+        if interrupts:
+            raise KeyboardInterrupt
+        interrupts.append(number)
+
+    before = signal.signal(signal.SIGINT, collect)
+    try:
+        yield interrupts
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -106,7 +106,11 @@ def render_chats(chats: Sequence[tuple[str, Mapping[str, Json]]]) -> list[Render
     command = [sys.executable, "-P", str(_PROCESS)]
     try:
         done = subprocess.run(
-            command, input=json.dumps(asked).encode(), capture_output=True, timeout=20 * len(chats) + 100
+            command,
+            input=json.dumps(asked).encode(),
+            capture_output=True,
+            start_new_session=True,
+            timeout=20 * len(chats) + 100,
         )
     except subprocess.TimeoutExpired as error:
         raise too_much from error
