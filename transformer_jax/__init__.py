@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # the names of _MODULES, for type checkers; at run time __get
     from transformer_jax.inference.generate_tokens import Completion, generate_tokens
     from transformer_jax.inference.generation_config import GenerationConfig
     from transformer_jax.inference.predict import classify, tag
+    from transformer_jax.inference.prefix import with_prefix
     from transformer_jax.inference.quantize import quantize
     from transformer_jax.inference.score import score
     from transformer_jax.inference.session import Session
@@ -40,6 +41,7 @@ _MODULES = {  # public name: the module that defines it
     **dict.fromkeys(("Chat", "chat"), "inference.chat"),
     "GenerationConfig": "inference.generation_config",
     "quantize": "inference.quantize",
+    "with_prefix": "inference.prefix",
     "translate": "inference.translate",
     **dict.fromkeys(("from_pretrained", "load_adapter", "open_run", "save_adapter", "save_pretrained"), "pretrained"),
     **dict.fromkeys(("Run", "choose_adapter", "load", "merge_adapter", "read_meta", "save"), "run"),
@@ -82,6 +84,7 @@ __all__ = [
     "tag",
     "train",
     "translate",
+    "with_prefix",
 ]
 
 

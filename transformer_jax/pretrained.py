@@ -5,6 +5,7 @@ import functools
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 
 from transformer_jax.checkpoints.meta import HuggingFaceConfig
 from transformer_jax.errors import UserError, printable
@@ -15,6 +16,7 @@ from transformer_jax.huggingface.pretrained import Pretrained, describe_folder, 
 from transformer_jax.huggingface.problem_types import read_problem_type
 from transformer_jax.huggingface.save import SavedModel, write_folder
 from transformer_jax.models import GPT, MaskedLM, SequenceClassifier, TokenTagger, path_names
+from transformer_jax.models.prefix import trained_prefix
 from transformer_jax.run import Run, check_chosen, check_savable, generation_defaults_of, load, merge_adapter
 from transformer_jax.tokenizers.chat_template import TEMPLATE_FOLDER
 from transformer_jax.tokenizers.export import TextFormat, tokenizer_files, word_separator
@@ -41,19 +43,25 @@ def from_pretrained(folder: str | Path, adapter: str | Path = "") -> Run:
 
 
 def load_adapter(run: Run, folder: str | Path, name: str = "") -> Run:
-    """Load a LoRA, DoRA or IA3 adapter, as PEFT saves it, beside the parameters of a run.
+    """Load an adapter, as PEFT saves it, beside the parameters of a run: LoRA, DoRA, IA3, prefix or prompt tuning.
 
     The parameters stay as they are, but for those that the adapter holds in full: a new head, biases, rows of tokens.
+    A trained prefix or prompt becomes the prefix of the run.
 
     Args:
       name: one of several adapters, for texts that choose it by `adapter_names`; "": the only one, for all texts.
     Raises:
-      UserError: the run has an adapter already, without a name or with the same, or is not of a Hugging Face family; a
-        file that is malformed, missing or does not fit the model; a method that is not computed here; with a name, an
-        adapter that holds parameters in full.
+      UserError: the run has a prefix, or an adapter already without a name or with the same; it is of no Hugging Face
+        family; a file that is malformed, missing or does not fit the model; a method that is not computed here; with a
+        name, an adapter that holds parameters in full, or a soft prompt.
     """
     if not isinstance(name, str):
         raise UserError(f"name: must be a string, not of type {type(name).__name__}.")
+    if run.prefix:
+        raise UserError(
+            f"adapter={str(folder)!r}: the run has a prefix, which was read without it. Load the adapter first, then "
+            "call tj.with_prefix."
+        )
     if run.adapter or (run.adapters and not name):
         raise UserError(
             f"adapter={str(folder)!r}: the run has one already. Merge that first, by tj.merge_adapter(run), or load "
@@ -72,9 +80,12 @@ def load_adapter(run: Run, folder: str | Path, name: str = "") -> Run:
             f"adapter={str(folder)!r}: replaces whole parameters ({listed(whole)}), so it cannot be one of several. "
             "Load it alone, without name."
         )
+    if name and adapted.prompt is not None:
+        rule = "is a soft prompt, which is before all texts. Load it without name"
+        raise UserError(f"adapter={str(folder)!r}: {rule}.")
     if name:
         return dataclasses.replace(run, adapters={**run.adapters, name: adapted.layers})
-    return dataclasses.replace(
+    run = dataclasses.replace(
         run,
         model=adapted.model,
         config=adapted.model.config,
@@ -82,6 +93,9 @@ def load_adapter(run: Run, folder: str | Path, name: str = "") -> Run:
         adapter=adapted.layers,
         adapter_params=whole,
     )
+    if adapted.prompt is None:
+        return run
+    return dataclasses.replace(run, prefix=trained_prefix(run.model, run.variables, jnp.asarray(adapted.prompt)))
 
 
 def save_adapter(run: Run, folder: str | Path) -> None:
@@ -92,6 +106,8 @@ def save_adapter(run: Run, folder: str | Path) -> None:
         the model is of no Hugging Face family; the folder exists or cannot be made.
     """
     check_chosen(run)
+    if run.prefix:
+        raise UserError("run: has a prefix, which is not saved. Save tj.with_prefix(run, None), without it.")
     config = run.hf_config.config if run.hf_config else {}
     write_adapter(folder, SavedAdapter(run.model, run.params, run.adapter, run.adapter_params, config, run.name))
 

@@ -14,6 +14,7 @@ from transformer_jax.huggingface.files import Folder
 from transformer_jax.huggingface.generation_defaults import read_generation_defaults
 from transformer_jax.models import Model, Params, Seq2SeqConfig, check_problem_type, default_problem_type
 from transformer_jax.models.adapters import ADAPTERS, merge, stack, variables_of, with_adapter, with_rows
+from transformer_jax.models.prefix import Prefix, prefix_variables
 from transformer_jax.sampling import GenerationDefaults
 from transformer_jax.tokenizers import Tokenizer
 from transformer_jax.tokenizers.chat_template import TEMPLATE_FOLDER
@@ -40,6 +41,7 @@ class Run:
     adapters: dict[str, Params] = dataclasses.field(default_factory=dict)  # by name: adapter_names chooses, row by row
     adapter_params: tuple[str, ...] = ()  # paths, "head/kernel", of parameters that are the adapter's own, in full
     adapter_rows: tuple[int, ...] = ()  # of a batch whose rows have chosen: indices in `adapter`, which is stacked
+    prefix: Prefix | None = None  # before every text: see models/prefix.py
 
     def __post_init__(self):
         object.__setattr__(self, "problem_type", self.problem_type or default_problem_type(self.model))
@@ -47,15 +49,28 @@ class Run:
 
     @property
     def variables(self) -> Params:
-        """The variables of the model, for `apply`: parameters, and the adapter if there is one."""
+        """The variables of the model, for `apply`: parameters, and the adapter and the prefix if there are any."""
         check_chosen(self)
         adapter = with_rows(self.adapter, self.adapter_rows) if self.adapter_rows else self.adapter
-        return variables_of(with_adapter(self.params, adapter))
+        variables = variables_of(with_adapter(self.params, adapter))
+        return variables | ({"prefix": prefix_variables(self.model, self.prefix)} if self.prefix else {})
 
     @functools.cached_property
     def stacked_adapters(self) -> Params:
         """The adapters by name as one tree, in order, after the model without any."""
         return stack([{}, *self.adapters.values()])
+
+    @property
+    def encoder_context(self) -> int:
+        """Most tokens of a source, or of a text if there is one side alone: max_len, less those of a prefix there."""
+        is_there = self.prefix and (self.prefix.vectors is not None or not self.model.reads_source)
+        return self.config.encoder.max_len - (self.prefix.length if self.prefix and is_there else 0)
+
+    @property
+    def decoder_context(self) -> int:
+        """Most tokens that the decoder reads, prompt and new ones: max_len, less those of a prefix there."""
+        is_there = self.prefix and self.prefix.cache is not None
+        return self.config.decoder.max_len - (self.prefix.length if self.prefix and is_there else 0)
 
     @property
     def text_tokenizer(self) -> Tokenizer:
@@ -128,7 +143,12 @@ def read_meta(run_dir: str | Path) -> CheckpointMeta:
 
 
 def check_savable(run: Run) -> None:
-    """Refuse a run whose parameters no file format here holds. Raises UserError: int8 weights."""
+    """Refuse a run that no file format here holds. Raises UserError: int8 weights, a prefix."""
+    if run.prefix:
+        raise UserError(
+            "run: has a prefix, which is no part of the model's files. Save tj.with_prefix(run, None), without it, and "
+            "add the prefix again after loading."
+        )
     if any(leaf.dtype == "int8" for leaf in jax.tree.leaves(run.params)):
         raise UserError("run: int8 weights cannot be saved. Save the run that was quantized.")
 

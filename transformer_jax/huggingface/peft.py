@@ -16,6 +16,7 @@ import numpy as np
 from transformer_jax.errors import choose
 from transformer_jax.huggingface.family import Family, put
 from transformer_jax.huggingface.files import Folder, PretrainedError, TensorFiles, brief
+from transformer_jax.huggingface.peft_prompts import PROMPT_TYPES, TENSOR, read_prompt
 from transformer_jax.huggingface.pretrained import find_folder
 from transformer_jax.huggingface.save import describe_family
 from transformer_jax.huggingface.tensor_layout import ParamPath, TensorSpec, tensor_specs, to_params
@@ -50,6 +51,7 @@ KINDS = {  # end of a tensor's name after its module -> its role
     "weight": "weight",
     "bias": "bias",
 }
+ROLES_OF_PROMPTS = frozenset({"weight", "bias"})  # beside the prompt itself: modules_to_save
 _NAME = re.compile(r"base_model\.(?:model\.)?(.+?)\.(" + "|".join(map(re.escape, KINDS)) + ")")
 
 
@@ -59,10 +61,11 @@ class AdaptedModel(NamedTuple):
     model: Model
     params: Params
     layers: Params  # for the collection "adapters": see nn/adapters.py
+    prompt: np.ndarray | None = None  # for models.prefix.trained_prefix; None: it has no soft prompt
 
 
 def read_adapter(path: str | Path, model: Model, params: Params, hf_config: dict) -> AdaptedModel:
-    """Read a LoRA, DoRA or IA3 adapter for a model.
+    """Read an adapter for a model: LoRA, DoRA, IA3, or a soft prompt.
 
     Args:
       path: the adapter's folder, or its name on the hub.
@@ -76,11 +79,17 @@ def read_adapter(path: str | Path, model: Model, params: Params, hf_config: dict
         raise PretrainedError(f"adapter={str(path)!r}: has no {CONFIG}. Give the folder of an adapter of PEFT.")
     family, architecture = describe_family(model, hf_config)
     config = folder.json(CONFIG)
-    choose(dict.fromkeys(("LORA", "IA3")), str(config.get("peft_type")), f"{CONFIG}: peft_type")
+    kinds = ("LORA", "IA3", *PROMPT_TYPES)
+    choose(dict.fromkeys(kinds), str(config.get("peft_type")), f"{CONFIG}: peft_type")
     for name in REFUSED:
         if config.get(name) not in (None, False, {}, []):
             raise PretrainedError(f"{folder.path / CONFIG}: {name}={config[name]!r:.80} is not supported.")
-    modules = _tensors_by_module(folder, family)
+    model_type = str(hf_config.get("model_type"))
+    is_prompt = config["peft_type"] in PROMPT_TYPES
+    modules = _tensors_by_module(folder, family, ROLES_OF_PROMPTS if is_prompt else frozenset(KINDS.values()))
+    prompt = (
+        read_prompt(config, _read_array(TensorFiles(folder, WEIGHTS), TENSOR), model, model_type) if is_prompt else None
+    )
     model, params = _untie(model, params, family, modules)
     flat = {path_names(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     shapes = {path: leaf.shape for path, leaf in flat.items()}
@@ -91,26 +100,40 @@ def read_adapter(path: str | Path, model: Model, params: Params, hf_config: dict
     new_params: Params = {}
     for names, leaf in adapted.params.items():
         put(new_params, ".".join(names), leaf)
-    return AdaptedModel(model, new_params, adapted.layers)
+    return AdaptedModel(model, new_params, adapted.layers, prompt)
 
 
-def _tensors_by_module(folder: Folder, family: Family) -> dict[str, dict[str, np.ndarray]]:
-    """Tensors of the adapter by the module that they change, under the current names of the family, and by role."""
+def _tensors_by_module(folder: Folder, family: Family, roles: frozenset[str]) -> dict[str, dict[str, np.ndarray]]:
+    """Tensors of the adapter by the module that they change, under the current names of the family, and by role.
+
+    Args:
+      roles: those that the method has. A soft prompt is of no module, and is left out.
+    """
     files = TensorFiles(folder, WEIGHTS)
     modules: dict[str, dict[str, np.ndarray]] = {}
     for name in sorted(files.entries):
+        if name == TENSOR and roles == ROLES_OF_PROMPTS:
+            continue
         match = _NAME.fullmatch(name)
-        if match is None:
-            raise PretrainedError(f"{folder.path / WEIGHTS}: {brief(name)} is no tensor of a LoRA or IA3 adapter.")
+        if match is None or KINDS[match[2]] not in roles:
+            kind = "soft prompt" if roles == ROLES_OF_PROMPTS else "LoRA or IA3 adapter"
+            raise PretrainedError(f"{folder.path / WEIGHTS}: {brief(name)} is no tensor of a {kind}.")
         module, role = match[1], KINDS[match[2]]
         for pattern, replacement in family.renamed:
             module = re.sub(pattern, replacement, module)
-        array = files.read(name).astype(np.float32)
-        if not np.isfinite(array).all():
-            raise PretrainedError(f"{folder.path / WEIGHTS}: {brief(name)} has NaN or infinity in it.")
+        array = _read_array(files, name)
         if modules.setdefault(module, {}).setdefault(role, array) is not array:
             raise PretrainedError(f"{folder.path / WEIGHTS}: has {role} of {brief(module)} twice.")
     return modules
+
+
+def _read_array(files: TensorFiles, name: str) -> np.ndarray:
+    if name not in files.entries:
+        raise PretrainedError(f"{WEIGHTS}: has no {name}.")
+    array = files.read(name).astype(np.float32)
+    if not np.isfinite(array).all():
+        raise PretrainedError(f"{WEIGHTS}: {brief(name)} has NaN or infinity in it.")
+    return array
 
 
 def _untie(model: Model, params: Params, family: Family, modules: dict) -> tuple[Model, Params]:

@@ -50,6 +50,8 @@ def attention_maps(run: Run, text: str, target: str | None = None) -> AttentionM
     """
     is_seq2seq = run.model.reads_source
     config = run.config
+    if run.prefix:
+        raise UserError("run: has a prefix, and maps are those of a text alone. Take tj.with_prefix(run, None).")
     if "linear" in (config.encoder.attention, config.decoder.attention):
         raise UserError(linear_attention.unsupported("weights to see"))
     if is_seq2seq != (target is not None):

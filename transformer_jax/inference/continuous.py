@@ -13,6 +13,8 @@ from transformer_jax.inference.engine import Engine
 from transformer_jax.inference.forward import step_function
 from transformer_jax.inference.generation_config import GenerationConfig
 from transformer_jax.inference.prefill import padded_prompts
+from transformer_jax.inference.prefix import num_virtual, prefix_tokens, start_cache
+from transformer_jax.nn.kv_cache import KVCache
 from transformer_jax.nn.kv_cache_kinds import make_row_cache
 from transformer_jax.run import Run
 
@@ -36,7 +38,7 @@ class ContinuousEngine(Engine):
     ):
         super().__init__(run, prompts, config, params, num_top)
         lengths = [len(prompt) for prompt in prompts]
-        context = run.config.decoder.max_len
+        context = run.decoder_context + len(prefix_tokens(run))
         self._capacity = bucket(max(lengths) + config.max_new_tokens, context)
         self._spec = dataclasses.replace(
             self._spec, max_new_tokens=bucket(config.max_new_tokens, context), buffer_length=self._capacity + 1
@@ -44,6 +46,7 @@ class ContinuousEngine(Engine):
         self._waiting = sorted(range(len(prompts)), key=lambda i: lengths[i])  # the next one last
         self._index = np.full(config.batch_size, NO_PROMPT)  # of the prompt in each row of the batch
         self._num_read = max(1, config.batch_size // 4)  # prompts that are read together
+        self._start = start_cache(run, self._empty_cache(self._num_read)) if run.prefix else None
 
     def advance(self, num_tokens: int) -> None:
         """Read the prompts that there is room for, and decode until the next ones can be read.
@@ -77,19 +80,24 @@ class ContinuousEngine(Engine):
             rows = np.append(rows, rows[padding])
             indices = self._index[rows]
             texts = [self.prompts[i] for i in indices]
-            prompts = padded_prompts(self.run, texts, bucket(max(map(len, texts)), self._capacity))
+            prompts = padded_prompts(self.run, texts, self._capacity)
             step = step_function(of_texts(self.run, indices))
-            state = sampling.read_into_rows(step, state, rows, prompts, self._params_of(indices), self._spec)
+            params = self._params_of(indices)
+            state = sampling.read_into_rows(step, state, rows, prompts, params, self._spec, self._start)
         return state
 
     def _params_of(self, indices: np.ndarray) -> sampling.SamplingParams:
         """Numbers of sampling for the prompts with these indices."""
         return self._params._replace(keys=self._params.keys[indices], limit=np.int32(self.config.max_new_tokens))
 
+    def _empty_cache(self, num_rows: int) -> KVCache:
+        capacity = self._capacity + num_virtual(self.run)
+        return make_row_cache(self.run.config.decoder, num_rows, capacity).with_type(self.config.cache_type)
+
     def _empty_state(self) -> sampling.DecodeState:
         """State in which all rows of the batch have ended, before the first prompts."""
         B = len(self._index)
-        cache = make_row_cache(self.run.config.decoder, B, self._capacity).with_type(self.config.cache_type)
+        cache = self._empty_cache(B)
         no_text = jnp.zeros((B, self._spec.buffer_length), jnp.int32)
         params = self._params_of(np.zeros(B, int))
         state = sampling.initial_state(cache, no_text, jnp.zeros(B, jnp.int32), params, self._spec)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from transformer_jax.errors import UserError, check
 from transformer_jax.inference.generation_config import GenerationConfig
+from transformer_jax.inference.prefix import prefix_tokens, with_prefix
 from transformer_jax.nn.rope_scaling import LENGTH_DEPENDENT
 from transformer_jax.pretrained import open_run
 from transformer_jax.run import Run
@@ -22,7 +23,7 @@ def open_draft_model(config: GenerationConfig, run: Run) -> Run | None:
     if config.prompt_lookup:
         _check_can_rewind("prompt_lookup", config.prompt_lookup, "the model", run)
     if config.draft:
-        draft = _open(config.draft, _modification_time(config.draft))
+        draft = _open(config.draft, _modification_time(config.draft), tuple(prefix_tokens(run).tolist()))
         _check_can_rewind("draft", config.draft, "the model", run)
         _check_can_rewind("draft", config.draft, "the draft", draft)
         _check_compatible(config.draft, draft, run)
@@ -31,9 +32,12 @@ def open_draft_model(config: GenerationConfig, run: Run) -> Run | None:
 
 
 @functools.lru_cache(maxsize=2)
-def _open(path: str, modified: int) -> Run:
-    """The draft model, kept for later texts: `modified` is part of the cache's key, so that a new one is opened."""
-    return open_run(path)
+def _open(path: str, modified: int, before: tuple[int, ...]) -> Run:
+    """The draft model after the text `before`, kept for later texts.
+
+    `modified` is part of the cache's key, so that a new one is opened.
+    """
+    return with_prefix(open_run(path), before or None)
 
 
 def _modification_time(path: str) -> int:

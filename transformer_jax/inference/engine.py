@@ -12,7 +12,7 @@ import numpy as np
 from transformer_jax import sampling
 from transformer_jax.inference.batching import known_ids
 from transformer_jax.inference.draft_model import open_draft_model
-from transformer_jax.inference.forward import step_function
+from transformer_jax.inference.forward import prefill_chunk, step_function
 from transformer_jax.inference.generation_config import GenerationConfig
 from transformer_jax.inference.prefill import (
     Prefill,
@@ -20,9 +20,9 @@ from transformer_jax.inference.prefill import (
     plan_prefill,
     plan_rolling_prefill,
     plan_source_prefill,
-    prefill_chunk,
     prefill_source,
 )
+from transformer_jax.inference.prefix import num_virtual, prefix_tokens, start_cache
 from transformer_jax.nn.kv_cache_kinds import make_cache
 from transformer_jax.run import Run
 from transformer_jax.tokenizers.token_bytes import settled_text
@@ -35,7 +35,8 @@ class Engine:
 
     A row ends at an end token ("eos"), where its text contains a stop string ("stop"), after `max_new_tokens` tokens
     ("length"), or where every token is ruled out ("ruled_out"). Rows that outgrow the context are prefilled again with
-    its last half, unless they use a rolling cache.
+    its last half, after the prefix of the run, unless they use a rolling cache. A prompt begins with the text of the
+    prefix.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Engine:
             num_draft=config.num_draft if config.draft or config.prompt_lookup else 0,
             prompt_lookup=config.prompt_lookup,
             chunk=prefill_chunk(run),
+            num_virtual=num_virtual(run),
         )
         # Results, row by row.
         B = len(prompts)
@@ -162,7 +164,9 @@ class Engine:
         else:
             rows = [self._row(i) for i in range(len(self.prompts))]
             if self._segment_start:
-                rows = [row[-max(self.run.config.decoder.max_len // 2, 1) :] for row in rows]
+                before = prefix_tokens(self.run)  # it stays
+                num_kept = max(self.run.decoder_context // 2, 1)
+                rows = [np.concatenate([before, row[len(before) :][-num_kept:]]) for row in rows]
             plan = plan_prefill(self.run, rows, num_left, self._spec)
         self._begin_segment(plan)
         if self.is_speculative:
@@ -185,6 +189,7 @@ class Engine:
             else:
                 config = self._draft.config.decoder
                 cache = make_cache(config, len(self.prompts), plan.capacity, plan.extra_slots)
+                cache = start_cache(self._draft, cache)
         state = sampling.prefill_speculative(plan.prompts, step, cache)
         if (before := self._speculative) is not None:
             state = state._replace(num_drafted=before.num_drafted, num_accepted=before.num_accepted)

@@ -8,10 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from transformer_jax import sampling
 from transformer_jax.errors import UserError
 from transformer_jax.inference.adapter_names import AdapterNames, choose_adapters
-from transformer_jax.models import Model, Params
+from transformer_jax.models import Encoder, MaskedLM, Model, Params, TokenTagger
+from transformer_jax.nn.rope_scaling import LENGTH_DEPENDENT
 from transformer_jax.run import Run
+
+MAX_CHUNK = 2**30
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -35,6 +39,11 @@ def step_function(run: Run, last_only: bool = True) -> jax.tree_util.Partial:
     return jax.tree_util.Partial(_extend(run.model, last_only), run.variables)
 
 
+def prefill_chunk(run: Run) -> int:
+    """Positions that are read at once into a full cache: all, where the rotations depend on the length of the text."""
+    return MAX_CHUNK if run.config.decoder.rope_scaling in LENGTH_DEPENDENT else sampling.PREFILL_CHUNK
+
+
 def logits(
     run: Run,
     tokens: ArrayLike,
@@ -55,9 +64,11 @@ def logits(
       token_types: [B, T] ints, for an encoder that has them.
       adapter_names: for a run with adapters by name: one for all sequences, or one for each; "": none.
     Returns:
-      float32: [B, T, V] (GPT, masked LM; [B, U, V] for a Seq2Seq), [B, T, tags], or [B, classes].
+      float32: [B, T, V] (GPT, masked LM; [B, U, V] for a Seq2Seq), [B, T, tags], or [B, classes]. A prefix of the run
+      comes before every sequence, and has no logits itself.
     Raises:
-      UserError: shapes that do not fit, ids outside the vocabulary, more tokens than max_len; an unknown adapter.
+      UserError: shapes that do not fit, ids outside the vocabulary, more tokens than the context has room for; an
+        unknown adapter.
     """
     is_seq2seq = run.model.reads_source
     if is_seq2seq != (target is not None):
@@ -73,7 +84,27 @@ def logits(
     if token_types is not None:
         kwargs["token_types"] = _check_ids("token_types", token_types, max(1, encoder.num_token_types))
     run = choose_adapters(run, adapter_names, len(inputs[0]))
-    return _apply(run.model, run.variables, (*inputs, *masks), kwargs)
+    if run.prefix is None:
+        return _apply(run.model, run.variables, (*inputs, *masks), kwargs)
+    _check_room("tokens", inputs[0], run.encoder_context, run.prefix.length)
+    _check_room("target", inputs[-1], run.decoder_context if is_seq2seq else run.encoder_context, run.prefix.length)
+    num = run.prefix.length if run.prefix.vectors is not None else 0  # placeholders: the model embeds the vectors there
+    inputs[0] = _after(inputs[0], num, 0)
+    masks[0] = None if masks[0] is None else _after(masks[0], num, True)
+    kwargs = {name: _after(types, num, 0) for name, types in kwargs.items()}
+    out = _apply(run.model, run.variables, (*inputs, *masks), kwargs)
+    return out[:, num:] if isinstance(run.model, Encoder | MaskedLM | TokenTagger) else out
+
+
+def _after(x: jax.Array, num: int, value: int) -> jax.Array:
+    """Put `num` columns of a value before those of x [B, T]."""
+    return jnp.pad(x, ((0, 0), (num, 0)), constant_values=value)
+
+
+def _check_room(name: str, tokens: jax.Array, room: int, length: int) -> None:
+    if tokens.shape[1] > room:
+        rule = f"{tokens.shape[1]} in a row, and the context has room for {room} after the prefix of {length}"
+        raise UserError(f"{name}: {rule}. Shorten them.")
 
 
 def _check_ids(name: str, tokens: ArrayLike, vocab_size: int) -> jax.Array:

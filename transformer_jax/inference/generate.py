@@ -13,6 +13,7 @@ from transformer_jax.inference.batching import check_ids
 from transformer_jax.inference.engine import Engine
 from transformer_jax.inference.generate_tokens import Completion, check_generates_text, generate_tokens, make_engine
 from transformer_jax.inference.generation_config import GenerationConfig
+from transformer_jax.inference.prefix import encode_after_prefix, prefix_tokens
 from transformer_jax.inference.texts import one_text, text_list
 from transformer_jax.run import Run
 
@@ -54,7 +55,11 @@ def _of_tokens(config: GenerationConfig) -> GenerationConfig:
 
 
 def _text_before(run: Run, tokens: np.ndarray) -> str:
-    return "" if run.model.reads_source else run.text_tokenizer.decode(tokens)
+    if run.model.reads_source:
+        return ""
+    before = prefix_tokens(run)
+    decode = run.text_tokenizer.decode
+    return decode(np.concatenate([before, tokens]))[len(decode(before)) :]
 
 
 @overload
@@ -185,7 +190,7 @@ def _encode(run: Run, prompts: Sequence[str], allow_special: bool) -> list[np.nd
         if run.model.reads_source:
             rows.append(tokenizer.encode_source(run.prepare(text), allow_special))
         else:
-            rows.append(tokenizer.encode_prompt(text, allow_special))
+            rows.append(encode_after_prefix(run, text, allow_special))
         if not len(rows[-1]):
             raise UserError("prompt='': must have at least one character. A line break is enough.")
     check_ids("prompt", rows, tokenizer.source, run.config.encoder.vocab_size)

@@ -17,11 +17,11 @@ from transformer_jax.inference.generation_config import GenerationConfig
 from transformer_jax.inference.logits_processing import logits_processors
 from transformer_jax.inference.memory import check_memory
 from transformer_jax.inference.prefill import beam_search_inputs
+from transformer_jax.inference.prefix import num_virtual, prefix_tokens
+from transformer_jax.inference.texts import Rows, check_tokens
 from transformer_jax.models import GPT, Seq2Seq
 from transformer_jax.nn.kv_cache_kinds import overflow_error
 from transformer_jax.run import Run, check_chosen
-
-Rows = np.ndarray | Sequence[Sequence[int] | np.ndarray]  # [B, T], or sequences of any lengths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +93,7 @@ def generate_tokens(
 
 def _is_continuous(run: Run, rows: list[np.ndarray], config: GenerationConfig) -> bool:
     """True if rows that end make room for others: there are more than a batch, and each has slots of its own."""
-    fits = max(map(len, rows)) + config.max_new_tokens <= run.config.decoder.max_len
+    fits = max(map(len, rows)) + config.max_new_tokens <= run.decoder_context
     has_own_slots = fits and not (run.model.reads_source or config.draft or config.prompt_lookup)
     return len(rows) * config.num_samples > config.batch_size and has_own_slots and config.method != "beam"
 
@@ -125,10 +125,11 @@ def make_engine(
     """
     processors = check_request(run, rows, config, seeds)
     keys = _row_keys(len(rows), config, seeds)
+    engine_class = ContinuousEngine if _is_continuous(run, rows, config) else Engine
+    rows = rows if run.model.reads_source else [np.concatenate([prefix_tokens(run), row]) for row in rows]
     samples = [row for row in rows for _ in range(config.num_samples)]
     sample_run = of_texts(run, np.repeat(np.arange(len(rows)), config.num_samples))
     if config.method != "beam":
-        engine_class = ContinuousEngine if _is_continuous(run, rows, config) else Engine
         return engine_class(sample_run, samples, config, sampling.SamplingParams(keys, processors), num_top), []
     cache, prompts = beam_search_inputs(run, rows, config.max_new_tokens)
     beams = sampling.beam_search(
@@ -177,6 +178,7 @@ def _beam_settings(
         config.max_new_tokens,
         run.generation_defaults.eos_ids,
         run.generation_defaults.pad_id,
+        num_virtual=num_virtual(run),
         beams=sampling.BeamSpec(config.num_beams, config.num_samples, config.stopping, config.num_groups),
     )
     return params, spec
@@ -188,33 +190,6 @@ def _row_keys(num_prompts: int, config: GenerationConfig, seeds: Sequence[int] |
     seed_keys = jnp.stack([jax.random.key(seed) for seed in ([config.seed] if seeds is None else seeds)])
     seed_index = np.repeat(np.arange(num_prompts) % len(seed_keys), config.num_samples)
     return jax.vmap(jax.random.fold_in)(seed_keys[seed_index], sample_index)
-
-
-def check_tokens(run: Run, tokens: Rows, is_token: Rows | None = None) -> list[np.ndarray]:
-    """Check token ids, and return each sequence int32 [T] without its padding."""
-    if isinstance(tokens, str) or not isinstance(tokens, Sequence | np.ndarray):
-        raise UserError(f"tokens: must be int [B, T] or a list of sequences, not of type {type(tokens).__name__}.")
-    if is_token is not None and len(is_token) != len(tokens):
-        raise UserError(f"is_token: {len(is_token)} sequences, and tokens has {len(tokens)}. Give a mask for each.")
-    vocab_size = run.config.encoder.vocab_size
-    rows = []
-    for i, row in enumerate(tokens):
-        ids = np.asarray(row)
-        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
-            raise UserError(f"tokens: sequence {i} must be integers [T], not {ids.dtype} {list(ids.shape)}.")
-        if is_token is not None:
-            mask = np.asarray(is_token[i])
-            if mask.shape != ids.shape or mask.dtype != bool:
-                rule = f"must be bool [{len(ids)}] as its tokens, not {mask.dtype} {list(mask.shape)}"
-                raise UserError(f"is_token: sequence {i} {rule}.")
-            ids = ids[mask]
-        if not ids.size:
-            raise UserError(f"tokens: sequence {i} has no token. Give at least one.")
-        if not (0 <= ids.min() and ids.max() < vocab_size):
-            rule = f"must lie between 0 and {vocab_size - 1}, not between {ids.min()} and {ids.max()}"
-            raise UserError(f"tokens: ids of sequence {i} {rule}.")
-        rows.append(ids.astype(np.int32))
-    return rows
 
 
 def _pairs(ids: np.ndarray, log_probs: np.ndarray) -> tuple[tuple[tuple[int, float], ...], ...]:
@@ -232,7 +207,8 @@ def _check_fits_memory(run: Run, rows: list[np.ndarray], config: GenerationConfi
         num_rows = config.batch_size
     num_new = config.max_new_tokens if config.on_overflow == "slide" else min(config.max_new_tokens, decoder.max_len)
     has_own_prompt = not run.model.reads_source and config.method != "beam"  # beams share the keys of their prompt
-    slots = min(num_new + has_own_prompt * max(map(len, rows)), decoder.max_len)
+    num_before = decoder.max_len - run.decoder_context  # tokens of the prefix, which every row has
+    slots = min(num_before + num_new + has_own_prompt * max(map(len, rows)), decoder.max_len)
     if config.on_overflow == "slide":
         slots = min(slots, decoder.window)
     itemsize = jnp.dtype(decoder.dtype if config.cache_type == "model" else config.cache_type).itemsize
@@ -252,18 +228,20 @@ def _check_fits_context(run: Run, prompts: list[np.ndarray], config: GenerationC
     """Raise UserError if prompts or new tokens outgrow the context and the config does not allow that."""
     num_new = config.max_new_tokens
     longest = max(map(len, prompts))
-    context = run.config.encoder.max_len
+    context = run.encoder_context
+    beside = " after the prefix" if run.prefix else ""
     if config.on_overflow == "slide" and not run.model.reads_source:
         if reason := overflow_error(run.config.decoder):
             raise UserError(reason)
         return
     if longest > context:
         fix = f"Give at most {context} tokens, for example the end of the text"
-        raise UserError(f"prompt: {longest} tokens, and the model's context is {context}. {fix}.")
+        raise UserError(f"prompt: {longest} tokens, and the model's context is {context}{beside}. {fix}.")
     if run.model.reads_source:
-        context = run.config.decoder.max_len
+        context = run.decoder_context
         if num_new > context:
-            raise UserError(f"max_new_tokens={num_new}: the decoder's context is {context}. Take at most {context}.")
+            rule = f"the decoder's context is {context}{beside}"
+            raise UserError(f"max_new_tokens={num_new}: {rule}. Take at most {context}.")
         return
     if longest + num_new > context and config.on_overflow == "error":
         room = context - longest
@@ -272,5 +250,5 @@ def _check_fits_context(run: Run, prompts: list[np.ndarray], config: GenerationC
         way = "slide" if can_slide else "re-prefill, which keeps the last half and reads it again"
         raise UserError(
             f"max_new_tokens={num_new}: with a prompt of {longest} tokens that is beyond the model's context of "
-            f"{context}. {fix}, or on_overflow={way}."
+            f"{context}{beside}. {fix}, or on_overflow={way}."
         )

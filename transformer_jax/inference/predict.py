@@ -85,7 +85,7 @@ def classify(
     """
     check_run(run, (SequenceClassifier,), batch_size)
     tokenizer = run.text_tokenizer
-    max_len = run.config.encoder.max_len
+    max_len = run.encoder_context
     rows = [tokenizer.encode_whole(run.prepare(text)) for text in text_list("texts", texts)]
     rows = truncate("texts", rows, max_len)
     run = choose_adapters(run, adapter_names, len(rows))
@@ -152,7 +152,7 @@ def tag(
     tag_unread = "O" if "O" in names else names[0]
     words = [split_words(run, sentence) for sentence in sentence_list("sentences", sentences)]
     encoded = [encode_words(tokenizer, [run.prepare(word) for word in sentence], run.separator) for sentence in words]
-    max_len = run.config.encoder.max_len
+    max_len = run.encoder_context
     if num_empty := sum(int(np.sum(starts == NO_TOKENS)) for _, starts in encoded):
         warn(f"{num_empty} of {sum(map(len, words))} words have no token, and get the tag {tag_unread!r:.80}.")
     rows = truncate("sentences", [tokens for tokens, _ in encoded], max_len)

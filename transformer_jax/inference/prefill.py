@@ -14,14 +14,13 @@ import numpy as np
 from transformer_jax import sampling
 from transformer_jax.inference.batching import bucket, pad_batch
 from transformer_jax.inference.generation_config import GenerationConfig
+from transformer_jax.inference.prefix import num_virtual, prefix_tokens, start_cache
 from transformer_jax.models import Params, Seq2Seq
 from transformer_jax.nn.kv_cache import KVCache
 from transformer_jax.nn.kv_cache_kinds import make_cache, make_rolling_cache
-from transformer_jax.nn.rope_scaling import LENGTH_DEPENDENT
 from transformer_jax.run import Run
 
 SMALLEST_SOURCE_BUCKET = 8  # a source is read once for many tokens, so finer buckets pay: 8, 16, 24, 32, 48, ...
-MAX_CHUNK = 2**30
 MIN_PROMPT_SLOTS = 64  # shorter prompts get the cache of a prompt this long, and so share the compiled decode loop
 
 
@@ -38,17 +37,17 @@ class Prefill(NamedTuple):
 
 def plan_prefill(run: Run, rows: list[np.ndarray], num_left: int, spec: sampling.DecodeSpec) -> Prefill:
     """Full cache: as many of the `num_left` new tokens as the context has room for after the rows."""
-    config = run.config.decoder
-    context = config.max_len
+    context = run.decoder_context + len(prefix_tokens(run))
     longest = max(map(len, rows))
     # One more token than there are slots: the last token chosen is not read.
     segment_length = min(num_left, context - longest + 1)
     output_length = bucket(segment_length, context)
     capacity = bucket(max(longest, MIN_PROMPT_SLOTS) + segment_length, context)
     extra_slots = _extra_slots(spec.num_draft, len(rows), output_length)
+    cache = make_cache(run.config.decoder, len(rows), capacity + num_virtual(run), extra_slots)
     return Prefill(
-        make_cache(config, len(rows), capacity, extra_slots),
-        padded_prompts(run, rows, bucket(longest, context)),
+        start_cache(run, cache),
+        padded_prompts(run, rows, capacity),
         dataclasses.replace(spec, max_new_tokens=output_length, buffer_length=capacity + 1),
         segment_length,
         capacity,
@@ -60,19 +59,20 @@ def plan_rolling_prefill(run: Run, rows: list[np.ndarray], num_left: int, spec: 
     """Rolling cache: rows of any length, and all `num_left` new tokens after one prefill."""
     config = run.config.decoder
     output_length = bucket(num_left, sys.maxsize)
-    width = bucket(max(map(len, rows)), sys.maxsize)
     chunk = _rolling_chunk(run)
+    prompts = padded_prompts(run, rows, sys.maxsize)
+    buffer_length = len(prefix_tokens(run)) + prompts.tokens.shape[1] + output_length
     return Prefill(
-        make_rolling_cache(config, len(rows), chunk),
-        padded_prompts(run, rows, width),
-        dataclasses.replace(spec, max_new_tokens=output_length, buffer_length=width + output_length, chunk=chunk),
+        start_cache(run, make_rolling_cache(config, len(rows), chunk), chunk),
+        prompts,
+        dataclasses.replace(spec, max_new_tokens=output_length, buffer_length=buffer_length, chunk=chunk),
         segment_length=num_left,
     )
 
 
 def plan_source_prefill(run: Run, sources: list[np.ndarray], num_left: int, spec: sampling.DecodeSpec) -> Prefill:
     """Seq2Seq: the encoder has read the sources, and the decoder reads the token that starts a target."""
-    output_length = bucket(num_left, run.config.decoder.max_len)
+    output_length = bucket(num_left, run.decoder_context)
     extra_slots = _extra_slots(spec.num_draft, len(sources), output_length)
     return Prefill(
         *prefill_source(run, sources, output_length, extra_slots),
@@ -87,7 +87,7 @@ def plan_extension(
     run: Run, cache: KVCache, num_tokens: int, given: np.ndarray, config: GenerationConfig, spec: sampling.DecodeSpec
 ) -> Prefill:
     """Given tokens [T] at the end of a text of `num_tokens` in all, whose other tokens are in the cache of one row."""
-    context = sys.maxsize if config.on_overflow == "slide" else run.config.decoder.max_len
+    context = sys.maxsize if config.on_overflow == "slide" else run.decoder_context + len(prefix_tokens(run))
     capacity = bucket(num_tokens + config.max_new_tokens, context)
     if config.on_overflow == "slide":
         spec = dataclasses.replace(spec, chunk=_rolling_chunk(run))
@@ -95,16 +95,11 @@ def plan_extension(
     width = min(bucket(max(1, len(given)), context), capacity - num_tokens + len(given))
     tokens, is_token = pad_batch([given], width, run.generation_defaults.pad_id)
     return Prefill(
-        cache.with_capacity(capacity),
+        cache.with_capacity(capacity + num_virtual(run)),
         sampling.Prompts(tokens, is_token, np.int32(width - len(given))),
         dataclasses.replace(spec, max_new_tokens=bucket(config.max_new_tokens, context), buffer_length=capacity + 1),
         segment_length=config.max_new_tokens,
     )
-
-
-def prefill_chunk(run: Run) -> int:
-    """Positions that are read at once into a full cache: all, where the rotations depend on the length of the text."""
-    return MAX_CHUNK if run.config.decoder.rope_scaling in LENGTH_DEPENDENT else sampling.PREFILL_CHUNK
 
 
 def _rolling_chunk(run: Run) -> int:
@@ -112,11 +107,18 @@ def _rolling_chunk(run: Run) -> int:
     return bucket(run.config.decoder.window or sampling.PREFILL_CHUNK, sampling.PREFILL_CHUNK)
 
 
-def padded_prompts(run: Run, rows: list[np.ndarray], width: int) -> sampling.Prompts:
-    """Prompts that end where the longest one does, and padding behind it up to `width`."""
+def padded_prompts(run: Run, rows: list[np.ndarray], capacity: int) -> sampling.Prompts:
+    """Prompts that end where the longest one does, and padding behind it up to a bucket.
+
+    Args:
+      rows: with the text of the prefix at the start of each. capacity: most tokens of a row.
+    """
+    before = prefix_tokens(run)
+    rows = [row[len(before) :] for row in rows]
     longest = max(map(len, rows))
+    width = bucket(longest, capacity - len(before))
     tokens, is_token = pad_batch(rows, width, run.generation_defaults.pad_id, end=longest)
-    return sampling.Prompts(tokens, is_token, np.int32(width - longest))
+    return sampling.Prompts(tokens, is_token, np.int32(width - longest), before=before if len(before) else None)
 
 
 def _extra_slots(num_draft: int, num_rows: int, output_length: int) -> int:
@@ -131,9 +133,14 @@ def prefill_source(
 ) -> tuple[KVCache, sampling.Prompts]:
     """Read the sources of a Seq2Seq into a cache; the tokens to read next are those that start the targets."""
     longest = max(map(len, sources))
-    width = bucket(longest, run.config.encoder.max_len, SMALLEST_SOURCE_BUCKET)
+    width = bucket(longest, run.encoder_context, SMALLEST_SOURCE_BUCKET)
     source, is_token = pad_batch(sources, width, run.generation_defaults.pad_id, end=longest)
-    cache = _encode_source(run.model, run.variables, source, is_token, capacity, extra_slots)
+    if run.prefix and run.prefix.vectors is not None:  # placeholders: the model embeds the vectors there
+        before = ((0, 0), (run.prefix.length, 0))
+        source = np.pad(source, before)
+        is_token = np.pad(is_token, before, constant_values=True)
+    cache = _encode_source(run.model, run.variables, source, is_token, capacity + num_virtual(run), extra_slots)
+    cache = start_cache(run, cache)
     first = np.full((len(sources), 1), run.generation_defaults.start_id, np.int32)
     return cache, sampling.Prompts(first, first >= 0)
 
@@ -151,7 +158,11 @@ def beam_search_inputs(run: Run, rows: list[np.ndarray], max_new_tokens: int) ->
     """Cache and padded prompts for a beam search within the context."""
     if run.model.reads_source:
         return prefill_source(run, rows, max_new_tokens)
-    config = run.config.decoder
-    width = min(bucket(max(map(len, rows)), config.max_len), config.max_len - max_new_tokens)
+    context = run.decoder_context
+    before = prefix_tokens(run)
+    rows = [row[len(before) :] for row in rows]
+    width = min(bucket(max(map(len, rows)), context), context - max_new_tokens)
     tokens, is_token = pad_batch(rows, width, run.generation_defaults.pad_id, end=width)
-    return make_cache(config, len(rows), width + max_new_tokens), sampling.Prompts(tokens, is_token)
+    num_before = len(before) + num_virtual(run)
+    cache = start_cache(run, make_cache(run.config.decoder, len(rows), num_before + width + max_new_tokens))
+    return cache, sampling.Prompts(tokens, is_token, before=before if len(before) else None)

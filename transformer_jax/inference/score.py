@@ -13,6 +13,7 @@ from transformer_jax.inference.adapter_names import AdapterNames, choose_adapter
 from transformer_jax.inference.batching import check_ids, truncate
 from transformer_jax.inference.forward import logits
 from transformer_jax.inference.predict import Progress, check_run, pad_rows, text_batches
+from transformer_jax.inference.prefix import prefix_tokens
 from transformer_jax.inference.texts import text_list
 from transformer_jax.models import GPT, Seq2Seq
 from transformer_jax.run import Run
@@ -68,8 +69,9 @@ def score(
 ) -> Likelihood | list[Likelihood]:
     """Log-probability of a text, or of each of several; for a Seq2Seq, of each target given its source, with its end.
 
-    A GPT predicts every token of a text from those before it; the first token is given. A text longer than the context
-    is read in consecutive pieces. A source or target longer than the context is cut, with a warning on stderr.
+    A GPT predicts every token of a text from those before it; the first token is given, unless a text is the prefix of
+    the run. A text longer than the context is read in consecutive pieces, each after the prefix. A source or target
+    longer than the context is cut, with a warning on stderr.
 
     Args:
       adapter_names: for a run with adapters by name: one for all texts, or one for each; "": none.
@@ -95,14 +97,14 @@ def score(
     longest = max([1, *(len(piece) for _, piece in pieces)])  # an empty text has no token
     batch_size = max(1, min(batch_size, MAX_LOGITS // (longest * decoder.vocab_size)))
     rows = [piece for _, piece in pieces]
-    for indices, tokens, is_token in text_batches(run, rows, batch_size, decoder.max_len + 1, progress):
+    for indices, tokens, is_token in text_batches(run, rows, batch_size, run.decoder_context + 1, progress):
         text_indices = [pieces[index][0] for index in indices]
         inputs = tokens[:, :-1]
         is_input = is_token[:, :-1]
         batch_run = of_texts(run, text_indices, batch_size)
         if is_seq2seq:
             batch = [sources[i] for i in text_indices]
-            source, is_source = pad_rows(run, batch, batch_size, run.config.encoder.max_len)
+            source, is_source = pad_rows(run, batch, batch_size, run.encoder_context)
             outputs = logits(batch_run, source, is_source, inputs, target_is_token=is_input)
         else:
             outputs = logits(batch_run, inputs, is_input)
@@ -110,6 +112,10 @@ def score(
         for row, i in enumerate(text_indices):
             is_target = is_token[row, 1:]
             totals[i] += log_probs[row][is_target].sum(), is_target.sum()
+    if run.prefix and run.prefix.logits is not None:  # a text before them predicts the first tokens, too
+        first_log_probs = np.asarray(jax.nn.log_softmax(run.prefix.logits[0]))
+        for i, token in {i: piece[0] for i, piece in reversed(pieces) if len(piece)}.items():
+            totals[i] += first_log_probs[token], 1
     scores = [Likelihood(float(total), int(number)) for total, number in totals]
     return scores[0] if isinstance(texts, str) else scores
 
@@ -118,22 +124,23 @@ def _encode_sources(run: Run, texts: Sequence[str]) -> list[np.ndarray]:
     tokenizer = run.text_tokenizer
     rows = [tokenizer.encode_source(run.prepare(text)) for text in texts]
     check_ids("texts", rows, tokenizer.source, run.config.encoder.vocab_size)
-    return truncate("sources", rows, run.config.encoder.max_len, keeps_end=True)
+    return truncate("sources", rows, run.encoder_context, keeps_end=True)
 
 
 def _target_pieces(run: Run, targets: Sequence[str]) -> list[tuple[int, np.ndarray]]:
     """Index of each target, and its tokens after the token that starts a target."""
     tokenizer = run.text_tokenizer
-    rows = truncate("targets", [tokenizer.encode_target(run.prepare(t)) for t in targets], run.config.decoder.max_len)
+    rows = truncate("targets", [tokenizer.encode_target(run.prepare(t)) for t in targets], run.decoder_context)
     check_ids("targets", rows, tokenizer, run.config.decoder.vocab_size)
     return [(i, np.insert(row, 0, run.generation_defaults.start_id)) for i, row in enumerate(rows)]
 
 
 def _text_pieces(run: Run, texts: Sequence[str]) -> list[tuple[int, np.ndarray]]:
     """Index of the text and tokens of each piece. A piece begins with the last token of the piece before it."""
-    max_len = run.config.decoder.max_len
+    max_len = run.decoder_context
     tokenizer = run.text_tokenizer
-    rows = [tokenizer.encode(text) for text in texts]
+    encode = tokenizer.encode_continuation if len(prefix_tokens(run)) else tokenizer.encode
+    rows = [encode(text) for text in texts]
     check_ids("texts", rows, tokenizer, run.config.decoder.vocab_size)
     return [
         (i, row[first : first + max_len + 1])

@@ -9,8 +9,10 @@ from transformer_jax.errors import UserError, check
 from transformer_jax.inference.batching import check_ids, known_ids
 from transformer_jax.inference.engine import Engine
 from transformer_jax.inference.generate import stream_pieces
-from transformer_jax.inference.generate_tokens import Completion, check_tokens, completions_of, make_engine
+from transformer_jax.inference.generate_tokens import Completion, completions_of, make_engine
 from transformer_jax.inference.generation_config import GenerationConfig
+from transformer_jax.inference.prefix import encode_after_prefix
+from transformer_jax.inference.texts import check_tokens
 from transformer_jax.models import GPT
 from transformer_jax.run import Run
 
@@ -19,7 +21,7 @@ class Session:
     """One growing text of a decoder-only run: `extend` adds given text to it, `generate` adds new text.
 
     Each token is read once, in all turns together; the new tokens are those of a `generate` that reads the whole text
-    again. `tokens` has all of them.
+    again. `tokens` has all of them, but for those of a prefix of the run.
 
     Raises:
       UserError: a run that is no GPT.
@@ -58,9 +60,10 @@ class Session:
 
     def _encode(self, text: str, allow_special: bool) -> np.ndarray:
         """Token ids of a text, with the special tokens that begin a text where it does."""
+        if not self.tokens:
+            return encode_after_prefix(self.run, text, allow_special)
         tokenizer = self.run.text_tokenizer
-        encode = tokenizer.encode_continuation if self.tokens else tokenizer.encode_prompt
-        ids = encode(text, allow_special)
+        ids = tokenizer.encode_continuation(text, allow_special)
         check_ids("text", [ids], tokenizer, self.run.config.decoder.vocab_size)
         return ids
 

@@ -1,10 +1,13 @@
-"""Text arguments of the public functions: one string, or a sequence of strings; another type is refused in one line."""
+"""Text arguments of the public functions: strings, or token ids; anything else is refused in one line."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 from transformer_jax.errors import UserError
+from transformer_jax.run import Run
+
+Rows = np.ndarray | Sequence[Sequence[int] | np.ndarray]  # [B, T], or sequences of any lengths
 
 
 def text_list(name: str, texts: object) -> list[str]:
@@ -49,3 +52,30 @@ def _sequence(name: str, values: object) -> Sequence[object]:
     if values.ndim != 1:
         raise UserError(f"{name}: must be a list of strings, not an array of shape {list(values.shape)}.")
     return list(values.tolist())
+
+
+def check_tokens(run: Run, tokens: Rows, is_token: Rows | None = None) -> list[np.ndarray]:
+    """Check token ids, and return each sequence int32 [T] without its padding."""
+    if isinstance(tokens, str) or not isinstance(tokens, Sequence | np.ndarray):
+        raise UserError(f"tokens: must be int [B, T] or a list of sequences, not of type {type(tokens).__name__}.")
+    if is_token is not None and len(is_token) != len(tokens):
+        raise UserError(f"is_token: {len(is_token)} sequences, and tokens has {len(tokens)}. Give a mask for each.")
+    vocab_size = run.config.encoder.vocab_size
+    rows = []
+    for i, row in enumerate(tokens):
+        ids = np.asarray(row)
+        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+            raise UserError(f"tokens: sequence {i} must be integers [T], not {ids.dtype} {list(ids.shape)}.")
+        if is_token is not None:
+            mask = np.asarray(is_token[i])
+            if mask.shape != ids.shape or mask.dtype != bool:
+                rule = f"must be bool [{len(ids)}] as its tokens, not {mask.dtype} {list(mask.shape)}"
+                raise UserError(f"is_token: sequence {i} {rule}.")
+            ids = ids[mask]
+        if not ids.size:
+            raise UserError(f"tokens: sequence {i} has no token. Give at least one.")
+        if not (0 <= ids.min() and ids.max() < vocab_size):
+            rule = f"must lie between 0 and {vocab_size - 1}, not between {ids.min()} and {ids.max()}"
+            raise UserError(f"tokens: ids of sequence {i} {rule}.")
+        rows.append(ids.astype(np.int32))
+    return rows

@@ -75,7 +75,7 @@ def translate(
             f"num_beams={num_beams}, batch_size={batch_size}: must be at least 1; max_new_tokens at least 0."
         )
     tokenizer = run.text_tokenizer
-    context = run.config.encoder.max_len
+    context = run.encoder_context
     sources = [tokenizer.encode_source(run.prepare(text)) for text in text_list("texts", texts)]
     sources = truncate("sources", sources, context, keeps_end=True)
     check_ids("texts", sources, tokenizer.source, run.config.encoder.vocab_size)
@@ -85,7 +85,7 @@ def translate(
         batch = [sources[i] for i in indices]
         batch += [batch[-1]] * (batch_size - len(indices))  # one shape for all batches
         longest = padded_length([len(source) for source in batch], context)
-        num_new = min(max_new_tokens or 2 * longest + 10, run.config.decoder.max_len)
+        num_new = min(max_new_tokens or 2 * longest + 10, run.decoder_context)
         targets = _best_targets(of_texts(run, indices, batch_size), batch, num_beams, length_penalty, num_new)
         for i, tokens in zip(indices, targets, strict=False):
             translations[i] = tokenizer.decode(known_ids(tokens, tokenizer))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError, choose
 from transformer_jax.nn.dropout import Dropout
+from transformer_jax.nn.kv_cache import KVCache
 from transformer_jax.nn.layers import Dense, Embedding, make_norm
 from transformer_jax.nn.masks import Mask
 from transformer_jax.nn.positions import POSITIONS, segment_positions, token_positions
@@ -41,6 +42,18 @@ def sequence_mask(is_token: jax.Array | None, segments: jax.Array | None, is_cau
         query_positions=positions,
         key_positions=positions,
     )
+
+
+def after_prefix(prefix: KVCache, tokens: jax.Array, is_token: jax.Array | None) -> tuple[KVCache, Mask]:
+    """Cache and causal mask for a full sequence [B, T] whose rows all follow the tokens of a prefix.
+
+    Args:
+      prefix: KV cache of one row; see models/prefix.py. is_token: [B, T] bool; None: no padding.
+    """
+    B, T = tokens.shape
+    is_token = jnp.ones((B, T), bool) if is_token is None else is_token
+    cache = prefix.reorder(jnp.zeros(B, jnp.int32)).with_capacity(prefix.capacity + T).append(is_token)
+    return cache, cache.mask(is_token)
 
 
 class Embedder(nn.Module):
@@ -78,6 +91,9 @@ class Embedder(nn.Module):
         x = self.tokens(tokens)
         if config.scale_embeddings:  # Vaswani et al. 2017, section 3.4
             x = x * config.d_model**0.5
+        if self.has_variable("prefix", "vectors"):  # soft prompt: the first P tokens stand for these vectors
+            vectors: jax.Array = self.get_variable("prefix", "vectors")
+            x = x.at[:, : len(vectors)].set(vectors.astype(x.dtype))
         if self.scheme.is_learned:
             # One lookup per token, not one row of positions: XLA on a CPU sums the latter's gradient over B slowly.
             x = x + self.positions(jnp.broadcast_to(positions + config.position_offset, tokens.shape))

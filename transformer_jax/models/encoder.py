@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import choose
-from transformer_jax.models.embed import Embedder, check_length, sequence_mask
+from transformer_jax.models.embed import Embedder, after_prefix, check_length, sequence_mask
 from transformer_jax.nn.blocks import Stack
 from transformer_jax.nn.dropout import Dropout
 from transformer_jax.nn.layers import FEED_FORWARDS, Dense, Embedding, make_norm
@@ -51,9 +51,13 @@ class Encoder(nn.Module):
           UserError: T > max_len.
         """
         check_length(self.config, tokens)
+        cache = None
         mask = sequence_mask(is_token, segments)
+        if self.has_variable("prefix", "cache"):
+            cache, mask = after_prefix(self.get_variable("prefix", "cache"), tokens, is_token)
+            mask = mask.replace(is_causal=False)
         x = self.embed(tokens, mask.query_positions_at(0, tokens.shape[1]), token_types, deterministic)
-        return self.stack(x, mask, deterministic=deterministic)[0]
+        return self.stack(x, mask, cache, deterministic=deterministic)[0]
 
     def logits(self, x: jax.Array) -> jax.Array:
         """Output projection: [B, T, D] -> [B, T, V] float32."""

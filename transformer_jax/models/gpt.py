@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from transformer_jax.config import TransformerConfig
-from transformer_jax.models.embed import Embedder, check_length, sequence_mask
+from transformer_jax.models.embed import Embedder, after_prefix, check_length, sequence_mask
 from transformer_jax.nn.blocks import Stack
 from transformer_jax.nn.kv_cache import EncodedSource, KVCache
 from transformer_jax.nn.layers import Embedding
@@ -68,9 +68,12 @@ class GPT(nn.Module):
         Separate from `__call__`, for callers that cannot afford all logits [B, T, V] at once.
         """
         check_length(self.config, tokens)
+        cache = None
         mask = sequence_mask(is_token, segments, is_causal=True)
+        if self.has_variable("prefix", "cache"):
+            cache, mask = after_prefix(self.get_variable("prefix", "cache"), tokens, is_token)
         x = self.embed(tokens, mask.query_positions_at(0, tokens.shape[1]), deterministic=deterministic)
-        return self.stack(x, mask, None, source, deterministic)[0]
+        return self.stack(x, mask, cache, source, deterministic)[0]
 
     def logits(self, x: jax.Array) -> jax.Array:
         """Output projection: [..., D] -> [..., V] float32."""

@@ -17,7 +17,7 @@ import numpy as np
 
 from transformer_jax.errors import check, choose
 from transformer_jax.nn.kv_cache import KVCache
-from transformer_jax.sampling.decode import left_aligned, where_rows
+from transformer_jax.sampling.decode import text_buffer, where_rows
 from transformer_jax.sampling.logits_processors import RULED_OUT, apply_processors, init_states
 from transformer_jax.sampling.spec import DecodeSpec, Prompts, Step
 from transformer_jax.sampling.top_k import largest
@@ -150,7 +150,7 @@ def beam_search(step: Step, cache: KVCache, prompts: Prompts, params: BeamParams
     B = len(tokens)
     R = B * num_groups
     W = num_beams // num_groups
-    texts, lengths = (jnp.repeat(x, num_beams, axis=0) for x in left_aligned(tokens, is_token, max_new_tokens))
+    texts, lengths = (jnp.repeat(x, num_beams, axis=0) for x in text_buffer(prompts, spec))
     search = _Search(num_groups, rule, jnp.array(spec.eos_ids, jnp.int32), params, texts, lengths)
 
     def has_open_searches(state):
@@ -169,7 +169,8 @@ def beam_search(step: Step, cache: KVCache, prompts: Prompts, params: BeamParams
     state, _ = search.extend_beams(state, jnp.repeat(logits, num_beams, axis=0).reshape(R, W, -1))
     # All beams of a row share one parent, its prompt, and its encoded source. The loop is compiled even for one new
     # token, so there is always room for a step.
-    capacity = tokens.shape[1] + num_beams * max(1, max_new_tokens - 1)
+    num_before = spec.num_virtual + (0 if prompts.before is None else len(prompts.before))
+    capacity = num_before + tokens.shape[1] + num_beams * max(1, max_new_tokens - 1)
     state = state._replace(cache=cache.expand(num_beams, capacity))
     state = jax.lax.while_loop(has_open_searches, search_step, state)
 

@@ -6,13 +6,20 @@ Yu et al. 2022 (Orca), section 3.2, "iteration-level scheduling": no row waits f
 import jax
 import jax.numpy as jnp
 
+from transformer_jax.nn.kv_cache import KVCache
 from transformer_jax.sampling.decode import DecodeState, decode_step, prefill
 from transformer_jax.sampling.spec import DecodeSpec, Integer, Prompts, SamplingParams, Step
 
 
 @jax.jit
 def read_into_rows(
-    step: Step, state: DecodeState, rows: jax.Array, prompts: Prompts, params: SamplingParams, spec: DecodeSpec
+    step: Step,
+    state: DecodeState,
+    rows: jax.Array,
+    prompts: Prompts,
+    params: SamplingParams,
+    spec: DecodeSpec,
+    start: KVCache | None = None,
 ) -> DecodeState:
     """Read prompts into rows that have ended, and choose their first tokens; the other rows stay as they are.
 
@@ -20,8 +27,9 @@ def read_into_rows(
       state: with a cache of `make_row_cache` or `make_rolling_cache`.
       rows: [R] int, a row of the state for each prompt.
       params: keys of these prompts [R], and their processors.
+      start: cache of R rows like those of the state, with what is before every prompt; None: nothing.
     """
-    cache = state.cache.clear(rows).reorder(rows)
+    cache = state.cache.clear(rows).reorder(rows) if start is None else start
     new = end_at_limit(prefill(step, cache, prompts, params, spec), params)
 
     def put(old: jax.Array, new: jax.Array) -> jax.Array:

@@ -61,8 +61,7 @@ def prefill(step: Step, cache: KVCache, prompts: Prompts, params: SamplingParams
     """
     tokens = jnp.asarray(prompts.tokens)
     is_token = jnp.asarray(prompts.is_token)
-    num_extra = spec.buffer_length - tokens.shape[1] if spec.buffer_length else spec.max_new_tokens
-    token_buffer, lengths = left_aligned(tokens, is_token, num_extra)
+    token_buffer, lengths = text_buffer(prompts, spec)
     logits, cache = chunked_prefill(step, cache, tokens, is_token, prompts.trailing_padding, spec.chunk)
     return _first_tokens(cache, logits, token_buffer, lengths, prompts, params, spec)
 
@@ -80,7 +79,7 @@ def extend(step: Step, state: DecodeState, prompts: Prompts, params: SamplingPar
     """
     rows = jnp.arange(len(state.token_buffer))[:, None]
     lengths = state.prompt_lengths + state.generated.lengths
-    is_unread = state.cache.num_tokens < lengths[:, None]
+    is_unread = state.cache.num_tokens - spec.num_virtual < lengths[:, None]
     tokens = jnp.concatenate([jnp.take_along_axis(state.token_buffer, lengths[:, None] - 1, axis=1), prompts.tokens], 1)
     is_token = jnp.concatenate([is_unread, prompts.is_token], axis=1)
     given, num_given = left_aligned(prompts.tokens, prompts.is_token, 0)
@@ -236,6 +235,18 @@ def newest_tokens(state: DecodeState) -> jax.Array:
 def fold_in_index(keys: jax.Array, index: jax.Array) -> jax.Array:
     """Fold the token index [B], counted over all calls, into the PRNG key of each row [B]."""
     return jax.vmap(jax.random.fold_in)(keys, index)
+
+
+def text_buffer(prompts: Prompts, spec: DecodeSpec) -> tuple[jax.Array, jax.Array]:
+    """Token buffer [B, S] with the texts of the prompts, left-aligned, and room for new tokens; lengths [B]."""
+    num_before = 0 if prompts.before is None else len(prompts.before)
+    num_given = num_before + prompts.tokens.shape[1]
+    num_extra = spec.buffer_length - num_given if spec.buffer_length else spec.max_new_tokens
+    token_buffer, lengths = left_aligned(prompts.tokens, prompts.is_token, num_extra)
+    if prompts.before is None:
+        return token_buffer, lengths
+    before = jnp.broadcast_to(jnp.asarray(prompts.before, jnp.int32), (len(token_buffer), num_before))
+    return jnp.concatenate([before, token_buffer], axis=1), lengths + num_before
 
 
 def left_aligned(

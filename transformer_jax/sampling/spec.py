@@ -84,6 +84,7 @@ class DecodeSpec:
     stop_sequences: tuple[tuple[int, ...], ...] = ()  # each ends a row when its newest tokens, all new, are these
     num_top: int = 0  # most likely tokens to return at each position
     buffer_length: int = 0  # of the token buffer that logits processors see; 0: prompts and max_new_tokens
+    num_virtual: int = 0  # tokens that the cache begins with and no prompt has: of a trained prefix
     chunk: int = PREFILL_CHUNK  # prompt positions in one call of the step; for a rolling cache, as it was made for
     num_draft: int = 0  # speculative decoding: tokens drafted for each call of the model
     prompt_lookup: int = 0  # speculative decoding: length of the n-gram to look up; 0: there is a draft model
@@ -105,6 +106,7 @@ class Prompts(NamedTuple):
     trailing_padding: Integer | None = None  # columns at the end that are padding in every row; freed again
     first_index: Integer = 0  # new tokens of an earlier call that are part of the prompts
     states: tuple | None = None  # of the logits processors, from the end of that call; None: initial states
+    before: jax.Array | np.ndarray | None = None  # int [P]: before the tokens of every row; the cache has them already
 
 
 class SamplingParams(NamedTuple):
