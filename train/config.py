@@ -9,7 +9,6 @@ import re
 
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError, choose
-from transformer_jax.models.adapters import KINDS
 from transformer_jax.schema import check_32_bits, config_fields, from_dict, setting
 
 from .ignored_settings import check_settings_are_read
@@ -159,6 +158,8 @@ class AdapterConfig:
 
     def __post_init__(self):
         if self.kind:
+            from transformer_jax.models.adapters import KINDS  # here, since it loads JAX, and --help need not
+
             choose(KINDS, self.kind, "adapter.kind")
         if self.rank < 1:
             raise UserError(f"adapter.rank={self.rank}: must be at least 1. Take 8.")
