@@ -218,7 +218,7 @@ MUTANTS = {
     ),
     "the newest token is not read before a given turn": (
         "sampling.decode",
-        "is_unread = state.cache.num_tokens < lengths[:, None]",
+        "is_unread = state.cache.num_tokens - spec.num_virtual < lengths[:, None]",
         "is_unread = jnp.zeros(rows.shape, bool)",
         ("decoding", {}),
     ),

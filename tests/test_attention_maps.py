@@ -283,7 +283,7 @@ def test_the_decoder_of_a_pretrained_model_reads_the_target_as_in_generation(fol
     config, sizes = run.config, (len(target), len(source))
     assert maps.cross.shape == (config.decoder.num_layers, config.decoder.num_heads, *sizes)
     assert_sums_to_one(maps.cross)
-    recorded = _record(run.model, run.params, source[None], np.array(target, np.int32)[None])
+    recorded = _record(run.model, run.variables, source[None], np.array(target, np.int32)[None])
     close(maps.cross[0], recorded["decoder"]["stack"]["block_0"]["cross"]["weights"][0][0])
 
 

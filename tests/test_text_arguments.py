@@ -12,7 +12,7 @@ from helpers.arrays import random_like
 
 import transformer_jax as tj
 from transformer_jax.config import TransformerConfig
-from transformer_jax.inference import generate, predict, translate
+from transformer_jax.inference import generate, predict, score, translate
 from transformer_jax.models import GPT, Seq2Seq, Seq2SeqConfig, SequenceClassifier, TokenTagger, parameter_shapes
 from transformer_jax.sampling import GenerationDefaults
 from transformer_jax.tokenizers import train_tokenizer
@@ -168,7 +168,7 @@ def test_type_checkers_see_every_public_name_and_one_answer_for_a_string():
     seen = {name.name: node.module for node in block.body for name in node.names}
     assert seen == {name: f"transformer_jax.{module}" for name, module in tj._MODULES.items()}
     assert len(tj.__all__) == len(set(tj.__all__)) and seen.keys() < set(tj.__all__)
-    for function in (predict.classify, predict.tag, predict.score, translate.translate, generate.complete):
+    for function in (predict.classify, predict.tag, score.score, translate.translate, generate.complete):
         one, several = typing.get_overloads(function)
         assert next(iter(list(inspect.signature(one).parameters.values())[1:])).annotation is str
         assert inspect.signature(several).return_annotation.__origin__ is list
