@@ -48,7 +48,7 @@ def last_checkpoint(checkpoints: Checkpoints) -> CheckpointMeta | None:
     if checkpoints.is_empty():
         return None
     meta = checkpoints.meta(checkpoints.find("latest"))
-    checkpoints.check_arrays(meta.step, checkpoints.shapes(meta.step))
+    checkpoints.check_arrays(meta.step, checkpoints.shapes(meta))
     return meta
 
 

@@ -109,7 +109,7 @@ def _read(checkpoints: Checkpoints, average: int, steps: list[int]) -> Run:
             f"average={average}: there are only {len(steps)} checkpoints. Train with checkpoint.keep={average} or more."
         )
     meta = checkpoints.meta(steps[0])
-    shapes = checkpoints.shapes(steps[0])
+    shapes = checkpoints.shapes(meta)
     for step in steps:
         checkpoints.check_arrays(step, shapes)
     template = abstract(_with_dtypes(shapes, meta.param_dtypes))

@@ -75,18 +75,17 @@ class Checkpoints(CheckpointFolder):
             raise CheckpointError(f"{file}: {error}{fix}") from error
         return meta
 
-    def shapes(self, step: int) -> Params:
-        """Shapes of the parameters and the adapter of a checkpoint, by its metadata.
+    def shapes(self, meta: CheckpointMeta) -> Params:
+        """Shapes of the parameters and the adapter of a checkpoint with these metadata.
 
         Raises:
-          CheckpointError: its metadata are malformed, or its adapter does not fit its model.
+          CheckpointError: the adapter does not fit the model.
         """
-        meta = self.meta(step)
         try:
             return all_shapes(meta.model, meta.adapter)
         except UserError as error:
             fix = "Choose another with checkpoint=<step>."
-            raise CheckpointError(f"{self._path(step) / 'meta'}: {error} {fix}") from error
+            raise CheckpointError(f"{self._path(meta.step) / 'meta'}: {error} {fix}") from error
 
     def check_arrays(self, step: int, params: object) -> None:
         """Check that the parameters of a checkpoint, with the frozen ones, have the names and shapes of a tree's.
@@ -118,7 +117,8 @@ class Checkpoints(CheckpointFolder):
         return merge_params(restored["params"], restored.get(FROZEN, {}))
 
     def _frozen_shapes(self, step: int) -> dict[str, tuple[int, ...]]:
-        return _stored_shapes(self.folder / FROZEN) if self.meta(step).frozen else {}
+        # A peek: `meta` would build the tokenizer each time.
+        return _stored_shapes(self.folder / FROZEN) if self._peek(step).get("frozen") else {}
 
     def restore(self, step: int, **templates: object) -> dict:
         """Restore arrays of a checkpoint, placed as the templates are sharded.

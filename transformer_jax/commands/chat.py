@@ -12,7 +12,7 @@ from absl import flags
 from transformer_jax import startup
 from transformer_jax.commands import generation
 from transformer_jax.commands.cli import HELP_FLAGS, UsageError, parse_flags, show_help, use_utf8
-from transformer_jax.commands.generation import RUN_DIR, open_run, read_flags
+from transformer_jax.commands.generation import RUN_DIR, open_run, read_flags, typed_lines
 from transformer_jax.errors import UserError
 from transformer_jax.inference.generation_config import GenerationConfig
 from transformer_jax.lines import decode
@@ -51,14 +51,7 @@ def main(argv: list[str]) -> None:
 
 def _talk(chat: "Chat", config: GenerationConfig) -> None:
     """Answer stdin line by line. A line that has no answer gets an error on stderr, and the next is read."""
-    is_terminal = sys.stdin.isatty()
-    while True:
-        if is_terminal:
-            print("> ", end="", file=sys.stderr, flush=True)
-        data = sys.stdin.buffer.readline()  # as text, stdin would end a line at a lone \r, too
-        if not data:
-            print(file=sys.stderr)
-            return
+    for data in typed_lines(has_prompt=sys.stdin.isatty()):
         try:
             text = decode(data).removesuffix("\n").removesuffix("\r")
             if text.strip():

@@ -1,7 +1,8 @@
 """Flags of the commands that generate text: the run, and all fields of GenerationConfig."""
 
 import dataclasses
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,18 @@ def open_run() -> "Run":
     run = tj.from_pretrained(path) if is_pretrained else tj.load(run_dir, _CHECKPOINT.value)
     run = tj.load_adapter(run, _ADAPTER.value) if _ADAPTER.value else run
     return tj.quantize(run) if WEIGHTS.value == "int8" else run
+
+
+def typed_lines(has_prompt: bool = True) -> Iterator[bytes]:
+    """Read stdin line by line as it is typed, undecoded; before each, a "> " on stderr."""
+    while True:
+        if has_prompt:
+            print("> ", end="", file=sys.stderr, flush=True)
+        data = sys.stdin.buffer.readline()  # as text, stdin would end a line at a lone \r, too
+        if not data:
+            print(file=sys.stderr)
+            return
+        yield data
 
 
 def _settings() -> dict[str, object]:

@@ -10,7 +10,7 @@ from absl import flags
 from transformer_jax import startup
 from transformer_jax.commands import generation
 from transformer_jax.commands.cli import HELP_FLAGS, UsageError, parse_flags, show_help, use_utf8
-from transformer_jax.commands.generation import RUN_DIR, WEIGHTS, open_run, read_flags
+from transformer_jax.commands.generation import RUN_DIR, WEIGHTS, open_run, read_flags, typed_lines
 from transformer_jax.errors import UserError
 from transformer_jax.inference.generation_config import GenerationConfig
 from transformer_jax.lines import decode, read_file, read_stdin, split_lines
@@ -108,12 +108,7 @@ def _continue_lines(run: "Run", config: GenerationConfig) -> None:
 
     if config.method == "beam" or config.num_samples != 1:
         raise UsageError("--interactive: streams one text for each line. Take --method=sample or greedy, one sample.")
-    while True:
-        print("> ", end="", file=sys.stderr, flush=True)
-        data = sys.stdin.buffer.readline()  # as text, stdin would end a line at a lone \r, too
-        if not data:
-            print(file=sys.stderr)
-            return
+    for data in typed_lines():
         try:
             for piece in tj.stream(run, decode(data).removesuffix("\n"), **config.to_dict()):
                 print(piece, end="", flush=True)
