@@ -3,37 +3,18 @@
 import functools
 import json
 import shutil
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.adapter_cases import CASES, CONFIG, FIXTURES, WEIGHTS, base_of, config_of, run_of
 from safetensors.numpy import load_file, save_file
 
 import transformer_jax as tj
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
-FIXTURES = Path(__file__).parent / "fixtures"
-CASES = sorted(path.name for path in (FIXTURES / "adapters").iterdir())
 PREFIXES = [case for case in CASES if "prefix" in case or "prompt" in case or "p_tuning" in case]
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-
-
-def config_of(case):
-    return json.loads((FIXTURES / "adapters" / case / CONFIG).read_text())
-
-
-@functools.cache
-def base_of(case):
-    name = Path(config_of(case)["base_model_name_or_path"]).name
-    square = FIXTURES / "adapter_bases" / name  # as many layers on both sides: PEFT's prefixes need that
-    return tj.from_pretrained(square if square.exists() else FIXTURES / name)
-
-
-@functools.cache
-def run_of(case):
-    return tj.load_adapter(base_of(case), FIXTURES / "adapters" / case)
 
 
 @functools.cache
@@ -123,7 +104,7 @@ def changed(tmp_path, case, config=None, tensors=None):
     """A copy of an adapter's folder with other settings, or other tensors."""
     folder = tmp_path / "adapter"
     shutil.copytree(FIXTURES / "adapters" / case, folder)
-    (folder / CONFIG).write_text(json.dumps(config_of(case) | (config or {})))
+    (folder / CONFIG).write_text(json.dumps(config_of(FIXTURES / "adapters" / case) | (config or {})))
     if tensors:
         save_file(tensors(load_file(folder / WEIGHTS)), folder / WEIGHTS)
     return folder

@@ -1,41 +1,21 @@
 """Adapters written for PEFT: read back with the same logits, fused layers, and what PEFT cannot express."""
 
 import dataclasses
-import functools
-import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.adapter_cases import CASES as ALL_CASES
+from helpers.adapter_cases import FIXTURES, WEIGHTS, base_of, config_of, run_of
 from safetensors.numpy import load_file
 
 import transformer_jax as tj
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
-FIXTURES = Path(__file__).parent / "fixtures"
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-TOKENS = np.random.default_rng(3).integers(3, 60, (3, 7))
-
-
-def config_of(folder):
-    return json.loads((folder / CONFIG).read_text())
-
-
-FOLDERS = sorted((FIXTURES / "adapters").iterdir())
+FOLDERS = [FIXTURES / "adapters" / case for case in ALL_CASES]
 CASES = [folder.name for folder in FOLDERS if config_of(folder)["peft_type"] in ("LORA", "IA3")]  # others: refused
-
-
-@functools.cache
-def base_of(case):
-    name = config_of(FIXTURES / "adapters" / case)["base_model_name_or_path"]
-    return tj.from_pretrained(FIXTURES / Path(name).name)
-
-
-@functools.cache
-def run_of(case):
-    return tj.load_adapter(base_of(case), FIXTURES / "adapters" / case)
+TOKENS = np.random.default_rng(3).integers(3, 60, (3, 7))
 
 
 def logits_of(run):
