@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.arrays import by_name
 from helpers.checkpoints import rewrite_meta
 
 import transformer_jax as tj
@@ -19,7 +20,7 @@ from train.optimizer import is_decayed, make_optimizer, muon_dimensions
 from train.state import create_state
 from transformer_jax.checkpoints.store import Checkpoints
 from transformer_jax.config import TransformerConfig
-from transformer_jax.models import GPT, path_names
+from transformer_jax.models import GPT
 from transformer_jax.models.adapters import adapter_shapes, all_shapes, variables_of
 from transformer_jax.nn.layers import Dense
 
@@ -60,10 +61,6 @@ LORA = {"adapter.rank": 3, "adapter.dropout": 0.25, "train.ema_decay": 0.5}
 @functools.cache
 def run_of(base):
     return tj.from_pretrained(FIXTURES / base)
-
-
-def by_name(params):
-    return {"/".join(path_names(path)): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
 
 def assert_equal(a, b):

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.arrays import by_name
 from helpers.train_steps import step_without_update
 
 import transformer_jax as tj
@@ -20,7 +21,7 @@ from train.initialization import InitFrom, load_pretrained_params
 from train.loop import run as train
 from train.optimizer import make_optimizer
 from train.tasks.supervised import encode_pair
-from transformer_jax.models import SequenceClassifier, init_params, parameter_shapes, path_names
+from transformer_jax.models import SequenceClassifier, init_params, parameter_shapes
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -31,10 +32,6 @@ WORDS = {"good": ["like", "walking", "garden"], "bad": ["end", "three", "spaces"
 @functools.cache
 def run_of(folder):
     return tj.from_pretrained(FIXTURES / folder)
-
-
-def by_name(params):
-    return {"/".join(path_names(path)): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
 
 def assert_equal(params, expected):

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from helpers.arrays import by_name
 from helpers.checkpoints import SEAL
 from helpers.train_steps import make, make_batch
 
@@ -18,7 +19,7 @@ from configs import finetune_gpt2
 from train.loop import run as train
 from train.state import create_state
 from transformer_jax.checkpoints.store import Checkpoints
-from transformer_jax.models import merge_params, path_names, split_params
+from transformer_jax.models import merge_params, split_params
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -53,10 +54,6 @@ def config_of(tmp_path, **changes):
 def run_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("frozen")
     return train(config_of(folder), folder / "run")
-
-
-def by_name(params):
-    return {"/".join(path_names(path)): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
 
 def sizes(folder):

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from transformer_jax.models import path_names
+
 
 def close(actual, expected):
     """The same within 1e-5 of the largest number, or of 1 where all are smaller."""
@@ -15,3 +17,8 @@ def random_like(shapes, seed=2, scale=0.3):
     """A pytree of normal numbers, biases and scales of norms included."""
     random = np.random.default_rng(seed)
     return jax.tree.map(lambda leaf: jnp.array(scale * random.normal(size=leaf.shape), leaf.dtype), shapes)
+
+
+def by_name(params):
+    """Leaves of a tree of parameters by their names, "stack/norm/scale"."""
+    return {"/".join(path_names(path)): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
