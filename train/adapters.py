@@ -11,7 +11,8 @@ from transformer_jax.errors import UserError
 from transformer_jax.models import Model, Params, SequenceClassifier, TokenTagger, path_names, split_params
 from transformer_jax.models.adapters import ADAPTERS, AdapterSpec, adapter_shapes, linear_layers
 
-from .config import AdapterConfig, Config
+from .adapter_config import AdapterConfig
+from .config import Config
 from .optimizer import split_frozen
 
 PRESETS = {  # of adapter.where: patterns of the names of layers
