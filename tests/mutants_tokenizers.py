@@ -7,6 +7,8 @@ JSON, GROWTH = "tokenizers.json_tokenizer", "tokenizers.growth"
 
 FORMAT = "tokenizers.chat_format"
 CHATS = ("chats", {})
+ANSWERS = "tokenizers.chat_answers"
+LEARNED = ("learned_answers", {})
 
 MUTANTS_OF_TOKENIZERS = {
     "tokens keep their names in the template": (
@@ -30,9 +32,23 @@ MUTANTS_OF_TOKENIZERS = {
     "secret names are accepted in texts": (FORMAT, "    if found:\n", "    if False:\n", CHATS),
     "tokens from pieces are accepted": (
         FORMAT,
-        "if isinstance(found, UserError) or not np.array_equal(self._encoded(found, False).ids, ids):",
+        "if isinstance(found, UserError) or not np.array_equal(self.encode_rendered(found).ids, ids):",
         "if False:",
         CHATS,
+    ),
+    "what follows an answer is learned": (
+        ANSWERS,
+        "return ends[-1] if ends else len(text)",
+        "return len(text)",
+        LEARNED,
+    ),
+    "a question is learned": (ANSWERS, "spans.append((start, end))", "spans.append((0, end))", LEARNED),
+    "the first answer is not learned": (ANSWERS, "in ANSWERING and i > 0", "in ANSWERING and i > 1", LEARNED),
+    "a chat is one example an answer": (
+        ANSWERS,
+        "if text.startswith(done.text[:end])",
+        "if text == done.text",
+        LEARNED,
     ),
     "bos taken for eos": (
         JSON,

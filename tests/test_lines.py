@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.chats import CASES, bot, case_tokenizer, user
 from helpers.commands import ROOT
 from helpers.text_files import NASTY, SEPARATORS, fuzzed, slow_lines, write
 
@@ -116,6 +117,7 @@ def rows(kind):
         return "".join(f'"{text}\t{label}\n' for text, label in pairs)
     if kind == "jsonl":
         keys = [{"text": text, "label": label, "source": text, "target": label} for text, label in pairs]
+        keys = [row | {"messages": [user(row["label"]), bot(row["text"])]} for row in keys]
         return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in keys)
     if kind == "conll":
         return "".join(f"{text.replace(' ', '_')}\tB-{label}\nb{NASTY} O\n\n" for text, label in pairs)
@@ -132,7 +134,9 @@ FILES = {  # the endings of data.path and, of a pair, of data.target_path
     "parallel": [("txt", "txt"), ("tsv", ""), ("jsonl", "")],
     "labelled": [("tsv", ""), ("csv", ""), ("jsonl", "")],
     "tagged": [("conll", ""), ("conllu", "")],
+    "chat": [("jsonl", "")],
 }
+CHAT_TOKENIZER = case_tokenizer(CASES["chatml"])
 TWINS = {
     "crlf": lambda data: data.replace(b"\n", b"\r\n"),
     "bom": lambda data: b"\xef\xbb\xbf" + data,
@@ -167,7 +171,7 @@ def task_of(task, source, endings, folder, twin=bytes, **data):
             opened = gzip.decompress if path.endswith(".gz") else bytes
             numbers = opened(Path(path).read_bytes()).replace(b"red", b"1.5").replace(b"blue", b"-2")
             write(Path(path), gzip.compress(numbers) if path.endswith(".gz") else numbers)
-    return load_task(Config.from_dict(config), InitFrom())
+    return load_task(Config.from_dict(config), InitFrom(tokenizer=CHAT_TOKENIZER if task == "chat" else None))
 
 
 @pytest.mark.parametrize("task, source, endings", READERS)

@@ -14,6 +14,7 @@ import train.loop
 import transformer_jax as tj
 from train.config import Config
 from train.data import dates, entropy, from_tfds, sources
+from train.data.chats import chats_split
 from train.data.labelled import LABELLED_SOURCES, labelled_split
 from train.data.pairs import PAIR_SOURCES, load_split
 from train.data.tagged import TAGGED_SOURCES, tagged_split
@@ -39,6 +40,7 @@ NOT_READING = ("__post_init__", "changed_fields", "_merge", "_check_tokenizer", 
 # Functions of the loop that are called for every variant, so that their reads in the one whole run do not count.
 OF_EACH_VARIANT = ("choose_steps_per_call", "build_parallel", "init_state")
 
+OF_TEST = dict(seq2seq=load_split, tag=tagged_split, chat=chats_split, classify=labelled_split, regress=labelled_split)
 LINES = [f"the quick brown fox {i} jumps over the lazy dog" for i in range(23)]
 
 
@@ -85,6 +87,8 @@ def write_files(folder):
         "a.txt": "\n".join(LINES),
         "a.tsv": "".join(f"{line}\t{i % 2}\n" for i, line in enumerate(LINES)),
         "pairs.tsv": "".join(f"{line}\t{line}\n" for line in LINES),
+        "a.jsonl": '{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}\n' * 9,
+        "a.jinja": "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}",
         "a.conll": "\n\n".join("\n".join(f"{w} B-x" for w in line.split()) for line in LINES),
         "a.conllu": "\n".join("".join(word.format(i, w) for i, w in enumerate(line.split(), 1)) for line in LINES),
     }
@@ -112,6 +116,8 @@ def variants(files):
     pairs = {"data.source": "parallel"} | {name: files["pairs.tsv"] for name in three}
     lines = {"data.target_path": files["a.txt"], "data.val_target_path": files["a.txt"]}
     lines |= {"data.test_target_path": files["a.txt"]} | {name: files["a.txt"] for name in three}
+    chats = {"data.source": "chat", "data.path": files["a.jsonl"], "data.chat_template": files["a.jinja"]}
+    chats |= {"data.test_path": files["a.jsonl"], "train.init_from": str(FIXTURES / "llama"), "adapter.kind": "lora"}
     rope = {"model.positions": "rotary", "model.rope_scaling": "llama3", "model.num_layers": 2}
     rope |= {"model.layer_pattern": "local,global", "model.local_window": 3}
     factors = {"model.rope_short_factors": "1.5,2,3", "model.rope_long_factors": "2,3,4"}
@@ -138,6 +144,8 @@ def variants(files):
         "tag": {"data.source": "tagged"} | {name: files["a.conll"] for name in three},
         "tag, conllu": {"data.source": "tagged"} | {name: files["a.conllu"] for name in three},
         "tag, tfds": tfds,
+        "chat": chats,
+        "chat, val_path": chats | {"data.val_path": files["a.jsonl"], "data.max_chat_tokens": 29},
         "seq2seq": pairs | {"tokenizer.separate": True},
         "seq2seq, two files": pairs | lines | {"tokenizer.kind": "bpe", "tokenizer.vocab_size": 270},
         "seq2seq, dates": {"data.source": "dates"},
@@ -179,12 +187,8 @@ def trace(config):
     batch = next(iter(task.eval_batches()))
     evaluate = functools.partial(eval_step, model=task.model, loss_fn=task.loss_fn)
     sums = jax.eval_shape(evaluate, state.all_params, batch)
-    if config.train.task == "seq2seq":
-        load_split(config.data, "test")
-    elif config.train.task == "tag":
-        tagged_split(config.data, "test")
-    elif config.train.task in ("classify", "regress"):
-        labelled_split(config.data, "test")
+    if config.train.task in OF_TEST:
+        OF_TEST[config.train.task](config.data, "test")
     return task, {"loss", *sums[2]}
 
 
@@ -273,7 +277,7 @@ def test_each_task_measures_the_metrics_that_best_by_can_choose(traced):
 def test_the_table_of_readers_names_the_fields_tasks_and_sources_that_exist():
     named = {field for alternatives in read_by().values() for alternative in alternatives for field in alternative}
     assert set(CONDITIONS) | set(read_by()) | named <= set(FIELDS)
-    of_loaders = ({*sources.SOURCES, "tfds"}, set(LABELLED_SOURCES), set(TAGGED_SOURCES), set(PAIR_SOURCES))
+    of_loaders = ({*sources.SOURCES, "tfds"}, {"chat"}, set(LABELLED_SOURCES), set(TAGGED_SOURCES), set(PAIR_SOURCES))
     assert {task: set(row.sources) for task, row in TASKS.items() if set(row.sources) not in of_loaders} == {}
 
 

@@ -23,7 +23,7 @@ class DataConfig:
         "python_docs",
         "text: python_docs | python_source | text | tfds; of known entropy: markov | hmm | grammar; "
         "pairs: parallel | dates | copy | reverse | sort | tfds; labelled texts: labelled | languages | tfds; "
-        "tagged words: tagged | python_tokens | tfds",
+        "tagged words: tagged | python_tokens | tfds; chats: chat",
     )
     path: str = setting(
         "", "source=text: a file, a folder or a glob, .gz too; tfds: a name such as glue/sst2; else the training file"
@@ -33,7 +33,7 @@ class DataConfig:
         "", "source=parallel: translation of data.path, line by line; empty: both are in one .tsv or .jsonl"
     )
     val_path: str = setting(
-        "", "validation file; source=labelled: empty for a share (val_fraction) of the training examples"
+        "", "validation file; source=labelled, chat: empty for a share (val_fraction) of the training examples"
     )
     val_target_path: str = setting("", "source=parallel: translation of data.val_path")
     test_path: str = setting("", "test file, for `python -m train.evaluate --split=test`")
@@ -55,6 +55,12 @@ class DataConfig:
     label_separator: str = setting(
         "", "source=labelled: separates the labels of a text that has several, such as ;  empty: one label a text"
     )
+    chat_template: str = setting(
+        "", "source=chat: file of a chat template, in place of the one of train.init_from; the run keeps it"
+    )
+    max_chat_tokens: int = setting(
+        0, "source=chat: longest chat; of a longer one the first tokens are kept; 0: as many as the model reads"
+    )
     cache_dir: str = setting(
         "", "folder for the tokens of texts of more than 32 million characters; empty: ~/.cache/transformer_jax/tokens"
     )
@@ -72,6 +78,8 @@ class DataConfig:
             raise UserError(f"data.mask_fraction={self.mask_fraction}: must lie between 0 and 1. Take 0.15.")
         if not 0 < self.val_fraction < 1:
             raise UserError(f"data.val_fraction={self.val_fraction}: must lie between 0 and 1. Take 0.1.")
+        if self.max_chat_tokens < 0 or self.max_chat_tokens == 1:
+            raise UserError(f"data.max_chat_tokens={self.max_chat_tokens}: must be 0 (as many as fit), or at least 2.")
         if self.documents == "lines" and self.source == "tfds":
             raise UserError("data.documents='lines': each example of data.source='tfds' is a document. Take 'files'.")
 

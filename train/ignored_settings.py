@@ -38,7 +38,7 @@ Alternative = dict[str, Values]  # all conditions hold, by the name of the field
 TFDS = {"data.source": one_of("tfds")}
 DATES_OR_TFDS = {"data.source": one_of("dates", "tfds")}
 PARALLEL = {"data.source": one_of("parallel")}
-EXAMPLE_FILES = {"data.source": one_of("parallel", "labelled", "tagged")}
+EXAMPLE_FILES = {"data.source": one_of("parallel", "labelled", "tagged", "chat")}
 TRAINED_TOKENIZER = {"tokenizer.path": one_of("")}
 SUBWORDS = TRAINED_TOKENIZER | {"tokenizer.kind": one_of("bpe", "wordpiece", "unigram")}
 MUON = {"optimizer.name": one_of("muon")}
@@ -53,7 +53,7 @@ ADAPTER = {"adapter.kind": one_of("lora", "dora", "ia3")}
 LORA = {"adapter.kind": one_of("lora", "dora")}
 
 CONDITIONS: dict[str, tuple[Alternative, ...]] = {
-    "data.path": ({"data.source": one_of("text", "parallel", "labelled", "tagged", "tfds")},),
+    "data.path": ({"data.source": one_of("text", "parallel", "labelled", "tagged", "chat", "tfds")},),
     "data.target_path": (PARALLEL,),
     "data.val_path": (EXAMPLE_FILES,),
     "data.val_target_path": (PARALLEL,),
@@ -74,7 +74,7 @@ CONDITIONS: dict[str, tuple[Alternative, ...]] = {
     "data.test_split": (TFDS,),
     "data.val_fraction": (
         {"data.source": one_of(*(source for source in TEXT_SOURCES if source != "tfds"))},
-        {"data.source": one_of("labelled"), "data.val_path": one_of("")},
+        {"data.source": one_of("labelled", "chat"), "data.val_path": one_of("")},
     ),
     "tokenizer.kind": (TRAINED_TOKENIZER,),
     "tokenizer.vocab_size": (SUBWORDS,),

@@ -27,7 +27,8 @@ def causal_lm(apply: Callable, batch: dict[str, jax.Array], deterministic: bool 
         method="logits" maps these to [B, T, V].
       batch: `tokens` [B, T + 1] int, `is_token` [B, T + 1] bool. Padding is on the right, where a causal model cannot
         see it, so it needs no mask; it is never a target. For packed documents also `segments` [B, T + 1] int: the
-        first token of a document is no target, and sees no token of the document before it.
+        first token of a document is no target, and sees no token of the document before it. For chats also `is_target`
+        [B, T + 1] bool: True for the tokens of answers, the only targets.
       deterministic: False in training: with dropout.
     Returns:
       The sum of the negative log-likelihoods, in nats, the number of targets, and no counts.
@@ -41,8 +42,10 @@ def causal_lm(apply: Callable, batch: dict[str, jax.Array], deterministic: bool 
 
 
 def packed_targets(batch: Mapping[str, Any]) -> jax.Array:
-    """Target mask of causal_lm, [..., T] bool: True for tokens that follow a token of their own document."""
+    """Target mask of causal_lm, [..., T] bool: tokens that follow one of their own document; of a chat, in answers."""
     is_target = batch["is_token"][..., 1:]
+    if "is_target" in batch:
+        is_target = is_target & batch["is_target"][..., 1:]
     segments = batch.get("segments")
     return is_target if segments is None else is_target & (segments[..., 1:] == segments[..., :-1])
 

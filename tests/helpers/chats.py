@@ -17,6 +17,16 @@ CASES = FILE["cases"]
 TOKEN = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 
 
+def user(text):
+    """A message of a user."""
+    return {"role": "user", "content": text}
+
+
+def bot(text, **more):
+    """A message of the assistant."""
+    return {"role": "assistant", "content": text, **more}
+
+
 def case_files(case):
     """The files of a case's tokenizer, contents by name; those of a folder by their path."""
     values = json.loads((FIXTURES / "chat" / f"{case['base']}.json").read_text())

@@ -7,8 +7,6 @@ import math
 import os
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from transformer_jax.errors import UserError, choose, printable
 from transformer_jax.lines import check_is_text, read_file, split_lines
 from transformer_jax.tokenizers import Tokenizer
@@ -18,6 +16,7 @@ from .batches import examples_fingerprint, make_tokenizer, tokenizer_lesson
 from .columns import check_no_header, check_order
 from .from_tfds import tfds_labelled
 from .languages import languages
+from .sources import split_examples
 from .targets import (
     AnyRow,
     Labels,
@@ -121,10 +120,8 @@ def labelled(config: DataConfig, split: str) -> list[AnyRow]:
     rows = read_labelled(config.path, config)
     if config.val_path:
         return rows
-    # A random share, because files are often sorted by label.
-    order = np.random.default_rng(0).permutation(len(rows))
-    num_val = max(1, round(len(rows) * config.val_fraction))
-    return [rows[i] for i in sorted(order[:num_val] if split == "val" else order[num_val:])]
+    train, validation = split_examples(rows, config.val_fraction)
+    return validation if split == "val" else train
 
 
 LABELLED_SOURCES: dict[str, Callable[[DataConfig, str], Sequence[AnyRow]]] = {

@@ -1,4 +1,4 @@
-"""Packed documents: several in a row, none attends to another, and no token is dropped.
+"""Packed documents and chats: several in a row, none attends to another, and no token is dropped.
 
 documents of 5, 2, 3, 1 and 9 tokens, rows of 6      0 0 0 0 0 3
 (the last is split in two pieces that share          4 4 4 4 4 4
@@ -8,6 +8,7 @@ a token)                                             1 1 2 2 2 .
 
 import dataclasses
 import json
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -20,12 +21,12 @@ from .sources import load_documents, utf8
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Packed:
-    """Packed rows of documents: a training and a validation split."""
+    """Packed rows of documents or chats: a training and a validation split."""
 
-    train: Batch  # tokens int32, is_token bool and segments int32, [rows, length] each
+    train: Batch  # of `pack`
     validation: Batch
     tokenizer: Tokenizer
-    val_bytes_per_token: float  # UTF-8 bytes per target; turns a loss per token into bits per byte
+    val_bytes_per_token: float | None  # UTF-8 bytes per target, which turns a loss per token into bits per byte
     fingerprint: dict[str, str | int]
     description: str
 
@@ -81,12 +82,14 @@ def split_pieces(tokens: np.ndarray, length: int) -> list[np.ndarray]:
     return [tokens[i : i + length] for i in range(0, max(1, len(tokens) - 1), length - 1)]
 
 
-def pack(pieces: list[np.ndarray], length: int, pad_id: int) -> Batch:
+def pack(pieces: list[np.ndarray], length: int, pad_id: int, are_targets: Sequence[np.ndarray] = ()) -> Batch:
     """Pack pieces of at most `length` tokens into rows: best-fit decreasing, the longest first, into the fullest row.
 
+    Args:
+      are_targets: bool, a mask of each piece; (): all tokens are targets.
     Returns:
       `tokens` int32, `is_token` bool and `segments` int32, [rows, length] each; `segments` holds the index of the
-      piece at a position, and -1 at padding.
+      piece at a position, and -1 at padding. With `are_targets` also `is_target` bool.
     """
     rows_by_room: list[list[int]] = [[] for _ in range(length + 1)]  # index: number of free positions
     starts = np.zeros((len(pieces), 2), np.int64)  # row and first position of each piece
@@ -104,14 +107,18 @@ def pack(pieces: list[np.ndarray], length: int, pad_id: int) -> Batch:
         rows_by_room[room - n].append(row)
     tokens = np.full((num_rows, length), pad_id, np.int32)
     segments = np.full((num_rows, length), -1, np.int32)
+    is_target = np.zeros((num_rows, length), bool)
     for i, (row, first) in enumerate(starts):
-        tokens[row, first : first + len(pieces[i])] = pieces[i]
-        segments[row, first : first + len(pieces[i])] = i
-    return {"tokens": tokens, "is_token": segments >= 0, "segments": segments}
+        place = slice(first, first + len(pieces[i]))
+        tokens[row, place] = pieces[i]
+        segments[row, place] = i
+        is_target[row, place] = are_targets[i] if are_targets else True
+    rows = {"tokens": tokens, "is_token": segments >= 0, "segments": segments}
+    return rows | {"is_target": is_target} if are_targets else rows
 
 
 def packed_batch(rows: Batch, chosen: np.ndarray, num_rows: int, pad_id: int) -> Batch:
     """Take the chosen rows, and add empty ones up to `num_rows`."""
     missing = [(0, num_rows - len(chosen)), (0, 0)]
-    fill_values = {"tokens": pad_id, "is_token": False, "segments": -1}
-    return {name: np.pad(rows[name][chosen], missing, constant_values=fill) for name, fill in fill_values.items()}
+    fill_values = {"tokens": pad_id, "is_token": False, "segments": -1, "is_target": False}
+    return {name: np.pad(row[chosen], missing, constant_values=fill_values[name]) for name, row in rows.items()}

@@ -10,8 +10,9 @@ import hashlib
 import itertools
 import os
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
+from typing import TypeVar
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from .entropy import NUM_CHARACTERS, TRUTHS, draw_part
 from .from_tfds import tfds_documents
 from .progress import Progress
 
+T = TypeVar("T")
 ENDINGS = (".txt", ".md", ".py", ".txt.gz", ".md.gz", ".py.gz")
 EXCLUDED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "__pycache__"}  # of the standard library
 FILE_SEPARATOR = "\n\n"
@@ -209,9 +211,17 @@ def load_documents(config: DataConfig) -> tuple[list[str], list[str]]:
             f"data.documents={config.documents!r}: there are fewer than two {unit}, one to train on and one to "
             "validate on. Give more, or take data.documents=''."
         )
-    order = np.random.default_rng(0).permutation(len(documents))
-    num_val = max(1, round(len(documents) * config.val_fraction))
-    train, validation = ([documents[i] for i in sorted(part)] for part in (order[num_val:], order[:num_val]))
+    return split_examples(documents, config.val_fraction)
+
+
+def split_examples(examples: Sequence[T], val_fraction: float) -> tuple[list[T], list[T]]:
+    """Split examples into those for training and a random share, at least one, for validation; both keep their order.
+
+    At random, because files are often sorted.
+    """
+    order = np.random.default_rng(0).permutation(len(examples))
+    num_val = max(1, round(len(examples) * val_fraction))
+    train, validation = ([examples[i] for i in sorted(part)] for part in (order[num_val:], order[:num_val]))
     return train, validation
 
 

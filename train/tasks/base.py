@@ -48,7 +48,7 @@ class Task:
     problem_type: str = ""  # of a classification head: one of models.PROBLEM_TYPES
     separator: str = " "  # between the words of a tagged sentence
     lowercase: bool = False  # True: all texts are lower-cased
-    hf_config: HuggingFaceConfig | None = None  # of the pre-trained model
+    hf_config: HuggingFaceConfig | None = None  # None: that of the pre-trained model, if there is one
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -91,7 +91,11 @@ def load_task(config: Config, init_from: InitFrom) -> Task:
             f"Take one of: {', '.join(task.metrics)}."
         )
     return dataclasses.replace(
-        task, best_by=best_by, hf_config=init_from.hf_config, lowercase=lowercase, description=description
+        task,
+        best_by=best_by,
+        hf_config=task.hf_config or init_from.hf_config,
+        lowercase=lowercase,
+        description=description,
     )
 
 

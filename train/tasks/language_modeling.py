@@ -13,7 +13,7 @@ from ..config import Config
 from ..data.batch_sampler import WindowSampler
 from ..data.batches import Batch, eval_batches, load_corpus, window_batch
 from ..data.corruption import corrupt_spans, mask_tokens, num_masked
-from ..data.packing import load_packed, packed_batch
+from ..data.packing import Packed, load_packed, packed_batch
 from ..entropy_floor import floor_of, paired, with_floor
 from ..initialization import InitFrom
 from ..resume import with_vocab_size
@@ -68,15 +68,21 @@ def _packed_documents(config: Config, init_from: InitFrom) -> Task:
     data = load_packed(config.data, config.tokenizer, init_from.tokenizer, max_len + 1)
     model_config = with_vocab_size(init_from.merge_config(config.model), data.tokenizer.vocab_size)
     init_from.check_model_type(GPT)
+    return packed_task(config, GPT(model_config), data)
+
+
+def packed_task(config: Config, model: GPT, data: Packed) -> Task:
+    """Causal language modeling on packed rows."""
     parts = (data.train, data.validation)
+    length = data.train["tokens"].shape[1]
 
     def make_batch(part: int, rows: np.ndarray, length: int, num_rows: int) -> Batch:
         return packed_batch(parts[part], rows, num_rows, data.tokenizer.pad_id)
 
-    train_lengths, val_lengths = ([max_len + 1] * len(part["tokens"]) for part in parts)
-    batches = bucket_by_length(config, max_len + 1, train_lengths, val_lengths, make_batch)
+    train_lengths, val_lengths = ([length] * len(part["tokens"]) for part in parts)
+    batches = bucket_by_length(config, length, train_lengths, val_lengths, make_batch)
     return Task(
-        model=GPT(model_config),
+        model=model,
         tokenizer=data.tokenizer,
         loss_fn=losses.causal_lm,
         train_batch=batches.train_batch,
@@ -84,7 +90,7 @@ def _packed_documents(config: Config, init_from: InitFrom) -> Task:
         fingerprint=data.fingerprint,
         description=data.description,
         num_targets=lambda batch: int(losses.packed_targets(batch).sum()),
-        tokens_per_step=config.train.batch_size * max_len,
+        tokens_per_step=config.train.batch_size * (length - 1),
         has_one_shape=True,
         bytes_per_token=data.val_bytes_per_token,
     )

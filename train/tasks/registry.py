@@ -104,6 +104,18 @@ TASKS: dict[str, TaskRow] = {
         commands=("tag",),
         next_command=EVALUATE,
     ),
+    "chat": TaskRow(
+        builder=".chat:chat",
+        scorer=".chat:score",
+        sources=("chat",),
+        best_by=("loss",),
+        reads=(
+            *("data.chat_template", "data.max_chat_tokens", "data.val_fraction", "train.steps_per_call"),
+            *VOCABULARY_SETTINGS,
+        ),
+        commands=("chat", "sample", "score"),
+        next_command="chat --run_dir={run_dir}",
+    ),
     "seq2seq": TaskRow(
         builder=".supervised:seq2seq",
         scorer=".scoring:seq2seq",

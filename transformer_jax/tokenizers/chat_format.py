@@ -83,7 +83,7 @@ class ChatFormat:
         self._variables = special_variables(tokenizer)
         self._is_safe = False  # True once it has been checked
         self._names = secret_names(tokenizer)
-        self._tokens = {name: token for token, name in self._names.items()}
+        self.tokens = {name: token for token, name in self._names.items()}
 
     def encode(
         self,
@@ -104,10 +104,10 @@ class ChatFormat:
             that refuses a chat; a text with a noncharacter from U+FDD0 to U+FDEF.
         """
         trusted = tuple(trusted_roles)
-        asked = [self._request(chat, i, trusted, allow_special, are_checked) for i, chat in enumerate(chats)]
+        asked = [self.request(chat, i, trusted, allow_special, are_checked) for i, chat in enumerate(chats)]
         if not allow_special and chats:
             self.check_safe(chats[0])
-        return [self._encoded(rendered, allow_special) for rendered in render_chats(asked)]
+        return [self.encode_rendered(rendered, allow_special) for rendered in render_chats(asked)]
 
     def encode_continuation(self, text: str, allow_special: bool = False) -> np.ndarray:
         """Encode the end of a rendered chat, int32 [T], which follows tokens."""
@@ -120,7 +120,7 @@ class ChatFormat:
 
     def readable(self, text: str) -> str:
         """A text with the tokens in place of their secret names."""
-        return re.sub(f"{FIRST}[^{LAST}]*{LAST}", lambda found: self._tokens.get(found[0], found[0]), text)
+        return re.sub(f"{FIRST}[^{LAST}]*{LAST}", lambda found: self.tokens.get(found[0], found[0]), text)
 
     def check_untrusted(self, value: object) -> None:
         """Raise UserError for a text, or the name of a field, with characters that names of tokens are made of."""
@@ -138,9 +138,9 @@ class ChatFormat:
         benign += [ChatInput(_BENIGN[:3], add_generation_prompt=False), ChatInput(_BENIGN[1:3], None, None, False)]
         if "tool" in self.source:
             benign += [ChatInput(messages, [_TOOL]) for messages in _tool_chats()]
-        requests = [self._request(chat, 0, (), True, False) for chat in benign]
+        requests = [self.request(chat, 0, (), True) for chat in benign]
         if chat is not None:
-            _, variables = self._request(chat, 0, (), True, False)
+            _, variables = self.request(chat, 0, (), True)
             harmless = hide(dict.fromkeys(self._names, " "), {**variables, **dict.fromkeys(self._variables)})
             assert isinstance(harmless, dict), "of a dict"
             requests.append((self.source, {**harmless, **self._variables}))
@@ -152,8 +152,8 @@ class ChatFormat:
         if not pairs and chat is not None and isinstance(plain[-1], UserError):
             raise plain[-1]
         for expected, found in pairs:
-            ids = self._encoded(expected, True).ids
-            if isinstance(found, UserError) or not np.array_equal(self._encoded(found, False).ids, ids):
+            ids = self.encode_rendered(expected, True).ids
+            if isinstance(found, UserError) or not np.array_equal(self.encode_rendered(found).ids, ids):
                 raise UserError(
                     "chat_template: builds special tokens from pieces of text, so that the text of a user could become "
                     "one as well. If you trust all texts of the chat, take allow_special=True; or write the tokens out "
@@ -173,10 +173,19 @@ class ChatFormat:
         """The tokenizer with secret names for added tokens, and the same ids."""
         return twin_of(self.tokenizer, self._names)
 
-    def _request(
-        self, chat: ChatInput, index: int, trusted: tuple[str, ...], allow_special: bool, are_checked: bool
+    def request(
+        self,
+        chat: ChatInput,
+        index: int = 0,
+        trusted: tuple[str, ...] = (),
+        allow_special: bool = False,
+        are_checked: bool = False,
     ) -> tuple[str, dict[str, object]]:
-        """The template and its variables for one chat."""
+        """The template and its variables for one chat, an argument of `render_chats`; see `encode`.
+
+        Args:
+          index: of the chat among others, for messages.
+        """
         messages = self._checked_messages(chat.messages, f"chats[{index}]" if index else "")
         given: dict[str, object] = {
             "messages": messages,
@@ -223,7 +232,8 @@ class ChatFormat:
         """True if the template has the name of a role between quotes."""
         return f"'{role}'" in self.source or f'"{role}"' in self.source
 
-    def _encoded(self, rendered: RenderedChat | UserError, allow_special: bool) -> EncodedChat:
+    def encode_rendered(self, rendered: RenderedChat | UserError, allow_special: bool = False) -> EncodedChat:
+        """Encode a result of `render_chats`; the answers are the tokens in its spans."""
         if isinstance(rendered, UserError):
             raise rendered
         tokenizer = self.tokenizer if allow_special else self._twin

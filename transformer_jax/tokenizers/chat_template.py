@@ -87,9 +87,11 @@ def special_variables(tokenizer: FileTokenizer) -> dict[str, str]:
     return {f"{name}_token": named[name] for name in NAMED if name in named}
 
 
-def render_chats(chats: Sequence[tuple[str, Mapping[str, Json]]]) -> list[RenderedChat | UserError]:
+def render_chats(chats: Sequence[tuple[str, Mapping[str, Json]]], date: str = "") -> list[RenderedChat | UserError]:
     """Render chats, each the source of a template and its variables, in one process of its own with limits.
 
+    Args:
+      date: that templates take for today's, "2024-07-26"; "": today's.
     Returns:
       The text of each chat, or the error of its template.
     Raises:
@@ -99,6 +101,7 @@ def render_chats(chats: Sequence[tuple[str, Mapping[str, Json]]]) -> list[Render
     asked = {
         "templates": sources,
         "chats": [{"template": sources.index(source), "variables": variables} for source, variables in chats],
+        "date": date,
         "seconds": SECONDS + math.ceil(len(chats) / CHATS_PER_SECOND),
     }
     limits = f"{asked['seconds']} seconds of computing or a gigabyte of memory"

@@ -6,8 +6,8 @@ import dataclasses
 import functools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -115,6 +115,11 @@ class FileTokenizer(Tokenizer):
     def text_files(self) -> dict[str, str]:
         """Contents of the files by name; of binary files, in base64."""
         return self._saved["files"]
+
+    def changed(self, ids: Mapping[str, int], files: Mapping[str, str]) -> Self:
+        """This tokenizer with other special ids, by "pad", "bos" and "eos", and other contents of text files."""
+        saved = self._saved | {"ids": self._saved["ids"] | ids, "files": self._saved["files"] | files}
+        return type(self)((json.dumps(saved),))
 
     @property
     def files(self) -> dict[str, bytes]:

@@ -85,11 +85,12 @@ def _raise_exception(message: object) -> None:
     raise jinja2.exceptions.TemplateError(str(message))
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
+def _environment(date: str) -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
     )
-    now = datetime.datetime.now()  # one for all chats, so that two renders of one chat are the same
+    # One time for all chats, so that two renders of one chat are the same.
+    now = datetime.datetime.fromisoformat(date) if date else datetime.datetime.now()
     environment.filters["tojson"] = _tojson
     environment.globals |= {
         "raise_exception": _raise_exception,
@@ -116,7 +117,7 @@ def _render(template: jinja2.Template, variables: dict[str, object], room: int) 
 
 
 def _results(asked: dict, room: int) -> Iterator[dict[str, object]]:
-    environment = _environment()
+    environment = _environment(asked["date"])
     templates: dict[str, jinja2.Template] = {}
     for chat in asked["chats"]:
         source = asked["templates"][chat["template"]]
