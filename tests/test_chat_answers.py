@@ -119,6 +119,21 @@ def test_a_chat_whose_template_rewrites_earlier_answers_is_several_examples():
     ]
 
 
+def test_an_answer_of_weight_0_is_read_and_not_learned():
+    tokenizer, (example,) = encoded("chatml", ChatInput([user("Hi"), bot("Ho.", weight=0), user("and?"), bot("Yes")]))
+    expected = MARKED["chatml"][1].replace("{Ho.<|im_end|>}", "Ho.<|im_end|>")
+    assert shown(tokenizer, example) == expected
+    with pytest.raises(tj.UserError, match="'weight' 0 is not read"):
+        encoded("chatml marked", ChatInput([user("Hi"), bot("Ho.", weight=0), user("and?"), bot("Yes")]))
+
+
+def test_a_template_that_writes_the_date_has_the_same_ids_on_every_day():
+    source = "{{ strftime_now('%d %b %Y') }}" + CASES["chatml"]["config"]["chat_template"]
+    tokenizer = case_tokenizer(CASES["chatml"])
+    ((example,),) = AnswerEncoder(chat_format(tokenizer, source)).encode([ChatInput([user("Hi"), bot("Ho.")])])
+    assert shown(tokenizer, example).startswith("26 Jul 2024<|im_start|>user")
+
+
 @pytest.mark.parametrize("name", ["chatml", "llama3", "mistral", "qwen3"])
 def test_a_forged_turn_is_no_special_token_and_no_target(name):
     harmless, forged = (

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +23,8 @@ from .sources import split_examples
 
 EXAMPLE = '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}'
 VARIABLES = "chat_template_kwargs"  # field of the reference library: further variables of the template
-CHATS_AT_ONCE = 256  # in one process of the template
+CHATS_AT_ONCE = 256  # most in one process of the template
+CHARACTERS_AT_ONCE = 2**25  # of all its texts, about: each answer is rendered twice, with all messages before it
 ROW_MULTIPLE = 8  # tokens that a row predicts are a multiple of it
 
 
@@ -153,8 +154,7 @@ def encode_chats(chats: Sequence[Chat], tokenizer: FileTokenizer, config: DataCo
     cut: list[int] = []  # tokens that are cut from an example
     num_without = 0
     with Progress("encoding the chats", len(chats), "chats") as progress:
-        for i in range(0, len(chats), CHATS_AT_ONCE):
-            some = chats[i : i + CHATS_AT_ONCE]
+        for some in _groups(chats):
             for chat, example in _encode_some(some, tokenizer, templates, encoders):
                 kept = Example(example.ids[:limit], example.is_target[:limit])
                 cut += [len(example.ids) - limit] if len(example.ids) > limit else []
@@ -172,6 +172,22 @@ def encode_chats(chats: Sequence[Chat], tokenizer: FileTokenizer, config: DataCo
     note = f"; {len(cut):,} cut to {limit:,} tokens, which lose {sum(cut):,}" if cut else ""
     note += f"; {num_without:,} left out, whose answers are all in the lost part" if num_without else ""
     return Encoded(examples, tuple(dict.fromkeys(encoder.end_id for encoder in encoders.values())), note)
+
+
+def _groups(chats: Sequence[Chat]) -> Iterator[list[Chat]]:
+    """Groups of chats, in order, that the process of a template can render at once."""
+    group: list[Chat] = []
+    room = CHARACTERS_AT_ONCE
+    for chat in chats:
+        messages = chat.given.messages
+        size = len(messages) * len(json.dumps(messages))
+        if group and (size > room or len(group) == CHATS_AT_ONCE):
+            yield group
+            group = []
+            room = CHARACTERS_AT_ONCE
+        group.append(chat)
+        room -= size
+    yield group
 
 
 def _encode_some(
@@ -221,6 +237,8 @@ def _read_chat(line: str, where: str) -> Chat:
     if not isinstance(values, dict) or "messages" not in values:
         has = f"has the fields {', '.join(values)}" if isinstance(values, dict) else f"is a {type(values).__name__}"
         raise UserError(f"{where}: {has:.120}, and must be an object with 'messages': {EXAMPLE}")
+    if values.get("functions"):
+        raise UserError(f"{where}: 'functions' is the old form of 'tools', which is read in its place. Convert it.")
     check_is_text(json.dumps(values, ensure_ascii=False), where)
     messages = values["messages"]
     if not isinstance(messages, list) or not messages:
@@ -247,6 +265,8 @@ def _check_message(message: object, where: str) -> None:
     if not isinstance(message.get("role"), str):
         fields = ", ".join(message) or "none"
         raise UserError(f"{where}: must have 'role' and 'content', as strings. Its fields are: {fields:.80}.")
+    if message.get("weight", 1) not in (0, 1):
+        raise UserError(f"{where}: 'weight' must be 1, or 0 for an answer that is not learned.")
     content = message.get("content")
     if content is None and not message.get("tool_calls"):
         raise UserError(f"{where}: the {message['role']:.20} has no 'content', and no 'tool_calls'.")

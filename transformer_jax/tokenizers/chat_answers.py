@@ -109,6 +109,8 @@ class AnswerEncoder:
             return form.request(part, are_checked=True)
 
         if self._is_marked:
+            if any(m.get("weight") == 0 for m in chat.messages if m["role"] in ANSWERING):
+                raise UserError("messages: 'weight' 0 is not read, since the chat_template marks what is learned.")
             return [request(len(messages), False)]
         return [request(i + is_done, not is_done) for i in answers for is_done in (False, True)]
 
@@ -174,8 +176,9 @@ class AnswerEncoder:
 
 
 def _answers(chat: ChatInput) -> list[int]:
-    """Indices of the answers of a chat; a first message is none, since nothing asks for it."""
-    return [i for i, message in enumerate(chat.messages) if message["role"] in ANSWERING and i > 0]
+    """Indices of the answers of a chat to learn. Not a first message, since nothing asks for it, nor "weight": 0."""
+    answers = [i for i, message in enumerate(chat.messages) if message["role"] in ANSWERING and i > 0]
+    return [i for i in answers if chat.messages[i].get("weight") != 0]
 
 
 def _check_calls(text: str, message: Message) -> None:
