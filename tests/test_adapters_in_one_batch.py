@@ -39,6 +39,13 @@ def alone(base, name):
     return tj.load_adapter(base_of(base), FIXTURES / "adapters" / name) if name else base_of(base)
 
 
+def same_for_all(call, run, texts, names, **settings):
+    """The result of each text where all texts of the call have its adapter: compiled programs serve every name."""
+    results = {name: call(run, texts, adapter_names=name or "", **settings) for name in set(names)}
+    num = len(results[names[0]]) // len(texts)  # samples of each text
+    return [results[name][i * num + k] for i, name in enumerate(names) for k in range(num)]
+
+
 def logits_of(run, names=None, num_rows=5):
     tokens = np.random.default_rng(3).integers(3, 60, (num_rows, 7))
     target = tokens[:, 2:] if run.model.reads_source else None
@@ -71,43 +78,57 @@ def test_rows_of_a_mixed_batch_are_those_of_a_batch_of_one_adapter_to_the_bit(ba
 )
 def test_each_prompt_of_a_batch_is_continued_by_its_own_adapter(settings):
     settings = {"max_new_tokens": 11} | settings
-    mixed = tj.generate(run_of("gpt2"), PROMPTS, adapter_names=NAMES, **settings)
-    num = settings.get("num_samples", 1)
-    for i, name in enumerate(NAMES):
-        rows = slice(i * num, (i + 1) * num)
+    run, num = run_of("gpt2"), settings.get("num_samples", 1)
+    mixed = tj.generate(run, PROMPTS, adapter_names=NAMES, **settings)
+    assert mixed == same_for_all(tj.generate, run, PROMPTS, NAMES, **settings)
+    is_plain = settings == {"max_new_tokens": 11, "method": "greedy"}
+    for name in ("gpt2_dora", "gpt2_ia3") if is_plain else ("gpt2_dora",):  # each is compiled
+        rows = slice(NAMES.index(name) * num, (NAMES.index(name) + 1) * num)
         assert mixed[rows] == tj.generate(alone("gpt2", name), PROMPTS, **settings)[rows], name
 
 
-def test_each_text_that_is_scored_classified_or_translated_has_its_own_adapter():
-    run, texts = run_of("gpt2"), [*PROMPTS, "A long text " * 40]
-    names = [*NAMES, "gpt2_dora"]
-    for text, name, found in zip(texts, names, tj.score(run, texts, batch_size=2, adapter_names=names), strict=True):
-        assert found.log_probability == pytest.approx(tj.score(alone("gpt2", name), text).log_probability, rel=1e-5)
-    texts, chosen = ["one two three four five", "two", "three"], ["", "marian_qv", ""]
-    for settings in ({}, {"num_beams": 1}):
-        mixed = tj.translate(run_of("marian"), texts, batch_size=2, adapter_names=chosen, **settings)
-        for text, name, found in zip(texts, chosen, mixed, strict=True):
-            assert found == tj.translate(alone("marian", name), text, **settings)
+def test_each_text_that_is_scored_has_its_own_adapter():
+    run, texts, names = run_of("gpt2"), [*PROMPTS, "A long text " * 40], [*NAMES, "gpt2_dora"]
+    found = tj.score(run, texts, batch_size=2, adapter_names=names)
+    assert found == same_for_all(tj.score, run, texts, names, batch_size=2)
+    for i in (0, 6):
+        expected = tj.score(alone("gpt2", "gpt2_dora"), texts[i]).log_probability
+        assert found[i].log_probability == pytest.approx(expected, rel=1e-5)
+
+
+TEXTS = ["one two", "a", "two", "on"]  # of several lengths in one bucket, which is compiled once
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_beams": 1}], ids=str)
+def test_each_text_that_is_translated_has_its_own_adapter(settings):
+    run, chosen = run_of("marian"), ["", "marian_qv", "", "marian_qv"]
+    mixed = tj.translate(run, TEXTS, batch_size=2, adapter_names=chosen, **settings)
+    assert mixed == same_for_all(tj.translate, run, TEXTS, chosen, batch_size=2, **settings)
+    assert mixed[1] == tj.translate(alone("marian", "marian_qv"), TEXTS, batch_size=2, **settings)[1]
+
+
+def test_each_text_that_is_classified_or_tagged_has_its_own_adapter():
     whole = tj.load_adapter(tj.from_pretrained(FIXTURES / "bert_classifier"), FIXTURES / "adapters" / "bert_ia3")
     run = dataclasses.replace(whole, adapter={}, adapters={"ia3": whole.adapter})
-    mixed = tj.classify(run, texts, batch_size=2, adapter_names=["", "ia3", ""])
-    for text, name, found in zip(texts, ["", "ia3", ""], mixed, strict=True):
+    chosen = ["", "ia3", "", "ia3"]
+    mixed = tj.classify(run, TEXTS, batch_size=2, adapter_names=chosen)
+    for text, name, found in zip(TEXTS, chosen, mixed, strict=True):
         expected = tj.classify(tj.choose_adapter(run, name), text)
         np.testing.assert_allclose(found.probabilities, expected.probabilities, rtol=1e-5)
     params = {name: run.params[name] for name in ("encoder", "out")}
     tagger = dataclasses.replace(run, model=TokenTagger(run.config, num_tags=3), params=params, problem_type="")
-    mixed = tj.tag(tagger, texts, batch_size=2, adapter_names=["", "ia3", ""])
-    for text, name, found in zip(texts, ["", "ia3", ""], mixed, strict=True):
+    mixed = tj.tag(tagger, TEXTS, batch_size=2, adapter_names=chosen)
+    for text, name, found in zip(TEXTS, chosen, mixed, strict=True):
         assert found == tj.tag(tj.choose_adapter(tagger, name), text)
 
 
 def test_completions_of_several_adapters_are_those_of_the_chosen_one():
-    config = tj.GenerationConfig(max_new_tokens=5, method="greedy")
+    config = tj.GenerationConfig(max_new_tokens=11, method="greedy")  # as above: the same compiled programs
     run = run_of("gpt2")
-    found = tj.complete(run, ["The cat", "The cat"], config, adapter_names=["gpt2_dora", ""])
-    chosen = [tj.complete(tj.choose_adapter(run, name), "The cat", config) for name in ("gpt2_dora", "")]
-    assert [one.tokens for one in found] == [one.tokens for one in chosen]
-    assert found[0].tokens != found[1].tokens
+    found = tj.complete(run, PROMPTS, config, adapter_names=NAMES)
+    for name in ("gpt2_dora", ""):
+        i, chosen = NAMES.index(name), tj.complete(tj.choose_adapter(run, name), PROMPTS, config)
+        assert found[i].tokens == chosen[i].tokens
     assert tj.generate_tokens(run, [[5, 6], [7]], adapter_names="gpt2_ia3", max_new_tokens=3)
 
 
