@@ -270,9 +270,9 @@ def remat(kind):
             model.clone(remat=name).apply, deterministic=False, rngs={"dropout": jax.random.key(0)}
         )
         loss = lambda params, apply=apply: jnp.sum(apply(params, np.arange(10).reshape(2, 5)))  # noqa: E731
-        losses.append(loss(params))
+        losses.append(jax.jit(loss)(params))
         kept.append(jax.eval_shape(lambda params, loss=loss: jax.vjp(loss, params)[1], params))
-    assert losses[0] == losses[1]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
     none, some = (sum(x.size for x in jax.tree.leaves(residuals)) for residuals in kept)
     assert some < 0.9 * none
 

@@ -52,9 +52,10 @@ def folder_tokenizers():
     assert [end.tolist() for end in tokenizer_of("bert").ends] == [[2], [3]]
     cased = tokenizer_of("bert", {"tokenizer_class": "BertTokenizer", "do_lower_case": False})
     assert cased.encode("The").tolist() == [2, 1, 3]
-    ten = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}
-    assert is_refused(tokenizer_of, "llama", normalizer={"type": "Sequence", "normalizers": [ten] * 7})
-    grows = tokenizer_of("llama", normalizer={"type": "Sequence", "normalizers": [ten] * 4})
+    times = lambda n: {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * n}  # noqa: E731
+    hopeless = {"type": "Sequence", "normalizers": [times(33)] * 4}  # hardly above the bound: a mutant makes them all
+    assert is_refused(tokenizer_of, "llama", normalizer=hopeless)
+    grows = tokenizer_of("llama", normalizer={"type": "Sequence", "normalizers": [times(10)] * 4})
     assert is_refused(grows.encode, "aa")
     assert is_refused(batching.check_ids, "text", [np.array([5])], llama, 5)
     assert not is_refused(batching.check_ids, "text", [np.array([5])], llama, 6)
