@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from transformer_jax import sampling
 from transformer_jax.errors import UserError
 from transformer_jax.inference.adapter_names import AdapterNames, choose_adapters
-from transformer_jax.models import Encoder, MaskedLM, Model, Params, TokenTagger
+from transformer_jax.models import Encoder, Model, Params
 from transformer_jax.nn.rope_scaling import LENGTH_DEPENDENT
 from transformer_jax.run import Run
 
@@ -84,21 +84,11 @@ def logits(
     if token_types is not None:
         kwargs["token_types"] = _check_ids("token_types", token_types, max(1, encoder.num_token_types))
     run = choose_adapters(run, adapter_names, len(inputs[0]))
-    if run.prefix is None:
-        return _apply(run.model, run.variables, (*inputs, *masks), kwargs)
-    _check_room("tokens", inputs[0], run.encoder_context, run.prefix.length)
-    _check_room("target", inputs[-1], run.decoder_context if is_seq2seq else run.encoder_context, run.prefix.length)
-    num = run.prefix.length if run.prefix.vectors is not None else 0  # placeholders: the model embeds the vectors there
-    inputs[0] = _after(inputs[0], num, 0)
-    masks[0] = None if masks[0] is None else _after(masks[0], num, True)
-    kwargs = {name: _after(types, num, 0) for name, types in kwargs.items()}
+    if run.prefix:
+        _check_room("tokens", inputs[0], run.encoder_context, run.prefix.length)
+        _check_room("target", inputs[-1], run.decoder_context if is_seq2seq else run.encoder_context, run.prefix.length)
     out = _apply(run.model, run.variables, (*inputs, *masks), kwargs)
-    return out[:, num:] if isinstance(run.model, Encoder | MaskedLM | TokenTagger) else out
-
-
-def _after(x: jax.Array, num: int, value: int) -> jax.Array:
-    """Put `num` columns of a value before those of x [B, T]."""
-    return jnp.pad(x, ((0, 0), (num, 0)), constant_values=value)
+    return out[:, -inputs[0].shape[1] :] if isinstance(run.model, Encoder) else out
 
 
 def _check_room(name: str, tokens: jax.Array, room: int, length: int) -> None:

@@ -135,10 +135,6 @@ def prefill_source(
     longest = max(map(len, sources))
     width = bucket(longest, run.encoder_context, SMALLEST_SOURCE_BUCKET)
     source, is_token = pad_batch(sources, width, run.generation_defaults.pad_id, end=longest)
-    if run.prefix and run.prefix.vectors is not None:  # placeholders: the model embeds the vectors there
-        before = ((0, 0), (run.prefix.length, 0))
-        source = np.pad(source, before)
-        is_token = np.pad(is_token, before, constant_values=True)
     cache = _encode_source(run.model, run.variables, source, is_token, capacity + num_virtual(run), extra_slots)
     cache = start_cache(run, cache)
     first = np.full((len(sources), 1), run.generation_defaults.start_id, np.int32)

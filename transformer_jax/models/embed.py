@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError, choose
+from transformer_jax.nn import linear_attention
 from transformer_jax.nn.dropout import Dropout
 from transformer_jax.nn.kv_cache import KVCache
 from transformer_jax.nn.layers import Dense, Embedding, make_norm
@@ -44,16 +45,43 @@ def sequence_mask(is_token: jax.Array | None, segments: jax.Array | None, is_cau
     )
 
 
-def after_prefix(prefix: KVCache, tokens: jax.Array, is_token: jax.Array | None) -> tuple[KVCache, Mask]:
+def after_prefix(
+    config: TransformerConfig,
+    prefix: KVCache,
+    tokens: jax.Array,
+    is_token: jax.Array | None,
+    segments: jax.Array | None = None,
+) -> tuple[KVCache, Mask]:
     """Cache and causal mask for a full sequence [B, T] whose rows all follow the tokens of a prefix.
 
     Args:
       prefix: KV cache of one row; see models/prefix.py. is_token: [B, T] bool; None: no padding.
+      segments: [B, T] int, for texts packed into a row: each follows the prefix, and none sees another.
+    Raises:
+      UserError: more tokens than the context has room for; segments after the sums of linear attention.
     """
+    check_length(config, tokens, num_before=prefix.capacity)
     B, T = tokens.shape
+    P = prefix.capacity
     is_token = jnp.ones((B, T), bool) if is_token is None else is_token
-    cache = prefix.reorder(jnp.zeros(B, jnp.int32)).with_capacity(prefix.capacity + T).append(is_token)
-    return cache, cache.mask(is_token)
+    cache = prefix.reorder(jnp.zeros(B, jnp.int32)).with_capacity(P + T).append(is_token)
+    mask = cache.mask(is_token)
+    if segments is None:
+        return cache, mask
+    if not P:
+        raise UserError(f"segments: {linear_attention.unsupported('a prefix before packed texts')}")
+    positions = P + segment_positions(segments)
+    is_same_text = segments[:, :, None] == segments[:, None]
+    return cache, mask.replace(
+        may_attend=jnp.pad(is_same_text, ((0, 0), (0, 0), (P, 0)), constant_values=True),
+        query_positions=positions,
+        key_positions=jnp.concatenate([jnp.broadcast_to(jnp.arange(P), (B, P)), positions], axis=1),
+    )
+
+
+def pad_before(is_token: jax.Array, length: int) -> jax.Array:
+    """Padding mask [B, T], with the vectors of a soft prompt before the tokens: [B, length] bool, True for both."""
+    return jnp.pad(is_token, ((0, 0), (length - is_token.shape[1], 0)), constant_values=True)
 
 
 class Embedder(nn.Module):
@@ -91,9 +119,8 @@ class Embedder(nn.Module):
         x = self.tokens(tokens)
         if config.scale_embeddings:  # Vaswani et al. 2017, section 3.4
             x = x * config.d_model**0.5
-        if self.has_variable("prefix", "vectors"):  # soft prompt: the first P tokens stand for these vectors
-            vectors: jax.Array = self.get_variable("prefix", "vectors")
-            x = x.at[:, : len(vectors)].set(vectors.astype(x.dtype))
+        if num := self.num_vectors():
+            x = x.at[:, :num].set(self.get_variable("prefix", "vectors").astype(x.dtype))
         if self.scheme.is_learned:
             # One lookup per token, not one row of positions: XLA on a CPU sums the latter's gradient over B slowly.
             x = x + self.positions(jnp.broadcast_to(positions + config.position_offset, tokens.shape))
@@ -103,6 +130,10 @@ class Embedder(nn.Module):
             x = x + self.types(jnp.zeros_like(tokens) if types is None else types)
         x = self.norm(x) if self.norm else x
         return self.drop(x, deterministic=deterministic)
+
+    def num_vectors(self) -> int:
+        """Number of vectors of a soft prompt, which are in place of the first embedded tokens; 0: there is none."""
+        return len(self.get_variable("prefix", "vectors")) if self.has_variable("prefix", "vectors") else 0
 
     def logits(self, x: jax.Array) -> jax.Array:
         """Output projection: [..., D] -> logits [..., V] float32."""
@@ -115,7 +146,8 @@ class Embedder(nn.Module):
         return cap * jnp.tanh(logits / cap) if cap else logits  # Gemma Team 2024, section 2
 
 
-def check_length(config: TransformerConfig, tokens: jax.Array, name: str = "tokens") -> None:
-    """Check that no row is longer than the context, model.max_len; UserError otherwise."""
-    if tokens.shape[1] > config.max_len:
-        raise UserError(f"{name}: {tokens.shape[1]} in a row, but model.max_len={config.max_len}. Shorten them.")
+def check_length(config: TransformerConfig, tokens: jax.Array, num_before: int = 0) -> None:
+    """Check that no row, after the tokens of a prefix, is longer than the context, model.max_len; else UserError."""
+    if num_before + tokens.shape[1] > config.max_len:
+        after = f" after a prefix of {num_before}" if num_before else ""
+        raise UserError(f"tokens: {tokens.shape[1]} in a row{after}, but model.max_len={config.max_len}. Shorten them.")

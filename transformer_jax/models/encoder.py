@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from transformer_jax.config import TransformerConfig
-from transformer_jax.errors import choose
-from transformer_jax.models.embed import Embedder, after_prefix, check_length, sequence_mask
+from transformer_jax.errors import UserError, choose
+from transformer_jax.models.embed import Embedder, after_prefix, check_length, pad_before, sequence_mask
 from transformer_jax.nn.blocks import Stack
 from transformer_jax.nn.dropout import Dropout
 from transformer_jax.nn.layers import FEED_FORWARDS, Dense, Embedding, make_norm
@@ -46,15 +46,22 @@ class Encoder(nn.Module):
           segments: [B, T] int, for texts packed into a row: one number for each text (and for padding); a token attends
             to its own segment only.
         Returns:
-          [B, T, D]; values at padding are arbitrary.
+          [B, T, D]; values at padding are arbitrary. With a soft prompt of P vectors, [B, P + T, D]: they are read with
+          the text.
         Raises:
           UserError: T > max_len.
         """
+        if num := self.embed.num_vectors():  # placeholders: the embedding has the vectors of a soft prompt there
+            if segments is not None:
+                raise UserError("segments: packed texts cannot share a soft prompt. Take one text for each row.")
+            tokens = jnp.pad(tokens, ((0, 0), (num, 0)))
+            is_token = None if is_token is None else pad_before(is_token, tokens.shape[1])
+            token_types = None if token_types is None else jnp.pad(token_types, ((0, 0), (num, 0)))
         check_length(self.config, tokens)
         cache = None
         mask = sequence_mask(is_token, segments)
         if self.has_variable("prefix", "cache"):
-            cache, mask = after_prefix(self.get_variable("prefix", "cache"), tokens, is_token)
+            cache, mask = after_prefix(self.config, self.get_variable("prefix", "cache"), tokens, is_token, segments)
             mask = mask.replace(is_causal=False)
         x = self.embed(tokens, mask.query_positions_at(0, tokens.shape[1]), token_types, deterministic)
         return self.stack(x, mask, cache, deterministic=deterministic)[0]
@@ -96,8 +103,8 @@ class Pool(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, is_token: jax.Array | None = None) -> jax.Array:
-        """Pool x [B, T, D] over the tokens, `is_token` [B, T]; None: no padding."""
-        is_token = jnp.ones(x.shape[:2], bool) if is_token is None else is_token
+        """Pool x [B, P + T, D] over a soft prompt, if there is one, and the tokens, `is_token` [B, T]; None: all."""
+        is_token = jnp.ones(x.shape[:2], bool) if is_token is None else pad_before(is_token, x.shape[1])
         score = Dense((1,), name="score") if self.pooling == "attention" else None
         return choose(POOLINGS, self.pooling, "pooling")(x.astype(jnp.float32), is_token, score)
 
@@ -116,7 +123,7 @@ class MaskedLM(nn.Module):
         config = self.config
         encoder = Encoder(config, has_output=True, remat=self.remat, name="encoder")
         x = Dense((config.d_model,), init_std=config.init_std, dtype=config.dtype, name="transform")(
-            encoder(tokens, *args, **kwargs)
+            encoder(tokens, *args, **kwargs)[:, -tokens.shape[1] :]
         )
         x = make_norm(config, "norm")(FEED_FORWARDS[config.feed_forward].activation(x))
         return encoder.logits(x) + self.param("bias", nn.initializers.zeros, (config.vocab_size,))
@@ -172,7 +179,7 @@ class TokenTagger(nn.Module):
         """Compute the tag logits; arguments as for Encoder."""
         config = self.config
         x = Encoder(config, remat=self.remat, name="encoder")(tokens, is_token, token_types, deterministic)
-        x = Dropout(config.dropout_rate)(x, deterministic).astype(jnp.float32)
+        x = Dropout(config.dropout_rate)(x[:, -tokens.shape[1] :], deterministic).astype(jnp.float32)
         return Dense((self.num_tags,), init_std=config.init_std, name="out")(x)
 
 

@@ -71,7 +71,7 @@ class GPT(nn.Module):
         cache = None
         mask = sequence_mask(is_token, segments, is_causal=True)
         if self.has_variable("prefix", "cache"):
-            cache, mask = after_prefix(self.get_variable("prefix", "cache"), tokens, is_token)
+            cache, mask = after_prefix(self.config, self.get_variable("prefix", "cache"), tokens, is_token, segments)
         x = self.embed(tokens, mask.query_positions_at(0, tokens.shape[1]), deterministic=deterministic)
         return self.stack(x, mask, cache, source, deterministic)[0]
 

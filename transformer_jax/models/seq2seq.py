@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
-from transformer_jax.models.embed import token_embedding
+from transformer_jax.models.embed import pad_before, token_embedding
 from transformer_jax.models.encoder import Encoder
 from transformer_jax.models.gpt import GPT
 from transformer_jax.nn.kv_cache import EncodedSource, KVCache
@@ -117,5 +117,5 @@ class Seq2Seq(nn.Module):
     def encode(self, source: jax.Array, is_token: jax.Array | None = None, deterministic: bool = True) -> EncodedSource:
         """Encode the source [B, S] and project it to keys and values for cross-attention."""
         encoded = self.encoder(source, is_token, None, deterministic)
-        is_token = jnp.ones(source.shape, bool) if is_token is None else is_token
+        is_token = jnp.ones(encoded.shape[:2], bool) if is_token is None else pad_before(is_token, encoded.shape[1])
         return self.decoder.source_keys_values(encoded, is_token)
