@@ -42,7 +42,7 @@ def make(params: dict, adapter: dict) -> tuple:
     step = functools.partial(train_step, model=model, loss_fn=causal_lm, optimizer=optimizer)
     step = functools.partial(step, seed=0, accumulation=1, max_consecutive_skips=3, log_every=100)
     spec = adapter_spec(model, config.adapter)
-    layers = first_adapter(model, spec, config.adapter, jax.random.key(1)) if spec else {}
+    layers = first_adapter(model, spec, config.adapter, jax.random.key(1), params) if spec else {}
     trained, frozen = split_trained(with_adapter(jax.tree.map(jnp.copy, params), layers), config, model)
     return jax.jit(step, donate_argnums=0), create_state(trained, optimizer, frozen=frozen)
 

@@ -2,17 +2,17 @@
 
 import functools
 import shutil
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.adapter_training import assert_equal, config_of, pretrained
 from helpers.arrays import by_name
 from helpers.checkpoints import rewrite_meta
 
 import transformer_jax as tj
-from configs import finetune_bert, finetune_lora
+from configs import finetune_bert
 from train.adapters import adapter_spec, first_adapter, split_trained
 from train.config import AdapterConfig, Config, OptimizerConfig
 from train.loop import run as train
@@ -25,28 +25,6 @@ from transformer_jax.models.adapters import adapter_shapes, all_shapes, variable
 from transformer_jax.nn.layers import Dense
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
-FIXTURES = Path(__file__).parent / "fixtures"
-SHORT = {
-    "optimizer.warmup_steps": 1,
-    "optimizer.schedule": "constant",
-    "optimizer.final_lr_fraction": 0.1,
-    "optimizer.peak_lr": 0.03,
-    "train.batch_size": 5,
-    "train.num_steps": 4,
-    "train.eval_every": 2,
-    "train.log_every": 2,
-    "train.tensorboard": False,
-    "checkpoint.save_every": 2,
-}
-
-
-def config_of(folder, recipe=finetune_lora, base="gpt2", **changes):
-    text = folder / "my.txt"
-    text.write_text("The cat sat on the mat, and the dog walked in the garden. " * 60)
-    config = recipe.get_config()
-    config.update_from_flattened_dict(SHORT | {"data.path": str(text)} | changes)
-    config.train.init_from = str(FIXTURES / base)
-    return config
 
 
 @pytest.fixture(scope="module")
@@ -58,18 +36,9 @@ def run_dir(tmp_path_factory):
 LORA = {"adapter.rank": 3, "adapter.dropout": 0.25, "train.ema_decay": 0.5}
 
 
-@functools.cache
-def run_of(base):
-    return tj.from_pretrained(FIXTURES / base)
-
-
-def assert_equal(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
 def test_training_changes_the_adapter_alone_and_the_run_has_it_beside_the_parameters(run_dir):
     run = tj.load(run_dir)
-    assert_equal(run.params, run_of("gpt2").params)
+    assert_equal(run.params, pretrained("gpt2").params)
     layers = by_name(run.adapter)
     assert {name.split("/")[2] for name in layers} == {"attention"} and len(layers) == 3 * 4 * run.config.num_layers
     for name, leaf in layers.items():
@@ -90,7 +59,7 @@ def test_a_run_directory_has_the_model_once_and_a_checkpoint_the_adapter(run_dir
 
 
 def test_a_run_with_an_adapter_writes_texts_and_is_merged_when_saved(run_dir, tmp_path):
-    run, base = tj.load(run_dir), run_of("gpt2")
+    run, base = tj.load(run_dir), pretrained("gpt2")
     texts = [tj.generate(r, "The cat", max_new_tokens=7, method="greedy") for r in (run, tj.merge_adapter(run), base)]
     assert texts[0] == texts[1] != texts[2]
     tj.save_pretrained(run, tmp_path / "folder")
@@ -128,10 +97,10 @@ def test_metadata_of_another_adapter_than_the_arrays_are_refused(run_dir, tmp_pa
 @pytest.mark.parametrize("kind", ["lora", "dora", "ia3"])
 @pytest.mark.parametrize("base", ["gpt2", "llama", "bert", "t5"])
 def test_an_adapter_before_its_first_step_changes_no_bit_and_has_its_declared_shapes(kind, base):
-    run = run_of(base)
+    run = pretrained(base)
     config = AdapterConfig(kind, rank=3, where="" if kind == "ia3" else "all-linear")
     spec = adapter_spec(run.model, config)
-    layers = first_adapter(run.model, spec, config, jax.random.key(0))
+    layers = first_adapter(run.model, spec, config, jax.random.key(0), run.params)
     assert all(jax.tree.leaves(jax.tree.map(lambda a, b: a.shape == b.shape, layers, adapter_shapes(run.model, spec))))
     tokens = np.arange(14).reshape(2, 7) + 9
     inputs = (tokens, np.ones_like(tokens, bool), tokens) if base == "t5" else (tokens,)
@@ -140,7 +109,7 @@ def test_an_adapter_before_its_first_step_changes_no_bit_and_has_its_declared_sh
 
 
 def test_the_presets_take_the_linear_layers_of_the_blocks():
-    model = run_of("t5").model
+    model = pretrained("t5").model
 
     def chosen(kind, where=""):
         return {"/".join(n.split("/")[-2:]) for n in adapter_spec(model, AdapterConfig(kind, 2, where=where)).layers}
@@ -159,7 +128,7 @@ def test_a_new_head_is_trained_in_full_beside_the_adapter(tmp_path):
     changes |= {"optimizer.peak_lr": 0.01, "train.num_steps": 30, "train.eval_every": 30}
     config = config_of(tmp_path, finetune_bert, "bert", **changes, **{"adapter.where": "all-linear"})
     run = tj.load(train(config, tmp_path / "run"))
-    assert_equal(run.params["encoder"], run_of("bert").params["encoder"])
+    assert_equal(run.params["encoder"], pretrained("bert").params["encoder"])
     assert run.params["out"]["kernel"].shape == (run.config.d_model, 2)
     assert any(np.any(leaf != 1) for name, leaf in by_name(run.adapter).items() if name.endswith("magnitude"))
     labels = [prediction.label for prediction in tj.classify(run, ["the garden cat", "the mat cat"])]
@@ -212,7 +181,7 @@ def test_dropout_is_of_the_inputs_of_lora_in_alone_and_in_training_alone():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"adapter.kind": "loha"}, "adapter.kind='loha': unknown. Choose one of: lora, dora, ia3"),
+        ({"adapter.kind": "loha"}, "adapter.kind='loha': unknown. Choose one of: lora, dora, ia3, prefix, prompt"),
         ({"adapter.rank": 21}, "adapter.rank=21: must be at least 1, and at most 20, .*attention/key"),
         ({"adapter.rank": 0}, "adapter.rank=0"),
         ({"adapter.alpha": 0.0}, "adapter.alpha=0.0"),

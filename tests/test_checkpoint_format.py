@@ -87,7 +87,7 @@ def test_another_format_is_refused_in_one_line_at_load_and_at_resume(run_dir, ca
 VALUES = (None, True, -1, 7.5, "x", [], [1], {}, {"x": 1}, {"kind": []}, {"kind": "gpt", "config": 3})
 OF_OTHERS = ("hf_config.config", "hf_config.generation", "training.config")  # only their type is checked here
 ANY_NAMES = ("param_dtypes", "versions", "training.fingerprint")
-OPTIONAL = ("adapter", "tokenizer", "hf_config", "training", "val_score", "training.best.score")
+OPTIONAL = ("adapter", "adapter.num_tokens", "tokenizer", "hf_config", "training", "val_score", "training.best.score")
 OF_ANOTHER_TYPE = {*((name, None) for name in OPTIONAL), ("val_score", -1), ("training.best.score", -1)}  # allowed
 
 

@@ -134,6 +134,7 @@ def variants(files):
         "causal_lm, init_from": text | {"train.init_from": str(FIXTURES / "gpt2")},
         "causal_lm, lora": text | {"train.init_from": str(FIXTURES / "gpt2"), "adapter.kind": "lora"},
         "causal_lm, ia3": text | {"train.init_from": str(FIXTURES / "gpt2"), "adapter.kind": "ia3"},
+        "causal_lm, prompt": text | {"train.init_from": str(FIXTURES / "gpt2"), "adapter.kind": "prompt"},
         "masked_lm": text | {"tokenizer.kind": "byte"} | longrope,
         "masked_lm, tfds": tfds,
         "spans": text | yarn,

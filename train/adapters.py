@@ -9,11 +9,12 @@ import jax.numpy as jnp
 
 from transformer_jax.errors import UserError
 from transformer_jax.models import Model, Params, SequenceClassifier, TokenTagger, path_names, split_params
-from transformer_jax.models.adapters import ADAPTERS, AdapterSpec, adapter_shapes, linear_layers
+from transformer_jax.models.adapters import ADAPTERS, PREFIX, PREFIX_KINDS, AdapterSpec, adapter_shapes, linear_layers
 
 from .adapter_config import AdapterConfig
 from .config import Config
 from .optimizer import split_frozen
+from .prefixes import first_prefix
 
 PRESETS = {  # of adapter.where: patterns of the names of layers
     "attention": r"/block_\d+/(attention|cross)/",
@@ -34,6 +35,10 @@ def adapter_spec(model: Model, config: AdapterConfig) -> AdapterSpec | None:
     """
     if not config.kind:
         return None
+    if config.kind in PREFIX_KINDS:
+        spec = AdapterSpec(config.kind, 0, (), config.num_tokens)
+        adapter_shapes(model, spec)
+        return spec
     known = linear_layers(model)
     chosen = set()
     for pattern in filter(None, (config.where or DEFAULTS[config.kind]).split(",")):
@@ -50,8 +55,13 @@ def adapter_spec(model: Model, config: AdapterConfig) -> AdapterSpec | None:
     return spec
 
 
-def first_adapter(model: Model, spec: AdapterSpec, config: AdapterConfig, key: jax.Array) -> Params:
-    """First values of an adapter, which change nothing: random lora_in, lora_out 0, all factors 1."""
+def first_adapter(model: Model, spec: AdapterSpec, config: AdapterConfig, key: jax.Array, params: Params) -> Params:
+    """First values of an adapter: of a prefix, see `first_prefix`. Of layers, they change nothing.
+
+    They are random for lora_in, 0 for lora_out, and 1 for all factors.
+    """
+    if spec.kind in PREFIX_KINDS:
+        return {PREFIX: first_prefix(model, spec, params, jax.random.fold_in(key, 1))}
     scale = config.alpha / (math.sqrt(config.rank) if config.rslora else config.rank)
     leaves, structure = jax.tree_util.tree_flatten_with_path(adapter_shapes(model, spec))
     # Other keys than those of the parameters, which come from `key` itself.

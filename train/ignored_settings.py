@@ -49,7 +49,9 @@ YARN = ROTARY | {"model.rope_scaling": one_of("yarn")}
 LONGROPE = ROTARY | {"model.rope_scaling": one_of("longrope")}
 IN_PARTS = ROTARY | {"model.rope_scaling": one_of("llama3", "yarn")}  # scalings that keep short wavelengths
 INIT_FROM = {"train.init_from": SET}
-ADAPTER = {"adapter.kind": one_of("lora", "dora", "ia3")}
+LAYER_ADAPTER = {"adapter.kind": one_of("lora", "dora", "ia3")}
+PREFIX = {"adapter.kind": one_of("prefix", "prompt")}
+ADAPTER = {"adapter.kind": one_of("lora", "dora", "ia3", "prefix", "prompt")}
 LORA = {"adapter.kind": one_of("lora", "dora")}
 
 CONDITIONS: dict[str, tuple[Alternative, ...]] = {
@@ -87,7 +89,8 @@ CONDITIONS: dict[str, tuple[Alternative, ...]] = {
     "adapter.alpha": (LORA,),
     "adapter.rslora": (LORA,),
     "adapter.dropout": (LORA,),
-    "adapter.where": (ADAPTER,),
+    "adapter.num_tokens": (PREFIX,),
+    "adapter.where": (LAYER_ADAPTER,),
     "adapter.full": (ADAPTER,),
     "train.resize_vocab": (INIT_FROM,),
     "train.resize_positions": (INIT_FROM,),

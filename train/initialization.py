@@ -167,6 +167,11 @@ def load_init_from(config: TrainConfig, meta: CheckpointMeta | None) -> InitFrom
     if not config.init_from:
         return InitFrom()
     run = merge_adapter(open_run(config.init_from))
+    if run.prefix:
+        raise UserError(
+            f"train.init_from={config.init_from!r}: has a trained prefix, which cannot be merged into the model. Start "
+            "from the model that it was trained for."
+        )
     return InitFrom(
         run=run,
         tokenizer=run.tokenizer,

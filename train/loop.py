@@ -224,7 +224,7 @@ def init_state(
     spec = adapter_spec(model, config.adapter)
 
     def create(params: Params) -> TrainState:
-        layers = first_adapter(model, spec, config.adapter, key) if spec else {}
+        layers = first_adapter(model, spec, config.adapter, key, params) if spec else {}
         trained, frozen = split_trained(with_adapter(params, layers), config, model)
         return create_state(trained, optimizer, config.train.ema_decay > 0, frozen)
 

@@ -6,14 +6,13 @@
 import functools
 from collections.abc import Callable, Mapping
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from transformer_jax.models import Params, merge_params
-from transformer_jax.models.adapters import variables_of
+from transformer_jax.models import Model, Params, merge_params
+from transformer_jax.models.prefix import all_variables
 
 from .state import LossAccumulator, TrainState
 
@@ -24,7 +23,7 @@ def train_step(
     state: TrainState,
     batch: Batch,
     *,
-    model: nn.Module,
+    model: Model,
     loss_fn: Callable,
     optimizer: optax.GradientTransformation,
     seed: int,
@@ -58,7 +57,7 @@ def train_step(
         key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
 
     def micro_batch_loss(params, micro_batch, key):
-        variables = variables_of(merge_params(params, state.frozen), adapter_dropout)
+        variables = all_variables(model, merge_params(params, state.frozen), adapter_dropout)
         apply = functools.partial(model.apply, variables, rngs={"dropout": key})
         loss_sum, weight_sum, _ = loss_fn(apply, micro_batch, deterministic=False)
         return loss_sum, weight_sum
@@ -117,8 +116,8 @@ def train_steps(state: TrainState, batches: Batch, num_steps: jax.Array, *, step
 
 
 def eval_step(
-    params: Params, batch: Batch, *, model: nn.Module, loss_fn: Callable, axis_name: str | None = None
+    params: Params, batch: Batch, *, model: Model, loss_fn: Callable, axis_name: str | None = None
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
     """Evaluation step without dropout: sums of losses, weights and the loss function's counts over one batch."""
-    sums = loss_fn(functools.partial(model.apply, variables_of(params)), batch)
+    sums = loss_fn(functools.partial(model.apply, all_variables(model, params)), batch)
     return jax.lax.psum(sums, axis_name) if axis_name else sums

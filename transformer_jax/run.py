@@ -5,6 +5,7 @@ import functools
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 
 from transformer_jax.checkpoints.meta import CheckpointMeta, HuggingFaceConfig
 from transformer_jax.checkpoints.store import CheckpointError, Checkpoints, abstract
@@ -13,8 +14,8 @@ from transformer_jax.errors import UserError, printable
 from transformer_jax.huggingface.files import Folder
 from transformer_jax.huggingface.generation_defaults import read_generation_defaults
 from transformer_jax.models import Model, Params, Seq2SeqConfig, check_problem_type, default_problem_type
-from transformer_jax.models.adapters import ADAPTERS, merge, stack, variables_of, with_adapter, with_rows
-from transformer_jax.models.prefix import Prefix, prefix_variables
+from transformer_jax.models.adapters import ADAPTERS, PREFIX, merge, stack, variables_of, with_adapter, with_rows
+from transformer_jax.models.prefix import Prefix, prefix_variables, trained_prefix
 from transformer_jax.sampling import GenerationDefaults
 from transformer_jax.tokenizers import Tokenizer
 from transformer_jax.tokenizers.chat_template import TEMPLATE_FOLDER
@@ -116,6 +117,8 @@ def _read(checkpoints: Checkpoints, average: int, steps: list[int]) -> Run:
     params = [checkpoints.restore_params(step, template) for step in sorted(steps)]
     mean = jax.tree.map(lambda *leaves: sum(leaves) / average, *params) if average else params[0]
     variables = variables_of(mean)
+    adapter = variables.get(ADAPTERS, {})
+    trained = adapter.pop(PREFIX, None)
     return Run(
         meta.model,
         variables["params"],
@@ -128,7 +131,8 @@ def _read(checkpoints: Checkpoints, average: int, steps: list[int]) -> Run:
         lowercase=meta.lowercase,
         separator=meta.separator,
         problem_type=meta.problem_type,
-        adapter=variables.get(ADAPTERS, {}),
+        adapter=adapter,
+        prefix=None if trained is None else trained_prefix(meta.model, variables, jnp.asarray(trained)),
     )
 
 
@@ -144,6 +148,11 @@ def read_meta(run_dir: str | Path) -> CheckpointMeta:
 
 def check_savable(run: Run) -> None:
     """Refuse a run that no file format here holds. Raises UserError: int8 weights, a prefix."""
+    if run.prefix and run.prefix.trained is not None:
+        raise UserError(
+            "run: has a trained prefix, which cannot be merged into the model's files. Save it alone by "
+            "tj.save_adapter, or the model without it: tj.with_prefix(run, None)."
+        )
     if run.prefix:
         raise UserError(
             "run: has a prefix, which is no part of the model's files. Save tj.with_prefix(run, None), without it, and "

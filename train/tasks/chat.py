@@ -1,14 +1,11 @@
 """Task `chat`: fine-tuning on chats, with the loss on answers only; and its scorer."""
 
 import dataclasses
-import functools
 
-import jax
 import numpy as np
 
 from transformer_jax.checkpoints.meta import HuggingFaceConfig
 from transformer_jax.models import GPT
-from transformer_jax.models.adapters import with_adapter
 from transformer_jax.run import Run, generation_defaults_of
 from transformer_jax.tokenizers.files import FileTokenizer
 
@@ -21,10 +18,9 @@ from ..evaluation import evaluate
 from ..initialization import InitFrom
 from ..metrics import text_metrics
 from ..resume import with_vocab_size
-from ..step import eval_step
 from .base import EVAL_TOKENS, Task
 from .language_modeling import packed_task
-from .scoring import Options, Score
+from .scoring import Options, Score, sums_of
 
 
 def chat(config: Config, init_from: InitFrom) -> Task:
@@ -35,7 +31,7 @@ def chat(config: Config, init_from: InitFrom) -> Task:
     init_from.check_model_type(GPT)
     tokenizer = chat_tokenizer(config.data, init_from.tokenizer)
     model = GPT(with_vocab_size(init_from.merge_config(config.model), tokenizer.vocab_size))
-    data, end_ids = load_chats(config.data, tokenizer, model.config.max_len)
+    data, end_ids = load_chats(config.data, tokenizer, config.adapter.context(model.config.max_len))
     task = packed_task(config, model, data)
     hf_config, tokenizer = _with_end_ids(init_from.hf_config, model, tokenizer, end_ids)
     fingerprint = task.fingerprint | {"tokenizer_sha256": tokenizer_sha256(tokenizer)}
@@ -64,7 +60,7 @@ def score(run: Run, config: Config, split: str, options: Options) -> Score:
     """Score a run on chats: loss and perplexity of the tokens of answers."""
     tokenizer = run.text_tokenizer
     assert isinstance(tokenizer, FileTokenizer), "the task trains no other"
-    max_len = run.config.decoder.max_len
+    max_len = run.decoder_context
     examples = encode_chats(chats_split(config.data, split), tokenizer, config.data, max_len).examples
     length = row_length(examples, max_len)
     rows = pack_examples(examples, length, tokenizer.pad_id)
@@ -74,7 +70,6 @@ def score(run: Run, config: Config, split: str, options: Options) -> Score:
         packed_batch(rows, np.arange(i, min(i + num_rows, total)), num_rows, tokenizer.pad_id)
         for i in range(0, total, num_rows)
     )
-    step = jax.jit(functools.partial(eval_step, model=run.model, loss_fn=losses.causal_lm))
-    values = evaluate(step, with_adapter(run.params, run.adapter), batches)
+    values = evaluate(sums_of(run.model, losses.causal_lm), run.variables, batches)
     num_targets = sum(int(example.is_target[1:].sum()) for example in examples)
     return Score(values | text_metrics(values["loss"], None) | {"answer_tokens": num_targets})

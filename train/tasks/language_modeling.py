@@ -34,7 +34,7 @@ def causal_lm(config: Config, init_from: InitFrom) -> Task:
         return _packed_documents(config, init_from)
     corpus = load_corpus(config.data, config.tokenizer, init_from.tokenizer)
     model_config = with_vocab_size(init_from.merge_config(config.model), corpus.tokenizer.vocab_size)
-    max_len = model_config.max_len
+    max_len = config.adapter.context(model_config.max_len)
     init_from.check_model_type(GPT)
     sampler = WindowSampler(len(corpus.train_tokens), max_len, config.train.batch_size, config.train.seed)
     loss_fn: Callable = losses.causal_lm
@@ -64,7 +64,7 @@ def causal_lm(config: Config, init_from: InitFrom) -> Task:
 
 def _packed_documents(config: Config, init_from: InitFrom) -> Task:
     """Causal language modeling on documents that are packed into rows."""
-    max_len = init_from.merge_config(config.model).max_len
+    max_len = config.adapter.context(init_from.merge_config(config.model).max_len)
     data = load_packed(config.data, config.tokenizer, init_from.tokenizer, max_len + 1)
     model_config = with_vocab_size(init_from.merge_config(config.model), data.tokenizer.vocab_size)
     init_from.check_model_type(GPT)
@@ -102,7 +102,7 @@ def masked_lm(config: Config, init_from: InitFrom) -> Task:
     tokenizer = corpus.tokenizer
     vocab_size = max(tokenizer.vocab_size, tokenizer.mask_id + 1)
     model_config = with_vocab_size(init_from.merge_config(config.model), vocab_size)
-    max_len = model_config.max_len
+    max_len = config.adapter.context(model_config.max_len)
     init_from.check_model_type(MaskedLM)
     sampler = WindowSampler(len(corpus.train_tokens), max_len, config.train.batch_size, config.train.seed)
 
@@ -140,7 +140,7 @@ def spans(config: Config, init_from: InitFrom) -> Task:
     """Span corruption, the pre-training of T5: a Seq2Seq writes the missing spans, drawn again in every epoch."""
     corpus = load_corpus(config.data, config.tokenizer, init_from.tokenizer)
     tokenizer = corpus.tokenizer
-    max_len = config.model.max_len - 1
+    max_len = config.adapter.context(config.model.max_len) - 1
     first_sentinel = tokenizer.mask_id
     _, num_spans = num_masked(max_len, config.data.mask_fraction, MEAN_SPAN)
     model_config = init_from.merge_seq2seq_config(config.model, first_sentinel + num_spans)

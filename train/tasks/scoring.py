@@ -12,7 +12,7 @@ from sacrebleu.metrics import BLEU, CHRF
 from transformer_jax.errors import UserError
 from transformer_jax.inference import predict
 from transformer_jax.inference.translate import translate
-from transformer_jax.models.adapters import with_adapter
+from transformer_jax.models import Model
 from transformer_jax.run import Run
 
 from .. import losses
@@ -28,7 +28,6 @@ from ..entropy_floor import floor_of, paired, with_floor
 from ..evaluation import evaluate
 from ..initialization import InitFrom
 from ..metrics import text_metrics
-from ..step import eval_step
 from .base import load_task
 from .registry import TASKS
 
@@ -196,15 +195,12 @@ def causal_lm(run: Run, config: Config, split: str, options: Options) -> Score:
     else:
         tokens = corpus.val_tokens if split == "val" else corpus.train_tokens
     loss_fn: Callable = losses.causal_lm
-    batches: Callable[[], Iterable[Batch]] = functools.partial(
-        eval_batches, tokens, run.config.decoder.max_len, EVAL_ROWS
-    )
+    batches: Callable[[], Iterable[Batch]] = functools.partial(eval_batches, tokens, run.decoder_context, EVAL_ROWS)
     # Not on the training text: a model that has memorized it may be below the floor, and that is no leak.
     if split != "train" and (floor := floor_of(config.data.source, tokenizer)):
         loss_fn = paired(loss_fn)
         batches = with_floor(batches, floor)
-    step = jax.jit(functools.partial(eval_step, model=run.model, loss_fn=loss_fn))
-    values = evaluate(step, with_adapter(run.params, run.adapter), batches())
+    values = evaluate(sums_of(run.model, loss_fn), run.variables, batches())
     return Score(values | text_metrics(values["loss"], corpus.val_bytes_per_token if split == "val" else None))
 
 
@@ -215,5 +211,9 @@ def validation_metrics(run: Run, config: Config, split: str, options: Options) -
     own = InitFrom(own_model=run.model, own_labels=run.labels, tokenizer=run.tokenizer, hf_config=run.hf_config)
     own = dataclasses.replace(own, lowercase=run.lowercase)
     task = load_task(config, own)
-    step = jax.jit(functools.partial(eval_step, model=run.model, loss_fn=task.loss_fn))
-    return Score(task.evaluate(step, with_adapter(run.params, run.adapter)))
+    return Score(task.evaluate(sums_of(run.model, task.loss_fn), run.variables))
+
+
+def sums_of(model: Model, loss_fn: Callable) -> Callable:
+    """Compiled evaluation step on the variables of a run, which may have a prefix: see `step.eval_step`."""
+    return jax.jit(lambda variables, batch: loss_fn(functools.partial(model.apply, variables), batch))

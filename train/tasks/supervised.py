@@ -119,7 +119,7 @@ def _labelled_task(
     to_array: Callable[[list[Target]], np.ndarray],
 ) -> Task:
     """Task on labelled texts; `to_array` makes an array [texts, ...] of their targets."""
-    max_len = model_config.max_len
+    max_len = config.adapter.context(model_config.max_len)
     parts = _with_encoders(config, data.tokenizer, data.train, data.validation)
     encoded = [[encoder.encode_whole(text) for encoder, (text, _) in part] for part in parts]
     labels = [to_array([target for _, (_, target) in part]) for part in parts]
@@ -165,7 +165,7 @@ def tag(config: Config, init_from: InitFrom) -> Task:
     head_labels = init_from.run.labels if init_from.run else ()
     data = load_tagged(config.data, config.tokenizer, init_from.tokenizer, init_from.own_labels, head_labels)
     model_config = with_vocab_size(init_from.merge_config(config.model), data.tokenizer.vocab_size)
-    max_len = model_config.max_len
+    max_len = config.adapter.context(model_config.max_len)
     init_from.check_model_type(TokenTagger)
     index = {label: i for i, label in enumerate(data.labels)}
     longest_word = max(len(word) for part in (data.train, data.validation) for s in part for word in s.words)
@@ -212,7 +212,7 @@ def seq2seq(config: Config, init_from: InitFrom) -> Task:
     tokenizer = data.tokenizer
     source_size = tokenizer.source.vocab_size if isinstance(tokenizer, PairTokenizer) else 0
     model_config = init_from.merge_seq2seq_config(config.model, tokenizer.vocab_size, source_size)
-    max_len = min(model_config.encoder.max_len, model_config.decoder.max_len)
+    max_len = config.adapter.context(min(model_config.encoder.max_len, model_config.decoder.max_len))
     parts = _with_encoders(config, tokenizer, data.train, data.validation)
     encoded = [[encode_pair(encoder, init_from.decoder_start_id(), *pair) for encoder, pair in part] for part in parts]
     kept = [[pair for pair in part if len(pair[0]) <= max_len and len(pair[1]) <= max_len + 1] for part in encoded]

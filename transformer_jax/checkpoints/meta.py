@@ -210,10 +210,11 @@ def _hf_config(name: str, value: object) -> HuggingFaceConfig:
 
 
 def _adapter(name: str, value: object) -> AdapterSpec:
-    read = _Reader(AdapterSpec, value, path=name)
+    read = _Reader(AdapterSpec, {"num_tokens": 0} | _plain_dict(name, value), path=name)
     kind = read.value("kind", _string)
     choose(KINDS, kind, f"{name}.kind")
-    return AdapterSpec(kind, read.whole_number("rank"), tuple(read.value("layers", _strings)))
+    layers = tuple(read.value("layers", _strings))
+    return AdapterSpec(kind, read.whole_number("rank"), layers, read.whole_number("num_tokens"))
 
 
 def _training(name: str, value: object) -> TrainingMeta:

@@ -19,21 +19,28 @@ from transformer_jax.nn.layers import num_input_axes
 
 ADAPTERS = "adapters"  # collection of a model's variables, and name beside its parameters; no module is called so
 
+PREFIX = "prefix"  # name in the tree of adapters of the numbers of a trained prefix; no module is called so
+
 # kind -> arrays of a layer by their axes: "in", "out", "rank", or 1. IA3 has one of its two, see `layer_shapes`.
+# Those without any are before the text: see `prefix_shape`.
 KINDS: dict[str, dict[str, tuple[str, ...]]] = {
     "lora": {"lora_in": ("in", "rank"), "lora_out": ("rank", "out"), "scale": ("one",)},
     "dora": {"lora_in": ("in", "rank"), "lora_out": ("rank", "out"), "scale": ("one",), "magnitude": ("out",)},
     "ia3": {"ia3_in": ("in",), "ia3_out": ("out",)},
+    "prefix": {},
+    "prompt": {},
 }
+PREFIX_KINDS = tuple(kind for kind, arrays in KINDS.items() if not arrays)
 
 
 @dataclasses.dataclass(frozen=True)
 class AdapterSpec:
-    """Kind, rank and layers of an adapter: with the model, all that the shapes of its arrays follow from."""
+    """Kind, rank and layers of an adapter, or tokens: with the model, all that the shapes of its arrays follow from."""
 
     kind: str  # one of KINDS
     rank: int  # 0: the kind has none
     layers: tuple[str, ...]  # "stack/block_0/attention/query"
+    num_tokens: int = 0  # of a trained prefix; 0: the kind has none
 
 
 def linear_layers(model: Model) -> dict[str, tuple[int, int]]:
@@ -68,6 +75,8 @@ def adapter_shapes(model: Model, spec: AdapterSpec) -> Params:
     Raises:
       UserError: an unknown kind, a layer that the model does not have, a rank that is larger than a layer.
     """
+    if spec.kind in PREFIX_KINDS:
+        return {PREFIX: jax.ShapeDtypeStruct(prefix_shape(model, spec), "float32")}
     known = linear_layers(model)
     shapes: Params = {}
     for name in spec.layers:
@@ -77,6 +86,28 @@ def adapter_shapes(model: Model, spec: AdapterSpec) -> Params:
         tree = functools.reduce(lambda tree, module: tree.setdefault(module, {}), modules, shapes)
         tree[last] = layer_shapes(name, spec, *known[name])
     return shapes
+
+
+def prefix_shape(model: Model, spec: AdapterSpec) -> tuple[int, ...]:
+    """Shape of a trained prefix, as `models.prefix.trained_prefix` takes it.
+
+    Raises:
+      UserError: no token, more than the context has room for, or keys and values for linear attention.
+    """
+    is_prompt = spec.kind == "prompt"
+    side = model.config.encoder if is_prompt else model.config.decoder
+    if not 1 <= spec.num_tokens < side.max_len:
+        raise UserError(
+            f"adapter.num_tokens={spec.num_tokens}: must be at least 1, and below the context of {side.max_len}, which "
+            f"has the text, too. Take {max(1, side.max_len // 2)} or fewer."
+        )
+    if is_prompt:
+        return (spec.num_tokens, side.d_model)
+    if side.attention == "linear":
+        raise UserError(
+            "adapter.kind='prefix': linear attention has sums of keys and values. Take adapter.kind=prompt."
+        )
+    return (spec.num_tokens, 2 * side.num_layers, side.num_kv_heads, side.head_dim)
 
 
 def all_shapes(model: Model, spec: AdapterSpec | None) -> Params:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from transformer_jax.models import GPT, Encoder, Model, Params, Seq2Seq
+from transformer_jax.models.adapters import ADAPTERS, PREFIX, variables_of
 from transformer_jax.nn.kv_cache import KVCache
 from transformer_jax.nn.kv_cache_kinds import make_cache
 
@@ -24,6 +25,7 @@ class Prefix:
     vectors: jax.Array | None = None  # [P, D]: in place of the first P embedded tokens of the encoder
     tokens: tuple[int, ...] = ()  # of a text, at the end of the prefix
     logits: jax.Array | None = None  # float32 [1, V] of the token after a text
+    trained: jax.Array | None = None  # the numbers that it was made from, if no text follows: see `trained_prefix`
 
     @property
     def num_virtual(self) -> int:
@@ -52,12 +54,28 @@ def trained_prefix(model: Model, variables: Params, array: jax.Array) -> Prefix:
         cache = make_cache(model.config.decoder, 1, length).append(jnp.ones((1, length), bool))
         for layer in range(array.shape[1] // 2):
             cache = cache.write(layer, array[None, :, 2 * layer], array[None, :, 2 * layer + 1])
-        return Prefix(length, cache)
+        return Prefix(length, cache, trained=array)
     if not isinstance(model, GPT):
-        return Prefix(length, vectors=array)
+        return Prefix(length, vectors=array, trained=array)
     placeholders = jnp.zeros((1, length), jnp.int32)
     empty = make_cache(model.config, 1, length)
     read = variables | {"prefix": {"embed": {"vectors": array}}}
     read_cache = model.apply(read, placeholders, placeholders == 0, empty, last_only=True, method="extend")[1]
     assert isinstance(read_cache, KVCache)
-    return Prefix(length, read_cache)
+    return Prefix(length, read_cache, trained=array)
+
+
+def all_variables(model: Model, params: Params, dropout: float = 0.0) -> Params:
+    """The variables of a model, for `apply`, from a tree that may hold an adapter, a trained prefix too.
+
+    The prefix is computed once, for all rows of a batch; gradients of its numbers are right.
+
+    Args:
+      dropout: as for `variables_of`.
+    """
+    variables = variables_of(params, dropout)
+    array = variables.get(ADAPTERS, {}).get(PREFIX)
+    if array is None:
+        return variables
+    variables = {"params": variables["params"]}
+    return variables | {"prefix": prefix_variables(model, trained_prefix(model, variables, array))}
