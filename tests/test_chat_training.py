@@ -79,7 +79,9 @@ def test_a_line_that_is_no_chat_is_refused_with_file_and_line(tmp_path):
     with pytest.raises(tj.UserError, match="data.path=.*: is empty"):
         read_chats(str(path), "data.path")
     path.write_text(GOOD)
-    with pytest.raises(tj.UserError, match="has 1 chat, and needs at least 2 where data.val_path is empty"):
+    with pytest.raises(
+        tj.UserError, match="data.val_fraction=0.1: leaves none of the chats in .* to train on; it has 1. Give"
+    ):
         chats_split(config, "train")
 
 

@@ -135,8 +135,8 @@ def chats_split(config: DataConfig, split: str) -> list[Chat]:
     train, validation = split_examples(chats, config.val_fraction)
     if not train:
         raise UserError(
-            f"{config.path}: has {len(chats)} chat, and needs at least 2 where data.val_path is empty, one to train on "
-            "and one to validate on. Give more, or data.val_path."
+            f"data.val_fraction={config.val_fraction}: leaves none of the chats in {config.path} to train on; it has "
+            f"{len(chats)}. Give at least 2, a smaller fraction, or data.val_path."
         )
     return train if split == "train" else validation
 
