@@ -50,6 +50,18 @@ MUTANTS_OF_LAYERS = {
         '"ia3_in" if name.endswith("/up")',
         ("adapter", {}),
     ),
+    "gradient of an int8 product without its scales": (
+        "nn.quantization",
+        "(dy * kernel.scales[:, 0])",
+        "dy",
+        ("int8_base", {}),
+    ),
+    "int8 kernel by rows": (
+        "models.quantization",
+        "matrix.reshape(fan_in, -1).T",
+        "matrix.reshape(-1, fan_in)",
+        ("int8_base", {}),
+    ),
     "remat keeps everything": ("nn.blocks", 'if self.remat != "block":', "if True:", ("remat", {"kind": "block"})),
     "remat of attention keeps everything": (
         A,

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers.arrays import close, random_like
+from helpers.arrays import by_name, close, random_like
 
 import transformer_jax as tj
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
 from transformer_jax.models import GPT, Seq2Seq, Seq2SeqConfig, parameter_shapes
 from transformer_jax.nn.kv_cache_kinds import make_cache, make_rolling_cache
-from transformer_jax.nn.quantization import Int8, dequantize, matmul, to_int8
+from transformer_jax.nn.quantization import dequantize, matmul, to_int8
 from transformer_jax.run import Run
 from transformer_jax.sampling import GenerationDefaults
 from transformer_jax.tokenizers import train_tokenizer
@@ -98,10 +98,10 @@ def test_all_kernels_and_embeddings_become_int8_and_nothing_else_does():
     small = tj.quantize(run)
     sizes = [sum(x.nbytes for x in jax.tree.leaves(one.params)) for one in (run, small)]
     assert sizes[1] < 0.42 * sizes[0]  # scales and norms are a large part of so narrow a model
-    is_int8 = lambda x: isinstance(x, Int8)  # noqa: E731
-    for path, leaf in jax.tree_util.tree_leaves_with_path(small.params, is_leaf=is_int8):
-        assert is_int8(leaf) == (path[-1].key == "int8") and (is_int8(leaf) or path[-1].key in ("bias", "scale"))
-    assert small.params["stack"]["block_1"]["attention"]["out"]["int8"].numbers.shape == (20, 6 * 4)
+    for name, leaf in by_name(small.params).items():
+        expected = {"numbers": "int8", "scales": "float32", "bias": "float32", "scale": "float32"}
+        assert leaf.dtype == expected[name.split("/")[-1]], name
+    assert small.params["stack"]["block_1"]["attention"]["out"]["kernel"]["numbers"].shape == (20, 6 * 4)
     assert jax.tree.leaves(run.params)[0].dtype == jnp.float32  # the run itself is unchanged
 
 
@@ -162,7 +162,7 @@ def test_an_int8_seq2seq_has_nearly_the_same_logits():
     tokens = np.random.default_rng(1).integers(0, 23, (B, T))
     small = tj.quantize(run)
     nearly(tj.logits(small, tokens, RAGGED, tokens)[RAGGED], tj.logits(run, tokens, RAGGED, tokens)[RAGGED])
-    assert set(small.params["shared"]) == {"int8"}
+    assert set(small.params["shared"]["embedding"]) == {"numbers", "scales"}
 
 
 def test_an_int8_run_cannot_be_saved(tmp_path):

@@ -30,6 +30,7 @@ class AdapterConfig:
         "parameters that are trained in full beside the adapter: regular expressions of their names; the head of a "
         "classifier or tagger always is",
     )
+    int8: bool = setting(False, "the frozen kernels and embeddings are int8: a quarter of their memory")
 
     def __post_init__(self):
         if self.kind:

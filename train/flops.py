@@ -7,14 +7,15 @@ import jax
 
 from transformer_jax.config import TransformerConfig
 from transformer_jax.inference.memory import si
-from transformer_jax.models import Params, Seq2SeqConfig, merge_params
+from transformer_jax.models import Params, Seq2SeqConfig, merge_params, path_names
 
 MATRICES = ("kernel", "lora_in", "lora_out")  # names of the weights of matrix products
 
 
-def count_params(tree: Any) -> int:
-    """Count the numbers in a pytree of arrays or shapes."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+def count_params(params: Params) -> int:
+    """Count the numbers in parameters, arrays or shapes. The scales of int8 parameters are none of them."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return sum(math.prod(leaf.shape) for path, leaf in leaves if path[-1].key != "scales")
 
 
 def num_bytes(tree: Any) -> int:
@@ -30,12 +31,17 @@ def flops_per_token(params: Params, config: TransformerConfig | Seq2SeqConfig) -
     multiplying with it does. For a Seq2Seq, a token is one token of each side; cross-attention is not counted.
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    weights = sum(math.prod(leaf.shape) for path, leaf in leaves if path[-1].key in MATRICES)
+    weights = sum(math.prod(leaf.shape) for path, leaf in leaves if _is_matrix(path_names(path)))
     decoder = config.decoder
     if decoder.tie_embeddings:
         weights += decoder.vocab_size * decoder.d_model
     sides = (config.encoder, decoder) if isinstance(config, Seq2SeqConfig) else (config,)
     return 6 * weights + sum(12 * c.num_layers * c.num_heads * c.head_dim * c.max_len for c in sides)
+
+
+def _is_matrix(path: tuple[str, ...]) -> bool:
+    """Return whether a parameter is the weights of a matrix product; "kernel/numbers" is an int8 kernel."""
+    return path[-2 if path[-1] == "numbers" else -1] in MATRICES
 
 
 def describe(

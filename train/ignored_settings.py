@@ -92,6 +92,7 @@ CONDITIONS: dict[str, tuple[Alternative, ...]] = {
     "adapter.num_tokens": (PREFIX,),
     "adapter.where": (LAYER_ADAPTER,),
     "adapter.full": (ADAPTER,),
+    "adapter.int8": (ADAPTER,),
     "train.resize_vocab": (INIT_FROM,),
     "train.resize_positions": (INIT_FROM,),
     "train.batch_size": ({"train.batch_tokens": one_of(0)},),

@@ -16,8 +16,9 @@ import optax
 from transformer_jax.checkpoints.meta import CheckpointMeta
 from transformer_jax.checkpoints.store import Checkpoints, abstract
 from transformer_jax.errors import RunError
-from transformer_jax.models import Model, Params, init_params
+from transformer_jax.models import Model, Params, init_params, merge_params
 from transformer_jax.models.adapters import with_adapter
+from transformer_jax.models.quantization import quantize_params
 
 from . import flops, resume, run_directory
 from .adapters import adapter_spec, first_adapter, is_trained, split_trained
@@ -226,6 +227,7 @@ def init_state(
     def create(params: Params) -> TrainState:
         layers = first_adapter(model, spec, config.adapter, key, params) if spec else {}
         trained, frozen = split_trained(with_adapter(params, layers), config, model)
+        frozen = quantize_params(frozen) if config.adapter.int8 else frozen
         return create_state(trained, optimizer, config.train.ema_decay > 0, frozen)
 
     if init_from.run is None:
@@ -233,7 +235,12 @@ def init_state(
     params, note = load_pretrained_params(
         init_from, create_params, key, is_trained(config.adapter, model) if spec else lambda name: True
     )
-    return jax.jit(create)(params), note
+    frozen: Params = {}
+    if config.adapter.int8:  # not in the compiled program, where the numbers would be others than those of tj.quantize
+        params, frozen = split_trained(params, config, model)
+        frozen = quantize_params(frozen)
+    state = jax.jit(create)(params)
+    return dataclasses.replace(state, frozen=merge_params(state.frozen, frozen)), note
 
 
 def _step_metrics(state: TrainState) -> dict[str, jax.Array]:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from transformer_jax.inference.memory import check_memory
 from transformer_jax.models.adapters import all_shapes
+from transformer_jax.models.quantization import quantize_params
 
 from .adapters import adapter_spec, split_trained
 from .config import Config
@@ -29,6 +30,7 @@ def check_training_memory(config: Config, task: Task) -> None:
     create = functools.partial(create_state, optimizer=optimizer, has_ema=config.train.ema_decay > 0)
     shapes = all_shapes(task.model, adapter_spec(task.model, config.adapter))
     trained, frozen = split_trained(shapes, config, task.model)
+    frozen = jax.eval_shape(quantize_params, frozen) if config.adapter.int8 else frozen
     state = num_bytes(jax.eval_shape(create, trained)) + num_bytes((trained, frozen))
     check_memory(
         state,

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from transformer_jax.checkpoints.meta import CheckpointMeta, TrainingMeta
 from transformer_jax.checkpoints.store import Checkpoints
 from transformer_jax.errors import RunError
+from transformer_jax.models import Params
+from transformer_jax.models.quantization import dtype_key, int8_paths
 
 from .adapters import adapter_spec
 from .config import Config
@@ -53,7 +55,7 @@ class Saver:
             self._checkpoints.prune(self.step)
         self._log.sync()
         params, rest = to_checkpoint(state)
-        self._checkpoints.save(params, self._meta(step, score, best), rest, state.frozen)
+        self._checkpoints.save(params, self._meta(step, score, best, state.frozen), rest, state.frozen)
         self.step = step
         self.is_due = False
 
@@ -61,7 +63,7 @@ class Saver:
         """Wait for the last save. A finite `score` tells that it is good, so that older ones can be pruned."""
         self._checkpoints.wait(prune=score is not None and math.isfinite(score))
 
-    def _meta(self, step: int, score: float | None, best: BestTracker) -> CheckpointMeta:
+    def _meta(self, step: int, score: float | None, best: BestTracker, frozen: Params) -> CheckpointMeta:
         task = self._task
         return CheckpointMeta(
             step=step,
@@ -73,6 +75,7 @@ class Saver:
             problem_type=task.problem_type,
             hf_config=task.hf_config,
             adapter=self._adapter,
+            param_dtypes={dtype_key(path): "int8" for path in int8_paths(frozen)},
             val_score=score,
             training=TrainingMeta(dataclasses.asdict(self._config), best, task.fingerprint),
         )

@@ -113,9 +113,9 @@ def _read(checkpoints: Checkpoints, average: int, steps: list[int]) -> Run:
     shapes = checkpoints.shapes(meta)
     for step in steps:
         checkpoints.check_arrays(step, shapes)
-    template = abstract(_with_dtypes(shapes, meta.param_dtypes))
+    template = abstract(shapes)
     params = [checkpoints.restore_params(step, template) for step in sorted(steps)]
-    mean = jax.tree.map(lambda *leaves: sum(leaves) / average, *params) if average else params[0]
+    mean = jax.tree.map(_mean, *params) if average else params[0]
     variables = variables_of(mean)
     adapter = variables.get(ADAPTERS, {})
     trained = adapter.pop(PREFIX, None)
@@ -134,6 +134,11 @@ def _read(checkpoints: Checkpoints, average: int, steps: list[int]) -> Run:
         adapter=adapter,
         prefix=None if trained is None else trained_prefix(meta.model, variables, jnp.asarray(trained)),
     )
+
+
+def _mean(*leaves: jax.Array) -> jax.Array:
+    """Mean of a parameter over checkpoints; an int8 one is frozen, so it is the same in all."""
+    return leaves[0] if leaves[0].dtype == "int8" else sum(leaves[1:], leaves[0]) / len(leaves)
 
 
 def read_meta(run_dir: str | Path) -> CheckpointMeta:
@@ -197,7 +202,10 @@ def merge_adapter(run: Run) -> Run:
     """
     check_chosen(run)
     if run.adapter and any(leaf.dtype == "int8" for leaf in jax.tree.leaves(run.params)):
-        raise UserError("run: an adapter cannot be merged into int8 weights. Merge it first, then tj.quantize(run).")
+        raise UserError(
+            "run: an adapter cannot be merged into int8 weights. Merge it before tj.quantize; if it was trained with "
+            "adapter.int8, tj.save_adapter writes it, and tj.load_adapter reads it beside the weights of its base."
+        )
     return dataclasses.replace(run, params=merge(run.params, run.adapter), adapter={}, adapter_params=())
 
 
@@ -253,15 +261,6 @@ def open_tokenizer(path: str | Path) -> Tokenizer:
             "folder with a tokenizer, or a run directory."
         )
     return tokenizer
-
-
-def _with_dtypes(shapes: Params, dtypes: dict[str, str]) -> Params:
-    """Shapes of parameters with their dtypes on disk; `dtypes` lists, by tree path, only those that are not float32."""
-
-    def with_dtype(path, leaf):
-        return jax.ShapeDtypeStruct(leaf.shape, dtypes.get(jax.tree_util.keystr(path), leaf.dtype))
-
-    return jax.tree_util.tree_map_with_path(with_dtype, shapes)
 
 
 def generation_defaults_of(

@@ -1,8 +1,9 @@
-"""Check of several adapters in one batch, on one linear layer."""
+"""Checks of several adapters in one batch, on one linear layer, and of an int8 kernel below one."""
 
 import dataclasses
 import importlib
 
+import jax
 import numpy as np
 
 from helpers.fresh_models import normal
@@ -38,3 +39,15 @@ def adapter_rows():
         for row in range(6):
             alone = compute(layers[order[row // 2]], x)[row]
             np.testing.assert_allclose(mixed[row], alone, rtol=1e-4, atol=1e-5)
+
+
+def int8_base():
+    """An int8 kernel with several axes: its product, and the gradient of the inputs, are those of the kernel."""
+    quantization = importlib.import_module("transformer_jax.nn.quantization")
+    quantize = importlib.import_module("transformer_jax.models.quantization").quantize_params
+    kernel, x = normal(0, 3, 5, 7), normal(1, 131, 15)
+    small = quantization.Int8(**quantize({"out": {"kernel": kernel}})["out"]["kernel"])
+    for rows in (x, x[:2]):
+        y, pull_back = jax.vjp(lambda x: quantization.matmul(x, small), rows)
+        np.testing.assert_allclose(y, rows @ kernel.reshape(15, 7), rtol=0, atol=0.3)
+        np.testing.assert_allclose(pull_back(y)[0], y @ kernel.reshape(15, 7).T, rtol=0, atol=0.6)

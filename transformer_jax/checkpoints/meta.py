@@ -15,7 +15,7 @@ from transformer_jax.tokenizers import Tokenizer, tokenizer_from_dict
 FORMAT = 5  # of the JSON: 1 to 4 had other fields
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-_DTYPES = ("float32", "bfloat16", "float16")  # of parameters
+_DTYPES = ("float32", "bfloat16", "float16", "int8")  # of parameters
 T = TypeVar("T")
 
 

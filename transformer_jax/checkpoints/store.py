@@ -33,6 +33,7 @@ from transformer_jax.errors import RunError, UserError, system_reason, warn
 from transformer_jax.files import check_no_link
 from transformer_jax.models import Params, merge_params, split_params
 from transformer_jax.models.adapters import all_shapes
+from transformer_jax.models.quantization import with_dtypes
 
 
 class _SealedFolder(ocp.path.atomicity.CommitFileTemporaryPath):
@@ -76,13 +77,13 @@ class Checkpoints(CheckpointFolder):
         return meta
 
     def shapes(self, meta: CheckpointMeta) -> Params:
-        """Shapes of the parameters and the adapter of a checkpoint with these metadata.
+        """Shapes and types of the parameters and the adapter of a checkpoint with these metadata.
 
         Raises:
-          CheckpointError: the adapter does not fit the model.
+          CheckpointError: the adapter, or a type, does not fit the model.
         """
         try:
-            return all_shapes(meta.model, meta.adapter)
+            return with_dtypes(all_shapes(meta.model, meta.adapter), meta.param_dtypes)
         except UserError as error:
             fix = "Choose another with checkpoint=<step>."
             raise CheckpointError(f"{self._path(meta.step) / 'meta'}: {error} {fix}") from error

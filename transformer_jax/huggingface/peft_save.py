@@ -18,7 +18,6 @@ from transformer_jax.huggingface.peft import CONFIG, WEIGHTS
 from transformer_jax.huggingface.save import describe_family
 from transformer_jax.huggingface.tensor_layout import ParamPath, TensorSpec, tensor_specs, to_tensor
 from transformer_jax.models import GPT, Model, Params, Seq2Seq, parameter_shapes, path_names
-from transformer_jax.nn.quantization import Int8
 
 Layer = dict[str, np.ndarray]  # of the adapter: see nn/adapters.py
 PREFIX = "base_model.model."
@@ -76,7 +75,7 @@ class _Writer:
     def __init__(self, saved: SavedAdapter, specs: dict[str, TensorSpec]):
         self.saved = saved
         self.specs = specs
-        leaves = jax.tree_util.tree_leaves_with_path(saved.params, is_leaf=lambda leaf: isinstance(leaf, Int8))
+        leaves = jax.tree_util.tree_leaves_with_path(saved.params)
         self.params = {path_names(path): leaf for path, leaf in leaves}
         self.layers: dict[ParamPath, Layer] = {}
         for p, leaf in jax.tree_util.tree_leaves_with_path(saved.layers):
@@ -182,7 +181,8 @@ class _Writer:
     def _param(self, path: ParamPath) -> np.ndarray | jax.Array:
         if path not in self.params:
             raise PretrainedError(
-                f"run: the adapter needs the values of {'/'.join(path)}, which are int8. Save it before tj.quantize."
+                f"run: the adapter needs the values of {'/'.join(path)}, which are int8. Save it before tj.quantize, "
+                "or train without adapter.int8."
             )
         return self.params[path]
 

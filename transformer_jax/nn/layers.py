@@ -40,8 +40,8 @@ class Dense(nn.Module):
         fan_out = math.prod(self.out_shape)
         adapter = adapters.of_layer(self)  # {} unless the model is adapted
         x = adapters.scale_inputs(adapter, x.astype(self.dtype).reshape(-1, fan_in), batch_shape[0])
-        if self.has_variable("params", "int8"):  # put there by inference/quantize.py
-            stored: quantization.Int8 = self.get_variable("params", "int8")
+        stored = quantization.stored(self, "kernel")
+        if stored:
             x = x.astype(jnp.float32) if self.is_output else x
             y = quantization.matmul(x, stored)
             kernel = quantization.dequantize(stored, self.dtype).T
@@ -283,10 +283,9 @@ class Embedding(nn.Module):
     dtype: str
 
     def setup(self):
-        if self.has_variable("params", "int8"):  # put there by inference/quantize.py
-            self.embedding = self.get_variable("params", "int8")
-        else:
-            self.embedding = self.param("embedding", nn.initializers.normal(self.init_std), (self.num_rows, self.width))
+        init = nn.initializers.normal(self.init_std)
+        stored = quantization.stored(self, "embedding")
+        self.embedding = stored or self.param("embedding", init, (self.num_rows, self.width))
 
     def __call__(self, ids: jax.Array) -> jax.Array:  # [B, T] -> [B, T, D]
         x = quantization.dequantize(jax.tree.map(lambda table: table[ids], self.embedding), self.dtype)

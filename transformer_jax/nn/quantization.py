@@ -2,14 +2,18 @@
 
 Symmetric, one scale for each vector: x is about `numbers * scale`, off by half a scale at most (Dettmers et al. 2022,
 section 2.1, "vector-wise quantization"). Products are computed in floating point: only the storage is rounded.
+In a tree of parameters a kernel or an embedding that is int8 is a dict of the two arrays, in its place.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+MANY_ROWS = 128  # of inputs: from here on a kernel is converted to floats as a whole
 BLOCK = 64  # rows of a kernel that are converted to floats at once, so that they stay in a processor's cache
 
 
@@ -27,29 +31,59 @@ def to_int8(x: jax.Array) -> Int8:
     return Int8(jnp.round(x / jnp.where(scales == 0.0, 1.0, scales)).astype(jnp.int8), scales)
 
 
+def stored(module: nn.Module, name: str) -> Int8 | None:
+    """Return the parameter `name` of a module if it is int8: models/quantization.py put it there. Else None."""
+    value: object = module.get_variable("params", name)
+    return Int8(**value) if isinstance(value, Mapping) else None
+
+
 def dequantize(x: jax.Array | Int8, dtype: DTypeLike) -> jax.Array:
     """Convert an Int8, or an array, to an array of `dtype`."""
     return (x.numbers * x.scales).astype(dtype) if isinstance(x, Int8) else x.astype(dtype)
 
 
+@jax.custom_vjp
 def matmul(x: jax.Array, kernel: Int8) -> jax.Array:
     """Matrix product of x [R, D] and an Int8 kernel [D, F], stored by columns as [F, D]: [R, F].
 
     XLA on a CPU would convert the whole kernel to float32 first, and so read more memory than without int8. In blocks
-    it reads 8 bits a weight: for one row in less than half of float32's time.
+    it reads 8 bits a weight: for one row in less than half of float32's time. For many rows, as in training, the
+    conversion is the smaller part, and the product of the whole kernel is faster.
     """
+    numbers, scales = kernel
+    return (_product(x, numbers) * scales[:, 0]).astype(x.dtype)
+
+
+def _product(x: jax.Array, numbers: jax.Array) -> jax.Array:
+    """Product x [R, D] @ numbers.T [D, F], without the scales."""
     R = len(x)
-    F, D = kernel.numbers.shape
+    F, D = numbers.shape
+    if R >= MANY_ROWS:
+        return x @ numbers.astype(x.dtype).T
 
     def columns(block):
         block = block.astype(x.dtype)
         return x @ block.T if R == 1 else (block @ x.T).T  # each is the faster one in XLA for this R
 
     def block_columns(i):
-        return columns(jax.lax.dynamic_slice(kernel.numbers, (i * BLOCK, 0), (BLOCK, D)))
+        return columns(jax.lax.dynamic_slice(numbers, (i * BLOCK, 0), (BLOCK, D)))
 
     num_blocks, rest = divmod(F, BLOCK)
-    parts = [columns(kernel.numbers[F - rest :])]
+    parts = [columns(numbers[F - rest :])]
     if num_blocks:
         parts.insert(0, jax.lax.map(block_columns, jnp.arange(num_blocks)).swapaxes(0, 1).reshape(R, F - rest))
-    return (jnp.concatenate(parts, axis=1) * kernel.scales[:, 0]).astype(x.dtype)
+    return jnp.concatenate(parts, axis=1)
+
+
+def _matmul_forward(x, kernel):
+    return matmul(x, kernel), kernel
+
+
+def _matmul_backward(kernel, dy):
+    """Gradient of the inputs; a kernel of integers has none. Automatic differentiation would keep it as floats."""
+    # The barrier makes XLA convert the kernel again. Otherwise it keeps the floats of the forward pass.
+    numbers, dy = jax.lax.optimization_barrier((kernel.numbers, dy))
+    return (dy * kernel.scales[:, 0]).astype(dy.dtype) @ numbers.astype(dy.dtype), None
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
