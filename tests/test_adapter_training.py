@@ -130,6 +130,7 @@ def test_a_new_head_is_trained_in_full_beside_the_adapter(tmp_path):
     run = tj.load(train(config, tmp_path / "run"))
     assert_equal(run.params["encoder"], pretrained("bert").params["encoder"])
     assert run.params["out"]["kernel"].shape == (run.config.d_model, 2)
+    assert run.adapter_params == ("dense/bias", "dense/kernel", "out/bias", "out/kernel")  # for save_adapter
     assert any(np.any(leaf != 1) for name, leaf in by_name(run.adapter).items() if name.endswith("magnitude"))
     labels = [prediction.label for prediction in tj.classify(run, ["the garden cat", "the mat cat"])]
     assert labels == ["good", "bad"]

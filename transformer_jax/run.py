@@ -13,7 +13,7 @@ from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError, printable
 from transformer_jax.huggingface.files import Folder
 from transformer_jax.huggingface.generation_defaults import read_generation_defaults
-from transformer_jax.models import Model, Params, Seq2SeqConfig, check_problem_type, default_problem_type
+from transformer_jax.models import Model, Params, Seq2SeqConfig, check_problem_type, default_problem_type, path_names
 from transformer_jax.models.adapters import ADAPTERS, PREFIX, merge, stack, variables_of, with_adapter, with_rows
 from transformer_jax.models.prefix import Prefix, prefix_variables, trained_prefix
 from transformer_jax.sampling import GenerationDefaults
@@ -119,6 +119,8 @@ def _read(checkpoints: Checkpoints, average: int, steps: list[int]) -> Run:
     variables = variables_of(mean)
     adapter = variables.get(ADAPTERS, {})
     trained = adapter.pop(PREFIX, None)
+    frozen = checkpoints.frozen_shapes(steps[0]) if meta.adapter else {}
+    names = ["/".join(path_names(path)) for path, _ in jax.tree_util.tree_leaves_with_path(variables["params"])]
     return Run(
         meta.model,
         variables["params"],
@@ -133,6 +135,7 @@ def _read(checkpoints: Checkpoints, average: int, steps: list[int]) -> Run:
         problem_type=meta.problem_type,
         adapter=adapter,
         prefix=None if trained is None else trained_prefix(meta.model, variables, jnp.asarray(trained)),
+        adapter_params=tuple(name for name in names if meta.adapter and name not in frozen),
     )
 
 

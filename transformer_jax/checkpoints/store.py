@@ -95,7 +95,7 @@ class Checkpoints(CheckpointFolder):
           CheckpointError: its metadata describe another model than its arrays are of.
         """
         with self._as_checkpoint_error(step):
-            stored = self._frozen_shapes(step) | _stored_shapes(self._path(step))
+            stored = self.frozen_shapes(step) | _stored_shapes(self._path(step))
         expected = _shapes(params)
         problems = [f"{name} is missing" for name in expected if name not in stored]
         problems += [f"{name} is unknown" for name in stored if name not in expected]
@@ -112,13 +112,13 @@ class Checkpoints(CheckpointFolder):
     def restore_params(self, step: int, template: Params) -> Params:
         """Restore all parameters of a checkpoint, the frozen ones of its run too; template and errors as `restore`."""
         with self._as_checkpoint_error(step):
-            frozen_names = self._frozen_shapes(step)
+            frozen_names = self.frozen_shapes(step)
         frozen, trained = split_params(template, lambda name: name in frozen_names)
         restored = self.restore(step, params=trained, **({FROZEN: frozen} if frozen else {}))
         return merge_params(restored["params"], restored.get(FROZEN, {}))
 
-    def _frozen_shapes(self, step: int) -> dict[str, tuple[int, ...]]:
-        # A peek: `meta` would build the tokenizer each time.
+    def frozen_shapes(self, step: int) -> dict[str, tuple[int, ...]]:
+        """Shapes of the frozen parameters, by name; a peek, since `meta` would build the tokenizer each time."""
         return _stored_shapes(self.folder / FROZEN) if self._peek(step).get("frozen") else {}
 
     def restore(self, step: int, **templates: object) -> dict:
