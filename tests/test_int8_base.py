@@ -21,7 +21,8 @@ from train.initialization import InitFrom
 from train.loop import init_state
 from train.loop import run as train
 from train.optimizer import make_optimizer
-from transformer_jax.models.adapters import variables_of, with_adapter
+from transformer_jax.models.adapters import with_adapter
+from transformer_jax.models.prefix import all_variables
 from transformer_jax.models.quantization import int8_paths
 from transformer_jax.nn.quantization import MANY_ROWS, Int8, dequantize, matmul, to_int8
 
@@ -98,17 +99,17 @@ def test_the_loss_before_the_first_step_is_that_of_the_quantized_model(tmp_path)
     np.testing.assert_array_equal(tj.logits(run, TOKENS), tj.logits(quantized(), TOKENS))
 
 
-@pytest.mark.parametrize("kind", ["lora", "dora", "ia3"])
+@pytest.mark.parametrize("kind", ["lora", "dora", "ia3", "prefix"])
 def test_gradients_of_an_adapter_are_those_on_the_floats_of_the_base(kind):
     model, small = quantized().model, quantized().params
     config = AdapterConfig(kind)
-    layers = first_adapter(model, adapter_spec(model, config), config, jax.random.key(0))
+    layers = first_adapter(model, adapter_spec(model, config), config, jax.random.key(0), small)
     layers = jax.tree.map(lambda leaf, change: leaf + change, layers, random_like(layers, scale=0.1))
     tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, (5, MANY_ROWS // 5 + 1))
 
     @jax.jit
     def gradient(layers, params):
-        loss = lambda layers: jnp.sum(jnp.sin(model.apply(variables_of(with_adapter(params, layers)), tokens)))  # noqa: E731
+        loss = lambda layers: jnp.sum(jnp.sin(model.apply(all_variables(model, with_adapter(params, layers)), tokens)))  # noqa: E731
         return jax.grad(loss)(layers)
 
     pairs = zip(

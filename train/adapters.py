@@ -85,6 +85,7 @@ def is_trained(config: AdapterConfig, model: Model) -> Callable[[str], bool]:
     def decide(name: str) -> bool:
         if name.startswith(f"{ADAPTERS}/"):
             return not name.endswith("/scale")
+        name = name.removesuffix("/numbers").removesuffix("/scales")  # of an int8 parameter
         if has_head and not name.startswith("encoder/"):
             return True
         return any(re.search(pattern, name) for pattern in patterns)

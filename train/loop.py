@@ -235,12 +235,10 @@ def init_state(
     params, note = load_pretrained_params(
         init_from, create_params, key, is_trained(config.adapter, model) if spec else lambda name: True
     )
-    frozen: Params = {}
     if config.adapter.int8:  # not in the compiled program, where the numbers would be others than those of tj.quantize
-        params, frozen = split_trained(params, config, model)
-        frozen = quantize_params(frozen)
-    state = jax.jit(create)(params)
-    return dataclasses.replace(state, frozen=merge_params(state.frozen, frozen)), note
+        trained, frozen = split_trained(params, config, model)
+        params = merge_params(trained, quantize_params(frozen))
+    return jax.jit(create)(params), note
 
 
 def _step_metrics(state: TrainState) -> dict[str, jax.Array]:
