@@ -15,6 +15,7 @@ from helpers.file_checks import files, folder_tokenizers  # noqa: F401
 from helpers.fresh_models import V, make, normal
 from helpers.numpy_gpt import GEMMA, numpy_gpt
 from helpers.position_checks import alibi, positions, rope, shaw, t5  # noqa: F401
+from helpers.prefix_checks import prefixes  # noqa: F401
 from helpers.sampling_checks import decoding, processors, regex_costs  # noqa: F401
 
 ROWS, LENGTH = 3, 5

@@ -132,6 +132,18 @@ MUTANTS_OF_LAYERS = {
         "Mask() if source else None",
         ("source", {}),
     ),
+    "packed texts begin before the prefix ends": (
+        "models.embed",
+        "positions = P + segment_positions(segments)",
+        "positions = segment_positions(segments)",
+        ("prefixes", {}),
+    ),
+    "a soft prompt is padding": (
+        "models.embed",
+        "((0, 0), (length - is_token.shape[1], 0)), constant_values=True)",
+        "((0, 0), (length - is_token.shape[1], 0)), constant_values=False)",
+        ("prefixes", {}),
+    ),
     # Adapters in one batch
     "LoRA beside DoRA normalized": (
         "models.adapters",

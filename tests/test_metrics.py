@@ -243,6 +243,8 @@ def test_parameters_and_operations_equal_a_count_by_hand(tie_embeddings):
     assert flops.num_bytes(params) == 4 * flops.count_params(params)
     # 6 for each weight, the output projection included; 12 for each of 3 positions, 2 heads and 2 numbers of a head
     assert flops.flops_per_token(params, config) == 6 * (kernels + 10 * 4) + 12 * 3 * 2 * 2
+    frozen = {"stack": params.pop("stack")}  # no gradient of these weights, but of their inputs
+    assert flops.flops_per_token(params, config, frozen) == 4 * kernels + 6 * 10 * 4 + 12 * 3 * 2 * 2
 
 
 def test_tensorboard_has_every_number_by_step_and_drops_what_is_written_again(open_log, tmp_path):

@@ -175,6 +175,11 @@ def test_a_classifier_trains_a_head_beside_keys_and_values(tmp_path):
     assert run.params["out"]["kernel"].shape == (run.config.d_model, 2)
     assert run.encoder_context == run.config.max_len - 3
     ids = run.tokenizer.encode_whole("the garden cat")
+    tj.save_adapter(run, tmp_path / "adapter")
+    other = dataclasses.replace(run, prefix=None, params=jax.tree.map(jnp.zeros_like, run.params))
+    other = dataclasses.replace(other, params=other.params | {"encoder": run.params["encoder"]})
+    again = tj.load_adapter(other, tmp_path / "adapter")  # the head too
+    assert_equal((again.params, again.prefix.trained), (run.params, run.prefix.trained))
     close(tj.classify(run, "the garden cat").probabilities, jax.nn.softmax(tj.logits(run, ids[None]))[0])
 
 

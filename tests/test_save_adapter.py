@@ -11,6 +11,7 @@ from helpers.adapter_cases import FIXTURES, WEIGHTS, base_of, config_of, run_of
 from safetensors.numpy import load_file
 
 import transformer_jax as tj
+from transformer_jax.models.prefix import trained_prefix
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
 FOLDERS = [FIXTURES / "adapters" / case for case in ALL_CASES]
@@ -119,3 +120,30 @@ def test_an_adapter_that_peft_cannot_express_is_refused(tmp_path):
         tj.load_adapter(tj.quantize(base_of("gpt2_default")), tmp_path / "int8")
     with pytest.raises(tj.UserError, match="no LoRA, DoRA or IA3"):
         tj.save_adapter(tj.merge_adapter(run), tmp_path / "merged")
+
+
+PROMPTS = [folder.name for folder in FOLDERS if "num_virtual_tokens" in config_of(folder)]
+
+
+def test_a_saved_prefix_is_the_one_that_was_loaded(tmp_path):
+    assert len(PROMPTS) >= 8
+    for case in PROMPTS:
+        run = run_of(case)
+        tj.save_adapter(run, tmp_path / case)
+        again = tj.load_adapter(base_of(case), tmp_path / case)
+        np.testing.assert_array_equal(again.prefix.trained, run.prefix.trained)
+        jax.tree.map(np.testing.assert_array_equal, again.params, run.params)
+        saved, original = (config_of(folder / case) for folder in (tmp_path, FIXTURES / "adapters"))
+        if "P_TUNING" != original["peft_type"]:  # computed already, so it is prompt tuning
+            names = ("peft_type", "task_type", "token_dim", "num_attention_heads", "num_transformer_submodules")
+            assert [saved[name] for name in names] == [original[name] for name in names], case
+
+
+def test_a_prefix_that_peft_cannot_express_is_refused(tmp_path):
+    run = base_of("marian_qv")
+    config = run.config.decoder
+    numbers = np.random.default_rng(0).normal(size=(3, 2 * config.num_layers, config.num_kv_heads, config.head_dim))
+    prefix = trained_prefix(run.model, run.variables, jnp.asarray(numbers, jnp.float32))
+    differing = dataclasses.replace(run, prefix=prefix)
+    refused(differing, tmp_path / "adapter", "PEFT gives some of the 2 layers of a decoder the same keys and values")
+    refused(tj.with_prefix(run_of("gpt2_prompt"), [5, 6]), tmp_path / "adapter", "has a prefix, which is not saved")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from transformer_jax.checkpoints.meta import HuggingFaceConfig
 from transformer_jax.errors import UserError, printable
@@ -99,17 +100,20 @@ def load_adapter(run: Run, folder: str | Path, name: str = "") -> Run:
 
 
 def save_adapter(run: Run, folder: str | Path) -> None:
-    """Write the adapter of a run alone, as a new folder that PEFT loads, and `load_adapter`.
+    """Write the adapter of a run alone, or its trained prefix, as a new folder that PEFT loads, and `load_adapter`.
 
     Raises:
       UserError: no adapter, or several by name; one that PEFT cannot express (the message names what is in the way);
         the model is of no Hugging Face family; the folder exists or cannot be made.
     """
     check_chosen(run)
-    if run.prefix:
+    trained = run.prefix.trained if run.prefix else None
+    if run.prefix and (trained is None or run.adapter):
         raise UserError("run: has a prefix, which is not saved. Save tj.with_prefix(run, None), without it.")
     config = run.hf_config.config if run.hf_config else {}
-    write_adapter(folder, SavedAdapter(run.model, run.params, run.adapter, run.adapter_params, config, run.name))
+    prompt = None if trained is None else np.asarray(trained, np.float32)
+    saved = SavedAdapter(run.model, run.params, run.adapter, run.adapter_params, config, run.name, prompt)
+    write_adapter(folder, saved)
 
 
 def _open(read: Pretrained, name: str) -> Run:

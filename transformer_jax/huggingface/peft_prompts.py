@@ -1,4 +1,4 @@
-"""Soft prompts of PEFT: prefix tuning, prompt tuning and P-tuning, as one tensor, `prompt_embeddings`.
+"""Soft prompts of PEFT, in and out: prefix tuning, prompt tuning and P-tuning, as one tensor, `prompt_embeddings`.
 
 What computed it in training, such as the projection of a prefix or the network of P-tuning, is applied already.
 """
@@ -6,10 +6,16 @@ What computed it in training, such as the projection of a prefix or the network 
 import numpy as np
 
 from transformer_jax.huggingface.files import PretrainedError
-from transformer_jax.models import Model, Seq2Seq
+from transformer_jax.models import GPT, Model, Seq2Seq, SequenceClassifier, TokenTagger
 
 TENSOR = "prompt_embeddings"
 PROMPT_TYPES = ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING")
+TASK_TYPES = {  # by which PEFT chooses where a soft prompt goes
+    GPT: "CAUSAL_LM",
+    Seq2Seq: "SEQ_2_SEQ_LM",
+    SequenceClassifier: "SEQ_CLS",
+    TokenTagger: "TOKEN_CLS",
+}
 
 
 def read_prompt(config: dict, array: np.ndarray, model: Model, model_type: str) -> np.ndarray:
@@ -48,3 +54,36 @@ def read_prompt(config: dict, array: np.ndarray, model: Model, model_type: str) 
     if is_seq2seq:  # PEFT repeats the parts, for cross-attention, and then gives decoder layer l part 2 l
         parts = parts[:, [2 * layer % side.num_layers for layer in range(side.num_layers)]]
     return parts.reshape(length, 2 * side.num_layers, num_heads, head_dim)
+
+
+def write_prompt(array: np.ndarray, model: Model, model_type: str) -> tuple[dict, np.ndarray]:
+    """Settings and tensor of a trained prefix, for PEFT; the inverse of `read_prompt`.
+
+    Raises:
+      PretrainedError: PEFT would compute something else.
+    """
+    is_seq2seq, is_prefix = isinstance(model, Seq2Seq), array.ndim == 4
+    side = model.config.decoder if is_prefix else model.config.encoder
+    length, L = len(array), side.num_layers
+    config = {
+        "peft_type": "PREFIX_TUNING" if is_prefix else "PROMPT_TUNING",
+        "task_type": TASK_TYPES.get(type(model), "FEATURE_EXTRACTION"),
+        "num_virtual_tokens": length,
+        "num_transformer_submodules": 2 if is_seq2seq else 1,
+        "num_layers": L,
+        "num_attention_heads": side.num_kv_heads if is_prefix else side.num_heads,
+        "token_dim": side.num_kv_heads * side.head_dim if is_prefix else side.d_model,
+    }
+    if is_prefix:
+        config |= {"prefix_projection": False, "encoder_hidden_size": config["token_dim"]}
+        parts = array.reshape(length, L, -1)
+        if is_seq2seq:
+            order = {2 * layer % L: layer for layer in range(L)}
+            parts = np.stack([parts[:, order.get(part, 0)] for part in range(L)], axis=1)
+        tensor = parts.reshape(length, -1)
+    else:
+        tensor = np.concatenate([array, array]) if is_seq2seq else array
+    if not np.array_equal(read_prompt(config, tensor, model, model_type), array):
+        rule = f"PEFT gives some of the {L} layers of a decoder the same keys and values"
+        raise PretrainedError(f"run: its prefix cannot be expressed, since {rule}. Keep the run directory.")
+    return config, tensor

@@ -15,9 +15,19 @@ from safetensors.numpy import save_file
 
 from transformer_jax.huggingface.files import PretrainedError, brief, listed, new_folder, write_json
 from transformer_jax.huggingface.peft import CONFIG, WEIGHTS
+from transformer_jax.huggingface.peft_prompts import TENSOR, write_prompt
 from transformer_jax.huggingface.save import describe_family
 from transformer_jax.huggingface.tensor_layout import ParamPath, TensorSpec, tensor_specs, to_tensor
-from transformer_jax.models import GPT, Model, Params, Seq2Seq, parameter_shapes, path_names
+from transformer_jax.models import (
+    GPT,
+    Model,
+    Params,
+    Seq2Seq,
+    SequenceClassifier,
+    TokenTagger,
+    parameter_shapes,
+    path_names,
+)
 
 Layer = dict[str, np.ndarray]  # of the adapter: see nn/adapters.py
 PREFIX = "base_model.model."
@@ -33,6 +43,7 @@ class SavedAdapter:
     whole: tuple[str, ...]  # paths of the parameters that are the adapter's own, in full
     config: dict  # config.json that the model was loaded with, or {}
     base: str  # path or name of the model
+    prompt: np.ndarray | None = None  # a trained prefix, as `models.prefix.trained_prefix` takes it
 
 
 def write_adapter(path: str | Path, saved: SavedAdapter) -> None:
@@ -46,6 +57,16 @@ def write_adapter(path: str | Path, saved: SavedAdapter) -> None:
     leaves = jax.tree_util.tree_leaves_with_path(parameter_shapes(saved.model))
     shapes = {path_names(path): leaf.shape for path, leaf in leaves}
     writer = _Writer(saved, tensor_specs(family, architecture, shapes))
+    if saved.prompt is not None:
+        prompt_config, tensor = write_prompt(saved.prompt, saved.model, str(saved.config.get("model_type")))
+        writer.add_whole(has_biases=False)
+        if writer.token_rows:
+            raise PretrainedError(
+                "run: its prefix is beside a table of tokens, which PEFT has not. Keep the run directory."
+            )
+        tensors = {f"base_model.{name}": array for name, array in writer.tensors.items()}
+        _write(path, tensors | {TENSOR: tensor}, writer.common() | prompt_config)
+        return
     kinds = {name for layer in writer.layers.values() for name in layer}
     is_ia3 = "lora_in" not in kinds
     if not writer.layers or (kinds & {"ia3_in", "ia3_out"} and not is_ia3):
@@ -62,11 +83,15 @@ def write_adapter(path: str | Path, saved: SavedAdapter) -> None:
     adapted = {path[:-1] for spec in writer.targets.values() for path in spec.paths}
     if left_out := writer.layers.keys() - adapted:
         raise PretrainedError(f"run: PEFT has no adapter of {listed(map('/'.join, left_out))}.")
-    writer.add_whole(is_ia3)
+    writer.add_whole(has_biases=not is_ia3)
+    _write(path, {PREFIX + name: array for name, array in writer.tensors.items()}, writer.config(is_ia3))
+
+
+def _write(path: str | Path, tensors: dict[str, np.ndarray], config: dict) -> None:
     with new_folder(path) as temporary:
-        tensors = {PREFIX + name: np.ascontiguousarray(array, np.float32) for name, array in writer.tensors.items()}
-        save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
-        write_json(temporary / CONFIG, writer.config(is_ia3))
+        contiguous = {name: np.ascontiguousarray(array, np.float32) for name, array in tensors.items()}
+        save_file(contiguous, temporary / WEIGHTS, metadata={"format": "pt"})
+        write_json(temporary / CONFIG, config)
 
 
 class _Writer:
@@ -148,9 +173,16 @@ class _Writer:
             self.tensors[f"{module}.ia3_l"] = np.concatenate(outs)[:, None]
         self.targets[module] = spec
 
-    def add_whole(self, is_ia3: bool) -> None:
-        """Add the parameters that the adapter holds in full, by the module of the files that has them."""
+    def add_whole(self, has_biases: bool) -> None:
+        """Add the parameters that the adapter holds in full, by the module of the files that has them.
+
+        Args:
+          has_biases: the method of PEFT has biases without the weights of their modules.
+        """
         whole = set(self.saved.whole)
+        if self.saved.prompt is not None and isinstance(self.saved.model, SequenceClassifier | TokenTagger):
+            # PEFT always has the head beside a soft prompt.
+            whole |= {"/".join(path) for path in self.params if path[0] != "encoder"}
         names = [name for name, spec in self.specs.items() if {"/".join(path) for path in spec.paths} & whole]
         decoder = self.saved.model.config.decoder
         is_tied = isinstance(self.saved.model, GPT | Seq2Seq) and decoder.tie_embeddings
@@ -164,7 +196,7 @@ class _Writer:
                 # Of a tied model, a table in modules_to_save would change one side only; rows of tokens change both.
                 self._add_tensor(name, f"{module}.token_adapter.trainable_tokens_delta")
                 self.token_rows[module] = list(range(self.specs[name].shape[0]))
-            elif leaf == "bias" and not is_ia3 and f"{module}.weight" not in names:
+            elif leaf == "bias" and has_biases and f"{module}.weight" not in names:
                 self._add_tensor(name, name)
                 self.bias = "all"
             else:
@@ -186,17 +218,22 @@ class _Writer:
             )
         return self.params[path]
 
+    def common(self) -> dict:
+        """Fields of adapter_config.json that all methods have."""
+        return {
+            "base_model_name_or_path": self.saved.base,
+            "modules_to_save": sorted(self.modules_to_save) or None,
+            "inference_mode": True,
+        }
+
     def config(self, is_ia3: bool) -> dict:
-        """adapter_config.json."""
+        """adapter_config.json of LoRA, DoRA or IA3."""
         task_types = {GPT: "CAUSAL_LM", Seq2Seq: "SEQ_2_SEQ_LM"}
-        common = {
+        common = self.common() | {
             "peft_type": "IA3" if is_ia3 else "LORA",
             "task_type": task_types.get(type(self.saved.model)),
-            "base_model_name_or_path": self.saved.base,
             "target_modules": sorted(self.targets),
-            "modules_to_save": sorted(self.modules_to_save) or None,
             "fan_in_fan_out": any(spec.layout == "in_out" for spec in self.targets.values()),
-            "inference_mode": True,
         }
         if is_ia3:
             return common | {"feedforward_modules": self.inputs_scaled}
