@@ -186,10 +186,15 @@ def _beam_settings(
 
 def _row_keys(num_prompts: int, config: GenerationConfig, seeds: Sequence[int] | None) -> jax.Array:
     """Random key of each row: the seed of its prompt, folded with the index of the sample."""
-    sample_index = jnp.tile(jnp.arange(config.num_samples), num_prompts)
+    sample_index = np.tile(np.arange(config.num_samples), num_prompts)
     seed_keys = jnp.stack([jax.random.key(seed) for seed in ([config.seed] if seeds is None else seeds)])
     seed_index = np.repeat(np.arange(num_prompts) % len(seed_keys), config.num_samples)
-    return jax.vmap(jax.random.fold_in)(seed_keys[seed_index], sample_index)
+    return _fold_in_each(seed_keys, seed_index, sample_index)
+
+
+@jax.jit  # one program for each number of rows; one after the other, these operations compile eleven
+def _fold_in_each(keys: jax.Array, index: jax.Array, data: jax.Array) -> jax.Array:
+    return jax.vmap(jax.random.fold_in)(keys[index], data)
 
 
 def _pairs(ids: np.ndarray, log_probs: np.ndarray) -> tuple[tuple[tuple[int, float], ...], ...]:

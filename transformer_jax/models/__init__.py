@@ -117,12 +117,11 @@ def default_problem_type(model: Model) -> str:
 def parameter_shapes(model: Model) -> Params:
     """Parameter shapes and types of a model, without allocating the parameters.
 
-    One layer of each kind is traced, since tracing takes tens of ms per layer.
+    One layer of each kind is traced, and only once: tracing takes tens of ms per layer, most of the time in which a
+    small run is loaded.
     """
-    small = model.clone(config=_with_one_period(model.config))
-    traced = jax.eval_shape(functools.partial(init_params, small), jax.random.key(0))
     shapes: Params = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(traced):
+    for path, leaf in _traced_shapes(model.clone(config=_with_one_period(model.config))):
         names = path_names(path)
         side: TransformerConfig = getattr(model.config, names[0], model.config.decoder)
         block = next((name for name in names if name.startswith("block_")), "")
@@ -130,6 +129,13 @@ def parameter_shapes(model: Model) -> Params:
             *modules, last = (f"block_{i}" if name == block else name for name in names)
             functools.reduce(lambda tree, name: tree.setdefault(name, {}), modules, shapes)[last] = leaf
     return shapes
+
+
+@functools.lru_cache(maxsize=64)
+def _traced_shapes(model: Model) -> list[tuple[tuple, jax.ShapeDtypeStruct]]:
+    """Paths and shapes of the parameters of a model that is traced as a whole."""
+    traced = jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
+    return jax.tree_util.tree_leaves_with_path(traced)
 
 
 def _with_one_period(config: TransformerConfig | Seq2SeqConfig) -> TransformerConfig | Seq2SeqConfig:

@@ -24,6 +24,7 @@ class Int8(NamedTuple):
     scales: jax.Array  # float32 [..., 1]
 
 
+@jax.jit  # one program for each shape; one after the other, these operations compile eight, and keep copies of x
 def to_int8(x: jax.Array) -> Int8:
     """Quantize vectors [..., D] to 127 steps on either side of 0; a vector of zeros stays exact."""
     x = x.astype(jnp.float32)
