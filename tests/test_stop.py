@@ -274,13 +274,13 @@ def test_a_run_that_diverges_goes_on_when_the_rate_is_lowered_as_it_says(train, 
     changes = {"checkpoint__save_every": save_every, "checkpoint__keep": keep, "train__max_consecutive_skips": 4}
     train(tmp_path, train__num_steps=6, **changes)
     with pytest.raises(RunError) as error:
-        train(tmp_path, train__num_steps=30, optimizer__peak_lr=1e30, **changes)
+        train(tmp_path, train__num_steps=14, optimizer__peak_lr=1e30, **changes)
     newest = Checkpoints(tmp_path).steps()[-1]
     assert f"the newest checkpoint is {newest}. The same command with a lower optimizer.peak_lr" in str(error.value)
-    train(tmp_path, train__num_steps=30, **changes)
+    train(tmp_path, train__num_steps=14, **changes)
     losses = [event["loss"] for event in events(tmp_path) if event["split"] == "val"]
     assert losses[-1] < losses[0]
-    assert Checkpoints(tmp_path).steps()[-1] == 30
+    assert Checkpoints(tmp_path).steps()[-1] == 14
 
 
 def test_clipping_may_begin_when_a_run_is_resumed(train, tmp_path):

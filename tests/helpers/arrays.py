@@ -16,7 +16,8 @@ def close(actual, expected):
 def random_like(shapes, seed=2, scale=0.3):
     """A pytree of normal numbers, biases and scales of norms included."""
     random = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: jnp.array(scale * random.normal(size=leaf.shape), leaf.dtype), shapes)
+    # NumPy converts them: JAX would compile that for every shape.
+    return jax.tree.map(lambda leaf: jnp.asarray((scale * random.normal(size=leaf.shape)).astype(leaf.dtype)), shapes)
 
 
 def by_name(params):
