@@ -1,4 +1,4 @@
-"""Cost of a step with LoRA beside one of full fine-tuning: bytes, and times in pairs, on a GPT-2 of random weights.
+"""Cost of a step of cheaper ways to fine-tune, beside full fine-tuning: bytes, and times in pairs, on a random GPT-2.
 
 python benchmarks/adapters.py --pairs=5
 """
@@ -6,6 +6,7 @@ python benchmarks/adapters.py --pairs=5
 import argparse
 import functools
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -30,37 +31,77 @@ from train.step import train_step  # noqa: E402
 from transformer_jax.config import TransformerConfig  # noqa: E402
 from transformer_jax.models import GPT, init_params  # noqa: E402
 from transformer_jax.models.adapters import with_adapter  # noqa: E402
+from transformer_jax.models.quantization import quantize_params  # noqa: E402
 
 SHAPE = TransformerConfig(vocab_size=50257, max_len=1024, num_layers=12, d_model=768, num_heads=12, positions="learned")
 LENGTH = 128
+LORA = {"kind": "lora", "rank": 8}
+FULL = "full fine-tuning"
+KINDS: dict[str, dict] = {  # settings of a run
+    FULL: {},
+    "LoRA r=8, attention": {"adapter": LORA | {"where": "attention"}},
+    "LoRA r=8, all-linear": {"adapter": LORA | {"where": "all-linear"}},
+    "LoRA r=8, all-linear, int8 base": {"adapter": LORA | {"where": "all-linear", "int8": True}},
+    "all but the last two blocks frozen": {"optimizer": {"freeze": "embed/,block_[0-9]/"}},
+}
 
 
-def make(params: dict, adapter: dict) -> tuple:
+def make(kind: str) -> tuple:
     """Make a compiled step, and its state."""
-    model, config = GPT(SHAPE), Config.from_dict({"adapter": adapter, "train": {"init_from": "random"}})
+    model, config = GPT(SHAPE), Config.from_dict({"train": {"init_from": "random"}} | KINDS[kind])
+    params = jax.jit(functools.partial(init_params, GPT(SHAPE)))(jax.random.key(0))
     optimizer = make_optimizer(config.optimizer, 100)
     step = functools.partial(train_step, model=model, loss_fn=causal_lm, optimizer=optimizer)
     step = functools.partial(step, seed=0, accumulation=1, max_consecutive_skips=3, log_every=100)
     spec = adapter_spec(model, config.adapter)
     layers = first_adapter(model, spec, config.adapter, jax.random.key(1), params) if spec else {}
-    trained, frozen = split_trained(with_adapter(jax.tree.map(jnp.copy, params), layers), config, model)
-    return jax.jit(step, donate_argnums=0), create_state(trained, optimizer, frozen=frozen)
+    trained, frozen = split_trained(with_adapter(params, layers), config, model)
+    if config.adapter.int8:
+        frozen = quantize_params(frozen)
+    state = create_state(jax.tree.map(jnp.copy, trained), optimizer, frozen=frozen)
+    return jax.jit(step, donate_argnums=0), state
+
+
+def make_batch() -> dict[str, np.ndarray]:
+    """Random tokens."""
+    tokens = np.random.default_rng(0).integers(0, SHAPE.vocab_size, (1, LENGTH + 1), dtype=np.int32)
+    return {"tokens": tokens, "is_token": np.ones_like(tokens, bool)}
+
+
+def print_peak(kind: str) -> None:
+    """Print the most memory of this process during two compiled steps, in MB (Linux)."""
+    (step, state), batch = make(kind), make_batch()
+    state = jax.block_until_ready(step(state, batch))
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far: the start, and compiling
+    for _ in range(2):
+        state = jax.block_until_ready(step(state, batch))
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    print(int(lines["VmHWM"].split()[0]) // 1000)
+
+
+def peak(kind: str) -> int:
+    """Peak memory of a process of its own that trains so, in MB."""
+    command = [sys.executable, __file__, f"--peak={kind}"]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def main() -> None:
-    """Measure, and print a line for each number and place of adapters."""
+    """Measure, and print a line for each kind."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--pairs", type=int, default=5)
-    pairs = parser.parse_args().pairs
-    params = jax.jit(functools.partial(init_params, GPT(SHAPE)))(jax.random.key(0))
-    tokens = np.random.default_rng(0).integers(0, SHAPE.vocab_size, (1, LENGTH + 1), dtype=np.int32)
-    batch = {"tokens": tokens, "is_token": np.ones_like(tokens, bool)}
-    full = make(params, {})
-    for where in ("attention", "all-linear"):
-        runs = [full, make(params, {"kind": "lora", "rank": 8, "where": where})]
+    parser.add_argument("--kinds", default="", help="a part of the names of those to measure")
+    parser.add_argument("--peak", choices=KINDS, help="print the peak memory of this kind alone")
+    args = parser.parse_args()
+    if args.peak:
+        print_peak(args.peak)
+        return
+    peaks = {kind: peak(kind) for kind in KINDS if kind == FULL or args.kinds in kind}
+    batch, full = make_batch(), make(FULL)
+    for kind in list(peaks)[1:]:
+        runs = [full, make(kind)]
         shares = [num_bytes((state.params, state.opt_state)) for _, state in runs]
         ratios = []
-        for i in range(pairs + 1):  # the first pair compiles
+        for i in range(args.pairs + 1):  # the first pair compiles
             times = []
             for j, (step, state) in enumerate(runs):
                 started = time.perf_counter()
@@ -69,8 +110,10 @@ def main() -> None:
             ratios += [times[1] / times[0]] if i else []
         full = runs[0]
         print(
-            f"LoRA r=8, {where}: gradients and optimizer {shares[1] / shares[0]:.2%} of full fine-tuning's, "
-            f"step {statistics.median(ratios):.2f} of its time ({min(ratios):.2f} to {max(ratios):.2f}, {pairs} pairs)"
+            f"{kind}: gradients and optimizer {shares[1] / 1e6:,.0f} MB, {shares[1] / shares[0]:.2%} of full's; "
+            f"peak memory {peaks[kind]:,} MB of {peaks[FULL]:,}; step {statistics.median(ratios):.2f} of its time "
+            f"({min(ratios):.2f} to {max(ratios):.2f}, {args.pairs} pairs)",
+            flush=True,
         )
 
 

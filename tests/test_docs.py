@@ -1,7 +1,9 @@
 """README and docs: their Python runs, their commands have the flags that they show, their links lead somewhere."""
 
 import dataclasses
+import importlib
 import importlib.util
+import json
 import re
 import shutil
 from pathlib import Path
@@ -109,6 +111,15 @@ def test_every_file_and_make_target_that_a_page_names_exists():
 
 def test_the_table_of_backends_is_the_one_in_the_code():
     assert compatibility_table() in TEXTS["docs/models.md"]
+
+
+def test_the_table_of_fine_tuning_is_made_of_its_results_by_these_settings(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    benchmark = importlib.import_module("fine_tuning")
+    saved = json.loads((ROOT / "benchmarks" / "results" / "fine_tuning.json").read_text())
+    assert benchmark.table(saved["methods"]) in TEXTS["docs/fine_tuning.md"]
+    assert saved["learning_rates"] == benchmark.LEARNING_RATES and saved["steps"] == benchmark.STEPS
+    assert {run["seed"] for runs in saved["methods"].values() for run in runs} == {0, 1, 2}
 
 
 def test_every_recipe_is_in_the_table_of_recipes():

@@ -102,7 +102,7 @@ def test_the_loss_before_the_first_step_is_that_of_the_quantized_model(tmp_path)
 @pytest.mark.parametrize("kind", ["lora", "dora", "ia3", "prefix"])
 def test_gradients_of_an_adapter_are_those_on_the_floats_of_the_base(kind):
     model, small = quantized().model, quantized().params
-    config = AdapterConfig(kind)
+    config = AdapterConfig(kind, num_tokens=3)
     layers = first_adapter(model, adapter_spec(model, config), config, jax.random.key(0), small)
     layers = jax.tree.map(lambda leaf, change: leaf + change, layers, random_like(layers, scale=0.1))
     tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, (5, MANY_ROWS // 5 + 1))
