@@ -58,6 +58,7 @@ SLOW_FILES = (
     "test_early_stopping",
     "test_startup",
     "test_attention_command",
+    "test_explorer",
     "test_kv_cache_rolling",
     "test_attention_blockwise",
     "test_packed_documents",

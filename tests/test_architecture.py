@@ -46,11 +46,12 @@ ROOMS = {
         "errors", "schema", "config", "checkpoints", "nn", "models", "tokenizers", "sampling", "huggingface", "run",
         "pretrained",
     },
+    "explorer": {"errors", "files", "models", "run", "inference"},
     "commands": {
-        "errors", "files", "schema", "startup", "lines", "run", "inference", "tokenizers", "huggingface", "__init__",
-        "pretrained",
+        "errors", "files", "schema", "startup", "lines", "run", "inference", "explorer", "tokenizers", "huggingface",
+        "__init__", "pretrained",
     },
-    "__init__": {"errors", "config", "pretrained", "run", "inference"},  # the last three at the first use
+    "__init__": {"errors", "config", "pretrained", "run", "inference", "explorer"},  # the last four at the first use
     "__main__": {"__init__", "commands"},
 }  # fmt: skip
 
@@ -323,3 +324,7 @@ def test_pyproject_and_requirements_agree_and_every_package_is_in_the_wheel():
     packages = {Path(name).parent.parts for name in SOURCES}
     packages = {".".join([wheel.get(parts[0], parts[0]), *parts[1:]]) for parts in packages}
     assert set(project["tool"]["setuptools"]["packages"]) == packages
+    patterns = project["tool"]["setuptools"]["package-data"]["transformer_jax.explorer"]
+    page = [path for path in (ROOT / "transformer_jax/explorer").iterdir() if path.suffix not in (".py", "")]
+    assert len(page) >= 5 and [path.name for path in page if not any(map(path.match, patterns))] == []
+    assert [path.name for path in page if len(path.read_text(encoding="utf-8").splitlines()) > 300] == []

@@ -15,6 +15,7 @@ from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import RunError, UserError, missing_package
 
 if TYPE_CHECKING:  # the names of _MODULES, for type checkers; at run time __getattr__ imports them
+    from transformer_jax.explorer.page import explore
     from transformer_jax.inference.attention_maps import attention_maps
     from transformer_jax.inference.chat import Chat, chat
     from transformer_jax.inference.forward import logits
@@ -38,6 +39,7 @@ _MODULES = {  # public name: the module that defines it
     **dict.fromkeys(("classify", "tag"), "inference.predict"),
     "score": "inference.score",
     "attention_maps": "inference.attention_maps",
+    "explore": "explorer.page",
     **dict.fromkeys(("Chat", "chat"), "inference.chat"),
     "GenerationConfig": "inference.generation_config",
     "quantize": "inference.quantize",
@@ -64,6 +66,7 @@ __all__ = [
     "choose_adapter",
     "classify",
     "complete",
+    "explore",
     "from_pretrained",
     "generate",
     "generate_tokens",

@@ -18,6 +18,7 @@ COMMANDS = {
     "tag": "a tag for each word of stdin",
     "score": "log-probability and perplexity of each line of stdin",
     "attention": "draw the attention weights of a model for a text",
+    "explore": "a text inside a model, as an interactive page",
     "convert": "Hugging Face folder to run directory, and back",
 }
 TRAINING = {

@@ -58,18 +58,18 @@ def attention_maps(run: Run, text: str, target: str | None = None) -> AttentionM
         rule = "needs one, say tj.translate(run, text)" if is_seq2seq else "has no decoder, so no target"
         raise UserError(f"target: a {type(run.model).__name__} {rule}.")
     tokenizer = run.text_tokenizer
-    source = _encode(run, "text", text, config.encoder)
-    source_tokens = _pieces(tokenizer.source, source)
+    source = encode_text(run, "text", text, config.encoder)
+    source_tokens = pieces(tokenizer.source, source)
     if target is None:
         weights = jax.device_get(_record(run.model, run.variables, source[None]))
         while "stack" not in weights:  # a head around the encoder, which alone has attention
             (weights,) = weights.values()
         return AttentionMaps(source_tokens, _stack_layers(weights, "attention"))
-    target_ids = _encode(run, "target", target, config.decoder)
+    target_ids = encode_text(run, "target", target, config.decoder)
     weights = jax.device_get(_record(run.model, run.variables, source[None], target_ids[None]))
     return Seq2SeqAttentionMaps(
         source_tokens,
-        _pieces(tokenizer, target_ids),
+        pieces(tokenizer, target_ids),
         encoder=_stack_layers(weights["encoder"], "attention"),
         decoder=_stack_layers(weights["decoder"], "attention"),
         cross=_stack_layers(weights["decoder"], "cross"),
@@ -88,7 +88,7 @@ def _stack_layers(recorded: dict, part: str) -> np.ndarray:
     return np.stack([blocks[f"block_{i}"][part]["weights"][0][0] for i in range(len(blocks))])
 
 
-def _encode(run: Run, name: str, text: str, side: TransformerConfig) -> np.ndarray:
+def encode_text(run: Run, name: str, text: str, side: TransformerConfig) -> np.ndarray:
     """Token ids [T] as this side of the model reads them in training."""
     one_text(name, text)
     tokenizer = run.text_tokenizer
@@ -120,7 +120,7 @@ def _decoder_inputs(run: Run, text: str) -> np.ndarray:
     return np.array([start_id, *tokens], np.int32)
 
 
-def _pieces(tokenizer: Tokenizer, tokens: np.ndarray) -> list[str]:
+def pieces(tokenizer: Tokenizer, tokens: np.ndarray) -> list[str]:
     """Text of each token alone; the name of a special token; <7>, the id, for part of a character."""
     names = {getattr(tokenizer, f"{name}_id"): f"<{name}>" for name in ("bos", "eos", "pad")}
     if isinstance(tokenizer, JsonTokenizer):
