@@ -59,6 +59,7 @@ SLOW_FILES = (
     "test_startup",
     "test_attention_command",
     "test_explorer",
+    "test_explorer_page",
     "test_kv_cache_rolling",
     "test_attention_blockwise",
     "test_packed_documents",

@@ -86,14 +86,19 @@ function nearestRow(all, index, sign) {
 // Colours of stored bytes, 0 to 255, from the three of the style sheet: [r, g, b], and which ink is read on them.
 let colours = [];
 
-function readColours() {
+// Colour of the style sheet as rgb(...), also where it is one of the system's.
+function styleColour(name) {
   const probe = element("span", { hidden: true });
+  probe.style.color = `var(${name})`;
   document.body.append(probe);
-  const [low, middle, high] = ["--low", "--middle", "--high"].map((name) => {
-    probe.style.color = `var(${name})`;
-    return getComputedStyle(probe).color.match(/[\d.]+/g).slice(0, 3).map(Number);
-  });
+  const { color } = getComputedStyle(probe);
   probe.remove();
+  return color;
+}
+
+function readColours() {
+  const parts = (name) => styleColour(name).match(/[\d.]+/g).slice(0, 3).map(Number);
+  const [low, middle, high] = ["--low", "--middle", "--high"].map(parts);
   const mix = (a, b, share) => a.map((value, i) => Math.round(value + (b[i] - value) * share));
   colours = Array.from({ length: 256 }, (_, i) => (i < 128 ? mix(low, middle, i / 128) : mix(middle, high, (i - 128) / 127)));
 }

@@ -19,6 +19,7 @@ function drawHead() {
   byId("show").value = state.show;
   byId("show").querySelector("[value=rollout]").disabled = map.rows !== map.columns;
   if (state.view === "lines") return drawLines();
+  byId("figure").removeAttribute("tabindex");
   const { canvas, measures } = matrixCanvas(map, shownWeights());
   const hadFocus = drawing.canvas && document.activeElement === drawing.canvas;
   canvas.setAttribute("role", "img");
@@ -28,7 +29,6 @@ function drawHead() {
   canvas.addEventListener("pointermove", (event) => pointAt(event, false));
   canvas.addEventListener("pointerleave", () => update({ preview: null }));
   canvas.addEventListener("click", (event) => pointAt(event, true));
-  canvas.addEventListener("keydown", moveRow);
   byId("figure").replaceChildren(element("div", { className: "frame" }, canvas, band));
   if (hadFocus) canvas.focus();
   drawBand();
@@ -42,6 +42,7 @@ function drawLines() {
   });
   drawing.canvas = null;
   byId("figure").replaceChildren(svg);
+  byId("figure").tabIndex = 0;
 }
 
 // Cell of a pointer event: the row if tokens attend, the column if they are attended by.

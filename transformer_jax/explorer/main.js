@@ -12,6 +12,8 @@ function makeControls() {
   }
   byId("clear").addEventListener("click", () => update({ tokens: [], preview: null }));
   byId("help-button").addEventListener("click", () => byId("help").showModal());
+  makeExports();
+  byId("figure").addEventListener("keydown", moveRow);
   roving(byId("heads"), () => headButtons, nearestRow);
 }
 

@@ -10,7 +10,7 @@ function short(text) {
 
 // Canvas of a matrix with labels, and its measures in its own pixels: cell, left, above.
 function matrixCanvas(map, weights) {
-  const cell = Math.max(3, Math.min(26, Math.floor(520 / Math.max(map.T, map.S))));
+  const cell = Math.max(3, Math.min(26, Math.floor(460 / Math.max(map.T, map.S))));
   const rows = data.sides[map.rows].map((_, i) => short(tokenAt(map.rows, i)));
   const columns = data.sides[map.columns].map((_, i) => short(tokenAt(map.columns, i)));
   const canvas = element("canvas", { tabIndex: 0 });
@@ -83,7 +83,9 @@ function linesDrawing(map, weights, found, tokens) {
   lines.sort((a, b) => b.weight - a.weight).splice(MAX_LINES);
   for (const { t, s, weight } of lines.reverse()) {
     const d = `M120 ${LINE * t + 10} C200 ${LINE * t + 10} 220 ${LINE * s + 10} 300 ${LINE * s + 10}`;
-    svg.append(svgElement("path", { d, "stroke-width": number(0.5 + 2.5 * weight, 2), "stroke-opacity": number(0.08 + 0.92 * weight, 2) }));
+    const strength = found ? Math.sqrt(weight) : weight; // few lines may be seen better
+    const stroke = { "stroke-width": number(0.5 + 2.5 * strength, 2), "stroke-opacity": number(0.08 + 0.92 * Math.min(1, strength), 2) };
+    svg.append(svgElement("path", { d, ...stroke }));
   }
   column(map.rows, 116, "end", found && found.isRow);
   column(map.columns, 304, "start", found && !found.isRow);

@@ -12,7 +12,7 @@ from transformer_jax.explorer.views import collect_views
 from transformer_jax.files import replace_file
 from transformer_jax.run import Run
 
-SCRIPTS = ("data", "sampling", "state", "elements", "text", "heads", "map", "head", "prediction", "main")
+SCRIPTS = ("data", "sampling", "state", "elements", "text", "heads", "map", "head", "prediction", "export", "main")
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
