@@ -6,7 +6,6 @@ python benchmarks/adapters.py --pairs=5
 import argparse
 import functools
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -59,7 +58,7 @@ def make(kind: str) -> tuple:
     if config.adapter.int8:
         frozen = quantize_params(frozen)
     state = create_state(jax.tree.map(jnp.copy, trained), optimizer, frozen=frozen)
-    return jax.jit(step, donate_argnums=0), state
+    return jax.jit(step, donate_argnums=0).lower(state, make_batch()).compile(), state
 
 
 def make_batch() -> dict[str, np.ndarray]:
@@ -68,21 +67,10 @@ def make_batch() -> dict[str, np.ndarray]:
     return {"tokens": tokens, "is_token": np.ones_like(tokens, bool)}
 
 
-def print_peak(kind: str) -> None:
-    """Print the most memory of this process during two compiled steps, in MB (Linux)."""
-    (step, state), batch = make(kind), make_batch()
-    state = jax.block_until_ready(step(state, batch))
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far: the start, and compiling
-    for _ in range(2):
-        state = jax.block_until_ready(step(state, batch))
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    print(int(lines["VmHWM"].split()[0]) // 1000)
-
-
-def peak(kind: str) -> int:
-    """Peak memory of a process of its own that trains so, in MB."""
-    command = [sys.executable, __file__, f"--peak={kind}"]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+def memory(step: jax.stages.Compiled) -> int:
+    """State and temporary arrays of a compiled step, in MB, as XLA plans them."""
+    plan = step.memory_analysis()
+    return (plan.argument_size_in_bytes + plan.temp_size_in_bytes) // 10**6
 
 
 def main() -> None:
@@ -90,18 +78,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--kinds", default="", help="a part of the names of those to measure")
-    parser.add_argument("--peak", choices=KINDS, help="print the peak memory of this kind alone")
     args = parser.parse_args()
-    if args.peak:
-        print_peak(args.peak)
-        return
-    peaks = {kind: peak(kind) for kind in KINDS if kind == FULL or args.kinds in kind}
     batch, full = make_batch(), make(FULL)
-    for kind in list(peaks)[1:]:
+    for kind in [kind for kind in KINDS if kind != FULL and args.kinds in kind]:
         runs = [full, make(kind)]
         shares = [num_bytes((state.params, state.opt_state)) for _, state in runs]
         ratios = []
-        for i in range(args.pairs + 1):  # the first pair compiles
+        for i in range(args.pairs + 1):  # the first pair warms up
             times = []
             for j, (step, state) in enumerate(runs):
                 started = time.perf_counter()
@@ -111,7 +94,7 @@ def main() -> None:
         full = runs[0]
         print(
             f"{kind}: gradients and optimizer {shares[1] / 1e6:,.0f} MB, {shares[1] / shares[0]:.2%} of full's; "
-            f"peak memory {peaks[kind]:,} MB of {peaks[FULL]:,}; step {statistics.median(ratios):.2f} of its time "
+            f"state and temporary arrays {memory(runs[1][0]):,} MB of {memory(full[0]):,}; step {statistics.median(ratios):.2f} of its time "
             f"({min(ratios):.2f} to {max(ratios):.2f}, {args.pairs} pairs)",
             flush=True,
         )

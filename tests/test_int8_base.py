@@ -24,7 +24,7 @@ from train.optimizer import make_optimizer
 from transformer_jax.models.adapters import with_adapter
 from transformer_jax.models.prefix import all_variables
 from transformer_jax.models.quantization import int8_paths
-from transformer_jax.nn.quantization import MANY_ROWS, Int8, dequantize, matmul, to_int8
+from transformer_jax.nn.quantization import LARGE_BLOCK, MANY_ROWS, Int8, dequantize, matmul, to_int8
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -71,10 +71,11 @@ def assert_equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+@pytest.mark.parametrize("columns", [67, 2 * LARGE_BLOCK + 67])
 @pytest.mark.parametrize("rows", [3, MANY_ROWS + 3])
-def test_the_gradient_of_a_product_is_that_with_the_floats_of_its_kernel(rows):
+def test_the_gradient_of_a_product_is_that_with_the_floats_of_its_kernel(rows, columns):
     random = np.random.default_rng(rows)
-    x, kernel = jnp.asarray(random.normal(size=(rows, 11)), jnp.float32), to_int8(random.normal(size=(67, 11)))
+    x, kernel = jnp.asarray(random.normal(size=(rows, 11)), jnp.float32), to_int8(random.normal(size=(columns, 11)))
     floats = dequantize(kernel, jnp.float32).T
     close(jax.jit(matmul)(x, kernel), x @ floats)
     loss = lambda x, product: jnp.sum(jnp.sin(product(x)))  # noqa: E731

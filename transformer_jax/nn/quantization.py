@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-MANY_ROWS = 128  # of inputs: from here on a kernel is converted to floats as a whole
+MANY_ROWS = 128  # of inputs: from here on blocks are larger, since the product takes longer than the conversion
+LARGE_BLOCK = 256
 BLOCK = 64  # rows of a kernel that are converted to floats at once, so that they stay in a processor's cache
 
 
@@ -48,28 +49,32 @@ def matmul(x: jax.Array, kernel: Int8) -> jax.Array:
     """Matrix product of x [R, D] and an Int8 kernel [D, F], stored by columns as [F, D]: [R, F].
 
     XLA on a CPU would convert the whole kernel to float32 first, and so read more memory than without int8. In blocks
-    it reads 8 bits a weight: for one row in less than half of float32's time. For many rows, as in training, the
-    conversion is the smaller part, and the product of the whole kernel is faster.
+    it reads 8 bits a weight: for one row in less than half of float32's time. In training XLA would convert the kernels
+    of all layers at the start; in blocks, in its gradient too, there are never floats of more than a block.
     """
     numbers, scales = kernel
     return (_product(x, numbers) * scales[:, 0]).astype(x.dtype)
+
+
+def _block_size(num_rows: int) -> int:
+    return LARGE_BLOCK if num_rows >= MANY_ROWS else BLOCK
 
 
 def _product(x: jax.Array, numbers: jax.Array) -> jax.Array:
     """Product x [R, D] @ numbers.T [D, F], without the scales."""
     R = len(x)
     F, D = numbers.shape
-    if R >= MANY_ROWS:
-        return x @ numbers.astype(x.dtype).T
+    size = _block_size(R)
 
     def columns(block):
         block = block.astype(x.dtype)
-        return x @ block.T if R == 1 else (block @ x.T).T  # each is the faster one in XLA for this R
+        # Each is the faster one in XLA for this R.
+        return x @ block.T if R == 1 or R >= MANY_ROWS else (block @ x.T).T
 
     def block_columns(i):
-        return columns(jax.lax.dynamic_slice(numbers, (i * BLOCK, 0), (BLOCK, D)))
+        return columns(jax.lax.dynamic_slice(numbers, (i * size, 0), (size, D)))
 
-    num_blocks, rest = divmod(F, BLOCK)
+    num_blocks, rest = divmod(F, size)
     parts = [columns(numbers[F - rest :])]
     if num_blocks:
         parts.insert(0, jax.lax.map(block_columns, jnp.arange(num_blocks)).swapaxes(0, 1).reshape(R, F - rest))
@@ -82,9 +87,18 @@ def _matmul_forward(x, kernel):
 
 def _matmul_backward(kernel, dy):
     """Gradient of the inputs; a kernel of integers has none. Automatic differentiation would keep it as floats."""
-    # The barrier makes XLA convert the kernel again. Otherwise it keeps the floats of the forward pass.
-    numbers, dy = jax.lax.optimization_barrier((kernel.numbers, dy))
-    return (dy * kernel.scales[:, 0]).astype(dy.dtype) @ numbers.astype(dy.dtype), None
+    dy = (dy * kernel.scales[:, 0]).astype(dy.dtype)
+    numbers = kernel.numbers
+    (R, F), D = dy.shape, numbers.shape[1]
+    size = _block_size(R)
+
+    def add_block(dx, i):
+        block = jax.lax.dynamic_slice(numbers, (i * size, 0), (size, D))
+        return dx + jax.lax.dynamic_slice(dy, (0, i * size), (R, size)) @ block.astype(dy.dtype), None
+
+    num_blocks, rest = divmod(F, size)
+    dx = dy[:, F - rest :] @ numbers[F - rest :].astype(dy.dtype)
+    return (jax.lax.scan(add_block, dx, jnp.arange(num_blocks))[0] if num_blocks else dx), None
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)
