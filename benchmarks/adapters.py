@@ -94,8 +94,9 @@ def main() -> None:
         full = runs[0]
         print(
             f"{kind}: gradients and optimizer {shares[1] / 1e6:,.0f} MB, {shares[1] / shares[0]:.2%} of full's; "
-            f"state and temporary arrays {memory(runs[1][0]):,} MB of {memory(full[0]):,}; step {statistics.median(ratios):.2f} of its time "
-            f"({min(ratios):.2f} to {max(ratios):.2f}, {args.pairs} pairs)",
+            f"state and temporary arrays {memory(runs[1][0]):,} MB of {memory(full[0]):,}; "
+            f"step {statistics.median(ratios):.2f} of its time ({min(ratios):.2f} to {max(ratios):.2f}, "
+            f"{args.pairs} pairs)",
             flush=True,
         )
 
