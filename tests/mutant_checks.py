@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from helpers.adapter_checks import adapter_rows, int8_base  # noqa: F401
 from helpers.answer_checks import answers  # noqa: F401
+from helpers.capture_checks import looking  # noqa: F401
 from helpers.chat_checks import chats, learned_answers  # noqa: F401
 from helpers.checkpoint_checks import checkpoint_folders  # noqa: F401
 from helpers.file_checks import files, folder_tokenizers  # noqa: F401

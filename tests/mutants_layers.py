@@ -164,6 +164,19 @@ MUTANTS_OF_LAYERS = {
         "list(run.adapter_rows[: len(indices)])",
         ("adapter_rows", {}),
     ),
+    # Looking inside
+    "a lens without the final norm": (
+        "inference.recording",
+        "(module.norm(x) if module.norm else x), None",
+        "x, None",
+        ("looking", {"norm_placement": "sandwich"}),
+    ),
+    "a mean of padding": (
+        "inference.interventions",
+        "is_token.astype(jnp.float32)",
+        "jnp.ones((B, T))",
+        ("looking", {"norm_placement": "sandwich"}),
+    ),
     # Answers of heads
     "labels of a text compete": (
         "inference.predict",

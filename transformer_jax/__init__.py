@@ -17,11 +17,14 @@ from transformer_jax.errors import RunError, UserError, missing_package
 if TYPE_CHECKING:  # the names of _MODULES, for type checkers; at run time __getattr__ imports them
     from transformer_jax.explorer.page import explore
     from transformer_jax.inference.attention_maps import attention_maps
+    from transformer_jax.inference.attribution import direct_logit_attribution
+    from transformer_jax.inference.capture import capture, capture_names, hidden_states, logit_lens
     from transformer_jax.inference.chat import Chat, chat
     from transformer_jax.inference.forward import logits
     from transformer_jax.inference.generate import benchmark, complete, generate, prompt_text, stream
     from transformer_jax.inference.generate_tokens import Completion, generate_tokens
     from transformer_jax.inference.generation_config import GenerationConfig
+    from transformer_jax.inference.interventions import ablate, activation_patching, patch
     from transformer_jax.inference.predict import classify, tag
     from transformer_jax.inference.prefix import with_prefix
     from transformer_jax.inference.quantize import quantize
@@ -40,6 +43,9 @@ _MODULES = {  # public name: the module that defines it
     "score": "inference.score",
     "attention_maps": "inference.attention_maps",
     "explore": "explorer.page",
+    "direct_logit_attribution": "inference.attribution",
+    **dict.fromkeys(("capture", "capture_names", "hidden_states", "logit_lens"), "inference.capture"),
+    **dict.fromkeys(("ablate", "activation_patching", "patch"), "inference.interventions"),
     **dict.fromkeys(("Chat", "chat"), "inference.chat"),
     "GenerationConfig": "inference.generation_config",
     "quantize": "inference.quantize",
@@ -60,22 +66,30 @@ __all__ = [
     "Session",
     "TransformerConfig",
     "UserError",
+    "ablate",
+    "activation_patching",
     "attention_maps",
     "benchmark",
+    "capture",
+    "capture_names",
     "chat",
     "choose_adapter",
     "classify",
     "complete",
+    "direct_logit_attribution",
     "explore",
     "from_pretrained",
     "generate",
     "generate_tokens",
+    "hidden_states",
     "import_training",
     "load",
     "load_adapter",
+    "logit_lens",
     "logits",
     "merge_adapter",
     "open_run",
+    "patch",
     "prompt_text",
     "quantize",
     "read_meta",

@@ -5,8 +5,9 @@ from typing import NamedTuple
 import numpy as np
 
 from transformer_jax.errors import UserError
-from transformer_jax.inference.attention_maps import AttentionMaps, attention_maps, encode_text, pieces
+from transformer_jax.inference.attention_maps import AttentionMaps, attention_maps, pieces
 from transformer_jax.inference.forward import logits
+from transformer_jax.inference.texts import encode_target, encode_text
 from transformer_jax.models import GPT, MaskedLM, SequenceClassifier, TokenTagger
 from transformer_jax.run import Run
 
@@ -91,8 +92,8 @@ def _check_size(run: Run, text: str, target: str | None) -> None:
         return  # attention_maps has the message
     encoder = run.config.encoder
     decoder = run.config.decoder
-    S = len(encode_text(run, "text", text, encoder))
-    T = S if target is None else len(encode_text(run, "target", target, decoder))
+    S = len(encode_text(run, "text", text))
+    T = S if target is None else len(encode_target(run, "target", target))
     heads = encoder.num_layers * encoder.num_heads
     half = T * (T + 1) // 2
     num = heads * (half if isinstance(run.model, GPT) else S * S)
@@ -106,9 +107,9 @@ def _check_size(run: Run, text: str, target: str | None) -> None:
 
 def _predict(run: Run, text: str, target: str | None) -> Predictions | None:
     """Predictions of the model for the text."""
-    source = encode_text(run, "text", text, run.config.encoder)
+    source = encode_text(run, "text", text)
     if target is not None:
-        inputs = encode_text(run, "target", target, run.config.decoder)
+        inputs = encode_target(run, "target", target)
         out = np.asarray(logits(run, source[None], target=inputs[None])[0], np.float32)
         return Predictions("next", "target", "softmax", out, [*inputs[1:].tolist(), None])
     if not isinstance(run.model, GPT | MaskedLM | SequenceClassifier | TokenTagger):

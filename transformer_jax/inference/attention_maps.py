@@ -6,11 +6,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
-from transformer_jax.inference.batching import check_ids
-from transformer_jax.inference.texts import one_text
-from transformer_jax.models import GPT, Model, Params
+from transformer_jax.inference.texts import encode_target, encode_text
+from transformer_jax.models import Model, Params
 from transformer_jax.nn import linear_attention
 from transformer_jax.run import Run
 from transformer_jax.tokenizers import Tokenizer
@@ -58,14 +56,14 @@ def attention_maps(run: Run, text: str, target: str | None = None) -> AttentionM
         rule = "needs one, say tj.translate(run, text)" if is_seq2seq else "has no decoder, so no target"
         raise UserError(f"target: a {type(run.model).__name__} {rule}.")
     tokenizer = run.text_tokenizer
-    source = encode_text(run, "text", text, config.encoder)
+    source = encode_text(run, "text", text)
     source_tokens = pieces(tokenizer.source, source)
     if target is None:
         weights = jax.device_get(_record(run.model, run.variables, source[None]))
         while "stack" not in weights:  # a head around the encoder, which alone has attention
             (weights,) = weights.values()
         return AttentionMaps(source_tokens, _stack_layers(weights, "attention"))
-    target_ids = encode_text(run, "target", target, config.decoder)
+    target_ids = encode_target(run, "target", target)
     weights = jax.device_get(_record(run.model, run.variables, source[None], target_ids[None]))
     return Seq2SeqAttentionMaps(
         source_tokens,
@@ -86,38 +84,6 @@ def _stack_layers(recorded: dict, part: str) -> np.ndarray:
     """Weights of `part` ("attention" or "cross") of every block, for the only row: [L, N, T, S]."""
     blocks = recorded["stack"]
     return np.stack([blocks[f"block_{i}"][part]["weights"][0][0] for i in range(len(blocks))])
-
-
-def encode_text(run: Run, name: str, text: str, side: TransformerConfig) -> np.ndarray:
-    """Token ids [T] as this side of the model reads them in training."""
-    one_text(name, text)
-    tokenizer = run.text_tokenizer
-    if name == "target":
-        tokens = _decoder_inputs(run, text)
-    elif run.model.reads_source:
-        tokens = tokenizer.encode_source(run.prepare(text))
-    else:
-        tokens = tokenizer.encode(text) if isinstance(run.model, GPT) else tokenizer.encode_whole(run.prepare(text))
-    tokens = np.asarray(tokens, np.int32)
-    if not tokens.size or name == "text" and not text:
-        raise UserError(f"{name}={text!r:.80}: has no tokens. Give at least one character.")
-    if len(tokens) > side.max_len:
-        raise UserError(f"{name}: {len(tokens)} tokens, and the model's context is {side.max_len}. Shorten it.")
-    if tokens.min() < 0:
-        raise UserError(f"{name}: has token {tokens.min()}, and no model knows ids below 0. Use ids from 0 on.")
-    check_ids(name, [tokens], tokenizer if name == "target" else tokenizer.source, side.vocab_size)
-    return tokens
-
-
-def _decoder_inputs(run: Run, text: str) -> np.ndarray:
-    """Token ids of a target as the decoder reads them: the start token first, no end token."""
-    start_id = run.generation_defaults.start_id
-    tokens = run.text_tokenizer.encode_target(run.prepare(text)).tolist()
-    if tokens[:1] == [start_id]:  # in some models the start token is the one that begins every text
-        tokens = tokens[1:]
-    if tokens and tokens[-1] in run.generation_defaults.eos_ids:
-        tokens = tokens[:-1]
-    return np.array([start_id, *tokens], np.int32)
 
 
 def pieces(tokenizer: Tokenizer, tokens: np.ndarray) -> list[str]:

@@ -75,14 +75,14 @@ def logits(
         rule = "needs target, the tokens of the decoder" if is_seq2seq else "has no decoder, so no target"
         raise UserError(f"target: a {type(run.model).__name__} {rule}.")
     encoder = run.config.encoder
-    inputs = [_check_ids("tokens", tokens, encoder.vocab_size)]
-    masks = [_check_mask("is_token", is_token, inputs[0])]
+    inputs = [check_ids_array("tokens", tokens, encoder.vocab_size)]
+    masks = [check_mask("is_token", is_token, inputs[0])]
     if target is not None:
-        inputs.append(_check_ids("target", target, run.config.decoder.vocab_size))
-        masks.append(_check_mask("target_is_token", target_is_token, inputs[1]))
+        inputs.append(check_ids_array("target", target, run.config.decoder.vocab_size))
+        masks.append(check_mask("target_is_token", target_is_token, inputs[1]))
     kwargs = {}
     if token_types is not None:
-        kwargs["token_types"] = _check_ids("token_types", token_types, max(1, encoder.num_token_types))
+        kwargs["token_types"] = check_ids_array("token_types", token_types, max(1, encoder.num_token_types))
     run = choose_adapters(run, adapter_names, len(inputs[0]))
     if run.prefix:
         _check_room("tokens", inputs[0], run.encoder_context, run.prefix.length)
@@ -97,8 +97,12 @@ def _check_room(name: str, tokens: jax.Array, room: int, length: int) -> None:
         raise UserError(f"{name}: {rule}. Shorten them.")
 
 
-def _check_ids(name: str, tokens: ArrayLike, vocab_size: int) -> jax.Array:
-    tokens = np.asarray(tokens)
+def check_ids_array(name: str, tokens: ArrayLike, vocab_size: int) -> jax.Array:
+    """Check token ids [B, T]. Raises UserError: not integers of two axes, ids outside the vocabulary."""
+    try:
+        tokens = np.asarray(tokens)
+    except ValueError:  # rows of unequal lengths
+        raise UserError(f"{name}: must be integers [B, T], and its rows differ in length. Pad them.") from None
     if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
         raise UserError(f"{name}: must be integers [B, T], not {tokens.dtype} {list(tokens.shape)}.")
     if tokens.size and not (0 <= tokens.min() and tokens.max() < vocab_size):
@@ -108,7 +112,8 @@ def _check_ids(name: str, tokens: ArrayLike, vocab_size: int) -> jax.Array:
     return jnp.asarray(tokens, jnp.int32)
 
 
-def _check_mask(name: str, is_token: ArrayLike | None, tokens: jax.Array) -> jax.Array | None:
+def check_mask(name: str, is_token: ArrayLike | None, tokens: jax.Array) -> jax.Array | None:
+    """Check a padding mask, bool of the shape of its tokens; None: no padding. Raises UserError for another shape."""
     if is_token is None:
         return None
     if np.shape(is_token) != tokens.shape:

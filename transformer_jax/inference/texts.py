@@ -4,8 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from transformer_jax.errors import UserError
+from transformer_jax.config import TransformerConfig
+from transformer_jax.errors import UserError, choose
+from transformer_jax.inference.batching import check_ids
+from transformer_jax.models import GPT
 from transformer_jax.run import Run
+from transformer_jax.tokenizers import Tokenizer
 
 Rows = np.ndarray | Sequence[Sequence[int] | np.ndarray]  # [B, T], or sequences of any lengths
 
@@ -79,3 +83,83 @@ def check_tokens(run: Run, tokens: Rows, is_token: Rows | None = None) -> list[n
             raise UserError(f"tokens: ids of sequence {i} {rule}.")
         rows.append(ids.astype(np.int32))
     return rows
+
+
+def encode_text(run: Run, name: str, text: str) -> np.ndarray:
+    """Token ids int32 [T] of one text as the model reads it in training; of the source, for a Seq2Seq.
+
+    Raises:
+      UserError: no string, an empty one, no tokenizer, more tokens than the context has room for.
+    """
+    tokenizer = run.text_tokenizer
+    if not one_text(name, text):
+        raise UserError(f"{name}='': has no tokens. Give at least one character.")
+    if run.model.reads_source:
+        tokens = tokenizer.encode_source(run.prepare(text))
+    else:
+        tokens = tokenizer.encode(text) if isinstance(run.model, GPT) else tokenizer.encode_whole(run.prepare(text))
+    return _check_encoded(name, text, tokens, tokenizer.source, run.config.encoder)
+
+
+def encode_target(run: Run, name: str, text: object) -> np.ndarray:
+    """Token ids int32 [T] of a target as the decoder reads them: the start token first, no end token.
+
+    Raises:
+      UserError: as `encode_text`, but for an empty string.
+    """
+    start_id = run.generation_defaults.start_id
+    tokens = run.text_tokenizer.encode_target(run.prepare(one_text(name, text))).tolist()
+    if tokens[:1] == [start_id]:  # in some models the start token is the one that begins every text
+        tokens = tokens[1:]
+    if tokens and tokens[-1] in run.generation_defaults.eos_ids:
+        tokens = tokens[:-1]
+    return _check_encoded(name, text, [start_id, *tokens], run.text_tokenizer, run.config.decoder)
+
+
+def _check_encoded(
+    name: str, text: object, encoded: Sequence[int] | np.ndarray, tokenizer: Tokenizer, side: TransformerConfig
+) -> np.ndarray:
+    tokens = np.asarray(encoded, np.int32)
+    if not tokens.size:
+        raise UserError(f"{name}={text!r:.80}: has no tokens. Give at least one character.")
+    if len(tokens) > side.max_len:
+        raise UserError(f"{name}: {len(tokens)} tokens, and the model's context is {side.max_len}. Shorten it.")
+    if tokens.min() < 0:
+        raise UserError(f"{name}: has token {tokens.min()}, and no model knows ids below 0. Use ids from 0 on.")
+    check_ids(name, [tokens], tokenizer, side.vocab_size)
+    return tokens
+
+
+def token_id(run: Run, name: str, token: str | int) -> int:
+    """Index in the logits of a token: its id, a string that is one token, or a label of a classifier or tagger.
+
+    Raises:
+      UserError: an id outside the vocabulary, a string of no or of several tokens, an unknown label.
+    """
+    model = run.model
+    num_labels = getattr(model, "num_classes", getattr(model, "num_tags", 0))
+    size = num_labels or run.config.decoder.vocab_size
+    if isinstance(token, str) and num_labels:
+        return run.labels.index(choose(dict(zip(run.labels, run.labels, strict=True)), token, name))
+    if isinstance(token, str):
+        ids = run.text_tokenizer.encode_continuation(token)
+        if len(ids) != 1:
+            raise UserError(
+                f"{name}={token!r:.80}: is {len(ids)} tokens, and must be one. Mind the space before a word."
+            )
+        token = int(ids[0])
+    if isinstance(token, bool) or not isinstance(token, int | np.integer):
+        raise UserError(f"{name}={token!r:.80}: must be a token, a string or an id.")
+    if not 0 <= token < size:
+        raise UserError(f"{name}={token}: must be an id between 0 and {size - 1}.")
+    return int(token)
+
+
+def check_position(position: int, length: int) -> int:
+    """Check the index of a token in a text; -1 is the last. Raises UserError for one that is not there."""
+    is_index = isinstance(position, int | np.integer) and not isinstance(position, bool)
+    if not is_index or not -length <= position < length:
+        raise UserError(
+            f"position={position!r:.80}: must be an int from {-length} to {length - 1}; -1: the last token."
+        )
+    return int(position)

@@ -138,11 +138,16 @@ def attention_weights(q_BTNH: jax.Array, k_BSKH: jax.Array, mask: Mask, options:
 
 
 def _reference(q_BTNH, k_BSKH, v_BSKH, mask, options):
-    B, T, N, _ = q_BTNH.shape
-    S, K, H = v_BSKH.shape[1:]
     weights_BNTS = attention_weights(q_BTNH, k_BSKH, mask, options)
     if options.dropout_key is not None:
         weights_BNTS = drop(weights_BNTS, options.dropout_rate, options.dropout_key)
+    return weighted_values(weights_BNTS, v_BSKH, mask, options)
+
+
+def weighted_values(weights_BNTS: jax.Array, v_BSKH: jax.Array, mask: Mask, options: AttentionOptions) -> jax.Array:
+    """Output of the heads, [B, T, N, H]: the mean of the values, and of relative vectors, with attention weights."""
+    B, N, T, S = weights_BNTS.shape
+    K, H = v_BSKH.shape[2:]
     weights_BNTS = weights_BNTS.astype(v_BSKH.dtype)
     out = jnp.einsum("RMS,RSH->RMH", weights_BNTS.reshape(B * K, -1, S), kv.by_head(v_BSKH))
     out = out.reshape(B, N, T, H).swapaxes(1, 2)
@@ -274,10 +279,11 @@ class Attention(nn.Module):
             k, v = cache.read(self.layer, q.dtype)
         return self.out(self._attend(q, k, v, mask, bias, deterministic)), cache
 
-    def _attend(self, q, k, v, mask, bias, deterministic):
+    def options(self, q: jax.Array, bias: ScoreBias | jax.Array | None, deterministic: bool) -> AttentionOptions:
+        """Options of `attend` for queries [B, T, N, H]."""
         config = self.config
         drops = config.dropout_rate > 0 and not deterministic
-        options = _make_options(
+        return _make_options(
             q,
             bias,
             scale=config.attention_scale,
@@ -286,10 +292,13 @@ class Attention(nn.Module):
             dropout_rate=config.dropout_rate if drops else 0.0,
             dropout_key=self.make_rng("dropout") if drops else None,
         )
+
+    def _attend(self, q, k, v, mask, bias, deterministic):
+        options = self.options(q, bias, deterministic)
         # Separate from the backend, which need not form the weights. While initializing, every collection is mutable.
         if self.is_mutable_collection("attention") and not self.is_initializing():
             self.sow("attention", "weights", attention_weights(q, k, mask, options))
-        attend = functools.partial(_attend, mask=mask, options=options, backend=config.backend)
+        attend = functools.partial(_attend, mask=mask, options=options, backend=self.config.backend)
         return (jax.checkpoint(attend) if self.remat else attend)(q, k, v)
 
     def _attend_linearly(self, q, k, v, mask, cache):
