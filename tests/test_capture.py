@@ -27,6 +27,7 @@ from helpers.captures import (
     target_of,
     very_close,
 )
+from helpers.saved_runs import FIXTURES
 
 import transformer_jax as tj
 from transformer_jax.inference.recording import Recorder, activation_names, forward
@@ -171,10 +172,17 @@ def test_the_lens_begins_with_the_embedding_and_goes_by_layer():
     close(lens[0], x @ kernel)
 
 
-def test_hidden_states_begin_with_the_embedding_and_end_after_the_norm():
+def test_hidden_states_begin_with_the_embedding_and_go_by_layer():
     run, found = run_of("gpt"), captured("gpt")
     expected = [found[key] for key in ("embed", "block_0/residual_after", "final")]
     close(tj.hidden_states(run, TOKENS), np.stack(expected))
+
+
+def test_the_last_hidden_states_are_those_of_the_reference_library():
+    expected = np.load(FIXTURES / "gpt2" / "expected.npz")
+    is_token = expected["is_token"]
+    states = tj.hidden_states(tj.from_pretrained(FIXTURES / "gpt2"), expected["tokens"], is_token=is_token)
+    close(np.asarray(states[-1])[is_token], expected["hidden"][is_token])
 
 
 def test_pieces_read_with_a_cache_have_the_activations_of_the_whole_text():

@@ -76,11 +76,17 @@ def read_inputs(
 def _read(run: Run, name: str, given: Texts, is_token: ArrayLike | None) -> tuple[jax.Array, jax.Array | None]:
     mask_name = "is_token" if name == "text" else "target_is_token"
     side = run.config.encoder if name == "text" else run.config.decoder
-    if isinstance(given, list | tuple | np.ndarray) and not len(given):
+    texts = given.tolist() if isinstance(given, np.ndarray) and given.dtype.kind == "U" else given
+    texts = [texts] if isinstance(texts, str) else texts
+    if not isinstance(texts, list | tuple | np.ndarray | jax.Array):
+        rule = f"must be a string, a list of strings, or token ids [B, T], not of type {type(given).__name__}"
+        raise UserError(f"{name}: {rule}.")
+    if not len(texts):
         raise UserError(f"{name}: is empty. Give a text, a list of texts, or token ids [B, T].")
-    texts = [given] if isinstance(given, str) else given
-    if not (isinstance(texts, list | tuple) and isinstance(texts[0], str)):
-        tokens = check_ids_array(name, given, side.vocab_size)
+    if not isinstance(texts, list | tuple) or not isinstance(texts[0], str):
+        tokens = check_ids_array(name, texts, side.vocab_size)
+        if not tokens.size:
+            raise UserError(f"{name}: has the shape {list(tokens.shape)}, and so no tokens. Give at least one.")
         return tokens, check_mask(mask_name, is_token, tokens)
     if is_token is not None:
         raise UserError(f"{mask_name}: belongs to token ids, and {name} has strings. Omit it.")
@@ -137,7 +143,7 @@ def _unknown_name(model: Model, field: str, pattern: str, known: dict[str, str])
     is_linear = any(side.config.attention == "linear" for side in sides(model))
     if is_linear and LINEAR_HAS_NOT in pattern:
         return UserError(linear_attention.unsupported("weights to see"))
-    near = difflib.get_close_matches(pattern, known, 1, 0.0)
+    near = difflib.get_close_matches(pattern.lower(), known, 1, 0.0)
     return UserError(
         f"{field}: {pattern!r:.80} matches no name. The nearest is {near[0]!r}; tj.capture_names(run) has them all."
     )

@@ -28,7 +28,13 @@ class _Calls:
     function: Callable[[jax.Array], jax.Array]
 
     def __call__(self, x: jax.Array, operand: object) -> jax.Array:
-        return self.function(x)
+        try:
+            return self.function(x)
+        except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError):
+            raise UserError(
+                "patches: a function is compiled, and this one needs numbers, for NumPy or an `if`. Write it with "
+                "jax.numpy, or call tj.patch within `with jax.disable_jit():`."
+            ) from None
 
 
 def _value(x: jax.Array, operand: object) -> jax.Array:
@@ -85,7 +91,7 @@ def _numbers(name: str, value: object) -> jax.Array:
 def ablate(
     run: Run,
     text: Texts,
-    heads: Sequence[tuple[int, int]],
+    heads: Sequence[tuple[int, int]] | np.ndarray,
     how: str = "zero",
     *,
     part: str = "",
@@ -128,6 +134,7 @@ def ablate(
 
 
 def _head_list(heads: object) -> list[tuple[int, int]]:
+    heads = heads.tolist() if isinstance(heads, np.ndarray) else heads
     if isinstance(heads, Sequence) and heads and not isinstance(heads, str):
         pairs = [tuple(pair) if isinstance(pair, Sequence | np.ndarray) else () for pair in heads]
         if all(len(pair) == 2 and all(_is_index(number) for number in pair) for pair in pairs):
