@@ -13,6 +13,7 @@ import ml_collections
 import pytest
 
 from train.config import Config
+from train.scaling.config import LadderConfig
 from transformer_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -152,7 +153,7 @@ def test_the_mathematics_needs_nothing_but_jax_and_flax():
 
 
 def test_only_commands_and_recipes_know_absl_and_ml_collections():
-    edge = ("transformer_jax/commands/", "configs/", "train/__main__.py", "train/evaluate.py")
+    edge = ("transformer_jax/commands/", "configs/", "train/recipe.py", "train/evaluate.py")
     assert [
         name for name in SOURCES if not name.startswith(edge) and imported_from(name, "absl", "ml_collections")
     ] == []
@@ -298,7 +299,8 @@ def test_every_recipe_is_locked_and_valid():
         assert isinstance(config, ml_collections.ConfigDict) and config.is_locked, recipe
         with pytest.raises(AttributeError):
             config.train.no_such_field = 3
-        assert isinstance(Config.from_dict(config), Config), recipe
+        settings = LadderConfig if "scaling" in config else Config
+        assert isinstance(settings.from_dict(config), settings), recipe
 
 
 def test_a_recipe_cannot_be_given_a_field_that_does_not_exist():

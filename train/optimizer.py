@@ -6,8 +6,10 @@ some biases have two.
 
 import dataclasses
 import re
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from transformer_jax.errors import UserError, choose
@@ -151,14 +153,44 @@ def decay_by_layer(decay: float) -> optax.GradientTransformation:
     return optax.stateless(scale)
 
 
-def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
+def make_optimizer(
+    config: OptimizerConfig, num_steps: int, schedule: optax.Schedule | None = None
+) -> optax.GradientTransformation:
     """Make the optimizer that `config.name` names, with gradient clipping and layer decay.
 
+    Args:
+      schedule: in place of `make_schedule(config, num_steps)`.
     Raises:
       UserError: unknown optimizer.name or optimizer.schedule.
     """
-    optimizer = choose(OPTIMIZERS, config.name, "optimizer.name")(config, make_schedule(config, num_steps))
+    schedule = schedule or make_schedule(config, num_steps)
+    optimizer = choose(OPTIMIZERS, config.name, "optimizer.name")(config, schedule)
     # Without clipping the state has the same structure, so that a resumed run may begin to clip.
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     optimizer = optax.chain(clip, optimizer)
     return optax.chain(optimizer, decay_by_layer(config.layer_decay)) if config.layer_decay < 1 else optimizer
+
+
+class StretchedState(NamedTuple):
+    """State of an optimizer whose schedule has the length of the run."""
+
+    num_steps: jax.Array  # int32: of the run
+    inner: optax.OptState
+
+
+def stretched_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
+    """Make an optimizer that stretches the schedule of `num_steps` steps, warmup and all, over runs of any length.
+
+    The length is in its state, `StretchedState`, so that runs of all lengths share a compiled program.
+    """
+    schedule = make_schedule(config, num_steps)
+
+    def init(params: Params) -> StretchedState:
+        return StretchedState(jnp.int32(num_steps), make_optimizer(config, num_steps).init(params))
+
+    def update(grads: Params, state: StretchedState, params: Params | None = None) -> tuple[Params, StretchedState]:
+        stretched = make_optimizer(config, num_steps, lambda step: schedule(step * num_steps / state.num_steps))
+        updates, inner = stretched.update(grads, state.inner, params)
+        return updates, StretchedState(state.num_steps, inner)
+
+    return optax.GradientTransformation(init, update)

@@ -10,6 +10,7 @@ from transformer_jax.commands.cli import HELP_FLAGS, UsageError, report_errors
 
 COMMANDS = {
     "train": "train a model by a recipe, or resume a run",
+    "train.scaling": "train a ladder of sizes, and fit scaling laws",
     "evaluate": "score a run on a split of its data",
     "sample": "continue a prompt with a trained model",
     "chat": "talk with a model that has a chat template",
@@ -23,6 +24,7 @@ COMMANDS = {
 }
 TRAINING = {
     "train": "__main__",
+    "train.scaling": "scaling.__main__",
     "evaluate": "evaluate",
 }  # their modules in the training package, imported only when asked
 
@@ -33,7 +35,7 @@ def _help() -> str:
         [
             f"usage: {program} COMMAND [--flags]",
             "",
-            *(f"  {name:<11}{meaning}" for name, meaning in COMMANDS.items()),
+            *(f"  {name:<14}{meaning}" for name, meaning in COMMANDS.items()),
             "",
             f"{program} COMMAND --help lists the flags of a command; --version prints the version.",
         ]
