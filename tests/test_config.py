@@ -213,3 +213,12 @@ def test_a_recipe_that_fails_is_reported_in_one_line(tmp_path, body):
     done = command("train", f"--config={recipe}", f"--workdir={tmp_path / 'run'}")
     assert_is_one_error(done, "error: --config: the recipe gives no configuration: ", RECIPES[body])
     assert not (tmp_path / "run").exists()
+
+
+def test_what_follows_the_colon_is_the_argument_of_a_recipe(tmp_path):
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text("def get_config(text):\n    raise ValueError(f'it is {text}')\n")
+    by_name = "depth='0': must be a whole number from 1 to 64, such as depth:4. See"
+    for config, message in ((f"{recipe}:a=b:4", "ValueError: it is a=b:4. See"), ("depth:0", by_name)):
+        done = command("train", f"--config={config}", f"--workdir={tmp_path / 'run'}")
+        assert_is_one_error(done, "error: --config: the recipe gives no configuration: ", message)

@@ -254,4 +254,6 @@ class Config:
     @classmethod
     def from_dict(cls, values: object) -> "Config":
         """Build from a ConfigDict or a nested dict. Raises UserError for an unknown field or an invalid value."""
+        if cls is Config and hasattr(values, "items") and "scaling" in dict(values.items()):
+            raise UserError("scaling: is a section of a ladder. Run it by train.scaling, or take another recipe.")
         return from_dict(cls, values)

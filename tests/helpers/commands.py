@@ -69,6 +69,8 @@ def _forget_flags():
             if not name.startswith("config."):  # ml_collections defines those
                 sys.modules.pop(module, None)
             delattr(flags.FLAGS, name)
+    for name in ("train.__main__", "train.scaling.__main__"):  # they share the flags of train.recipe
+        sys.modules.pop(name, None)
     sys.modules.pop("config_config", None)  # the recipe, as ml_collections names it: a later one would be added to it
 
 
