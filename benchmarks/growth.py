@@ -43,6 +43,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 LETTERS = {"T": "context", "B": "batch", "L": "layers", "D": "width", "V": "vocabulary"}
+START = {"T": {"T": 1024, "B": 1}}  # below some 1,000 tokens blockwise attention is one block
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,8 +158,9 @@ def main() -> int:
     figure, axes = plt.subplots(2, 2, figsize=(11, 8), layout="constrained")
     for row, (name, (make, flops, numbers)) in enumerate(STEPS.items()):
         for letter, word in LETTERS.items():
-            base = Shape()
-            sizes = [getattr(base, letter) * 2**i for i in range(args.doublings + 1)]
+            base = Shape(**START.get(letter, {}))
+            num = args.doublings + (letter != "L")  # 32 layers compile for minutes
+            sizes = [getattr(base, letter) * 2**i for i in range(num)]
             shapes = [dataclasses.replace(base, **{letter: size}) for size in sizes]
             measured: dict[str, list[float]] = {"bytes": [], "seconds": []}
             for shape in shapes:
@@ -184,7 +186,9 @@ def main() -> int:
             axes[row, column].set(xscale="log", yscale="log", title=f"{name}: {quantity} of a step", xlabel="factor")
             axes[row, column].legend(fontsize=8)
             axes[row, column].grid(alpha=0.3)
-    path = report.save("growth", {"arguments": vars(args), "base": dataclasses.asdict(Shape()), "figures": figures})
+    path = report.save(
+        "growth", {"arguments": vars(args), "base": dataclasses.asdict(Shape()), "start": START, "figures": figures}
+    )
     figure.savefig(Path(path).with_suffix(".png"), dpi=110)
     print(path)
     return 0
