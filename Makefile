@@ -31,7 +31,7 @@ demo: $(VENV)/installed
 	@echo
 	$(BIN)/python -m transformer_jax sample --run_dir=$(DEMO) --prompt="The for statement" --max_new_tokens=150 \
 		--temperature=0.7 --top_k=40 --seed=7 --on_overflow=re-prefill | tee $(DEMO)/sample.txt
-	$(BIN)/python -m transformer_jax explore --run_dir=$(DEMO) --output=$(DEMO)/explorer.html \
+	$(BIN)/python -m transformer_jax explore --run_dir=$(DEMO) --output=$(DEMO)/explorer.html --max_new_tokens=0 \
 		--text="The for statement is used to iterate over the elements of a sequence (such as a string, tuple or list)."
 
 demo-translate: $(VENV)/installed

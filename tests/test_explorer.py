@@ -15,6 +15,7 @@ from helpers.explorer_pages import (
     assert_top_weights,
     made_views,
     page_writer,
+    rows_of,
     softmax,
     token,
 )
@@ -43,6 +44,48 @@ def address(tmp_path_factory):
 
 # Numbers are the library's
 
+
+def outputs(run, logits):
+    """Probabilities of logits as the head of a run means them."""
+    several = run.problem_type == MULTI
+    return 1 / (1 + np.exp(-np.asarray(logits, np.float64))) if several else softmax(logits)
+
+
+def assert_lens(page, run, text, position):
+    """The table of the logit lens has the library's values after every layer."""
+    by_layer = np.asarray(tj.logit_lens(run, text)[:, 0])
+    expected = outputs(run, by_layer.reshape(len(by_layer), -1, by_layer.shape[-1])[:, position])
+    rows = rows_of(page, "#lens-table")
+    assert len(rows) == len(expected)
+    for cells, values in zip(rows, expected, strict=True):
+        shown = [float(cell.split()[-1]) for cell in cells[: min(5, len(values))]]
+        np.testing.assert_allclose(shown, np.sort(values)[::-1][: len(shown)], atol=0.0051)
+
+
+def assert_tree(page, run, ids):
+    """The leaves of the tree are the continuations, each with its log-probability."""
+    leaves = ", ".join(page.locator("#branches small").all_inner_texts())
+    assert [leaves.count(name) for name in ("greedy", "beam", "sample")] == [1, 4, 6]
+    (greedy,) = tj.generate_tokens(run, [ids], method="greedy", max_new_tokens=3)
+    assert float(leaves.split("greedy (log-probability ")[1].split(")")[0]) == pytest.approx(greedy.log_prob, abs=0.006)
+    starts = page.locator("#branches > li > .token").all_inner_texts()
+    assert len({text[0] for text in starts}) > 1 and len(starts) <= 11
+
+
+def assert_effect(page, without, logits, ids):
+    """The effect of a head is the loss that its absence adds, or the change of a classifier's predictions."""
+    shown = float(page.locator("#ablation-hint").inner_text().split(" by ")[1].split()[0])
+    new, old = (np.log(softmax(np.atleast_2d(each))) for each in (without, logits))
+    if len(new) > 1:
+        losses = [(old - new)[t, ids[t + 1]] for t in range(len(ids) - 1)]
+        np.testing.assert_allclose(shown, abs(np.mean(losses)), atol=1e-3)
+    elif len(logits) == len(COLOURS):
+        np.testing.assert_allclose(shown, np.sum(np.exp(old) * (old - new)), atol=1e-3)
+    else:
+        new, old = (1 / (1 + np.exp(-np.asarray(each))) for each in (without, logits))
+        np.testing.assert_allclose(shown, np.abs(new - old).mean(), atol=1e-3)
+
+
 GROUPED = LLAMA | {"d_model": 24, "num_heads": 4, "num_kv_heads": 2}
 RUNS = {
     "gpt": lambda: own_run("bpe", GROUPED),
@@ -60,7 +103,11 @@ def test_numbers_on_the_page_are_those_of_the_library(kind, browser, address):
     maps = tj.attention_maps(run, text)
     ids = run.tokenizer.encode(text) if kind == "gpt" else run.tokenizer.encode_whole(text)
     logits = np.asarray(tj.logits(run, ids[None])[0])
-    with opened(browser, address(lambda: tj.explore(run, text))) as page:
+    with_ablation = kind not in ("masked_lm", "tagger")  # which take longest to compile
+    with opened(
+        browser,
+        address(lambda: tj.explore(run, text, ablation=with_ablation, max_new_tokens=3 if kind == "gpt" else 0)),
+    ) as page:
         assert len(page.locator(".tokens button").all()) == len(maps.tokens)
         page.locator("#heads button[data-layer='1'][data-head='1']").click()
         token(page, 4).click()
@@ -75,17 +122,22 @@ def test_numbers_on_the_page_are_those_of_the_library(kind, browser, address):
         assert names is None or page.locator("#bars tbody td .token").first.inner_text() == names[
             np.argmax(logits if kind == "classifier" else logits[4])
         ]  # fmt: skip
+        assert_lens(page, run, text, 0 if logits.ndim == 1 else 4)
+        assert page.locator("#ablation").is_visible() == with_ablation
+        if with_ablation:
+            assert_effect(page, tj.ablate(run, text, [(1, 1)])[0], logits, ids)
         if kind == "gpt":
+            assert_tree(page, run, ids)
             assert "key-value head 0" in page.locator("#head-title").inner_text()
-            assert page.locator("#bars tr.real").inner_text().split(" really came: rank ")[1].startswith(
-                f"{1 + np.sum(logits[4] > logits[4][ids[5]])},"
+            assert page.locator("#bars tr.real").inner_text().split(" really came, rank ")[1].startswith(
+                f"{1 + np.sum(logits[4] > logits[4][ids[5]])}"
             )  # fmt: skip
 
 
 def test_a_seq2seq_has_maps_of_both_sides_and_between_them(browser, address):
     run = own_run("bpe", BART, Seq2Seq)
     maps = tj.attention_maps(run, "the cat", "a mat on a dog")
-    with opened(browser, address(lambda: tj.explore(run, "the cat", "a mat on a dog"))) as page:
+    with opened(browser, address(lambda: tj.explore(run, "the cat", "a mat on a dog", max_new_tokens=0))) as page:
         page.locator("#heads button[data-layer='1'][data-head='0']").click()
         token(page, 3, "target").click()
         assert_top_weights(page, maps.cross[1, 0, 3])
@@ -163,15 +215,19 @@ def test_a_page_of_144_heads_and_128_tokens_is_small(is_causal, most):
 def test_the_command_writes_the_page_of_explore(tmp_path):
     path = tmp_path / "new" / "page.html"
     folder = FIXTURES / "gpt2"
-    done = command("explore", f"--run_dir={folder}", "--text=the cat", f"--output={path}")
+    fast = ("--noablation", "--max_new_tokens=0")
+    done = command("explore", f"--run_dir={folder}", "--text=the cat", *fast, f"--output={path}")
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{path}\n", "")
-    assert path.read_text(encoding="utf-8") == tj.explore(tj.open_run(str(folder)), "the cat").html
+    assert (
+        path.read_text(encoding="utf-8")
+        == tj.explore(tj.open_run(str(folder)), "the cat", ablation=False, max_new_tokens=0).html
+    )
     assert_is_one_error(
         command("explore", f"--run_dir={folder}", "--text=the cat", f"--output={tmp_path}"), "is a folder"
     )
     assert_is_one_error(command("explore", f"--run_dir={folder}"), "--text: is missing")
     help_text = command("explore", "--help").stdout
-    for flag in ("run_dir", "checkpoint", "adapter", "text", "target", "output"):
+    for flag in ("run_dir", "checkpoint", "adapter", "text", "target", "ablation", "max_new_tokens", "output"):
         assert f"  --{flag}" in help_text
 
 

@@ -5,6 +5,8 @@ import functools
 import jax
 import numpy as np
 
+from transformer_jax.explorer.continuations import Continuation
+from transformer_jax.explorer.layers import Effects, Lens
 from transformer_jax.explorer.pack import pack
 from transformer_jax.explorer.page import Page, assemble
 from transformer_jax.explorer.views import Map, Predictions, Views
@@ -23,13 +25,23 @@ def made_views(*, L=2, N=3, tokens=TOKENS, V=1500, is_causal=True, seed=0):
     T = len(tokens)
     scores = random.normal(scale=2, size=(L, N, T, T))
     weights = softmax(np.where(np.tril(np.ones((T, T), bool)) | (not is_causal), scores, -1e30)).astype(np.float32)
-    maps = [Map("self", "self-attention", "text", "text", is_causal, N, weights)]
+    change = random.normal(size=(L, N, T)).astype(np.float32)
+    top = random.integers(V, size=(L, N, 5)).astype(np.int32)
+    is_measured = np.arange(T) < T - 1
+    effects = Effects("loss", change, top, random.uniform(size=top.shape).astype(np.float32), is_measured)
+    maps = [Map("self", "self-attention", "text", "text", is_causal, N, weights, effects)]
     logits = random.normal(scale=3, size=(T, V)).astype(np.float32)
     truth = [*random.integers(V, size=T - 1).tolist(), None]
     names = {i: f"{HOSTILE}{i}" for i in range(V)}
-    return Views(
-        "GPT", f"runs/{HOSTILE}", {"text": tokens}, maps, Predictions("next", "text", "softmax", logits, truth), names
-    )
+    predictions = Predictions("next", "text", "softmax", logits, truth)
+    ranks = random.integers(1, V, size=(L + 1, T)).astype(np.int32) * is_measured
+    values = random.uniform(size=(L + 1, T, 5)).astype(np.float32)
+    lens = Lens(random.integers(V, size=values.shape).astype(np.int32), values, values[..., 0] * is_measured, ranks)
+    continuations = [
+        Continuation(name, ids, tuple(np.log(random.uniform(size=len(ids)))))
+        for name, ids in (("greedy", (1, 2, 3)), ("beam 1", (1, 2, 3)), ("beam 2", (1, 4)), ("sample", (1, 2)))
+    ]
+    return Views("GPT", f"runs/{HOSTILE}", {"text": tokens}, maps, predictions, lens, continuations, names)
 
 
 def page_writer(folder):

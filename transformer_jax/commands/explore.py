@@ -14,6 +14,8 @@ _CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "of a training run: la
 _ADAPTER = flags.DEFINE_string("adapter", "", ADAPTER_MEANING)
 _TEXT = flags.DEFINE_string("text", None, "text that the model reads; the source of a Seq2Seq")
 _TARGET = flags.DEFINE_string("target", None, "target that the decoder of a Seq2Seq reads")
+_ABLATION = flags.DEFINE_bool("ablation", True, "with the effect of every head: a forward pass for each")
+_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 12, "of each continuation; 0: none")
 _OUTPUT = flags.DEFINE_string("output", "explorer.html", "file of the page, for any browser")
 
 
@@ -36,5 +38,6 @@ def main(argv: list[str]) -> None:
     import transformer_jax as tj  # its functions load JAX; errors above are reported before that
 
     run = tj.open_run(run_dir, _CHECKPOINT.value, _ADAPTER.value)
-    tj.explore(run, text, _TARGET.value).save(output)
+    ablation = _ABLATION.value
+    tj.explore(run, text, _TARGET.value, ablation=ablation, max_new_tokens=_MAX_NEW_TOKENS.value).save(output)
     print(output)

@@ -40,8 +40,10 @@ function nameOf(id) {
   return visible(data.names[id] ?? `<${id}>`);
 }
 
+const MAX_UNBROKEN = 14; // characters
+
 function quoted(text) {
-  return element("span", { className: "token" }, text);
+  return element("span", { className: [...text].length > MAX_UNBROKEN ? "token long" : "token" }, text);
 }
 
 // Move the focus among `items` by arrows, Home and End; one of them is in the order of Tab.

@@ -2,6 +2,7 @@
 
 const SCORES = {
   layer: "layer",
+  effect: "effect of its absence, the largest first",
   entropy: "entropy, the lowest first",
   previous: "weight of the token before",
   first: "weight of the first token",

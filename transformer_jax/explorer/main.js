@@ -56,13 +56,17 @@ async function main() {
   makeControls();
   makeTexts();
   byId("prediction").hidden = !data.predictions;
+  byId("lens").hidden = !data.lens;
+  if (data.lens) makeLens();
+  makeTree();
   if (data.predictions) makeSliders();
   document.querySelector("main").hidden = false;
   drawAll();
+  if (data.lens) drawLensMap();
   document.addEventListener("keydown", onKey);
   window.addEventListener("resize", drawBand);
   for (const query of ["(prefers-color-scheme: dark)", "(forced-colors: active)"]) {
-    matchMedia(query).addEventListener("change", () => { readColours(); drawAll(); });
+    matchMedia(query).addEventListener("change", () => { readColours(); drawAll(); if (data.lens) drawLensMap(); });
   }
   document.documentElement.dataset.ready = "yes";
 }

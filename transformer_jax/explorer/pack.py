@@ -19,6 +19,10 @@ def pack(views: Views) -> dict[str, str]:
         "name": views.name,
         "sides": views.sides,
         "maps": [_describe(each) for each in views.maps],
+        "continuations": [
+            {"name": each.name, "tokens": each.tokens, "log_probs": np.round(each.log_probs, 4).tolist()}
+            for each in views.continuations
+        ],
     }
     if views.predictions:
         arrays |= pack_logits(views.predictions)
@@ -33,6 +37,27 @@ def pack(views: Views) -> dict[str, str]:
             "step": LOGIT_STEP,
         }
         data["names"] = views.names
+    if views.lens:
+        num_layers, num_positions, num_top = views.lens.top.shape
+        data["lens"] = {
+            "num_layers": num_layers,
+            "num_positions": num_positions,
+            "num_top": num_top,
+            "has_truth": bool(views.lens.truth_ranks.any()),
+        }
+        last = views.lens.top[-1, -1].tolist(), views.lens.values[-1, -1].tolist()
+        data["effects"] = {
+            "num_positions": num_positions,
+            "num_top": num_top,
+            "before": last[0],
+            "before_values": last[1],
+        }
+        arrays |= {f"lens_{name}": _compact(array) for name, array in views.lens._asdict().items()}
+    for each in views.maps:
+        if each.effects:
+            arrays[f"effects_{each.name}"] = _compact(each.effects.by_position)
+            arrays[f"effects_{each.name}_top"] = _compact(each.effects.top)
+            arrays[f"effects_{each.name}_values"] = _compact(each.effects.values)
     data["arrays"] = {name: array.dtype.name for name, array in arrays.items()}
     blocks = {"data": json.dumps(data).encode("ascii")}
     blocks |= {name: array.astype(array.dtype.newbyteorder("<")).tobytes() for name, array in arrays.items()}
@@ -81,6 +106,11 @@ def _steps(below: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(below / LOGIT_STEP), 0, 65535).astype(np.uint16)
 
 
+def _compact(array: np.ndarray) -> np.ndarray:
+    """Ids as uint32; numbers to four digits, which deflate better."""
+    return array.astype(np.uint32) if array.dtype.kind in "iu" else np.round(array, 4).astype(np.float32)
+
+
 def _describe(each: Map) -> dict[str, object]:
     """Description of a map for the page, without its weights."""
     return {
@@ -92,5 +122,6 @@ def _describe(each: Map) -> dict[str, object]:
         "num_layers": each.weights.shape[0],
         "num_heads": each.weights.shape[1],
         "num_kv_heads": each.num_kv_heads,
+        "measure": each.effects.measure if each.effects else "",
         "scores": {name: np.round(values, 4).tolist() for name, values in each.scores().items()},
     }

@@ -7,12 +7,28 @@ import html
 from importlib.resources import files
 from pathlib import Path
 
+from transformer_jax.errors import check
 from transformer_jax.explorer.pack import pack
 from transformer_jax.explorer.views import collect_views
 from transformer_jax.files import replace_file
 from transformer_jax.run import Run
 
-SCRIPTS = ("data", "sampling", "state", "elements", "text", "heads", "map", "head", "prediction", "export", "main")
+SCRIPTS = (
+    "data",
+    "sampling",
+    "state",
+    "elements",
+    "text",
+    "heads",
+    "map",
+    "head",
+    "prediction",
+    "lens",
+    "ablation",
+    "tree",
+    "export",
+    "main",
+)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -34,7 +50,7 @@ class Page:
         return f"<explorer page, {len(self.html):,} bytes: .save(path) writes it, a notebook shows it>"
 
 
-def explore(run: Run, text: str, target: str | None = None) -> Page:
+def explore(run: Run, text: str, target: str | None = None, *, ablation: bool = True, max_new_tokens: int = 12) -> Page:
     """Explore a text inside a model: attention of all heads, and the predictions, as an interactive page.
 
     Weights are stored to 0.004, probabilities to 0.002. The page needs a browser of 2023 or later and no network.
@@ -42,10 +58,13 @@ def explore(run: Run, text: str, target: str | None = None) -> Page:
     Args:
       text: at most as long as the context; the source of a Seq2Seq.
       target: for a Seq2Seq only: the text that its decoder reads, such as `tj.translate(run, text)`.
+      ablation: with the effect of every head, which takes a forward pass for each.
+      max_new_tokens: of each continuation; 0: none.
     Raises:
       UserError: as `tj.attention_maps`; a text with more attention weights than a page holds.
     """
-    return Page(assemble(pack(collect_views(run, text, target))))
+    check(max_new_tokens >= 0, "max_new_tokens", max_new_tokens, "must be at least 0")
+    return Page(assemble(pack(collect_views(run, text, target, ablation, max_new_tokens))))
 
 
 def assemble(blocks: dict[str, str]) -> str:

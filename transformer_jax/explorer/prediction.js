@@ -8,6 +8,8 @@ const HINTS = {
   class: "Labels of the whole text.",
 };
 
+const TRUTH = { next: "really came", here: "is there" }; // of the token that the text has
+
 function predictedPosition() {
   const { kind, side } = data.predictions;
   if (kind === "class") return 0;
@@ -31,9 +33,9 @@ function drawPrediction() {
   if (activation === "softmax" && kept > NUM_BARS) rows.push(barRow(`${kept - NUM_BARS} others`, rest, 0, "others"));
   const truth = truthAt(position);
   if (truth) {
-    const word = kind === "next" ? "really came" : "is there";
+    const isChanged = state.temperature !== 1 || state.top_k || state.top_p < 1;
     const row = barRow(nameOf(truth.id), truth.probability, truth.probability / largest, "real");
-    row.firstChild.append(` ${word}: rank ${truth.rank}, at temperature 1`);
+    row.firstChild.append(` ${TRUTH[kind]}, rank ${truth.rank}${isChanged ? ", at temperature 1" : ""}`);
     rows.push(row);
   }
   byId("bars").replaceChildren(table(`${kept} of ${data.predictions.size} are possible`, [kind === "next" || kind === "here" ? "token" : "label", unit, "share of the largest"], rows));

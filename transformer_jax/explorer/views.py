@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 
 from transformer_jax.errors import UserError
+from transformer_jax.explorer.continuations import Continuation, compute_continuations
+from transformer_jax.explorer.layers import Effects, Lens, compute_effects, compute_lens
 from transformer_jax.inference.attention_maps import AttentionMaps, attention_maps, pieces
 from transformer_jax.inference.forward import logits
 from transformer_jax.inference.texts import encode_target, encode_text
@@ -27,6 +29,7 @@ class Map(NamedTuple):
     is_causal: bool
     num_kv_heads: int
     weights: np.ndarray  # [L, N, T, S]
+    effects: Effects | None = None
 
     def scores(self) -> dict[str, np.ndarray]:
         """Numbers of each head [L, N]: entropy in nats, weight of the token before and of the first, by query."""
@@ -35,7 +38,7 @@ class Map(NamedTuple):
         scores = {"entropy": entropy, "first": weights[..., 0].mean(-1)}
         if self.rows == self.columns and weights.shape[-1] > 1:
             scores["previous"] = np.diagonal(weights, offset=-1, axis1=-2, axis2=-1).mean(-1)
-        return scores
+        return scores | ({"effect": self.effects.change} if self.effects else {})
 
 
 class Predictions(NamedTuple):
@@ -56,10 +59,12 @@ class Views(NamedTuple):
     sides: dict[str, list[str]]  # tokens of the text, or of source and target
     maps: list[Map]
     predictions: Predictions | None  # None: the model predicts no tokens and no labels
+    lens: Lens | None
+    continuations: list[Continuation]
     names: dict[int, str]  # text of every id that the page can show as a prediction
 
 
-def collect_views(run: Run, text: str, target: str | None) -> Views:
+def collect_views(run: Run, text: str, target: str | None, ablation: bool, max_new_tokens: int) -> Views:
     """Compute the data of a page.
 
     Raises:
@@ -82,8 +87,18 @@ def collect_views(run: Run, text: str, target: str | None) -> Views:
             Map("cross", "cross-attention to the source", "target", "source", False, decoder.num_kv_heads, found.cross),
         ]
     predictions = _predict(run, text, target)
-    names_by_id = _names(run, predictions) if predictions else {}
-    return Views(type(run.model).__name__, run.name, sides, maps, predictions, names_by_id)
+    lens = None
+    if predictions:
+        known = (predictions.truth, predictions.activation)
+        lens = compute_lens(run, text, target, *known)
+        if ablation:
+            effects = [compute_effects(run, text, target, predictions.logits, *known, each.name) for each in maps]
+            maps = [each._replace(effects=effect) for each, effect in zip(maps, effects, strict=True)]
+    continuations = compute_continuations(run, text, max_new_tokens)
+    tops = [each.effects.top for each in maps if each.effects] + ([lens.top] if lens else [])
+    tops += [np.array(each.tokens, np.int32) for each in continuations]
+    names_by_id = _names(run, predictions, tops) if predictions else {}
+    return Views(type(run.model).__name__, run.name, sides, maps, predictions, lens, continuations, names_by_id)
 
 
 def _check_size(run: Run, text: str, target: str | None) -> None:
@@ -127,13 +142,14 @@ def _predict(run: Run, text: str, target: str | None) -> Predictions | None:
     return Predictions("class", "text", activations.get(run.problem_type, "none"), out[None], [None])
 
 
-def _names(run: Run, predictions: Predictions) -> dict[int, str]:
+def _names(run: Run, predictions: Predictions, tops: list[np.ndarray]) -> dict[int, str]:
     """Text of every id that can be shown: of all of a small vocabulary, of the likeliest at each position otherwise."""
     V = predictions.logits.shape[-1]
     if predictions.kind in ("tag", "class"):
         return {i: run.labels[i] if i < len(run.labels) else str(i) for i in range(V)}
     ids = set(range(V)) if V <= MAX_DENSE else set(candidates(predictions.logits).ravel().tolist())
     ids |= {i for i in predictions.truth if i is not None}
+    ids.update(*(top.ravel().tolist() for top in tops))
     known = np.array(sorted(i for i in ids if i < run.text_tokenizer.vocab_size), np.int32)
     named = dict(zip(known.tolist(), pieces(run.text_tokenizer, known), strict=True))
     return {i: named.get(i, f"<{i}>") for i in sorted(ids)}
