@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from helpers.arrays import close, random_like
 
 import transformer_jax as tj
-from transformer_jax.inference.attention_maps import _record
+from transformer_jax.inference.recording import Recorder, activation_names
 from transformer_jax.models import GPT, MODELS, Encoder, Seq2Seq, Seq2SeqConfig, parameter_shapes
 from transformer_jax.nn.attention import Attention
 from transformer_jax.nn.kv_cache import KeysValues
@@ -45,11 +46,27 @@ def seq2seq(**changes):
     return Seq2Seq(Seq2SeqConfig(config_of(num_heads=4, num_layers=3, **changes), config_of(**changes)))
 
 
+def weight_names(model):
+    if isinstance(model, Attention):
+        return ("/weights",)
+    return tuple(name for name in activation_names(model) if name.endswith("/weights"))
+
+
+def recording(model, **kwargs):
+    """The model as a function whose second result are its attention weights, by name."""
+
+    def apply(params, *args):
+        recorder = Recorder(model, weight_names(model), {}, {})
+        with nn.intercept_methods(recorder):
+            out = model.apply(params, *args, **kwargs)
+        return out, recorder.recorded
+
+    return jax.jit(apply)
+
+
 def recorded_by(model, params, *args):
-    """Output of a model, and the attention weights that it records, by path."""
-    out, recorded = jax.jit(functools.partial(model.apply, mutable=["attention"]))(params, *args)
-    leaves = jax.tree_util.tree_leaves_with_path(recorded["attention"])
-    return out, {"/".join(key.key for key in path if hasattr(key, "key")): np.asarray(leaf) for path, leaf in leaves}
+    out, recorded = recording(model)(params, *args)
+    return out, {name.removeprefix("/"): np.asarray(weights) for name, weights in recorded.items()}
 
 
 def assert_sums_to_one(weights):
@@ -134,7 +151,7 @@ def test_every_backend_records_the_same_weights(positions, changes):
         except tj.UserError:  # an unsupported combination
             continue
         maps.append(recorded_by(model, params, TOKENS, RAGGED)[1])
-    assert len(maps) >= 2 and maps[0].keys() == {"stack/block_0/attention/weights"}
+    assert len(maps) >= 2 and maps[0].keys() == {"block_0/attention/weights"}
     for other in maps[1:]:
         jax.tree.map(close, other, maps[0])
     for weights in maps[0].values():
@@ -160,13 +177,14 @@ def test_pieces_read_with_a_cache_have_the_weights_of_the_whole_text():
     params = {"params": random_like(parameter_shapes(model), scale=0.4)}
     whole = recorded_by(model, params, TOKENS)[1]
     cache, done = make_cache(model.config, B, T), 0
-    extend = jax.jit(functools.partial(model.apply, mutable=["attention"], method="extend"))
+    extend = recording(model, method="extend")
     for num in (4, 3):
         piece = TOKENS[:, done : done + num]
         (_, cache), recorded = extend(params, piece, np.ones_like(piece, bool), cache)
         for i in range(L):
-            (weights,) = recorded["attention"]["stack"][f"block_{i}"]["attention"]["weights"]
-            close(weights, whole[f"stack/block_{i}/attention/weights"][:, :, done : done + num])
+            close(
+                recorded[f"block_{i}/attention/weights"], whole[f"block_{i}/attention/weights"][:, :, done : done + num]
+            )
         done += num
 
 
@@ -195,18 +213,6 @@ def test_outputs_are_the_same_to_the_bit_while_weights_are_recorded(kind, change
     out, recorded = recorded_by(model, params, *args)
     np.testing.assert_array_equal(np.asarray(out, np.float32), np.asarray(plain, np.float32))
     assert len(recorded) == (1 if kind == "gpt" else 2 + 2 * 1)
-
-
-def test_nothing_is_recorded_unless_it_is_requested():
-    model = GPT(config_of())
-    variables = jax.eval_shape(model.init, jax.random.key(0), TOKENS)  # for which every collection is mutable
-    assert variables.keys() == {"params"}
-    args = (variables, TOKENS)
-    assert len(jax.make_jaxpr(model.apply)(*args).eqns) < len(
-        jax.make_jaxpr(functools.partial(model.apply, mutable=["attention"]))(*args).eqns
-    )
-    _, other = jax.eval_shape(functools.partial(model.apply, mutable=["intermediates"]), *args)
-    assert not jax.tree.leaves(other)
 
 
 # tj.attention_maps
@@ -283,8 +289,8 @@ def test_the_decoder_of_a_pretrained_model_reads_the_target_as_in_generation(fol
     config, sizes = run.config, (len(target), len(source))
     assert maps.cross.shape == (config.decoder.num_layers, config.decoder.num_heads, *sizes)
     assert_sums_to_one(maps.cross)
-    recorded = _record(run.model, run.variables, source[None], np.array(target, np.int32)[None])
-    close(maps.cross[0], recorded["decoder"]["stack"]["block_0"]["cross"]["weights"][0][0])
+    recorded = recorded_by(run.model, run.variables, source[None], np.array(target, np.int32)[None])[1]
+    close(maps.cross[0], recorded["decoder/block_0/cross/weights"][0])
 
 
 def test_pieces_are_readable_or_shown_as_ids():

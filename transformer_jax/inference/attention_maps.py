@@ -1,14 +1,13 @@
 """Attention maps: the attention weights of every layer and head for one text."""
 
-import functools
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
+from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
+from transformer_jax.inference.recording import activation_names, forward
 from transformer_jax.inference.texts import encode_target, encode_text
-from transformer_jax.models import Model, Params
 from transformer_jax.nn import linear_attention
 from transformer_jax.run import Run
 from transformer_jax.tokenizers import Tokenizer
@@ -59,31 +58,28 @@ def attention_maps(run: Run, text: str, target: str | None = None) -> AttentionM
     source = encode_text(run, "text", text)
     source_tokens = pieces(tokenizer.source, source)
     if target is None:
-        weights = jax.device_get(_record(run.model, run.variables, source[None]))
-        while "stack" not in weights:  # a head around the encoder, which alone has attention
-            (weights,) = weights.values()
-        return AttentionMaps(source_tokens, _stack_layers(weights, "attention"))
+        return AttentionMaps(source_tokens, _stack_layers(_weights(run, source), config.decoder, "attention"))
     target_ids = encode_target(run, "target", target)
-    weights = jax.device_get(_record(run.model, run.variables, source[None], target_ids[None]))
+    weights = _weights(run, source, target_ids)
     return Seq2SeqAttentionMaps(
         source_tokens,
         pieces(tokenizer, target_ids),
-        encoder=_stack_layers(weights["encoder"], "attention"),
-        decoder=_stack_layers(weights["decoder"], "attention"),
-        cross=_stack_layers(weights["decoder"], "cross"),
+        encoder=_stack_layers(weights, config.encoder, "attention", "encoder/"),
+        decoder=_stack_layers(weights, config.decoder, "attention", "decoder/"),
+        cross=_stack_layers(weights, config.decoder, "cross", "decoder/"),
     )
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _record(model: Model, variables: Params, *inputs: jax.Array) -> dict:
-    """Attention weights that the model records in its collection "attention"."""
-    return model.apply(variables, *inputs, mutable=["attention"])[1]["attention"]
+def _weights(run: Run, *inputs: np.ndarray) -> dict[str, np.ndarray]:
+    """Attention weights by name, for one text or a source and its target."""
+    names = tuple(name for name in activation_names(run.model) if name.endswith("/weights"))
+    recorded = forward(run.model, names, (), run.variables, tuple(tokens[None] for tokens in inputs), {})[1]
+    return {name: np.asarray(weights) for name, weights in recorded.items()}
 
 
-def _stack_layers(recorded: dict, part: str) -> np.ndarray:
-    """Weights of `part` ("attention" or "cross") of every block, for the only row: [L, N, T, S]."""
-    blocks = recorded["stack"]
-    return np.stack([blocks[f"block_{i}"][part]["weights"][0][0] for i in range(len(blocks))])
+def _stack_layers(weights: dict[str, np.ndarray], side: TransformerConfig, part: str, prefix: str = "") -> np.ndarray:
+    """Weights of `part` ("attention" or "cross") of every block of a side, for the only row: [L, N, T, S]."""
+    return np.stack([weights[f"{prefix}block_{i}/{part}/weights"][0] for i in range(side.num_layers)])
 
 
 def pieces(tokenizer: Tokenizer, tokens: np.ndarray) -> list[str]:

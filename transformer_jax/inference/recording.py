@@ -11,6 +11,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from transformer_jax.config import TransformerConfig
 from transformer_jax.errors import UserError
@@ -30,7 +31,7 @@ ATTENTION_NAMES = {  # of self-attention; S keys, those of a prefix or cache inc
 }
 LINEAR_HAS_NOT = "weights"
 Function = Callable[[jax.Array, object], jax.Array]  # (what is there, operand) -> what is there instead
-Arguments = tuple[jax.Array | None, ...]  # of a model's __call__
+Arguments = tuple[jax.Array | np.ndarray | None, ...]  # of a model's __call__
 
 
 class Side(NamedTuple):

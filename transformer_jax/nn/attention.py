@@ -252,8 +252,7 @@ class Attention(nn.Module):
         """Return [B, T, D] and, if a KV cache came in, the cache with the new keys and values.
 
         Cross-attention attends to a `source`, the source's `keys_values`; W consecutive rows of x (the beams of a row)
-        may share one of its rows. Where the collection "attention" is mutable, `weights` [B, N, T, S] float32 are
-        stored in it, for inference/attention_maps.py.
+        may share one of its rows. inference/recording.py sees `_attend` and its arguments.
         """
         config = self.config
         q = self.query_norm(self.query(x))
@@ -295,9 +294,6 @@ class Attention(nn.Module):
 
     def _attend(self, q, k, v, mask, bias, deterministic):
         options = self.options(q, bias, deterministic)
-        # Separate from the backend, which need not form the weights. While initializing, every collection is mutable.
-        if self.is_mutable_collection("attention") and not self.is_initializing():
-            self.sow("attention", "weights", attention_weights(q, k, mask, options))
         attend = functools.partial(_attend, mask=mask, options=options, backend=self.config.backend)
         return (jax.checkpoint(attend) if self.remat else attend)(q, k, v)
 
