@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import matplotlib.ticker
 import numpy as np
 
 matplotlib.use("Agg")
@@ -111,6 +112,8 @@ def draw(fitted: Fitted, runs: Sequence[Done], made: Sequence[Done], prediction:
     right.set(
         xscale="log", yscale="log", xlabel="parameters N", ylabel="training tokens D", title="Lines of equal loss"
     )
+    for axis in (right.xaxis, right.yaxis):
+        axis.set_minor_formatter(matplotlib.ticker.NullFormatter())  # their labels would overlap
     with replace_file(path) as file:
         figure.savefig(file, dpi=120)
     plt.close(figure)
