@@ -1,6 +1,6 @@
 // One head: its drawing, which the pointer and the arrows move over, and a table of the largest weights.
 
-const drawing = { canvas: null, measures: null, band: null };
+const drawing = { canvas: null, measures: null, band: null, factor: 1 };
 
 function title() {
   const map = currentMap();
@@ -31,6 +31,7 @@ function drawHead() {
   canvas.addEventListener("click", (event) => pointAt(event, true));
   byId("figure").replaceChildren(element("div", { className: "frame" }, canvas, band));
   if (hadFocus) canvas.focus();
+  measureCanvas();
   drawBand();
 }
 
@@ -74,13 +75,17 @@ function moveRow(event) {
   update({ side, tokens: [Math.max(0, Math.min((isRow ? map.T : map.S) - 1, last))], preview: null });
 }
 
+// Measured when the canvas is made or the window changes: in a hover it would wait for a layout of the page.
+function measureCanvas() {
+  if (drawing.canvas) drawing.factor = drawing.canvas.getBoundingClientRect().width / drawing.measures.across;
+}
+
 function drawBand() {
   if (state.view === "lines") return;
-  const { band, canvas, measures } = drawing;
+  const { band, factor, measures } = drawing;
   const found = focusedWeights();
   band.hidden = !found;
   if (!found) return;
-  const factor = canvas.getBoundingClientRect().width / measures.across;
   const start = focused().tokens.at(-1) * measures.cell;
   const box = found.isRow
     ? [0, measures.above + start, measures.across, measures.cell]

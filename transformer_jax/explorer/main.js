@@ -43,6 +43,12 @@ function onKey(event) {
   else if (event.key === "?") byId("help").showModal();
 }
 
+function redrawColours() {
+  readColours();
+  for (const button of Object.values(tokenButtons).flat()) delete button.dataset.look;
+  drawAll();
+}
+
 async function main() {
   await load();
   readColours();
@@ -64,9 +70,9 @@ async function main() {
   drawAll();
   if (data.lens) drawLensMap();
   document.addEventListener("keydown", onKey);
-  window.addEventListener("resize", drawBand);
+  window.addEventListener("resize", () => { measureCanvas(); drawBand(); });
   for (const query of ["(prefers-color-scheme: dark)", "(forced-colors: active)"]) {
-    matchMedia(query).addEventListener("change", () => { readColours(); drawAll(); if (data.lens) drawLensMap(); });
+    matchMedia(query).addEventListener("change", () => { redrawColours(); if (data.lens) drawLensMap(); });
   }
   document.documentElement.dataset.ready = "yes";
 }

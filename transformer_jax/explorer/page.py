@@ -63,7 +63,8 @@ def explore(run: Run, text: str, target: str | None = None, *, ablation: bool = 
     Raises:
       UserError: as `tj.attention_maps`; a text with more attention weights than a page holds.
     """
-    check(max_new_tokens >= 0, "max_new_tokens", max_new_tokens, "must be at least 0")
+    is_count = isinstance(max_new_tokens, int) and max_new_tokens >= 0
+    check(is_count, "max_new_tokens", max_new_tokens, "must be an int of at least 0")
     return Page(assemble(pack(collect_views(run, text, target, ablation, max_new_tokens))))
 
 

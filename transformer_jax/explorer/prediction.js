@@ -38,7 +38,9 @@ function drawPrediction() {
     row.firstChild.append(` ${TRUTH[kind]}, rank ${truth.rank}${isChanged ? ", at temperature 1" : ""}`);
     rows.push(row);
   }
-  byId("bars").replaceChildren(table(`${kept} of ${data.predictions.size} are possible`, [kind === "next" || kind === "here" ? "token" : "label", unit, "share of the largest"], rows));
+  const caption = activation === "softmax" ? `${kept} of ${data.predictions.size} are possible` : "Outputs of the model";
+  const what = kind === "next" || kind === "here" ? "token" : "label";
+  byId("bars").replaceChildren(table(caption, [what, unit, "share of the largest"], rows));
 }
 
 function barRow(name, value, share, className = "") {

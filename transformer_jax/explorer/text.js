@@ -38,11 +38,16 @@ function drawTexts() {
   for (const [name, buttons] of Object.entries(tokenButtons)) {
     const values = found && found.side === name ? found.values : null;
     buttons.forEach((button, i) => {
-      button.setAttribute("aria-pressed", String(state.side === name && state.tokens.includes(i)));
+      const isChosen = String(state.side === name && state.tokens.includes(i));
+      if (button.getAttribute("aria-pressed") !== isChosen) button.setAttribute("aria-pressed", isChosen);
       button.classList.toggle("focus", side === name && tokens.includes(i));
+      const words = values && values[i] >= 0.005 ? number(values[i], 2).replace(/^0/, "") : "";
+      const look = `${values ? rootOf(values[i]) : ""} ${words}`;
+      if (button.dataset.look === look) return; // most of a long text stay as they are
+      button.dataset.look = look;
       if (values) shade(button, values[i]);
       else button.removeAttribute("style");
-      button.lastChild.textContent = values && values[i] >= 0.005 ? number(values[i], 2).replace(/^0/, "") : "";
+      button.lastChild.textContent = words;
     });
   }
 }
