@@ -12,6 +12,7 @@ from helpers.answer_checks import answers  # noqa: F401
 from helpers.capture_checks import looking  # noqa: F401
 from helpers.chat_checks import chats, learned_answers  # noqa: F401
 from helpers.checkpoint_checks import checkpoint_folders  # noqa: F401
+from helpers.explorer_checks import packed_weights  # noqa: F401
 from helpers.file_checks import files, folder_tokenizers  # noqa: F401
 from helpers.fresh_models import V, make, normal
 from helpers.numpy_gpt import GEMMA, numpy_gpt

@@ -177,6 +177,18 @@ MUTANTS_OF_LAYERS = {
         "jnp.ones((B, T))",
         ("looking", {"norm_placement": "sandwich"}),
     ),
+    "weights are stored without their root": (
+        "explorer.pack",
+        "np.sqrt(np.clip(each.weights, 0, 1))",
+        "np.clip(each.weights, 0, 1)",
+        ("packed_weights", {}),
+    ),
+    "the empty half is stored": (
+        "explorer.pack",
+        "np.tril(np.ones((T, S), bool))",
+        "np.triu(np.ones((T, S), bool))",
+        ("packed_weights", {}),
+    ),
     # Answers of heads
     "labels of a text compete": (
         "inference.predict",

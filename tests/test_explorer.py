@@ -79,6 +79,7 @@ def assert_effect(page, without, logits, ids):
     if len(new) > 1:
         losses = [(old - new)[t, ids[t + 1]] for t in range(len(ids) - 1)]
         np.testing.assert_allclose(shown, abs(np.mean(losses)), atol=1e-3)
+        assert ("rises" if np.mean(losses) > 0 else "falls") in page.locator("#ablation-hint").inner_text()
     elif len(logits) == len(COLOURS):
         np.testing.assert_allclose(shown, np.sum(np.exp(old) * (old - new)), atol=1e-3)
     else:
