@@ -20,7 +20,7 @@ FIXTURES = Path(__file__).parent / "fixtures"
 RECIPES = sorted(
     path.stem
     for path in (Path(__file__).parents[1] / "configs").glob("[a-z]*.py")
-    if path.stem not in ("default", "scaling_char")  # the latter: tests/test_scaling.py
+    if path.stem not in ("default", "chat_sft", "scaling_char")  # tests/test_chat_training.py, tests/test_scaling.py
 )
 
 
