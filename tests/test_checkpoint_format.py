@@ -130,7 +130,7 @@ def test_metadata_with_a_wrong_field_are_refused_in_one_line_that_names_it():
         (lambda meta: meta | {"labels": ["x", 1]}, "labels=1: must be of type str, not int."),
         (
             lambda meta: meta | {"param_dtypes": {"a": "float33"}},
-            "param_dtypes.a='float33': unknown. Choose one of: float32, bfloat16, float16.",
+            "param_dtypes.a='float33': unknown. Choose one of: float32, bfloat16, float16, int8.",
         ),
         (lambda meta: meta | {"problem_type": "no"}, "problem_type='no': unknown. Choose one of: single_label_clas"),
         (lambda meta: meta | {"problem_type": ""}, "problem_type='': unknown. Choose one of: single_label_clas"),
