@@ -1,6 +1,6 @@
 """How cost grows: time and memory of a training step and of a decode step over T, B, L, D and V, beside the formula.
 
-    python benchmarks/growth.py     about six minutes on two cores; writes benchmarks/results/growth.json and .png
+    python benchmarks/growth.py     about five minutes on two cores; writes benchmarks/results/growth.json and .png
 
 For each letter a shape is doubled a few times, the others stay. The exponent of a quantity is the slope of log2 of its
 increments: so what does not depend on the letter, such as parameters for T, falls out. The formula has the exponent of
@@ -78,8 +78,8 @@ def train_flops(s: Shape) -> float:
 
 
 def train_numbers(s: Shape) -> float:
-    """Numbers that a step keeps: activations, the logits, and the gradients."""
-    return s.B * s.T * (s.L * 16 * s.D + s.V) + s.L * 12 * s.D**2 + 2 * s.D * s.V
+    """Numbers of a step: activations, logits, and seven a weight: state before and after (3 each), gradient."""
+    return s.B * s.T * (s.L * 16 * s.D + s.V) + 7.0 * (s.L * 12 * s.D**2 + 2 * s.D * s.V)
 
 
 def decode_flops(s: Shape) -> float:
@@ -111,7 +111,8 @@ def decode_program(s: Shape) -> tuple[Callable, tuple]:
     cache = make_cache(model.config, s.B, s.T).append(jnp.ones((s.B, s.T - 1), bool))
 
     def step(params, tokens, cache):
-        return model.apply({"params": params}, tokens, None, cache, last_only=True, method="extend")
+        is_token = jnp.ones(tokens.shape, bool)
+        return model.apply({"params": params}, tokens, is_token, cache, last_only=True, method="extend")
 
     arguments = params, jnp.zeros((s.B, 1), jnp.int32), cache
     return jax.jit(step).lower(*arguments).compile(), arguments
@@ -151,7 +152,7 @@ STEPS = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--doublings", type=int, default=4)
+    parser.add_argument("--doublings", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=50, help="most calls that are timed for each shape")
     args = parser.parse_args()
     figures: dict[str, dict] = {}
