@@ -3,33 +3,15 @@
 python -m train.scaling --config=configs/scaling_char.py --workdir=runs/scaling
 """
 
-from configs import default
+from configs import default, shakespeare_char
 
 
 def get_config():
-    config = default.get_config()
-    config.model.max_len = 64
-    config.model.d_model = 128
-    config.model.num_heads = 4
-    config.model.qkv_bias = False
-    config.model.out_bias = False
-    config.model.mlp_bias = False
-    config.model.positions = "rotary"
-    config.model.norm = "rmsnorm"
-    config.model.qk_norm = "head"
-    config.model.feed_forward = "swiglu"
-    config.model.zero_init = True
-    config.model.logit_softcap = 15.0
-    config.optimizer.name = "muon"
-    config.optimizer.muon_lr = 0.03
-    config.optimizer.muon_steps = 3
-    config.optimizer.peak_lr = 6e-3
-    config.optimizer.weight_decay = 0.0
-    config.optimizer.schedule = "warmup_linear"
-    config.optimizer.warmup_steps = 100  # of num_steps: each run has the same share
-    config.optimizer.final_lr_fraction = 0.0
-    config.train.num_steps = 2000
-    config.train.batch_size = 12
+    config = shakespeare_char.get_config()
+    plain = default.get_config()
+    config.data = plain.data
+    config.checkpoint = plain.checkpoint
+    config.train.eval_every = plain.train.eval_every  # a run of a ladder is evaluated at its end
     with config.unlocked():
         config.scaling = {
             "sizes": "1x32,2x64,3x96,4x128,5x160",

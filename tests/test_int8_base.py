@@ -2,17 +2,18 @@
 
 import functools
 import shutil
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import adapter_training
+from helpers.adapter_cases import FIXTURES
+from helpers.adapter_training import assert_equal
 from helpers.arrays import by_name, close, random_like
 from helpers.checkpoints import rewrite_meta
 
 import transformer_jax as tj
-from configs import finetune_lora
 from train import flops
 from train.adapter_config import AdapterConfig
 from train.adapters import adapter_spec, first_adapter
@@ -27,30 +28,10 @@ from transformer_jax.models.quantization import int8_paths
 from transformer_jax.nn.quantization import LARGE_BLOCK, MANY_ROWS, Int8, dequantize, matmul, to_int8
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
-FIXTURES = Path(__file__).parent / "fixtures"
-SHORT = {
-    "adapter.rank": 3,
-    "adapter.int8": True,
-    "optimizer.warmup_steps": 1,
-    "optimizer.schedule": "constant",
-    "optimizer.final_lr_fraction": 0.1,
-    "optimizer.peak_lr": 0.03,
-    "train.batch_size": 5,
-    "train.num_steps": 4,
-    "train.eval_every": 2,
-    "train.log_every": 2,
-    "train.tensorboard": False,
-    "checkpoint.save_every": 2,
-}
 
 
 def config_of(folder, **changes):
-    text = folder / "my.txt"
-    text.write_text("The cat sat on the mat, and the dog walked in the garden. " * 60)
-    config = finetune_lora.get_config()
-    config.update_from_flattened_dict(SHORT | {"data.path": str(text)} | changes)
-    config.train.init_from = str(FIXTURES / "gpt2")
-    return config
+    return adapter_training.config_of(folder, **{"adapter.rank": 3, "adapter.int8": True} | changes)
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +46,6 @@ def quantized():
 
 
 TOKENS = np.arange(14).reshape(2, 7) + 9
-
-
-def assert_equal(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 @pytest.mark.parametrize("columns", [67, 2 * LARGE_BLOCK + 67])
