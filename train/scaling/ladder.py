@@ -133,9 +133,13 @@ def read_done(workdir: Path) -> list[Done]:
         raise UserError(f"{path}: is not the list of runs of a ladder ({error}). Take another workdir.") from error
 
 
-def train_ladder(config: LadderConfig, workdir: Path, runs: Sequence[Run]) -> Iterator[tuple[Done, bool]]:
+def train_ladder(
+    config: LadderConfig, workdir: Path, runs: Sequence[Run], size: Size | None = None
+) -> Iterator[tuple[Done, bool]]:
     """Train the runs that are not done yet, in order.
 
+    Args:
+      size: of the first run, if it is loaded already.
     Yields:
       each run, with True if it was done before. It is kept in `workdir` before it is yielded.
     Raises:
@@ -144,14 +148,13 @@ def train_ladder(config: LadderConfig, workdir: Path, runs: Sequence[Run]) -> It
     """
     done = read_done(workdir)
     by_run = {one.run: one for one in done}
-    size: Size | None = None
     for run in runs:
         if run in by_run:
             yield by_run[run], True
             continue
         if size is None or size.name != run.size:
             size = Size(config, run)
-            _check_data(workdir, size.task(run).fingerprint)
+        _check_data(workdir, size.task(run).fingerprint)
         result = size.train(run)
         done.append(result)
         write_text(workdir / RUNS, "".join(json.dumps(dataclasses.asdict(one)) + "\n" for one in done))

@@ -43,12 +43,13 @@ def run(config: LadderConfig, workdir: str | Path) -> None:
         larger = config.scaling.predicted(seed)
         if larger:
             best = fitted[PREDICTS]
-            prediction = predict(best.law, best.laws, best.points, *Size(config, larger[0]).cost(larger[0]))
+            size = Size(config, larger[0])
+            prediction = predict(best.law, best.laws, best.points, *size.cost(larger[0]))
             report["prediction"] = dataclasses.asdict(prediction)
             _write(report, workdir)  # before the run is made
             low, high = prediction.low, prediction.high
             print(f"predicted for {larger[0].size}: {prediction.loss:.4f}, 80 % interval {low:.4f} to {high:.4f}")
-            made = _train(config, workdir, larger)
+            made = _train(config, workdir, larger, size)
             losses = [one.loss for one in made]
             is_inside = low <= float(np.mean(losses)) <= high
             report["measured"] = {"losses": losses, "mean": float(np.mean(losses)), "is_inside": is_inside}
@@ -58,10 +59,10 @@ def run(config: LadderConfig, workdir: str | Path) -> None:
         print(f"Report: {workdir / 'scaling.json'}, {workdir / 'scaling.png'}", flush=True)
 
 
-def _train(config: LadderConfig, workdir: Path, runs: Sequence[Run]) -> list[Done]:
+def _train(config: LadderConfig, workdir: Path, runs: Sequence[Run], size: Size | None = None) -> list[Done]:
     """Train runs, with a line for each."""
     done: list[Done] = []
-    for one, was_done in train_ladder(config, workdir, runs):
+    for one, was_done in train_ladder(config, workdir, runs, size):
         done.append(one)
         cost = "done before" if was_done else f"{one.seconds:.0f} s"
         print(
