@@ -1,0 +1,200 @@
+"""The course on the command line: python -m lessons list | run 04 | check 01 | hint 01 | solution 01 | reset 01."""
+
+import argparse
+import importlib
+import runpy
+import sys
+import time
+import traceback
+from pathlib import Path
+
+LESSONS = Path(__file__).parent
+sys.path.insert(0, str(LESSONS))
+EXERCISES = LESSONS / "exercises"
+SOLUTIONS = EXERCISES / "solutions"
+
+
+def find(folder: Path, number: str) -> list[Path]:
+    """Files of a lesson or exercise by its number, 4 or 04; "all": every one of them."""
+    prefix = "exercise_" if folder == EXERCISES else ""
+    files = sorted(folder.glob(f"{prefix}[0-9][0-9]_*.py"))
+    if number == "all":
+        return files
+    chosen = [path for path in files if path.stem.removeprefix(prefix)[:2] == number.zfill(2)]
+    if not chosen:
+        kind = prefix.strip("_") or "lesson"
+        sys.exit(f"{kind} {number!r}: there is none; `python -m lessons list` shows all.")
+    return chosen
+
+
+def title_of(path: Path) -> str:
+    """First heading or first line of the docstring of a lesson or exercise."""
+    for line in path.read_text().splitlines():
+        if line.startswith("# # "):
+            return line[4:]
+        if line.startswith('"""'):
+            return line.strip('"').rstrip(".")
+    return path.stem
+
+
+def list_all(_: argparse.Namespace) -> int:
+    from course import grading
+
+    print("Lessons (read lessons/NN_name.md; python -m lessons run NN)")
+    for path in find(LESSONS, "all"):
+        print(f"  {path.stem[:2]}  {title_of(path)}")
+    print("Exercises (edit lessons/exercises/exercise_NN_name.py; python -m lessons check NN)")
+    for path in find(EXERCISES, "all"):
+        is_blank = path.read_text() == grading.blank_of((SOLUTIONS / path.name).read_text())
+        print(f"  {path.stem[9:11]}  {title_of(path)}{'' if is_blank else '  (begun)'}")
+    return 0
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run lessons. More than one: each in a process of its own, with its time."""
+    paths = find(LESSONS, args.number)
+    if args.number == "all":
+        return run_each(paths, args)
+    from course import lesson
+
+    lesson.current = lesson.Lesson(name=paths[0].stem, share=args.steps, seed=args.seed, asks=args.ask)
+    runpy.run_path(str(paths[0]), run_name="__main__")
+    return report_misses(lesson.current.name, lesson.current.misses)
+
+
+def run_each(paths: list[Path], args: argparse.Namespace) -> int:
+    import subprocess
+
+    failed = []
+    for path in paths:
+        start = time.perf_counter()
+        command = [
+            sys.executable,
+            "-m",
+            "lessons",
+            "run",
+            path.stem[:2],
+            f"--steps={args.steps}",
+            f"--seed={args.seed}",
+        ]
+        result = subprocess.run(command, capture_output=True, text=True, cwd=LESSONS.parent, stdin=subprocess.DEVNULL)
+        print(
+            f"{path.stem:32s}{time.perf_counter() - start:6.1f} s  {'failed' if result.returncode else ''}", flush=True
+        )
+        if result.returncode:
+            failed.append(path.stem)
+            print(result.stderr[-3000:], file=sys.stderr)
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return int(bool(failed))
+
+
+def render(args: argparse.Namespace) -> int:
+    """Run one lesson in full and write its page and its pictures."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from course import lesson, render
+
+    paths = find(LESSONS, args.number)
+    if len(paths) > 1:
+        sys.exit("render takes one lesson: its pages need a process of their own.")
+    render.render(paths[0])
+    return report_misses(lesson.current.name, lesson.current.misses)
+
+
+def report_misses(name: str, misses: list[str]) -> int:
+    for miss in misses:
+        print(f"{name}: {miss}", file=sys.stderr)
+    return int(bool(misses))
+
+
+def check(args: argparse.Namespace) -> int:
+    """Grade exercises; 0 if every part passes."""
+    from course import grading
+
+    is_passed = True
+    for path in find(EXERCISES, args.number):
+        print(path.relative_to(LESSONS.parent))
+        exercise = importlib.import_module(f"course.mistakes.{path.stem}").EXERCISE
+        try:
+            answers = grading.load(path)
+        except Exception as error:  # the learner's own error, whatever it is, becomes a line
+            line = traceback.extract_tb(error.__traceback__)[-1].lineno
+            line = error.lineno if isinstance(error, SyntaxError) else line
+            print(f"  the file does not run, line {line}: {type(error).__name__}: {error}")
+            is_passed = False
+            continue
+        for verdict in grading.check(exercise, answers):
+            print(f"  {verdict.part}: {verdict.message}")
+            is_passed &= verdict.state == "passed"
+    return int(not is_passed)
+
+
+def hint(args: argparse.Namespace) -> int:
+    """Print one of the three hints of an exercise."""
+    path = only(args.number)
+    exercise = importlib.import_module(f"course.mistakes.{path.stem}").EXERCISE
+    print(exercise.hints[args.level - 1])
+    if args.level < 3:
+        print(f"More: python -m lessons hint {args.number} {args.level + 1}")
+    return 0
+
+
+def solution(args: argparse.Namespace) -> int:
+    """Print the solution of an exercise, without its marks."""
+    lines = (SOLUTIONS / only(args.number).name).read_text().splitlines()
+    print("\n".join(line for line in lines if not line.strip().startswith(("# answer", "# end"))))
+    return 0
+
+
+def reset(args: argparse.Namespace) -> int:
+    """Make the blank anew; an answer that was begun is kept beside it."""
+    from course import grading
+
+    path = only(args.number)
+    blank = grading.blank_of((SOLUTIONS / path.name).read_text())
+    if path.exists() and path.read_text() != blank:
+        number = next(n for n in range(1, 10_000) if not path.with_suffix(f".{n}.txt").exists())
+        kept = path.with_suffix(f".{number}.txt")
+        path.rename(kept)
+        print(f"your answer is kept in {kept.relative_to(LESSONS.parent)}")
+    path.write_text(blank)
+    print(f"{path.relative_to(LESSONS.parent)} is blank")
+    return 0
+
+
+def only(number: str) -> Path:
+    if number == "all":
+        sys.exit("one exercise at a time: give its number.")
+    return find(EXERCISES, number)[0]
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m lessons", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands.add_parser("list", help="all lessons and exercises").set_defaults(do=list_all)
+    command = commands.add_parser("run", help="run a lesson, or all, in full")
+    command.add_argument("number", help="such as 04, or all")
+    command.add_argument("--ask", action="store_true", help="ask for your prediction before each outcome")
+    command.add_argument("--steps", type=float, default=1.0, help="share of the training steps; below 1 no band holds")
+    command.add_argument("--seed", type=int, default=0)
+    command.set_defaults(do=run)
+    for name, do, text in (
+        ("render", render, "run a lesson and write its page and pictures"),
+        ("check", check, "grade an exercise, or all"),
+        ("hint", hint, "a hint for an exercise; three levels"),
+        ("solution", solution, "print the solution of an exercise"),
+        ("reset", reset, "make an exercise blank again; your answer is kept beside it"),
+    ):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("number", help="such as 01")
+        if name == "hint":
+            command.add_argument("level", type=int, nargs="?", default=1, choices=(1, 2, 3))
+        command.set_defaults(do=do)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    arguments = parse()
+    sys.exit(arguments.do(arguments))

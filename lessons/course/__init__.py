@@ -1,0 +1,23 @@
+"""Tools of the lessons: predictions and their outcomes, source code of the library, pictures, a short training loop.
+
+A lesson imports this package before JAX: it puts the clone on the path and tunes the process.
+"""
+
+import contextlib
+import io
+import sys
+from pathlib import Path
+
+LESSONS = Path(__file__).parents[1]  # the folder lessons/
+sys.path[:0] = [path for path in (str(LESSONS), str(LESSONS.parent)) if path not in sys.path]
+
+assert "jax" not in sys.modules, "import course before jax, in the first cell"
+from transformer_jax import startup  # noqa: E402
+
+with contextlib.redirect_stderr(io.StringIO()):  # its line is for people who measure
+    startup.prepare()
+
+from course.lesson import outcome, picture, predict, seed, show, steps  # noqa: E402
+from course.pictures import heatmap  # noqa: E402
+
+__all__ = ["LESSONS", "heatmap", "outcome", "picture", "predict", "seed", "show", "steps"]

@@ -1,0 +1,274 @@
+"""Grader of the exercises: an answer is compared with the right twin, with the laws, and with wrong twins.
+
+A wrong twin is the right function with one switch set. The wrong twin that an answer equals in all cases names the
+mistake; two switches at once are tried as well.
+"""
+
+import copy
+import dataclasses
+import itertools
+import signal
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+SECONDS = 20  # that one part of an answer may take
+
+Case = tuple[str, tuple]  # a name, and the arguments
+
+
+@dataclasses.dataclass(frozen=True)
+class Mistake:
+    """A known mistake: its name, the hint that it gets, and the switches of the twin that make it."""
+
+    name: str
+    hint: str
+    switches: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One function, class or value that an exercise asks for.
+
+    `twin(*arguments, **switches)`: NumPy; without switches the right answer, with those of a mistake the wrong one. It
+    may return None for a case in which a mistake makes no sense.
+    `cases()`: from tiny to large, so that the first failure is a small one. A value has the one case ("", ()).
+    `call(answer, *arguments)`: how an answer is used; a value is returned as it is.
+    `laws`: further checks of a right answer, each called with it; they raise LawBroken.
+    """
+
+    name: str
+    twin: Callable[..., Any]
+    cases: Callable[[], Iterable[Case]]
+    mistakes: tuple[Mistake, ...] = ()
+    laws: tuple[Callable[[Any], None], ...] = ()
+    call: Callable[..., Any] = lambda answer, *arguments: answer(*arguments) if callable(answer) else answer
+    tolerance: float = 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class Exercise:
+    """Title, parts in order, and three hints, from a nudge to nearly the answer."""
+
+    title: str
+    parts: tuple[Part, ...]
+    hints: tuple[str, str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What the grader says of one part. `state`: passed, blank, error, mistake or wrong; `mistakes`: their names."""
+
+    part: str
+    state: str
+    message: str
+    mistakes: tuple[str, ...] = ()
+
+
+def check(exercise: Exercise, answers: ModuleType) -> list[Verdict]:
+    """Grade all parts of an exercise."""
+    return [check_part(part, answers) for part in exercise.parts]
+
+
+def check_part(part: Part, answers: ModuleType) -> Verdict:
+    """Grade one part: blank or error, then right and lawful, then the mistake that it equals, then the difference."""
+    if not hasattr(answers, part.name):
+        return Verdict(part.name, "blank", f"{part.name} is missing from the file; `reset` brings it back.")
+    answer = getattr(answers, part.name)
+    results: list[tuple[Case, Any]] = []
+    with _time_limit(), np.errstate(all="ignore"):
+        for case in part.cases():
+            label, arguments = case
+            given = copy.deepcopy(arguments)
+            try:
+                result = part.call(answer, *given)
+            except NotImplementedError:
+                return Verdict(part.name, "blank", f"{part.name} waits for your answer.")
+            except Exception as error:  # noqa: BLE001  the learner's own error, whatever it is, becomes a line
+                return Verdict(part.name, "error", f"{place_of_error(error, answers)}, in the case {_named(case)}.")
+            if result is None or result is ...:
+                return Verdict(part.name, "blank", f"{part.name} returns nothing: is a return missing?")
+            if not same(given, arguments, 0.0):
+                return Verdict(part.name, "wrong", f"{part.name} changes its arguments, in the case {_named(case)}.")
+            results.append((case, result))
+        wrong = [(case, result) for case, result in results if not same(result, part.twin(*case[1]), part.tolerance)]
+        if not wrong:
+            return _check_laws(part, answer)
+        found = diagnose(part, results)
+    if found:
+        text = "\n  and: ".join(f"{mistake.name}. {mistake.hint}" for mistake in found)
+        return Verdict(part.name, "mistake", text, tuple(mistake.name for mistake in found))
+    case, result = wrong[0]
+    return Verdict(part.name, "wrong", difference(case, result, part.twin(*case[1])))
+
+
+def diagnose(part: Part, results: list[tuple[Case, Any]]) -> tuple[Mistake, ...]:
+    """Find the mistake, or the two mistakes, whose wrong twin gives the same results; empty if there is none."""
+    singles = [(mistake,) for mistake in part.mistakes]
+    pairs = [
+        pair
+        for pair in itertools.combinations(part.mistakes, 2)
+        if not pair[0].switches.keys() & pair[1].switches.keys()
+    ]
+    for mistakes in [*singles, *pairs]:
+        switches = {name: value for mistake in mistakes for name, value in mistake.switches.items()}
+        if _fits(part, switches, results):
+            return mistakes
+    return ()
+
+
+def _fits(part: Part, switches: dict[str, Any], results: list[tuple[Case, Any]]) -> bool:
+    differs = False
+    for (_, arguments), result in results:
+        try:
+            twin = part.twin(*copy.deepcopy(arguments), **switches)
+        except (ValueError, IndexError, ZeroDivisionError, OverflowError):  # it makes no sense in this case
+            return False
+        if twin is None:
+            continue
+        if not same(result, twin, part.tolerance):
+            return False
+        differs = differs or not same(twin, part.twin(*arguments), part.tolerance)
+    return differs
+
+
+def _check_laws(part: Part, answer: Any) -> Verdict:
+    for law in part.laws:
+        try:
+            law(answer)
+        except AssertionError as error:
+            return Verdict(part.name, "wrong", f"it breaks a law: {error}")
+        except Exception as error:  # noqa: BLE001  as above
+            return Verdict(part.name, "error", f"with the laws: {type(error).__name__}: {str(error)[:200]}")
+    return Verdict(part.name, "passed", "passed")
+
+
+def same(left: Any, right: Any, tolerance: float) -> bool:
+    """Whether two results are equal: arrays and numbers within the tolerance, NaN equal to NaN, structures by parts."""
+    if isinstance(right, dict):
+        return (
+            isinstance(left, dict)
+            and left.keys() == right.keys()
+            and all(same(left[key], right[key], tolerance) for key in right)
+        )
+    if isinstance(right, (list, tuple)) and (not right or not _is_number(right[0])):
+        return (
+            isinstance(left, (list, tuple))
+            and len(left) == len(right)
+            and all(same(a, b, tolerance) for a, b in zip(left, right, strict=True))
+        )
+    if right is None or isinstance(right, str):
+        return isinstance(left, type(right)) and left == right
+    try:
+        left, right = np.asarray(left), np.asarray(right)
+        if left.shape != right.shape:
+            return False
+        if right.dtype.kind in "biu" and left.dtype.kind in "biu":
+            return bool(np.array_equal(left, right))
+        left = left.astype(np.float64)
+    except (TypeError, ValueError):
+        return False
+    return bool(np.allclose(left, right, rtol=tolerance, atol=tolerance, equal_nan=True))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+
+
+def difference(case: Case, result: Any, expected: Any) -> str:
+    """The first case that fails, in numbers that can be checked by hand where they are few."""
+    try:
+        shapes = np.shape(result), np.shape(expected)
+    except ValueError:
+        shapes = (), ()
+    if shapes[0] != shapes[1]:
+        return f"in the case {_named(case)}: the shape is {shapes[0]}, it should be {shapes[1]}."
+    if np.size(expected) <= 12:
+        arguments = ", ".join(_short(argument) for argument in case[1])
+        return f"in the case {_named(case)}: ({arguments}) gives {_short(result)}, it should give {_short(expected)}."
+    left, right = np.asarray(result, np.float64), np.asarray(expected, np.float64)
+    gap = np.where(np.isnan(left) & np.isnan(right), 0, np.abs(left - right))
+    gap = np.where(np.isnan(gap), np.inf, gap)
+    index = tuple(int(i) for i in np.unravel_index(np.argmax(gap), gap.shape))
+    share = np.mean(gap <= 1e-5)
+    return (
+        f"in the case {_named(case)}: at index {index} it is {left[index]:.5g}, it should be {right[index]:.5g}; "
+        f"{share:.0%} of the values are right."
+    )
+
+
+def _named(case: Case) -> str:
+    return repr(case[0]) if case[0] else "asked"
+
+
+def _short(value: Any) -> str:
+    if callable(value):
+        return getattr(value, "__name__", "a function")
+    text = np.array2string(np.asarray(value), precision=4, separator=", ") if np.ndim(value) else repr(value)
+    text = " ".join(text.split())
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def place_of_error(error: BaseException, answers: ModuleType) -> str:
+    """The deepest line of the learner's file in an error, and what the error says."""
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == answers.__file__]
+    where = f"line {own[-1].lineno}: `{own[-1].line}`: " if own else ""
+    said = " ".join(str(error).split())
+    return f"{where}{type(error).__name__}: {said[:200]}"
+
+
+class _time_limit:
+    """A limit for answers that never end. Works where there is SIGALRM, in the main thread."""
+
+    def __enter__(self) -> None:
+        self.before = signal.signal(signal.SIGALRM, self.stop)
+        signal.alarm(SECONDS)
+
+    def __exit__(self, *_: object) -> None:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, self.before)
+
+    @staticmethod
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"still running after {SECONDS} s: does a loop never end?")
+
+
+# Blanks are made from the solutions.
+
+
+def blank_of(solution: str) -> str:
+    """Text of an exercise: each answer of its solution, from `# answer` to `# end`, gives way to an open question.
+
+    `# answer: TEXT` leaves TEXT in its place, for values; `# answer` alone leaves a NotImplementedError.
+    """
+    return "\n".join(_blank_lines(solution.split("\n")))
+
+
+def _blank_lines(lines: Iterable[str]) -> Iterator[str]:
+    is_answer = False
+    for line in lines:
+        stripped = line.strip()
+        if stripped == "# end":
+            assert is_answer, "# end without # answer"
+            is_answer = False
+        elif stripped.startswith("# answer"):
+            assert not is_answer, "# answer inside an answer"
+            is_answer = True
+            indent = line[: len(line) - len(line.lstrip())]
+            left = stripped.removeprefix("# answer").removeprefix(":").strip()
+            yield indent + (left or "raise NotImplementedError  # your answer")
+        elif not is_answer:
+            yield line
+    assert not is_answer, "# answer without # end"
+
+
+def load(path: Path) -> ModuleType:
+    """Run a learner's file as a module of its own. Its errors are the learner's."""
+    module = ModuleType(path.stem)
+    module.__file__ = str(path)
+    exec(compile(path.read_text(), str(path), "exec"), module.__dict__)  # noqa: S102
+    return module

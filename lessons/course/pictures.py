@@ -1,0 +1,37 @@
+"""Pictures of the lessons: one style, and the heat map of an attention matrix."""
+
+from collections.abc import Sequence
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+
+matplotlib.rcParams.update(
+    {
+        "figure.figsize": (6, 3),
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.prop_cycle": matplotlib.cycler(color=["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]),
+        "image.cmap": "Blues",
+        "font.size": 9,
+    }
+)
+
+
+def heatmap(weights, queries: Sequence[str], keys: Sequence[str], title: str = "", axis=None) -> None:
+    """Draw an attention matrix [T, S], one row a query and one column a key, with its numbers where they fit.
+
+    `axis`: axes of a figure with several matrices; None: a figure of its own.
+    """
+    weights = np.asarray(weights)
+    if axis is None:
+        size = 1.2 + 0.38 * len(keys), 0.9 + 0.32 * len(queries)
+        axis = plt.subplots(figsize=size)[1]
+    axis.imshow(weights, vmin=0, vmax=1, aspect="auto")
+    axis.set_xticks(range(len(keys)), keys, rotation=90 if max(map(len, keys)) > 2 else 0)
+    axis.set_yticks(range(len(queries)), queries)
+    axis.set_title(title)
+    if weights.size <= 100:
+        for t, s in np.ndindex(*weights.shape):
+            color = "white" if weights[t, s] > 0.6 else "black"
+            axis.text(s, t, f"{weights[t, s]:.2f}".lstrip("0"), ha="center", va="center", size=7, color=color)
