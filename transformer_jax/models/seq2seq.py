@@ -49,7 +49,7 @@ class Seq2Seq(nn.Module):
     Cross-attention has no positions of its own: a target and a source have no distance. The schemes that act inside of
     attention (rotary, t5, alibi, shaw) act in self-attention only, as in T5; cross-attention then finds a source token
     by its content and its neighbours. Learned and sinusoidal positions are added to the embeddings, so cross-attention
-    sees them, too. A task that asks for positions of the source, such as reversing it, needs one of these on both sides.
+    sees them. A task that asks for positions of the source, such as reversing it, needs one of these on both sides.
     """
 
     reads_source: ClassVar[bool] = True
