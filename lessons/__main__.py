@@ -5,7 +5,6 @@ import importlib
 import runpy
 import sys
 import time
-import traceback
 from pathlib import Path
 
 LESSONS = Path(__file__).parent
@@ -119,10 +118,8 @@ def check(args: argparse.Namespace) -> int:
         exercise = importlib.import_module(f"course.mistakes.{path.stem}").EXERCISE
         try:
             answers = grading.load(path)
-        except Exception as error:  # the learner's own error, whatever it is, becomes a line
-            line = traceback.extract_tb(error.__traceback__)[-1].lineno
-            line = error.lineno if isinstance(error, SyntaxError) else line
-            print(f"  the file does not run, line {line}: {type(error).__name__}: {error}")
+        except grading.LEARNERS_ERRORS as error:
+            print(f"  the file does not run: {grading.place_of_error(error, str(path))}")
             is_passed = False
             continue
         for verdict in grading.check(exercise, answers):

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 SECONDS = 20  # that one part of an answer may take
+LEARNERS_ERRORS = (Exception, SystemExit)  # whatever an answer raises becomes a line
 
 Case = tuple[str, tuple]  # a name, and the arguments
 
@@ -88,8 +89,9 @@ def check_part(part: Part, answers: ModuleType) -> Verdict:
                 result = part.call(answer, *given)
             except NotImplementedError:
                 return Verdict(part.name, "blank", f"{part.name} waits for your answer.")
-            except Exception as error:  # noqa: BLE001  the learner's own error, whatever it is, becomes a line
-                return Verdict(part.name, "error", f"{place_of_error(error, answers)}, in the case {_named(case)}.")
+            except LEARNERS_ERRORS as error:
+                place = place_of_error(error, answers.__file__)
+                return Verdict(part.name, "error", f"{place}, in the case {_named(case)}.")
             if result is None or result is ...:
                 return Verdict(part.name, "blank", f"{part.name} returns nothing: is a return missing?")
             if not same(given, arguments, 0.0):
@@ -142,7 +144,7 @@ def _check_laws(part: Part, answer: Any) -> Verdict:
             law(answer)
         except AssertionError as error:
             return Verdict(part.name, "wrong", f"it breaks a law: {error}")
-        except Exception as error:  # noqa: BLE001  as above
+        except LEARNERS_ERRORS as error:
             return Verdict(part.name, "error", f"with the laws: {type(error).__name__}: {str(error)[:200]}")
     return Verdict(part.name, "passed", "passed")
 
@@ -213,10 +215,12 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def place_of_error(error: BaseException, answers: ModuleType) -> str:
+def place_of_error(error: BaseException, file: str) -> str:
     """The deepest line of the learner's file in an error, and what the error says."""
-    own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == answers.__file__]
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     where = f"line {own[-1].lineno}: `{own[-1].line}`: " if own else ""
+    if isinstance(error, SyntaxError) and error.filename == file:
+        where, error = f"line {error.lineno}: `{(error.text or '').strip()}`: ", SyntaxError(error.msg)
     said = " ".join(str(error).split())
     return f"{where}{type(error).__name__}: {said[:200]}"
 
@@ -270,5 +274,6 @@ def load(path: Path) -> ModuleType:
     """Run a learner's file as a module of its own. Its errors are the learner's."""
     module = ModuleType(path.stem)
     module.__file__ = str(path)
-    exec(compile(path.read_text(), str(path), "exec"), module.__dict__)  # noqa: S102
+    with _time_limit():
+        exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), module.__dict__)  # noqa: S102
     return module
