@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import math
 
@@ -8,10 +9,11 @@ import optax
 import pytest
 from helpers.train_steps import LENGTHS, B, T, V, first_params, make, make_batch
 
+from train.initialization import sinusoid_note
 from train.losses import causal_lm, cross_entropy
 from train.step import eval_step, train_steps
 from transformer_jax.config import TransformerConfig
-from transformer_jax.models import GPT
+from transformer_jax.models import GPT, Seq2SeqConfig
 
 CONFIG = TransformerConfig(vocab_size=V, max_len=11, num_layers=1, d_model=13, num_heads=2, head_dim=5, d_ff=17)
 FINITE, NAN_LOSS, NAN_GRADIENT = range(3)
@@ -239,6 +241,18 @@ def test_the_initial_loss_is_near_that_of_a_uniform_guess():
     model = GPT(CONFIG)
     loss_sum, weight_sum, _ = evaluation(model)(first_params(model), make_batch(0))
     assert abs(loss_sum / weight_sum - math.log(V)) < 0.1
+
+
+def test_sinusoids_that_hide_the_embeddings_get_a_line():
+    def note(**changes):
+        return sinusoid_note(dataclasses.replace(CONFIG, **changes))
+
+    assert "set model.scale_embeddings=True" in note(positions="sinusoidal")
+    both = dataclasses.replace(CONFIG, positions="sinusoidal")
+    assert note(positions="sinusoidal") == sinusoid_note(Seq2SeqConfig(both, both))
+    assert not note(positions="sinusoidal", scale_embeddings=True)
+    assert not note(positions="sinusoidal", init_std=0.125)
+    assert not note()
 
 
 def test_one_batch_can_be_memorized():

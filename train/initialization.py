@@ -270,3 +270,19 @@ def _override_error(name: str, value: object, old: object) -> str:
     resize = {"vocab_size": "train.resize_vocab=True", "max_len": "train.resize_positions=True"}.get(name)
     fix = f"Set {resize} to resize it, or omit it." if resize else "Omit it."
     return f"model.{name}={value!r}: the model of train.init_from has {old!r}. {fix}"
+
+
+def sinusoid_note(config: TransformerConfig | Seq2SeqConfig) -> str:
+    """Warning that sinusoids hide the embeddings of a new model, or "" if they do not.
+
+    A sinusoid has numbers of root mean square 0.7. Embeddings of 0.02 are lost in it, and the model learns worse than
+    without positions; the paper multiplies them by sqrt(D). Vaswani et al. 2017, section 3.4.
+    """
+    sides = (config.encoder, config.decoder) if isinstance(config, Seq2SeqConfig) else (config,)
+    for side in sides:
+        if side.positions == "sinusoidal" and not side.scale_embeddings and side.init_std < 0.07:
+            return (
+                f"note: positions=sinusoidal adds numbers of size 0.7 to embeddings of size {side.init_std:g}, "
+                "which hides the tokens; set model.scale_embeddings=True"
+            )
+    return ""

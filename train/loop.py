@@ -26,7 +26,7 @@ from .calls import Call, choose_steps_per_call, read_calls
 from .config import Config
 from .early_stopping import best_of
 from .evaluation import BrokenOff, breaking_off
-from .initialization import InitFrom, load_init_from, load_pretrained_params
+from .initialization import InitFrom, load_init_from, load_pretrained_params, sinusoid_note
 from .memory import check_training_memory
 from .metrics import MetricsLog
 from .optimizer import make_optimizer, make_schedule
@@ -82,7 +82,7 @@ class _SetUp(NamedTuple):
     schedule: optax.Schedule
     calls: Iterator[Call]
     state: TrainState
-    init_note: str  # on pre-trained parameters
+    init_note: str  # on the initial parameters
 
 
 def _set_up(config: Config, meta: CheckpointMeta | None) -> _SetUp:
@@ -218,7 +218,7 @@ def init_state(
     """Create the state before the first step, on the device in one program.
 
     Returns:
-      The state, and a note on which parameters are pre-trained ("" if none).
+      The state, and a note: which parameters are pre-trained, or a warning about new ones ("" if none).
     """
     create_params = functools.partial(init_params, model)
     key = jax.random.key(config.train.seed)
@@ -231,7 +231,7 @@ def init_state(
         return create_state(trained, optimizer, config.train.ema_decay > 0, frozen)
 
     if init_from.run is None:
-        return jax.jit(lambda key: create(create_params(key)))(key), ""
+        return jax.jit(lambda key: create(create_params(key)))(key), sinusoid_note(model.config)
     params, note = load_pretrained_params(
         init_from, create_params, key, is_trained(config.adapter, model) if spec else lambda name: True
     )
