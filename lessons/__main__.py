@@ -14,9 +14,10 @@ SOLUTIONS = EXERCISES / "solutions"
 
 
 def find(folder: Path, number: str) -> list[Path]:
-    """Files of a lesson or exercise by its number, 4 or 04; "all": every one of them."""
+    """Files of a lesson or exercise by its number, 4 or 04, or all. An exercise is there if its solution is."""
     prefix = "exercise_" if folder == EXERCISES else ""
-    files = sorted(folder.glob(f"{prefix}[0-9][0-9]_*.py"))
+    files = sorted((SOLUTIONS if prefix else folder).glob(f"{prefix}[0-9][0-9]_*.py"))
+    files = [folder / path.name for path in files]
     if number == "all":
         return files
     chosen = [path for path in files if path.stem.removeprefix(prefix)[:2] == number.zfill(2)]
@@ -44,8 +45,9 @@ def list_all(_: argparse.Namespace) -> int:
         print(f"  {path.stem[:2]}  {title_of(path)}")
     print("Exercises (edit lessons/exercises/exercise_NN_name.py; python -m lessons check NN)")
     for path in find(EXERCISES, "all"):
-        is_blank = path.read_text() == grading.blank_of((SOLUTIONS / path.name).read_text())
-        print(f"  {path.stem[9:11]}  {title_of(path)}{'' if is_blank else '  (begun)'}")
+        solution = SOLUTIONS / path.name
+        is_begun = path.exists() and path.read_text() != grading.blank_of(solution.read_text())
+        print(f"  {path.stem[9:11]}  {title_of(solution)}{'  (begun)' if is_begun else ''}")
     return 0
 
 
@@ -102,6 +104,23 @@ def render(args: argparse.Namespace) -> int:
     return report_misses(lesson.current.name, lesson.current.misses)
 
 
+def claims(_: argparse.Namespace) -> int:
+    """Write claims.md from the pages of the lessons."""
+    from course import claims
+
+    (LESSONS / "claims.md").write_text(claims.table(LESSONS), encoding="utf-8")
+    return 0
+
+
+def notebooks(args: argparse.Namespace) -> int:
+    """Write a notebook of each lesson."""
+    from course import notebooks
+
+    notebooks.write(find(LESSONS, "all"), Path(args.folder))
+    print(f"{args.folder}: a notebook of each lesson; read them with Jupyter, in this environment")
+    return 0
+
+
 def report_misses(name: str, misses: list[str]) -> int:
     for miss in misses:
         print(f"{name}: {miss}", file=sys.stderr)
@@ -115,6 +134,10 @@ def check(args: argparse.Namespace) -> int:
     is_passed = True
     for path in find(EXERCISES, args.number):
         print(path.relative_to(LESSONS.parent))
+        if not path.exists():
+            print(f"  the file is missing: python -m lessons reset {path.stem[9:11]}")
+            is_passed = False
+            continue
         exercise = importlib.import_module(f"course.mistakes.{path.stem}").EXERCISE
         try:
             answers = grading.load(path)
@@ -189,6 +212,10 @@ def parse() -> argparse.Namespace:
         if name == "hint":
             command.add_argument("level", type=int, nargs="?", default=1, choices=(1, 2, 3))
         command.set_defaults(do=do)
+    commands.add_parser("claims", help="write claims.md from the pages").set_defaults(do=claims)
+    command = commands.add_parser("notebooks", help="write a notebook of each lesson")
+    command.add_argument("folder", nargs="?", default="build/notebooks")
+    command.set_defaults(do=notebooks)
     return parser.parse_args()
 
 

@@ -1,0 +1,285 @@
+"""Pages of the course: each is its lesson's, links lead somewhere, sizes are small; and the course's own commands.
+
+Lessons run in CI, not here: `python -m lessons run all`. `-k 04` tries the page of one lesson.
+"""
+
+import ast
+import contextlib
+import importlib
+import io
+import json
+import os
+import pty
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from helpers.course import EXERCISES, LESSONS, ROOT
+from helpers.pages import broken_links, without_code
+
+from course import claims, lesson, notebooks, render  # isort: skip  (helpers.course puts it on the path)
+
+STEMS = sorted(path.stem for path in LESSONS.glob("[0-9][0-9]_*.py"))
+PAGES = sorted(LESSONS.glob("*.md"))
+each_lesson = pytest.mark.parametrize("stem", STEMS)
+
+
+def source_of(stem):
+    return (LESSONS / f"{stem}.py").read_text(encoding="utf-8")
+
+
+def page_of(stem):
+    return (LESSONS / f"{stem}.md").read_text(encoding="utf-8")
+
+
+# Page = source
+
+
+@each_lesson
+def test_a_page_has_the_prose_and_the_code_of_its_lesson_in_order(stem):
+    page = page_of(stem)
+    assert page.rstrip().endswith(render.mark_of(source_of(stem))), f"python -m lessons render {stem[:2]}"
+    end = 0
+    for cell in render.cells(source_of(stem)):
+        start = page.find(render.fixed_part(cell), end)
+        assert start >= 0, cell
+        end = start + len(render.fixed_part(cell))
+
+
+@each_lesson
+def test_source_code_on_a_page_is_that_of_the_library(stem):
+    for block in re.findall(r"^```python\n(# [\w/]+\.py: .*?)\n```$", page_of(stem), flags=re.M | re.S):
+        file, names = re.match(r"# ([\w/]+)\.py: ([\w.]+)\n", block).groups()
+        thing = importlib.import_module(file.replace("/", "."))
+        for name in names.split("."):
+            thing = getattr(thing, name)
+        with contextlib.redirect_stdout(io.StringIO()) as shown:
+            lesson.show(thing)
+        assert shown.getvalue().rstrip() == block
+
+
+@each_lesson
+def test_a_lesson_can_be_read_and_run_alone(stem):
+    source, page = source_of(stem), page_of(stem)
+    imported = [
+        name
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for name in ([node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
+    ]
+    assert imported.index("course") < next((i for i, name in enumerate(imported) if name.startswith("jax")), 99)
+    assert [name for name in imported if re.match(r"(lessons\.)?(\d|examples|exercises)", name)] == []
+    num_predictions = page.count("\n> **Predict.** ")
+    assert num_predictions == page.count("\noutcome: ") >= (stem[:2] != "00") * 3
+    ends = ["## Change it", "## Check yourself", "## Where it lives", "## Papers"]
+    places = [page.find(f"\n{heading}\n") for heading in ends]
+    assert places == sorted(places) and places[0] > 0, dict(zip(ends, places, strict=True))
+
+
+# Links, pictures, sizes
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
+def test_every_link_of_a_page_leads_to_a_file_and_a_heading(page):
+    assert broken_links(page) == []
+
+
+@each_lesson
+def test_a_page_is_small_and_its_pictures_are_described(stem):
+    assert len(page_of(stem).encode()) <= 60_000
+    shown = re.findall(r"!\[(.*)\]\(pictures/([\w.]+)\)", page_of(stem))
+    assert [name for alt, name in shown if len(alt) < 25] == []
+    files = sorted(path.name for path in (LESSONS / "pictures").glob(f"{stem}_*.png"))
+    assert sorted(name for _, name in shown) == files
+    assert [name for name in files if (LESSONS / "pictures" / name).stat().st_size > 60_000] == []
+
+
+def test_the_course_is_small_and_has_no_other_files():
+    tracked = [path for path in LESSONS.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    assert sum(path.stat().st_size for path in tracked) <= 4_000_000
+    answers = [path for path in tracked if path.parent == EXERCISES and path.suffix == ".txt"]  # of `reset`
+    assert {path.suffix for path in tracked if path not in answers} <= {".py", ".md", ".png"}
+    assert {path.name[:2] for path in LESSONS.glob("pictures/*")} <= {stem[:2] for stem in STEMS}
+
+
+# Claims
+
+
+def test_claims_are_generated_from_the_pages():
+    assert (LESSONS / "claims.md").read_text(encoding="utf-8") == claims.table(LESSONS), "python -m lessons claims"
+
+
+# Commands, on a copy of the course
+
+
+TINY = """# %% [markdown]
+# # 98 A tiny lesson
+# Prose with a formula $x$.
+
+# %%
+from course import outcome, predict, seed, steps
+
+# %%
+predict("How many steps?", low=9, high=11)
+
+# %%
+outcome(steps(10) + seed())
+"""
+TINY_PAGE = """# 98 A tiny lesson
+Prose with a formula $x$.
+
+```python
+from course import outcome, predict, seed, steps
+```
+
+> **Predict.** How many steps?
+
+```python
+outcome(steps(10) + seed())
+```
+
+<details>
+<summary>The outcome</summary>
+
+```text
+outcome: 10 (expected: 9 to 11)
+```
+
+</details>
+
+"""
+SOLUTION = '''"""Exercise 98: a tiny exercise."""
+
+
+def double(x):
+    # answer
+    return 2 * x
+    # end
+'''
+MISTAKES = """
+from course.grading import Exercise, Mistake, Part
+
+
+def double(x, *, power=False):
+    return x**2 if power else 2 * x
+
+
+SQUARED = Mistake("squared", "Add it to itself.", {"power": True})
+PARTS = (Part("double", double, lambda: [("one", (1,)), ("three", (3,))], (SQUARED,)),)
+EXERCISE = Exercise("tiny", PARTS, ("first hint", "second hint", "third hint"))
+"""
+
+
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory):
+    """A copy of the course with one more lesson and one more exercise."""
+    folder = tmp_path_factory.mktemp("clone")
+    shutil.copytree(LESSONS, folder / "lessons", ignore=shutil.ignore_patterns("pictures", "__pycache__", "*.txt"))
+    (folder / "lessons" / "98_tiny.py").write_text(TINY)
+    exercises = folder / "lessons" / "exercises"
+    for path in (exercises / "solutions", folder / "lessons" / "course" / "mistakes"):
+        path.mkdir(parents=True, exist_ok=True)
+    (exercises / "solutions" / "exercise_98_tiny.py").write_text(SOLUTION)
+    (folder / "lessons" / "course" / "mistakes" / "exercise_98_tiny.py").write_text(MISTAKES)
+    return folder
+
+
+def environment():
+    return os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
+
+
+def course(folder, *arguments):
+    """`python -m lessons ARGUMENTS` in a copy: exit code and what it prints."""
+    command = [sys.executable, "-m", "lessons", *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=120)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_an_exercise_on_the_command_line(copied):
+    file = copied / "lessons" / "exercises" / "exercise_98_tiny.py"
+    code, printed = course(copied, "check", "98")
+    assert (code, printed.splitlines()[1:]) == (1, ["  the file is missing: python -m lessons reset 98"])
+    assert course(copied, "reset", "98") == (0, f"lessons/exercises/{file.name} is blank\n")
+    code, printed = course(copied, "check", "98")
+    assert code == 1 and "double waits for your answer" in printed
+    for answer, expected in {
+        "return x**2": "  double: squared. Add it to itself.",
+        "return x": "  double: in the case 'one': (1) gives 1, it should give 2.",
+        "return (": "  the file does not run: line 5: `return (`: SyntaxError: '(' was never closed",
+        "return x / 0": "  double: line 5: `return x / 0`: ZeroDivisionError: division by zero, in the case 'one'.",
+    }.items():
+        file.write_text(
+            SOLUTION.replace("    # answer\n", "").replace("    # end\n", "").replace("return 2 * x", answer)
+        )
+        code, printed = course(copied, "check", "98")
+        assert (code, printed.splitlines()[1:]) == (1, [expected])
+    begun = file.read_text()
+    assert "exercise_98_tiny.1.txt" in course(copied, "reset", "98")[1]
+    assert file.with_suffix(".1.txt").read_text() == begun
+    file.write_text("def other(x):\n    return x\n")
+    assert "double is missing from the file" in course(copied, "check", "98")[1]
+    code, printed = course(copied, "solution", "98")
+    assert code == 0 and "return 2 * x" in printed and "# answer" not in printed
+    file.write_text(printed)
+    assert course(copied, "check", "98") == (0, f"lessons/exercises/{file.name}\n  double: passed\n")
+    assert course(copied, "hint", "98") == (0, "first hint\nMore: python -m lessons hint 98 2\n")
+    assert course(copied, "hint", "98", "3") == (0, "third hint\n")
+
+
+def test_lessons_on_the_command_line(copied):
+    code, printed = course(copied, "list")
+    assert code == 0 and "  98  98 A tiny lesson\n" in printed
+    assert [stem for stem in STEMS if f"\n  {stem[:2]}  " not in printed] == []
+    assert course(copied, "run", "98") == (0, "outcome: 10 (expected: 9 to 11)\n")
+    code, printed = course(copied, "run", "98", "--seed=2")
+    assert code == 1 and "How many steps?: 12 is outside of its band, 9 to 11" in printed
+    assert course(copied, "run", "98", "--steps=0.1", "--seed=2") == (0, "outcome: 3 (fewer steps: no band)\n")
+    code, printed = course(copied, "run", "77")
+    assert (code, printed) == (1, "lesson '77': there is none; `python -m lessons list` shows all.\n")
+    assert course(copied, "render", "98")[0] == 0
+    assert (copied / "lessons" / "98_tiny.md").read_text() == TINY_PAGE + render.mark_of(TINY) + "\n"
+
+
+def test_a_reader_is_asked_for_a_prediction_on_a_terminal(copied):
+    terminal, end = pty.openpty()
+    command = [sys.executable, "-m", "lessons", "run", "98", "--ask"]
+    process = subprocess.Popen(command, cwd=copied, env=environment(), stdin=end, stdout=end, stderr=end)
+    os.close(end)
+    os.write(terminal, b"ten\n9.5\n")
+    printed = b""
+    with contextlib.suppress(OSError):  # its end, on Linux
+        while piece := os.read(terminal, 1000):
+            printed += piece
+    os.close(terminal)
+    assert process.wait(timeout=60) == 0
+    printed = printed.decode().replace("\r\n", "\n")
+    assert "Predict: How many steps?\n" in printed
+    assert "'ten' is not a number" in printed
+    assert printed.endswith("your guess: 9.5\noutcome: 10 (expected: 9 to 11)\n")
+
+
+@each_lesson
+def test_a_notebook_has_the_cells_of_its_lesson_and_links_that_work_from_where_it_is(stem):
+    folder = ROOT / "build" / "notebooks"
+    found = notebooks.notebook_of(LESSONS / f"{stem}.py", folder)["cells"]
+    cells = list(render.cells(source_of(stem)))
+    assert len(found) == len(cells) + 1
+    for cell, made in zip(cells, found[1:], strict=True):
+        text = "".join(made["source"])
+        assert made["cell_type"] == ("markdown" if cell.kind == "markdown" else "code")
+        if cell.kind != "markdown":
+            assert text == cell.text
+        else:
+            targets = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", without_code(text))
+            assert [target for target in targets if not (folder / target).resolve().exists()] == []
+
+
+def test_notebooks_on_the_command_line(copied):
+    assert course(copied, "notebooks", "cells")[0] == 0
+    found = json.loads((copied / "cells" / "98_tiny.ipynb").read_text(encoding="utf-8"))
+    code = "".join("".join(cell["source"]) + "\n" for cell in found["cells"] if cell["cell_type"] == "code")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment())
+    assert done.stdout == "outcome: 10 (expected: 9 to 11)\n", done.stderr
