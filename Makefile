@@ -2,6 +2,8 @@
 # make demo-translate   English dates to German ones: trained, scored, tried
 # make test    the test suite                 make lint    ruff, the formatter, mypy
 # make test-fast   the short test files only, from every room: for the daily loop
+# make lessons   every lesson of the course in full, with its predictions: ten minutes or so on two cores
+# make notebooks   the lessons as notebooks, in build/notebooks
 # make wheel   dist/*.whl, which pip can install      make clean   environments and caches; never runs/
 # make fuzz    10,000 damaged model folders, each of which must load or be refused in a line
 # make fixtures   the tiny reference models in tests/fixtures, anew, with transformers (in the environment of bench-env)
@@ -14,7 +16,7 @@ STEPS ?= 800
 DEMO := runs/demo
 BENCH := .bench
 
-.PHONY: demo demo-translate test test-fast fuzz lint wheel fixtures parity bench bench-env clean
+.PHONY: demo demo-translate lessons notebooks test test-fast fuzz lint wheel fixtures parity bench bench-env clean
 
 $(VENV)/installed: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "transformer_jax needs Python 3.11 or later; say which with: make PYTHON=python3.12")'
@@ -40,6 +42,12 @@ demo-translate: $(VENV)/installed
 	@echo
 	printf 'Saturday, November 21, 2026\n1,234.5 kilometers\n3 hours\n' | \
 		$(BIN)/python -m transformer_jax translate --run_dir=runs/dates
+
+lessons: $(VENV)/installed
+	$(BIN)/python -m lessons run all
+
+notebooks: $(VENV)/installed
+	$(BIN)/python -m lessons notebooks
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n 2

@@ -139,7 +139,7 @@ def test_each_mistake_gets_its_own_name(stem):
 @each_exercise
 def test_it_has_three_hints_and_its_mistakes_have_names_and_hints(stem):
     exercise = exercise_of(stem)
-    names = [mistake.name for part in exercise.parts for mistake in part.mistakes]
+    names = [(part.name, mistake.name) for part in exercise.parts for mistake in part.mistakes]
     hints = [mistake.hint for part in exercise.parts for mistake in part.mistakes]
     assert len(set(names)) == len(names)
     assert [hint for hint in [*hints, *exercise.hints] if len(hint) < 20] == []
