@@ -142,7 +142,7 @@ def test_it_has_three_hints_and_its_mistakes_have_names_and_hints(stem):
     names = [(part.name, mistake.name) for part in exercise.parts for mistake in part.mistakes]
     hints = [mistake.hint for part in exercise.parts for mistake in part.mistakes]
     assert len(set(names)) == len(names)
-    assert [hint for hint in [*hints, *exercise.hints] if len(hint) < 20] == []
+    assert [hint for hint in [*hints, *exercise.hints] if len(hint) < 15] == []
     assert len(set(exercise.hints)) == 3
     title = (SOLUTIONS / f"{stem}.py").read_text(encoding="utf-8").splitlines()[0]
     assert title.startswith(f'"""Exercise {stem[9:11]}: ')

@@ -273,8 +273,9 @@ def test_a_notebook_has_the_cells_of_its_lesson_and_links_that_work_from_where_i
         if cell.kind != "markdown":
             assert text == cell.text
         else:
-            targets = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", without_code(text))
-            assert [target for target in targets if not (folder / target).resolve().exists()] == []
+            local = r"\]\((?!https?:|#)([^)#\s]+)"
+            targets = [(folder / target).resolve() for target in re.findall(local, without_code(text))]
+            assert targets == [(LESSONS / target).resolve() for target in re.findall(local, without_code(cell.text))]
 
 
 def test_notebooks_on_the_command_line(copied):
