@@ -185,11 +185,13 @@ def difference(case: Case, result: Any, expected: Any) -> str:
     """The first case that fails, in numbers that can be checked by hand where they are few."""
     try:
         shapes = np.shape(result), np.shape(expected)
-    except ValueError:
+        is_small = np.size(expected) <= 12
+    except ValueError:  # parts of several shapes, such as (a list, a number)
         shapes = (), ()
+        is_small = True
     if shapes[0] != shapes[1]:
         return f"in the case {_named(case)}: the shape is {shapes[0]}, it should be {shapes[1]}."
-    if np.size(expected) <= 12:
+    if is_small:
         arguments = ", ".join(_short(argument) for argument in case[1])
         return f"in the case {_named(case)}: ({arguments}) gives {_short(result)}, it should give {_short(expected)}."
     left, right = np.asarray(result, np.float64), np.asarray(expected, np.float64)
@@ -210,7 +212,12 @@ def _named(case: Case) -> str:
 def _short(value: Any) -> str:
     if callable(value):
         return getattr(value, "__name__", "a function")
-    text = np.array2string(np.asarray(value), precision=4, separator=", ") if np.ndim(value) else repr(value)
+    if isinstance(value, float):  # np.float64 as well, whose repr has its type
+        return f"{value:.5g}"
+    try:
+        text = np.array2string(np.asarray(value), precision=4, separator=", ") if np.ndim(value) else repr(value)
+    except ValueError:  # parts of several shapes
+        text = ", ".join(map(_short, value)).join("()" if isinstance(value, tuple) else "[]")
     text = " ".join(text.split())
     return text if len(text) <= 80 else text[:77] + "..."
 
