@@ -1,16 +1,25 @@
 """The course on the command line: python -m lessons list | run 04 | check 01 | hint 01 | solution 01 | reset 01."""
 
 import argparse
+import concurrent.futures
 import importlib
 import runpy
+import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 LESSONS = Path(__file__).parent
 sys.path.insert(0, str(LESSONS))
 EXERCISES = LESSONS / "exercises"
 SOLUTIONS = EXERCISES / "solutions"
+
+
+def wrong(message: str) -> NoReturn:
+    """End with one line and exit code 2: the command was wrong, and nothing was done."""
+    print(message, file=sys.stderr)
+    sys.exit(2)
 
 
 def find(folder: Path, number: str) -> list[Path]:
@@ -23,7 +32,7 @@ def find(folder: Path, number: str) -> list[Path]:
     chosen = [path for path in files if path.stem.removeprefix(prefix)[:2] == number.zfill(2)]
     if not chosen:
         kind = prefix.strip("_") or "lesson"
-        sys.exit(f"{kind} {number!r}: there is none; `python -m lessons list` shows all.")
+        wrong(f"{kind} {number!r}: there is none; `python -m lessons list` shows all.")
     return chosen
 
 
@@ -53,8 +62,8 @@ def list_all(_: argparse.Namespace) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Run lessons. More than one: each in a process of its own, with its time."""
-    paths = find(LESSONS, args.number)
-    if args.number == "all":
+    paths = [path for number in args.numbers for path in find(LESSONS, number)]
+    if len(paths) > 1:
         return run_each(paths, args)
     from course import lesson
 
@@ -64,27 +73,27 @@ def run(args: argparse.Namespace) -> int:
 
 
 def run_each(paths: list[Path], args: argparse.Namespace) -> int:
-    import subprocess
+    """Run lessons as processes, `args.jobs` at once, and print the seconds of each and the output of what failed."""
+    if args.ask:
+        wrong("--ask takes one lesson, whose questions you answer.")
+
+    def run_one(path: Path) -> tuple[float, subprocess.CompletedProcess]:
+        start = time.perf_counter()
+        options = [path.stem[:2], f"--steps={args.steps}", f"--seed={args.seed}"]
+        command = [sys.executable, "-m", "lessons", "run", *options]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=LESSONS.parent, stdin=subprocess.DEVNULL)
+        return time.perf_counter() - start, done
 
     failed = []
-    for path in paths:
-        start = time.perf_counter()
-        command = [
-            sys.executable,
-            "-m",
-            "lessons",
-            "run",
-            path.stem[:2],
-            f"--steps={args.steps}",
-            f"--seed={args.seed}",
-        ]
-        result = subprocess.run(command, capture_output=True, text=True, cwd=LESSONS.parent, stdin=subprocess.DEVNULL)
-        print(
-            f"{path.stem:32s}{time.perf_counter() - start:6.1f} s  {'failed' if result.returncode else ''}", flush=True
-        )
-        if result.returncode:
-            failed.append(path.stem)
-            print(result.stderr[-3000:], file=sys.stderr)
+    total = 0.0
+    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+        for path, (seconds, done) in zip(paths, pool.map(run_one, paths), strict=True):
+            total += seconds
+            print(f"{path.stem:32s}{seconds:6.1f} s{'  failed' if done.returncode else ''}", flush=True)
+            if done.returncode:
+                failed.append(path.stem)
+                print(done.stderr[-3000:], file=sys.stderr)
+    print(f"{'together':32s}{total:6.1f} s")
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return int(bool(failed))
@@ -99,7 +108,7 @@ def render(args: argparse.Namespace) -> int:
 
     paths = find(LESSONS, args.number)
     if len(paths) > 1:
-        sys.exit("render takes one lesson: its pages need a process of their own.")
+        wrong("render takes one lesson: each page needs a process of its own.")
     render.render(paths[0])
     return report_misses(lesson.current.name, lesson.current.misses)
 
@@ -186,19 +195,28 @@ def reset(args: argparse.Namespace) -> int:
 
 def only(number: str) -> Path:
     if number == "all":
-        sys.exit("one exercise at a time: give its number.")
+        wrong("one exercise at a time: give its number.")
     return find(EXERCISES, number)[0]
+
+
+def share(text: str) -> float:
+    """Share of the training steps, above 0 and at most 1."""
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be above 0 and at most 1")
+    return value
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m lessons", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     commands.add_parser("list", help="all lessons and exercises").set_defaults(do=list_all)
-    command = commands.add_parser("run", help="run a lesson, or all, in full")
-    command.add_argument("number", help="such as 04, or all")
+    command = commands.add_parser("run", help="run lessons, or all, in full")
+    command.add_argument("numbers", nargs="+", metavar="number", help="such as 04, or all")
     command.add_argument("--ask", action="store_true", help="ask for your prediction before each outcome")
-    command.add_argument("--steps", type=float, default=1.0, help="share of the training steps; below 1 no band holds")
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--steps", type=share, default=1.0, help="share of the training steps; below 1 no band holds")
+    command.add_argument("--seed", type=int, default=0, help="0 for the pages; the bands hold for others too")
+    command.add_argument("--jobs", type=int, default=1, choices=range(1, 65), metavar="N", help="lessons at once")
     command.set_defaults(do=run)
     for name, do, text in (
         ("render", render, "run a lesson and write its page and pictures"),
@@ -221,4 +239,7 @@ def parse() -> argparse.Namespace:
 
 if __name__ == "__main__":
     arguments = parse()
-    sys.exit(arguments.do(arguments))
+    try:
+        sys.exit(arguments.do(arguments))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -111,9 +111,16 @@ def _band(asked: Prediction) -> str:
 
 
 def _ask(prompt: str) -> float | None:
-    while answer := input(prompt).strip():
+    while answer := _read_line(prompt):
         try:
             return float(answer)
         except ValueError:
             print(f"{answer!r} is not a number; write 0.5 or 3e-4, or press Enter.")
     return None
+
+
+def _read_line(prompt: str) -> str:
+    try:
+        return input(prompt).strip()
+    except EOFError:  # nobody is there to answer
+        return ""
