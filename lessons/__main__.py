@@ -37,12 +37,12 @@ def find(folder: Path, number: str) -> list[Path]:
 
 
 def title_of(path: Path) -> str:
-    """First heading or first line of the docstring of a lesson or exercise."""
+    """First heading or first line of the docstring of a lesson or exercise, without its number."""
     for line in path.read_text().splitlines():
         if line.startswith("# # "):
-            return line[4:]
+            return line[7:]
         if line.startswith('"""'):
-            return line.strip('"').rstrip(".")
+            return line.strip('"').rstrip(".").partition(": ")[2]
     return path.stem
 
 

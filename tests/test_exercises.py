@@ -148,9 +148,16 @@ def test_it_has_three_hints_and_its_mistakes_have_names_and_hints(stem):
     assert title.startswith(f'"""Exercise {stem[9:11]}: ')
 
 
-def test_no_two_mistakes_share_a_hint():
-    hints = [mistake.hint for stem in STEMS for part in exercise_of(stem).parts for mistake in part.mistakes]
-    assert sorted(hint for hint in set(hints) if hints.count(hint) > 1) == []
+def test_hints_are_many_and_each_belongs_to_one_mistake():
+    names = {}
+    for stem in STEMS:
+        for part in exercise_of(stem).parts:
+            hints = [mistake.hint for mistake in part.mistakes]
+            assert len(set(hints)) == len(hints), (stem, part.name)
+            for mistake in part.mistakes:
+                names.setdefault(mistake.hint, set()).add(mistake.name)
+    assert {hint: shared for hint, shared in names.items() if len(shared) > 1} == {}
+    assert len(names) >= 120
 
 
 # The grader itself, with an exercise of its own

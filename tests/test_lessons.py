@@ -231,14 +231,14 @@ def test_an_exercise_on_the_command_line(copied):
 
 def test_lessons_on_the_command_line(copied):
     code, printed = course(copied, "list")
-    assert code == 0 and "  98  98 A tiny lesson\n" in printed
+    assert code == 0 and "\n  98  A tiny lesson\n" in printed and "\n  98  a tiny exercise" in printed
     assert [stem for stem in STEMS if f"\n  {stem[:2]}  " not in printed] == []
     assert course(copied, "run", "98") == (0, "outcome: 10 (expected: 9 to 11)\n")
     code, printed = course(copied, "run", "98", "--seed=2")
     assert code == 1 and "How many steps?: 12 is outside of its band, 9 to 11" in printed
     assert course(copied, "run", "98", "--steps=0.1", "--seed=2") == (0, "outcome: 3 (fewer steps: no band)\n")
     code, printed = course(copied, "run", "77")
-    assert (code, printed) == (1, "lesson '77': there is none; `python -m lessons list` shows all.\n")
+    assert (code, printed) == (2, "lesson '77': there is none; `python -m lessons list` shows all.\n")
     assert course(copied, "render", "98")[0] == 0
     assert (copied / "lessons" / "98_tiny.md").read_text() == TINY_PAGE + render.mark_of(TINY) + "\n"
 

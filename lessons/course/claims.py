@@ -9,8 +9,12 @@ from typing import NamedTuple
 
 
 class Claim(NamedTuple):
-    """A claim, the verdict, and its tests: pairs of a lesson and the question of one of its predictions."""
+    """A claim, the verdict, and its tests: pairs of a lesson and the question of one of its predictions.
 
+    `name`: its anchor in claims.md.
+    """
+
+    name: str
     claim: str
     verdict: str
     tests: tuple[tuple[str, str], ...]
@@ -51,6 +55,6 @@ def table(lessons: Path) -> str:
         for stem, question in claim.tests:
             page = (lessons / f"{stem}.md").read_text(encoding="utf-8")
             measured.append(f"[{stem[:2]}]({stem}.md) {question} {outcome_of(page, question)}")
-        cells = f"{number}. {claim.claim}", claim.verdict, "<br>".join(measured)
+        cells = f'<a id="{claim.name}"></a>{number}. {claim.claim}', claim.verdict, "<br>".join(measured)
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n")
     return HEAD + "".join(rows) + TAIL
