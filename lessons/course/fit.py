@@ -54,14 +54,19 @@ def fit(
 
 def new_params(model: Any, batch: Any, loss: Callable, seed: int) -> Any:
     """Parameters at initialization: `loss` decides which inputs the model is initialized with."""
-    found = []
 
-    def initialize(*inputs, **keywords):
-        found.append(model.init(jax.random.key(seed), *inputs, **keywords))
-        return model.apply(found[-1], *inputs, **keywords)
+    @jax.jit  # one program in place of hundreds; what only the loss needs is never computed
+    def initialize(batch):
+        found = []
 
-    loss(initialize, batch)
-    return found[0]
+        def apply(*inputs, **keywords):
+            found.append(model.init(jax.random.key(seed), *inputs, **keywords))
+            return model.apply(found[-1], *inputs, **keywords)
+
+        loss(apply, batch)
+        return found[0]
+
+    return initialize(batch)
 
 
 def _bind(model: Any, params: Any) -> Callable:
