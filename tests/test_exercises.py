@@ -214,6 +214,31 @@ def test_two_mistakes_at_once_are_both_named(tmp_path):
     assert SUM.hint in verdict.message and AXIS.hint in verdict.message
 
 
+def test_a_mistake_is_named_even_if_it_raises_an_error_in_other_cases(tmp_path):
+    def transposed(x, y, *, turn=False):
+        return np.add(x, np.transpose(y) if turn else y)
+
+    square = [[1.0, 2.0], [3.0, 5.0]]
+    part = grading.Part(
+        "add",
+        transposed,
+        lambda: [("wide", ([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]],) * 2), ("square", (square, square))],
+        (grading.Mistake("transposed", "Without the transpose.", {"turn": True}),),
+    )
+    file = tmp_path / "exercise.py"
+    file.write_text("import numpy as np\ndef add(x, y):\n    return x + np.transpose(y)")
+    assert grading.check_part(part, grading.load(file)).mistakes == ("transposed",)
+    file.write_text("import numpy as np\ndef add(x, y):\n    return np.reshape(x, 4) + y")
+    assert grading.check_part(part, grading.load(file)).state == "error"
+
+
+def test_a_value_is_not_given_away(tmp_path):
+    file = tmp_path / "exercise.py"
+    file.write_text("answer = 3")
+    part = grading.Part("answer", lambda: 42, lambda: [("", ())])
+    assert grading.check_part(part, grading.load(file)).message == "3 is not right yet."
+
+
 def test_a_loop_that_never_ends_is_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(grading, "SECONDS", 1)
     verdict = graded(tmp_path, "def mean(x, axis):\n    while True:\n        pass")

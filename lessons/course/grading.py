@@ -81,6 +81,7 @@ def check_part(part: Part, answers: ModuleType) -> Verdict:
         return Verdict(part.name, "blank", f"{part.name} is missing from the file; `reset` brings it back.")
     answer = getattr(answers, part.name)
     results: list[tuple[Case, Any]] = []
+    failed: list[tuple[Case, str]] = []
     with _time_limit(), np.errstate(all="ignore"):
         for case in part.cases():
             label, arguments = case
@@ -90,26 +91,35 @@ def check_part(part: Part, answers: ModuleType) -> Verdict:
             except NotImplementedError:
                 return Verdict(part.name, "blank", f"{part.name} waits for your answer.")
             except LEARNERS_ERRORS as error:
-                place = place_of_error(error, answers.__file__)
-                return Verdict(part.name, "error", f"{place}, in the case {_named(case)}.")
+                failed.append((case, place_of_error(error, answers.__file__)))
+                if isinstance(error, TimeoutError):
+                    break
+                continue
             if result is None or result is ...:
                 return Verdict(part.name, "blank", f"{part.name} returns nothing: is a return missing?")
             if not same(given, arguments, 0.0):
                 return Verdict(part.name, "wrong", f"{part.name} changes its arguments, in the case {_named(case)}.")
             results.append((case, result))
         wrong = [(case, result) for case, result in results if not same(result, part.twin(*case[1]), part.tolerance)]
-        if not wrong:
+        if not wrong and not failed:
             return _check_laws(part, answer)
-        found = diagnose(part, results)
+        found = diagnose(part, results, [case for case, _ in failed]) if wrong else ()
     if found:
         text = "\n  and: ".join(f"{mistake.name}. {mistake.hint}" for mistake in found)
         return Verdict(part.name, "mistake", text, tuple(mistake.name for mistake in found))
+    if failed:
+        case, place = failed[0]
+        return Verdict(part.name, "error", f"{place}, in the case {_named(case)}.")
     case, result = wrong[0]
     return Verdict(part.name, "wrong", difference(case, result, part.twin(*case[1])))
 
 
-def diagnose(part: Part, results: list[tuple[Case, Any]]) -> tuple[Mistake, ...]:
-    """Find the mistake, or the two mistakes, whose wrong twin gives the same results; empty if there is none."""
+def diagnose(part: Part, results: list[tuple[Case, Any]], failed: list[Case]) -> tuple[Mistake, ...]:
+    """Find the mistake, or the two mistakes, whose wrong twin gives the same results; empty if there is none.
+
+    `failed`: cases in which the answer raised an error, such as a transpose of what is not square. There the twin must
+    raise an error, too, or return None.
+    """
     singles = [(mistake,) for mistake in part.mistakes]
     pairs = [
         pair
@@ -118,17 +128,28 @@ def diagnose(part: Part, results: list[tuple[Case, Any]]) -> tuple[Mistake, ...]
     ]
     for mistakes in [*singles, *pairs]:
         switches = {name: value for mistake in mistakes for name, value in mistake.switches.items()}
-        if _fits(part, switches, results):
+        if _fits(part, switches, results) and all(_fails(part, switches, case) for case in failed):
             return mistakes
     return ()
 
 
+def _twin(part: Part, switches: dict[str, Any], case: Case) -> Any:
+    try:
+        return part.twin(*copy.deepcopy(case[1]), **switches)
+    except (ValueError, IndexError, ZeroDivisionError, OverflowError) as error:  # it makes no sense in this case
+        return error
+
+
+def _fails(part: Part, switches: dict[str, Any], case: Case) -> bool:
+    twin = _twin(part, switches, case)
+    return twin is None or isinstance(twin, Exception)
+
+
 def _fits(part: Part, switches: dict[str, Any], results: list[tuple[Case, Any]]) -> bool:
     differs = False
-    for (_, arguments), result in results:
-        try:
-            twin = part.twin(*copy.deepcopy(arguments), **switches)
-        except (ValueError, IndexError, ZeroDivisionError, OverflowError):  # it makes no sense in this case
+    for (label, arguments), result in results:
+        twin = _twin(part, switches, (label, arguments))
+        if isinstance(twin, Exception):
             return False
         if twin is None:
             continue
@@ -182,7 +203,7 @@ def _is_number(value: Any) -> bool:
 
 
 def difference(case: Case, result: Any, expected: Any) -> str:
-    """The first case that fails, in numbers that can be checked by hand where they are few."""
+    """The first case that fails, in numbers that can be checked by hand if they are few; a value is not given away."""
     try:
         shapes = np.shape(result), np.shape(expected)
         is_small = np.size(expected) <= 12
@@ -191,6 +212,8 @@ def difference(case: Case, result: Any, expected: Any) -> str:
         is_small = True
     if shapes[0] != shapes[1]:
         return f"in the case {_named(case)}: the shape is {shapes[0]}, it should be {shapes[1]}."
+    if not case[1]:
+        return f"{_short(result)} is not right yet."
     if is_small:
         arguments = ", ".join(_short(argument) for argument in case[1])
         return f"in the case {_named(case)}: ({arguments}) gives {_short(result)}, it should give {_short(expected)}."
