@@ -21,6 +21,8 @@ FOLDERS = ("transformer_jax", "train", "configs")
 SOURCES = {p.relative_to(ROOT).as_posix(): p for folder in FOLDERS for p in sorted((ROOT / folder).rglob("*.py"))}
 BENCHMARKS = {p.relative_to(ROOT).as_posix(): p for p in sorted((ROOT / "benchmarks").rglob("*.py"))}
 TESTS = {p.relative_to(ROOT).as_posix(): p for p in sorted((ROOT / "tests").rglob("*.py"))}
+COURSE = {p.relative_to(ROOT).as_posix(): p for p in sorted((ROOT / "lessons" / "course").glob("*.py"))}
+ALL = SOURCES | BENCHMARKS | TESTS | COURSE
 LIBRARY = [name for name in SOURCES if name.startswith("transformer_jax/")]
 RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
 
@@ -59,7 +61,7 @@ ROOMS = {
 
 @functools.cache
 def parse(name):
-    return ast.parse((SOURCES | BENCHMARKS | TESTS)[name].read_text(encoding="utf-8"))
+    return ast.parse(ALL[name].read_text(encoding="utf-8"))
 
 
 @functools.cache
@@ -143,6 +145,10 @@ def test_the_library_never_imports_training_or_recipes():
     assert [m for name in LIBRARY for m in imported_from(name, "train", "configs")] == []
 
 
+def test_nothing_imports_the_course():
+    assert [m for name in SOURCES | BENCHMARKS for m in imported_from(name, "lessons", "course")] == []
+
+
 def test_the_mathematics_needs_nothing_but_jax_and_flax():
     offenders = {}
     for name in LIBRARY:
@@ -206,7 +212,7 @@ def test_models_and_decoding_never_ask_which_kind_of_cache_they_hold():
 
 def test_no_file_and_no_function_is_too_long_to_read():
     offenders = []
-    for name, path in (SOURCES | BENCHMARKS | TESTS).items():
+    for name, path in ALL.items():
         num_lines = len(path.read_text(encoding="utf-8").splitlines())
         if num_lines > (350 if name in TESTS else 320):
             offenders.append(f"{name}: {num_lines} lines")
@@ -219,15 +225,13 @@ def test_no_file_and_no_function_is_too_long_to_read():
 
 
 def test_the_formatter_is_skipped_for_tables_and_drawings_only():
-    skipped = sum(
-        len(re.findall("# fmt: ski[p]", path.read_text())) for path in (SOURCES | BENCHMARKS | TESTS).values()
-    )
+    skipped = sum(len(re.findall("# fmt: ski[p]", path.read_text())) for path in ALL.values())
     assert skipped <= 30
 
 
 def test_every_module_class_and_function_says_what_it_is():
     missing, relative = [], []
-    for name in SOURCES:
+    for name in SOURCES | COURSE:
         nodes = [parse(name)]
         if not name.startswith("configs/"):
             nodes += [n for n in parse(name).body if isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name[0] != "_"]

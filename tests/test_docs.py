@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import pytest
 from helpers.commands import command
+from helpers.pages import broken_links
 
 import transformer_jax as tj
 from train.config import Config
@@ -22,7 +23,8 @@ from transformer_jax.schema import config_fields
 ROOT = Path(__file__).parents[1]
 FIXTURES = ROOT / "tests" / "fixtures"
 USER_PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
-PAGES = [*USER_PAGES, "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "BUILD_NOTES.md"]
+COURSE = ["lessons/README.md", "lessons/GETTING_STARTED.md"]
+PAGES = [*USER_PAGES, *COURSE, "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "BUILD_NOTES.md"]
 TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
 SNIPPETS = [(page, i) for page in USER_PAGES for i in range(TEXTS[page].count("```python\n"))]
 
@@ -85,13 +87,8 @@ def test_every_command_that_a_page_shows_exists_with_all_its_flags():
     assert wrong == []
 
 
-def test_every_link_of_a_page_leads_to_a_file():
-    broken = []
-    for page in PAGES:
-        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", TEXTS[page]):
-            if not target.startswith("https://") and not (ROOT / page).parent.joinpath(target).exists():
-                broken.append(f"{page}: {target}")
-    assert broken == []
+def test_every_link_of_a_page_leads_to_a_file_and_a_heading():
+    assert [link for page in PAGES for link in broken_links(ROOT / page)] == []
 
 
 def test_every_file_and_make_target_that_a_page_names_exists():

@@ -62,7 +62,7 @@ class Exercise:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What the grader says of one part. `state`: passed, blank, error, mistake or wrong; `mistakes`: their names."""
+    """Verdict on one part. `state`: passed, blank, error, mistake or wrong; `mistakes`: their names."""
 
     part: str
     state: str
@@ -171,7 +171,7 @@ def _check_laws(part: Part, answer: Any) -> Verdict:
 
 
 def same(left: Any, right: Any, tolerance: float) -> bool:
-    """Whether two results are equal: arrays and numbers within the tolerance, NaN equal to NaN, structures by parts."""
+    """Equality of two results: arrays and numbers within the tolerance, NaN equal to NaN, structures by parts."""
     if isinstance(right, dict):
         return (
             isinstance(left, dict)

@@ -20,7 +20,7 @@ class Prediction:
 
 @dataclasses.dataclass
 class Lesson:
-    """How the lesson runs, and what it has found so far.
+    """State of a run of a lesson: its settings, and what it has found so far.
 
     `share`: the share of training steps that are made; the bands hold for 1 only. `pictures`: the folder into which
     pictures are written when a page is rendered; None: shown, where there is a screen.
@@ -84,7 +84,7 @@ def show(thing: Any) -> None:
 
 
 def place_of(thing: Any) -> str:
-    """Where a function or class is defined: file below the clone, and qualified name."""
+    """Place of a function or class: file below the clone, and qualified name."""
     thing = inspect.unwrap(thing)
     file = Path(inspect.getsourcefile(thing)).resolve().relative_to(Path(__file__).resolve().parents[2])
     return f"{file.as_posix()}: {thing.__qualname__}"

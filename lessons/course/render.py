@@ -42,7 +42,7 @@ def cells(source: str) -> Iterator[Cell]:
 
 
 def fixed_part(cell: Cell) -> str:
-    """What a page says of a cell whatever the machine: the prose, the code, or the question without its band."""
+    """Part of a page that is the same on any machine: the prose, the code, or the question without its band."""
     if cell.kind == "markdown":
         return cell.text
     if cell.kind == "code":
