@@ -278,8 +278,7 @@ def sinusoid_note(config: TransformerConfig | Seq2SeqConfig) -> str:
     A sinusoid has numbers of root mean square 0.7. Embeddings of 0.02 are lost in it, and the model learns worse than
     without positions; the paper multiplies them by sqrt(D). Vaswani et al. 2017, section 3.4.
     """
-    sides = (config.encoder, config.decoder) if isinstance(config, Seq2SeqConfig) else (config,)
-    for side in sides:
+    for side in (config.encoder, config.decoder):
         if side.positions == "sinusoidal" and not side.scale_embeddings and side.init_std < 0.07:
             return (
                 f"note: positions=sinusoidal adds numbers of size 0.7 to embeddings of size {side.init_std:g}, "
