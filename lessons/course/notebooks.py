@@ -12,13 +12,16 @@ import os
 import sys
 
 os.environ["TRANSFORMER_JAX_TUNING"] = "off"
-sys.path.insert(0, {lessons!r})"""
+sys.path.insert(0, {lessons!r})
+from course import lesson
+
+lesson.current.name = {stem!r}"""
 
 
 def notebook_of(path: Path, folder: Path) -> dict:
     """A lesson as a notebook that works from inside `folder`: links lead from there."""
     to_lessons = Path(os.path.relpath(LESSONS, folder.resolve())).as_posix()
-    setup = SETUP.format(name=path.name, lessons=str(LESSONS))
+    setup = SETUP.format(name=path.name, lessons=str(LESSONS), stem=path.stem)
     found = [_cell("code", setup)]
     for cell in render.cells(path.read_text(encoding="utf-8")):
         if cell.kind == "markdown":
