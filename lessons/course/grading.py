@@ -78,7 +78,7 @@ def check(exercise: Exercise, answers: ModuleType) -> list[Verdict]:
 def check_part(part: Part, answers: ModuleType) -> Verdict:
     """Grade one part: blank or error, then right and lawful, then the mistake that it equals, then the difference."""
     if not hasattr(answers, part.name):
-        return Verdict(part.name, "blank", f"{part.name} is missing from the file; `reset` brings it back.")
+        return Verdict(part.name, "blank", "missing from the file; `reset` brings it back.")
     answer = getattr(answers, part.name)
     results: list[tuple[Case, Any]] = []
     failed: list[tuple[Case, str]] = []
@@ -89,16 +89,17 @@ def check_part(part: Part, answers: ModuleType) -> Verdict:
             try:
                 result = part.call(answer, *given)
             except NotImplementedError:
-                return Verdict(part.name, "blank", f"{part.name} waits for your answer.")
+                return Verdict(part.name, "blank", "waits for your answer.")
             except LEARNERS_ERRORS as error:
                 failed.append((case, place_of_error(error, answers.__file__)))
                 if isinstance(error, TimeoutError):
                     break
                 continue
             if result is None or result is ...:
-                return Verdict(part.name, "blank", f"{part.name} returns nothing: is a return missing?")
+                problem = "it returns nothing: is a return missing?" if callable(answer) else "waits for your answer."
+                return Verdict(part.name, "blank", problem)
             if not same(given, arguments, 0.0):
-                return Verdict(part.name, "wrong", f"{part.name} changes its arguments, in the case {_named(case)}.")
+                return Verdict(part.name, "wrong", f"it changes its arguments, in the case {_named(case)}.")
             results.append((case, result))
         wrong = [(case, result) for case, result in results if not same(result, part.twin(*case[1]), part.tolerance)]
         if not wrong and not failed:

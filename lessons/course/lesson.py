@@ -90,22 +90,6 @@ def place_of(thing: Any) -> str:
     return f"{file.as_posix()}: {thing.__qualname__}"
 
 
-def picture(alt: str) -> None:
-    """Show the current figure, or write it for the page. `alt` describes it to readers who cannot see it."""
-    import matplotlib.pyplot as plt
-
-    current.num_pictures += 1
-    name = f"{current.name}_{current.num_pictures}.png"
-    if current.pictures is not None:
-        print(f"![{alt}](pictures/{name})")
-        plt.savefig(current.pictures / name, dpi=90, bbox_inches="tight", metadata={"Software": None})
-    else:
-        print(f"picture: lessons/pictures/{name} ({alt})")
-        if plt.get_backend().lower() != "agg":
-            plt.show()
-    plt.close()
-
-
 def _band(asked: Prediction) -> str:
     return f"{asked.low:g}" if asked.low == asked.high else f"{asked.low:g} to {asked.high:g}"
 

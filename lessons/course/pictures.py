@@ -6,6 +6,8 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 
+from course import lesson
+
 matplotlib.rcParams.update(
     {
         "figure.figsize": (6, 3),
@@ -35,3 +37,18 @@ def heatmap(weights, queries: Sequence[str], keys: Sequence[str], title: str = "
         for t, s in np.ndindex(*weights.shape):
             color = "white" if weights[t, s] > 0.6 else "black"
             axis.text(s, t, f"{weights[t, s]:.2f}".lstrip("0"), ha="center", va="center", size=7, color=color)
+
+
+def picture(alt: str) -> None:
+    """Show the current figure, or write it for the page. `alt` describes it to readers who cannot see it."""
+    current = lesson.current
+    current.num_pictures += 1
+    name = f"{current.name}_{current.num_pictures}.png"
+    if current.pictures is not None:
+        print(f"![{alt}](pictures/{name})")
+        plt.savefig(current.pictures / name, dpi=90, bbox_inches="tight", metadata={"Software": None})
+    else:
+        print(f"picture: lessons/pictures/{name} ({alt})")
+        if plt.get_backend().lower() != "agg":
+            plt.show()
+    plt.close()
