@@ -204,7 +204,7 @@ def test_an_exercise_on_the_command_line(copied):
     assert (code, printed.splitlines()[1:]) == (1, ["  the file is missing: python -m lessons reset 98"])
     assert course(copied, "reset", "98") == (0, f"lessons/exercises/{file.name} is blank\n")
     code, printed = course(copied, "check", "98")
-    assert code == 1 and "double waits for your answer" in printed
+    assert code == 1 and "double: waits for your answer" in printed
     for answer, expected in {
         "return x**2": "  double: squared. Add it to itself.",
         "return x": "  double: in the case 'one': (1) gives 1, it should give 2.",
@@ -220,7 +220,7 @@ def test_an_exercise_on_the_command_line(copied):
     assert "exercise_98_tiny.1.txt" in course(copied, "reset", "98")[1]
     assert file.with_suffix(".1.txt").read_text() == begun
     file.write_text("def other(x):\n    return x\n")
-    assert "double is missing from the file" in course(copied, "check", "98")[1]
+    assert "double: missing from the file" in course(copied, "check", "98")[1]
     code, printed = course(copied, "solution", "98")
     assert code == 0 and "return 2 * x" in printed and "# answer" not in printed
     file.write_text(printed)
