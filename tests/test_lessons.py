@@ -50,14 +50,18 @@ def test_a_page_has_the_prose_and_the_code_of_its_lesson_in_order(stem):
 
 @each_lesson
 def test_source_code_on_a_page_is_that_of_the_library(stem):
-    for block in re.findall(r"^```python\n(# [\w/]+\.py: .*?)\n```$", page_of(stem), flags=re.M | re.S):
-        file, names = re.match(r"# ([\w/]+)\.py: ([\w.]+)\n", block).groups()
+    title = r"# ([\w/]+)\.py: ([\w.]+)"
+    shown = [
+        block for block in re.findall(r"^```python\n(.*?)```$", page_of(stem), re.M | re.S) if re.match(title, block)
+    ]
+    for source in (part for block in shown for part in re.split(rf"^(?={title}$)", block, flags=re.M)[::3] if part):
+        file, names = re.match(title, source).groups()
         thing = importlib.import_module(file.replace("/", "."))
         for name in names.split("."):
             thing = getattr(thing, name)
-        with contextlib.redirect_stdout(io.StringIO()) as shown:
+        with contextlib.redirect_stdout(io.StringIO()) as present:
             lesson.show(thing)
-        assert shown.getvalue().rstrip() == block
+        assert present.getvalue().rstrip() == source.rstrip()
 
 
 @each_lesson
