@@ -213,7 +213,7 @@ def test_an_exercise_on_the_command_line(copied):
         "return x**2": "  double: squared. Add it to itself.",
         "return x": "  double: in the case 'one': (1) gives 1, it should give 2.",
         "return (": "  the file does not run: line 5: `return (`: SyntaxError: '(' was never closed",
-        "return x / 0": "  double: line 5: `return x / 0`: ZeroDivisionError: division by zero, in the case 'one'.",
+        "return x / 0": "  double: in the case 'one': line 5: `return x / 0`: ZeroDivisionError: division by zero.",
     }.items():
         file.write_text(
             SOLUTION.replace("    # answer\n", "").replace("    # end\n", "").replace("return 2 * x", answer)

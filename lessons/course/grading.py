@@ -99,7 +99,7 @@ def check_part(part: Part, answers: ModuleType) -> Verdict:
                 problem = "it returns nothing: is a return missing?" if callable(answer) else "waits for your answer."
                 return Verdict(part.name, "blank", problem)
             if not same(given, arguments, 0.0):
-                return Verdict(part.name, "wrong", f"it changes its arguments, in the case {_named(case)}.")
+                return Verdict(part.name, "wrong", f"{_named(case)}it changes its arguments.")
             results.append((case, result))
         wrong = [(case, result) for case, result in results if not same(result, part.twin(*case[1]), part.tolerance)]
         if not wrong and not failed:
@@ -110,7 +110,7 @@ def check_part(part: Part, answers: ModuleType) -> Verdict:
         return Verdict(part.name, "mistake", text, tuple(mistake.name for mistake in found))
     if failed:
         case, place = failed[0]
-        return Verdict(part.name, "error", f"{place}, in the case {_named(case)}.")
+        return Verdict(part.name, "error", f"{_named(case)}{place}.")
     case, result = wrong[0]
     return Verdict(part.name, "wrong", difference(case, result, part.twin(*case[1])))
 
@@ -212,25 +212,25 @@ def difference(case: Case, result: Any, expected: Any) -> str:
         shapes = (), ()
         is_small = True
     if shapes[0] != shapes[1]:
-        return f"in the case {_named(case)}: the shape is {shapes[0]}, it should be {shapes[1]}."
+        return f"{_named(case)}the shape is {shapes[0]}, it should be {shapes[1]}."
     if not case[1]:
         return f"{_short(result)} is not right yet."
     if is_small:
         arguments = ", ".join(_short(argument) for argument in case[1])
-        return f"in the case {_named(case)}: ({arguments}) gives {_short(result)}, it should give {_short(expected)}."
+        return f"{_named(case)}({arguments}) gives {_short(result)}, it should give {_short(expected)}."
     left, right = np.asarray(result, np.float64), np.asarray(expected, np.float64)
     gap = np.where(np.isnan(left) & np.isnan(right), 0, np.abs(left - right))
     gap = np.where(np.isnan(gap), np.inf, gap)
     index = tuple(int(i) for i in np.unravel_index(np.argmax(gap), gap.shape))
     share = np.mean(gap <= 1e-5)
     return (
-        f"in the case {_named(case)}: at index {index} it is {left[index]:.5g}, it should be {right[index]:.5g}; "
+        f"{_named(case)}at index {index} it is {left[index]:.5g}, it should be {right[index]:.5g}; "
         f"{share:.0%} of the values are right."
     )
 
 
 def _named(case: Case) -> str:
-    return repr(case[0]) if case[0] else "asked"
+    return f"in the case {case[0]!r}: " if case[0] else ""
 
 
 def _short(value: Any) -> str:
