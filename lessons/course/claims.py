@@ -20,14 +20,47 @@ class Claim(NamedTuple):
     tests: tuple[tuple[str, str], ...]
 
 
-CLAIMS: tuple[Claim, ...] = ()
+CLAIMS = (
+    Claim(
+        "extrapolation",
+        '"Sines extend to texts longer than those of training."',
+        "They can be computed there. The model cannot use them: its loss rises beyond the length of "
+        "training. ALiBi's does not.",
+        (
+            ("11_relative_positions", "Sines: how many nats a character worse at positions from 128 on than up to 64?"),
+            ("11_relative_positions", "ALiBi: how many nats a character worse from 128 on than up to 64?"),
+        ),
+    ),
+    Claim(
+        "heads",
+        '"One head learns syntax, another meaning, another long distances."',
+        "Heads divide the work if the work has parts. Which head takes which part is a matter of the seed, "
+        "and nothing labels it.",
+        (
+            ("03_multi_head_attention", "In how many of 8 copies does head 0 take the near token, t - 1?"),
+            ("03_multi_head_attention", "Set head 0 of the two to zero. The loss becomes?"),
+        ),
+    ),
+    Claim(
+        "context",
+        '"Attention gives a model an unlimited context."',
+        "Nothing in the formula ends, but the scores grow with the square of the length, and models are "
+        "worse beyond the lengths they were trained on.",
+        (
+            (
+                "11_relative_positions",
+                "Trained at 64: a text that is 4 times as long has how many times as many scores to compute?",
+            ),
+            ("11_relative_positions", "T5: how many nats a character worse from 128 on than up to 64?"),
+        ),
+    ),
+)
 
 HEAD = """# What is said about Transformers, tested
 
 Sentences that courses and tutorials repeat, beside what a lesson found when it tried them. Each number was computed by
-the lesson, in seconds, on a small model; its band, in brackets, held for three seeds. Follow the link to see the code,
-and to change it. A small model can refute "always" and "never". It cannot prove what a large model does; where that
-matters, the verdict says so.
+the lesson, in seconds, on a small model; the band in brackets held for three seeds. Follow the link to see the code,
+and to change it. A small model can refute "always" and "never". It does not show what a large model does.
 
 | what is said | verdict | what was measured |
 |---|---|---|
@@ -44,7 +77,7 @@ def outcome_of(page: str, question: str) -> str:
     if start < 0:
         raise LookupError(question)
     found = re.search(r"^outcome: (\S+) \(expected: (.*)\)$", page[start:], flags=re.M)
-    return f"**{found[1]}** ({found[2]})"
+    return f"**{found[1]}**" + (f" ({found[2]})" if found[2] != found[1] else "")
 
 
 def table(lessons: Path) -> str:
@@ -54,7 +87,7 @@ def table(lessons: Path) -> str:
         measured = []
         for stem, question in claim.tests:
             page = (lessons / f"{stem}.md").read_text(encoding="utf-8")
-            measured.append(f"[{stem[:2]}]({stem}.md) {question} {outcome_of(page, question)}")
+            measured.append(f"{question} {outcome_of(page, question)}, [lesson {stem[:2]}]({stem}.md)")
         cells = f'<a id="{claim.name}"></a>{number}. {claim.claim}', claim.verdict, "<br>".join(measured)
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n")
     return HEAD + "".join(rows) + TAIL
