@@ -247,6 +247,17 @@ def test_lessons_on_the_command_line(copied):
     assert (copied / "lessons" / "98_tiny.md").read_text() == TINY_PAGE + render.mark_of(TINY) + "\n"
 
 
+def test_pages_show_commands_that_exist(copied):
+    code, printed = course(copied, "--help")
+    known = set(re.findall(r"^    ([a-z]+) ", printed, flags=re.M))
+    shown = {
+        name
+        for page in [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "ARCHITECTURE.md"]
+        for name in re.findall(r"python -m lessons ([a-z]+)", page.read_text(encoding="utf-8"))
+    }
+    assert code == 0 and {"list", "run", "check", "hint", "solution", "reset"} <= shown <= known
+
+
 def test_a_reader_is_asked_for_a_prediction_on_a_terminal(copied):
     terminal, end = pty.openpty()
     command = [sys.executable, "-m", "lessons", "run", "98", "--ask"]
