@@ -2,6 +2,7 @@
 
 import ast
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -23,6 +24,12 @@ def test_an_example_imports_numpy_alone(path):
     names = {alias.name for node in imports if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in imports if isinstance(node, ast.ImportFrom)}
     assert "numpy" in names and names <= {"numpy", *sys.stdlib_module_names}
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("example_0[1-5]*.py")), ids=lambda path: path.stem)
+def test_an_example_runs_and_its_own_checks_hold(path):
+    done = subprocess.run([sys.executable, path], capture_output=True, text=True, timeout=120, cwd=path.parent)
+    assert done.returncode == 0 and len(done.stdout.splitlines()) >= 5, done.stderr
 
 
 def library_params(p, N):
