@@ -15,6 +15,7 @@ sys.path[:0] = [path for path in (str(LESSONS), str(LESSONS.parent)) if path not
 
 from transformer_jax import startup  # noqa: E402
 
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy: on small arrays, two threads cost five times as much
 is_tuned = os.environ.get(startup.SWITCH) != "off"
 assert not (is_tuned and "jax" in sys.modules), "import course before jax, in the first cell"
 with contextlib.redirect_stderr(io.StringIO()):  # its line is for people who measure
