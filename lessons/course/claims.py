@@ -22,6 +22,21 @@ class Claim(NamedTuple):
 
 CLAIMS = (
     Claim(
+        "order",
+        '"Without positions a Transformer does not see the order of words: dog bites man is man bites dog."',
+        "True of an encoder, and of one causal layer. False of a GPT with two layers or more: the mask lets it count.",
+        (
+            (
+                "02_self_attention",
+                "Encoder, 2 layers, no positions: largest difference at the full stop between both sentences?",
+            ),
+            (
+                "02_self_attention",
+                "How many layers does a GPT without positions need, to tell the two sentences apart?",
+            ),
+        ),
+    ),
+    Claim(
         "extrapolation",
         '"Sines extend to texts longer than those of training."',
         "They can be computed there. The model cannot use them: its loss rises beyond the length of "
@@ -29,6 +44,30 @@ CLAIMS = (
         (
             ("11_relative_positions", "Sines: how many nats a character worse at positions from 128 on than up to 64?"),
             ("11_relative_positions", "ALiBi: how many nats a character worse from 128 on than up to 64?"),
+        ),
+    ),
+    Claim(
+        "sat",
+        '"In a GPT, sat attends to cat, on and mat" in "the cat sat on the mat".',
+        "It contradicts itself: on and mat come after sat, and a causal mask hides them. The sentence "
+        "describes an encoder.",
+        (
+            (
+                "02_self_attention",
+                "In a causal model, what is the weight of *mat* for *sat*, in 'the cat sat on the mat'?",
+            ),
+        ),
+    ),
+    Claim(
+        "mask",
+        '"The causal mask sets the upper triangle of the weights to zero."',
+        "The scores become minus infinity before the softmax. Zeros after it leave rows that do not sum to one.",
+        (
+            (
+                "02_self_attention",
+                "Zeros are written after the softmax. What do the weights of the first of five words sum to, on "
+                "average?",
+            ),
         ),
     ),
     Claim(
