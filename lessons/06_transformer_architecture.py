@@ -333,9 +333,9 @@ outcome(by_placement["post"][-1] / by_placement["pre"][-1])
 
 # %% [markdown]
 # The first paper therefore starts with a tiny learning rate and raises it slowly (warmup, lesson 10): with post-norm, a
-# large first step would throw the last blocks far off. Pre-norm needs less care, and so it is the usual choice today. It
-# has a price of its own: late blocks change the large residual stream little. Placements after pre and post (`sandwich`
-# in Gemma 2, `output` in OLMo 2) look for a middle way.
+# large first step would throw the last blocks far off. Pre-norm needs less care, and so it is the usual choice today.
+# It has a price of its own: late blocks change the large residual stream little. Placements after pre and post
+# (`sandwich` in Gemma 2, `output` in OLMo 2) look for a middle way.
 #
 # ## Three families: what sees what
 #
@@ -449,7 +449,7 @@ MODELS = {
     "Llama 2 7B": decoder_of(32000, 4096, 32, 4096, 32, d_ff=11008, **llama),
     "BERT base": Encoder(bert),
     "T5 base": Seq2Seq(Seq2SeqConfig(t5, t5)),
-    "a model for a laptop": decoder_of(4096, 256, 4, 256, 4),
+    "demo": decoder_of(4096, 128, 4, 128, 4, positions="rotary"),  # `make demo` of this project
 }
 
 # %% [markdown]

@@ -1,4 +1,7 @@
-"""Examples of the course: NumPy alone; the GPT with its gradient by hand equals the library's and jax.grad."""
+"""Examples of the course: NumPy alone; the GPT with its gradient by hand equals the library's and jax.grad.
+
+And the bugs that an exercise plants: each breaks its law, and no law is broken once the line is repaired.
+"""
 
 import ast
 import runpy
@@ -12,6 +15,7 @@ import numpy as np
 import optax
 import pytest
 
+from transformer_jax import testing
 from transformer_jax.config import TransformerConfig
 from transformer_jax.models import GPT
 
@@ -98,3 +102,37 @@ def test_the_stories_have_the_entropy_that_is_said():
     stories = [" ".join(example["story"](np.random.default_rng(seed))[0]) for seed in range(50)]
     assert all(map(example["is_right"], stories))
     assert not example["is_right"](stories[0].replace(" for ", " the "))
+
+
+BUGS = Path(__file__).parents[1] / "lessons" / "exercises" / "solutions" / "exercise_14_find_the_bug.py"
+REPAIRED = {
+    "attention_1": (3, "scores = scores / jnp.sqrt(q.shape[-1])"),
+    "attention_2": (5, "weights = jax.nn.softmax(scores, axis=-1)"),
+    "attention_3": (4, "scores = jnp.where(may_attend[:, None], scores, -1e30)"),
+    "attention_4": (4, "v = jnp.repeat(v, group, axis=2)"),
+    "attention_5": (4, "exps = jnp.exp(scores - scores.max(axis=-1, keepdims=True))"),
+    "mixer_6": (3, "heads = x.reshape(B, T, 2, D // 2).swapaxes(1, 2)"),
+    "mixer_7": (4, "past = jnp.tril(jnp.ones((T, T), bool))"),
+    "mixer_8": (4, "variance = jnp.mean(centered**2, axis=-1, keepdims=True)"),
+    "positions_9": (3, "positions = jnp.cumsum(ones, axis=1) - 1"),
+    "rotary_10": (7, "other = second * jnp.cos(angle) + first * jnp.sin(angle)"),
+    "dropout_11": (5, "return jnp.where(keep, x / (1 - rate), 0)"),
+    "bias_12": (3, "distance = jnp.abs(q_positions[:, :, None] - k_positions[:, None])"),
+}
+
+
+@pytest.mark.parametrize("name", REPAIRED)
+def test_a_planted_bug_breaks_its_law_and_the_repaired_line_does_not(name):
+    number, repaired = REPAIRED[name]
+    source = BUGS.read_text(encoding="utf-8")
+    names = runpy.run_path(str(BUGS))
+    assert names[f"BUG_{name.rsplit('_')[-1]}"] == number
+    with pytest.raises(testing.LawBroken):
+        names["laws"]()[name]()
+    before, function = source.split(f"def {name}(")
+    lines = function.split("\n")
+    assert lines[number - 1].split("  #")[1].split()[0] == str(number)
+    lines[number - 1] = f"    {repaired}"
+    changed = {"__name__": "repaired", "__file__": str(BUGS)}
+    exec(compile(f"{before}def {name}(" + "\n".join(lines), str(BUGS), "exec"), changed)  # noqa: S102
+    changed["laws"]()[name]()
