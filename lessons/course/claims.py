@@ -110,6 +110,19 @@ CLAIMS = (
         ),
     ),
     Claim(
+        "feed-forward",
+        '"Most parameters are in the feed-forward layers."',
+        "Of the blocks, two thirds, at any size. Of the whole model it depends on the vocabulary: less than "
+        "half of GPT-2 small, two thirds of GPT-3.",
+        (
+            (
+                "06_transformer_architecture",
+                "GPT-2 small: what percentage of all its parameters is in the feed-forward layers?",
+            ),
+            ("06_transformer_architecture", "And of GPT-3 175B?"),
+        ),
+    ),
+    Claim(
         "context",
         '"Attention gives a model an unlimited context."',
         "Nothing in the formula ends, but the scores grow with the square of the length, and models are "
