@@ -37,11 +37,41 @@ CLAIMS = (
         ),
     ),
     Claim(
+        "sines",
+        "A worked table of sines and cosines whose exponents are misprinted, copied from course to course.",
+        "The law that makes sines useful, a shift is a rotation, breaks. The loss does not notice: a wrong "
+        "formula can train well, so test formulas, not losses.",
+        (
+            (
+                "04_positional_encoding",
+                "With the misprint, how far is the worst number after a shift by 1, with the best possible matrix?",
+            ),
+            (
+                "04_positional_encoding",
+                "Loss on new text with the misprinted table minus loss with the right one, in nats?",
+            ),
+        ),
+    ),
+    Claim(
+        "scale-embeddings",
+        "Nobody says it: the paper multiplies embeddings by the root of D before it adds the sines.",
+        "Without it, and with small embeddings, the sines drown the words, and the model learns worse than "
+        "one without positions, for half of its training or longer.",
+        (
+            (
+                "04_positional_encoding",
+                "Embeddings of size 0.02: halfway through training, the loss with sines minus the loss without "
+                "positions?",
+            ),
+        ),
+    ),
+    Claim(
         "extrapolation",
         '"Sines extend to texts longer than those of training."',
         "They can be computed there. The model cannot use them: its loss rises beyond the length of "
         "training. ALiBi's does not.",
         (
+            ("04_positional_encoding", "Sines: loss at the positions 24 to 47? (a guess: 2.7)"),
             ("11_relative_positions", "Sines: how many nats a character worse at positions from 128 on than up to 64?"),
             ("11_relative_positions", "ALiBi: how many nats a character worse from 128 on than up to 64?"),
         ),
