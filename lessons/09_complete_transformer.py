@@ -161,17 +161,13 @@ def make_model(positions, vocab_size, length):
     return Seq2Seq(Seq2SeqConfig(side, side))
 
 
-models, params, logits_of = {}, {}, {}
+models, logits_of, curves = {}, {}, {}
 for positions in ("learned", "rotary"):
     model = make_model(positions, V, LENGTH)
     trained, losses = fit(model, batches, loss=seq2seq_loss, seed=seed(), peak_lr=5e-3)
-    models[positions], params[positions] = model, trained
+    models[positions] = model
     logits_of[positions] = jax.jit(lambda source, target, m=model, p=trained: m.apply(p, source, target))
-    plt.plot(losses, label=positions)
-plt.xlabel("step")
-plt.ylabel("loss, nats per letter")
-plt.legend()
-picture("Loss by step of the reversing model: with learned positions it goes to 0, with rotary ones it stays above 1")
+    curves[positions] = losses
 
 
 def letters_right(positions):  # with teacher forcing
@@ -189,6 +185,12 @@ outcome(letters_right("learned"))
 predict("With rotary positions, all else equal: share of letters that are right?", low=0.4, high=0.7)
 
 # %%
+for positions, losses in curves.items():
+    plt.plot(losses, label=positions)
+plt.xlabel("step")
+plt.ylabel("loss, nats per letter")
+plt.legend()
+picture("Loss by step of the reversing model: with learned positions it goes to 0, with rotary ones it stays above 1")
 outcome(letters_right("rotary"))
 
 # %% [markdown]
