@@ -8,6 +8,7 @@
 # find out why each of the six is there, and then meet the same function in the library.
 #
 # After this lesson you can
+#
 # - say what queries, keys and values are, and what they are called in a search engine;
 # - write attention in NumPy, and check it by hand on three numbers;
 # - explain the division by $\sqrt{H}$ with a measurement, not with a formula;
@@ -238,10 +239,33 @@ picture(
 )
 
 # %% [markdown]
-# What is wrong with a weight of nearly 1? A model learns by small changes of scores. Where one weight is 1, a small
-# change of a score changes nothing: the slope of the softmax at a weight $w$ is $w (1 - w)$, which is 0 at $w = 1$. A
-# new model would stick to choices that chance made for it. That is the paper's reason (section 3.2.1, and its
-# footnote 4 has the variance).
+# What is wrong with a weight of nearly 1? A model learns by small changes of scores. The slope of the softmax, the
+# change of a weight $w$ for a small change of its own score, is $w (1 - w)$. At $w = 1$ that is 0: a small change of
+# the score changes nothing. A new model would stick to the choices that chance made for it.
+
+# %%
+predict("H = 1,024, not divided: in what share of cases is the slope of the largest weight below 0.01?", 0.65, 0.87)
+
+
+# %%
+def slopes(divisor, H=1024, repeats=300):
+    random = np.random.default_rng(seed())
+    q, k = random.normal(size=(repeats, 1, H)), random.normal(size=(repeats, 16, H))
+    largest = softmax((q * k).sum(axis=-1) / divisor).max(axis=-1)
+    return largest * (1 - largest)
+
+
+plt.hist([slopes(1), slopes(np.sqrt(1024))], bins=10, label=["not divided", "divided by the root of H"])
+plt.xlabel("slope of the largest weight")
+plt.ylabel("how often, of 300")
+plt.legend()
+picture("Histogram of slopes: not divided, nearly all are 0; divided by the root, they lie between 0.1 and 0.25")
+print("divided by the root of H:", (slopes(np.sqrt(1024)) < 0.01).mean())
+outcome((slopes(1) < 0.01).mean())
+
+# %% [markdown]
+# That is the paper's reason: "regions where it has extremely small gradients" (section 3.2.1; its footnote 4 has the
+# variance).
 #
 # ## 5. Nothing to attend to
 #
@@ -380,6 +404,7 @@ print(f"your friend stayed at home: weights of all guests together {friend + oth
 
 # %% [markdown]
 # Where the picture of the party breaks:
+#
 # - A listener can hear nobody. Attention cannot: weights sum to 1, so if your friend is not there, it listens to
 #   strangers instead. (Trained models often make themselves a place to look at when there is nothing to find, mostly
 #   the first word: an *attention sink*.)

@@ -283,8 +283,8 @@ outcome(1 + next(i for i, difference in enumerate(differences) if difference > 1
 # ## Why attention, and not a chain?
 #
 # Before 2017, texts were read by recurrent networks, one word after the other, or by convolutions, where each layer
-# mixes direct neighbours. How far apart are two words of a text, in steps of computation? Table 1 of the paper makes
-# this its first argument.
+# mixes direct neighbours. How far apart are two words of a text, in steps of computation? Table 1 of the paper compares
+# the three by this.
 
 # %%
 predict("A convolution mixes each word with its two neighbours. Layers until word 1 of 100 reaches word 100?", 99, 99)
