@@ -130,6 +130,24 @@ CLAIMS = (
         ),
     ),
     Claim(
+        "residual",
+        '"Without residual connections, gradients vanish in a hundred layers."',
+        "They need the residuals, but here the gradient explodes without them; whether it explodes or "
+        "vanishes depends on how the layers are initialized.",
+        (
+            (
+                "05_feedforward_networks",
+                "100 layers of norm, matrix and ReLU, without residual: length of the gradient at the input?",
+            ),
+            ("05_feedforward_networks", "The same with residual connections?"),
+            (
+                "05_feedforward_networks",
+                "24 layers without residual connections, 400 steps: the loss at the end? (1: nothing learned)",
+            ),
+            ("05_feedforward_networks", "And with them?"),
+        ),
+    ),
+    Claim(
         "heads",
         '"One head learns syntax, another meaning, another long distances."',
         "Heads divide the work if the work has parts. Which head takes which part is a matter of the seed, "
@@ -145,6 +163,7 @@ CLAIMS = (
         "Of the blocks, two thirds, at any size. Of the whole model it depends on the vocabulary: less than "
         "half of GPT-2 small, two thirds of GPT-3.",
         (
+            ("05_feedforward_networks", "Which share of the parameters of a block's matrices is in the FFN?"),
             (
                 "06_transformer_architecture",
                 "GPT-2 small: what percentage of all its parameters is in the feed-forward layers?",
