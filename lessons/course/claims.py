@@ -132,8 +132,8 @@ CLAIMS = (
     Claim(
         "residual",
         '"Without residual connections, gradients vanish in a hundred layers."',
-        "They need the residuals, but here the gradient explodes without them; whether it explodes or "
-        "vanishes depends on how the layers are initialized.",
+        "A deep stack does not learn without them, that is true. But its gradient explodes here; whether it "
+        "explodes or vanishes depends on the layers and on how they are initialized.",
         (
             (
                 "05_feedforward_networks",
