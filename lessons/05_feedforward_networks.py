@@ -205,7 +205,7 @@ assert np.allclose(
     layer.apply(params, x), feed_forward(x, up["kernel"], up["bias"], down["kernel"], down["bias"]), atol=1e-4
 )
 norm = LayerNorm(epsilon=1e-5)
-theirs = norm.apply(norm.init(jax.random.key(0), x), np.float32(x))
+theirs = norm.apply(norm.init(jax.random.key(0), np.float32(x)), np.float32(x))
 assert np.allclose(theirs, layer_norm(x), atol=1e-5)
 
 # %% [markdown]
