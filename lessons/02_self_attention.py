@@ -154,7 +154,7 @@ random = np.random.default_rng(seed())
 triangle = np.tril(np.ones((5, 5), bool))
 zeroed = softmax(random.normal(size=(20_000, 5, 5))) * triangle  # 20,000 random matrices of scores
 print("one of them, rows sum to", zeroed[0].sum(axis=-1).round(2))
-print("all, rows sum on average to", zeroed.sum(axis=(0, 2)).round(2) / 20_000)
+print("all, rows sum on average to", zeroed.sum(axis=-1).mean(axis=0).round(2))
 outcome(zeroed[:, 0].sum(axis=-1).mean())
 
 # %% [markdown]
