@@ -158,6 +158,19 @@ CLAIMS = (
         ),
     ),
     Claim(
+        "perplexity",
+        '"A good model has a perplexity of 40 to 60."',
+        "A perplexity is of a tokenizer and a text. The same model has another one for each way of cutting "
+        "the text. Bits per byte can be compared.",
+        (
+            (
+                "10_transformer_training",
+                "What is the perplexity of the mini Transformer on its validation text, per token?",
+            ),
+            ("10_transformer_training", "The same model, the same text: what is its perplexity per character?"),
+        ),
+    ),
+    Claim(
         "feed-forward",
         '"Most parameters are in the feed-forward layers."',
         "Of the blocks, two thirds, at any size. Of the whole model it depends on the vocabulary: less than "
