@@ -9,7 +9,8 @@
 # - split vectors into heads, attend in all of them at once, and join them again,
 # - find which head does what, by taking it away,
 # - say what grouped heads share, and why large models use them.
-#   Paper: Vaswani et al. 2017, [Attention Is All You Need](https://arxiv.org/abs/1706.03762), section 3.2.2.
+#
+# Paper: Vaswani et al. 2017, [Attention Is All You Need](https://arxiv.org/abs/1706.03762), section 3.2.2.
 
 # %%
 import matplotlib.pyplot as plt
@@ -218,7 +219,7 @@ outcome(multiplications(128, 512, 8) / multiplications(128, 512, 1))
 #
 # In the library the split is part of the matrix: its kernel has the shape [D, N, H], so the result of the
 # projection [B, T, N, H] is already cut. The join is `num_in=2`: the last projection takes both axes, N and
-# H.
+# H. The lines after `out` are for variants; lessons 11 and 13 come to them.
 
 # %%
 from transformer_jax.nn.attention import Attention

@@ -75,7 +75,6 @@ assert np.allclose(feed_forward(x, W_1, 0, W_2, 0, activation=lambda x: x), x @ 
 
 inputs = random.normal(size=(2000, 2))
 target = inputs[:, 0] * inputs[:, 1]  # variance 1
-features = {"no bend": lambda x: x, "ReLU": relu}
 
 
 def error_of(activation):
@@ -136,8 +135,8 @@ print("at x =", line[gelu(line).argmin()].round(2))
 outcome(gelu(line).min())
 
 # %% [markdown]
-# It is not monotone: a little below zero it dips. Its slope is nowhere exactly 0 for long, so every unit
-# keeps learning.
+# It is not monotone: a little below zero it dips. Its slope is exactly 0 at one point only, so a unit does
+# not stop learning for good.
 #
 # ## Layer norm
 #
@@ -188,8 +187,15 @@ from transformer_jax.nn.layers import FeedForward, LayerNorm
 
 show(LayerNorm)
 
+# %% [markdown]
+# `normalize` divides by the root of the mean square. Computing in float32 matters when the rest of a model
+# runs in 16 bits.
+
 # %%
 show(FeedForward)
+
+# %% [markdown]
+# `up` is our W_1, `down` our W_2. A *gated* variant has a third matrix; lesson 13 compares them.
 
 # %%
 import jax
