@@ -235,14 +235,14 @@ outcome((corrupted != tokens).mean())
 # Nine tenths of 15 %. And only 15 % of the positions teach anything in a step, against 100 % in a GPT: one reason why
 # encoders learn more slowly, step by step.
 #
-# What is it worth to see both sides? For a text of known probabilities this can be computed. In the Markov chain of
-# lesson 08's kind each letter depends on the one before it. With $P(a, b)$, the probability of $b$ after $a$, a hidden
-# letter between $a$ and $c$ is $b$ with probability
+# What is it worth to see both sides? For a text of known probabilities this can be computed. The repository has a
+# Markov chain of letters: each depends on the one before it, and on nothing else. With $P(a, b)$, the probability of
+# $b$ after $a$, a hidden letter between $a$ and $c$ is $b$ with probability
 #
 # $$ p(b \mid a, c) = \frac{P(a, b)\,P(b, c)}{\sum_{b'} P(a, b')\,P(b', c)} $$
 
 # %%
-predict("From the left, a letter costs 2.27 nats (the floor of a GPT). Cost with both neighbours known?", 1.3, 1.55)
+predict("From the left, a letter costs 2.3 nats (the floor of a GPT). And with both neighbours known?", 1.3, 1.55)
 
 # %%
 from train.data.entropy import draw_part, known_truth
@@ -366,7 +366,14 @@ figure, axis = plt.subplots(figsize=(6.5, 2.6))
 axis.imshow(weights[:, :14], vmin=0, vmax=weights.max(), aspect="auto")
 for row, i in enumerate(examples):
     for t, letter in enumerate(test_rows[i][0]):
-        axis.text(t, row, letter, ha="center", va="center", color="white" if weights[row, t] > 0.5 else "black")
+        axis.text(
+            t,
+            row,
+            letter,
+            ha="center",
+            va="center",
+            color="white" if weights[row, t] > 0.6 * weights.max() else "black",
+        )
 axis.set_yticks(range(len(examples)), [test_rows[i][1] for i in examples])
 axis.set_xlabel("letter")
 picture("Six names with the weight that attention pooling gives to each letter: a few letters of each are dark")
@@ -374,8 +381,9 @@ picture("Six names with the weight that attention pooling gives to each letter: 
 # %% [markdown]
 # ## 6. What a model costs
 #
-# Parameters, operations and memory follow from shapes alone, so they can be known before anything is built. BERT base:
-# 12 layers, $D = 768$, 12 heads, $F = 3072$, a vocabulary of 30,522.
+# Parameters, operations and memory follow from shapes alone, so they can be known before anything is built. BERT base
+# is a stack of 12 of the blocks of lesson 06, post-norm, with $D = 768$, 12 heads, $F = 3072$, a vocabulary of 30,522,
+# a norm after the embedding, and two token types (first or second sentence).
 #
 # A block has $4 D^2$ weights in attention and $2 D F$ in the feed-forward part. An operation is a multiplication or an
 # addition; a weight costs 2 for each token in the forward pass, and twice that again for the gradient: 6 in training.
