@@ -376,7 +376,7 @@ import time
 from transformer_jax.models import init_params
 from transformer_jax.nn.kv_cache_kinds import make_cache
 
-longer = GPT(TransformerConfig(vocab_size=V, max_len=128, num_layers=2, d_model=64, num_heads=4))
+longer = GPT(TransformerConfig(vocab_size=V, max_len=128, num_layers=1, d_model=64, num_heads=4))
 longer_params = {"params": init_params(longer, jax.random.key(seed()))}
 extend = jax.jit(lambda tokens, cache: longer.apply(longer_params, tokens, tokens >= 0, cache, method="extend"))
 tokens = jnp.asarray(test_text[None, :128])  # [B, T]
@@ -500,7 +500,7 @@ recall_gru = GRU(letters, 48)
 right = {}
 for name, model, peak_lr in (("GPT", recall_gpt, 3e-3), ("GRU", recall_gru, 1e-2)):
     params, _ = fit(model, recall_batches, loss=recall_loss, seed=seed(), peak_lr=peak_lr)
-    guesses = model.apply(params, recall_test[:, :-1])[:, K:].argmax(axis=-1)  # [B, K]
+    guesses = jax.jit(model.apply)(params, recall_test[:, :-1])[:, K:].argmax(axis=-1)  # [B, K]
     right[name] = np.asarray(guesses == recall_test[:, K + 1 :])
     print(name, f"{size(params):,} parameters")
 
