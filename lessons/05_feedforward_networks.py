@@ -222,8 +222,8 @@ assert np.allclose(theirs, layer_norm(x), atol=1e-5)
 # $$ x \leftarrow x + f(x) $$
 #
 # The sum that runs through all layers is called the *residual stream*. Often it is compared to a highway,
-# with each layer an exit and an entry. (Where this fails: nothing leaves a highway unchanged here. All layers
-# read the same stream, and nobody takes anything out.)
+# with each layer an exit and an entry. (Where this fails: cars leave a highway. Here nothing leaves; a layer
+# can only add, and to remove something it must add the opposite.)
 #
 # Why is it there? To find out, we stack 100 layers, each a norm, a random matrix and a ReLU, once with the
 # plus and once without. Then we ask how strongly the output depends on the input: the length of the gradient
@@ -360,9 +360,11 @@ picture("Loss during training: without residual it stays near 1, with residual i
 outcome(residual[-20:].mean())
 
 # %% [markdown]
-# The same layers, the same norms, the same data: one plus sign. Residual connections and norms together are
-# what makes depth trainable. (Where the norm stands, before the layer or after the sum, is the question of
-# lesson 06.)
+# The same layers, the same norms, the same data: one plus sign. (With two matrices and a soft bend in each
+# layer, as here, the gradient of the plain network does not even explode at the start. Its length is not the
+# whole story: without the plus, each layer must pass on all that later layers need, through bends that cannot
+# be undone.) Residual connections and norms together are what makes depth trainable. (Where the norm stands,
+# before the layer or after the sum, is the question of lesson 06.)
 #
 # ## Where are the parameters?
 #
