@@ -277,7 +277,7 @@ assert np.allclose([theirs["a"], theirs["b"]], clip([np.array([3.0]), np.array([
 
 # %%
 predict(
-    "Without clipping: in the 20 steps after the spike, how far does the parameter move, as a share of the usual?",
+    "Spike at step 100, no clipping: from step 110 to 130, how far does the parameter move, as a share of the usual?",
     low=0.1,
     high=0.25,
 )
@@ -306,7 +306,7 @@ picture("distance moved against step: at the spike the path without clipping ben
 outcome((spiked[130] - spiked[110]) / (clipped[130] - clipped[110]))
 
 # %% [markdown]
-# (The 20 steps are those from 110 to 130, after the momentum of the spike has died away.) The spike does its damage
+# The first ten steps are left out, since the momentum of the spike still pushes. The spike does its damage
 # **afterwards**: its square sits in $v$ and makes all later steps small, until $\beta_2^i$ has forgotten it.
 #
 # ## One batch by heart
