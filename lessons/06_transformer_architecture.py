@@ -22,7 +22,7 @@ from course import heatmap, outcome, picture, predict, seed, show, steps
 # %% [markdown]
 # ## The five components
 #
-# You have seen them all. A Transformer is nothing but these, put together:
+# The key insight of this lesson: a Transformer is **one block, repeated**. You have seen all that a block is made of:
 #
 # | component | what it does to the vectors `[B, T, D]` | lesson |
 # |---|---|---|
@@ -264,7 +264,7 @@ picture(
 # Xiong et al. 2020 asked how large the gradient of each block is **before any training**. Take 16 blocks, with kernels
 # drawn so that each part adds vectors about as large as the ones that came in. In pre-norm the residual stream grows:
 # after n blocks its variance is about n times as large, so one more block changes less and less. Their theory says:
-# in pre-norm, the gradient of a block shrinks with depth; in post-norm it does not, and is largest near the output.
+# in pre-norm, the gradient of a block shrinks with depth; in post-norm it stays large up to the output.
 #
 # We ask for the gradient of the first feed-forward kernel of each block.
 
@@ -327,7 +327,7 @@ plt.ylabel("size of its gradient")
 plt.ylim(0)
 plt.legend()
 picture(
-    "Gradient by block: pre-norm falls from the first to the last block, post-norm rises and is far larger at the end"
+    "Gradient by block: pre-norm falls from the first to the last block, post-norm stays and is far larger at the end"
 )
 outcome(by_placement["post"][-1] / by_placement["pre"][-1])
 
@@ -494,7 +494,7 @@ outcome(shares["GPT-3 175B"]["feed-forward"])
 
 # %% [markdown]
 # So the saying is true of large models only. In small ones the embedding takes a large share: V D grows with the width,
-# L D² with its square.
+# L D² with its square. In float32 a parameter takes 4 bytes, so a model of 10 million parameters is a file of 40 MB.
 #
 # Is the GPT that you have just written "the same architecture as GPT-3"? Yes, but for one thing: in GPT-3 every other
 # layer looks at a local band of the past (Brown et al. 2020, section 2.1). What makes the difference is size, and

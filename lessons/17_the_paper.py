@@ -227,8 +227,8 @@ for b in range(3):
 outcome(-np.log10(max(gaps)))
 
 # %% [markdown]
-# That is the rounding of float32 numbers, and nothing else. If one equation had been misread, they would differ in the
-# first digit. Try it: "Change it" below has a misreading for you.
+# That is the rounding of float32 numbers, and nothing else. Had one equation been misread, they would differ by
+# percents at least. Try it: "Change it" below has two misreadings for you.
 #
 # The library itself is held to these numbers for seven families (`tests/test_pretrained.py`). Here is GPT-2's:
 
