@@ -293,9 +293,7 @@ columns = ["M", "M", "/", "D", "D", "/", "Y", "Y", "Y", "Y", "end"]
 heatmap(weights, rows, columns)
 plt.ylabel("writes")
 plt.xlabel("looks at")
-picture(
-    "Cross-attention of the dates: the day is written from columns 3 and 4, the month from 0 and 1, then a diagonal"
-)
+picture("Cross-attention of the dates: the day is written from columns 3 and 4, the month from 0 and 1")
 copied_from = {0: 3, 1: 4, 3: 0, 4: 1, 6: 6, 7: 7, 8: 8, 9: 9}
 outcome(sum(weights[t].argmax() == s for t, s in copied_from.items()))
 
