@@ -17,7 +17,7 @@ import sys
 
 import pytest
 from helpers.course import EXERCISES, LESSONS, ROOT
-from helpers.pages import broken_links, without_code
+from helpers.pages import broken_links, links, without_code
 
 from course import claims, lesson, notebooks, render  # isort: skip  (helpers.course puts it on the path)
 
@@ -113,6 +113,35 @@ def test_the_course_is_small_and_has_no_other_files():
 
 def test_claims_are_generated_from_the_pages():
     assert (LESSONS / "claims.md").read_text(encoding="utf-8") == claims.table(LESSONS), "python -m lessons claims"
+
+
+def test_every_promise_has_a_place_or_a_reason():
+    text = (LESSONS / "promises.md").read_text(encoding="utf-8")
+    rows = [row.strip("| ").split(" | ") for row in re.findall(r"^\| .* \|$", text, flags=re.M)]
+    rows = [row for row in rows if row != ["promised", "where"]]
+    assert len(rows) == 226 and {len(row) for row in rows} == {2}
+    assert [row for row in rows if not re.search(r"\]\(|^not built: because |`make ", row[1])] == []
+
+
+# The whole
+
+
+NAMES = """00_jax_in_ten_minutes 01_attention_mechanism 02_self_attention 03_multi_head_attention 04_positional_encoding
+    05_feedforward_networks 06_transformer_architecture 07_full_transformer_encoder 08_transformer_decoder
+    09_complete_transformer 10_transformer_training 11_relative_positions 12_attention_optimizations 13_modern_blocks
+    14_scaling_laws 15_fine_tuning 16_looking_inside 17_the_paper""".split()
+
+
+def test_lessons_examples_and_exercises_are_those_that_were_promised():
+    assert STEMS == NAMES
+    examples = [path.stem for path in sorted((LESSONS / "examples").glob("*.py"))]
+    assert [name[:10] for name in examples] == [f"example_{number:02d}" for number in range(1, 7)]
+    exercises = [path.stem for path in sorted(EXERCISES.glob("*.py"))]
+    assert [name[:11] for name in exercises] == [f"exercise_{number:02d}" for number in range(1, 15)]
+    assert {"exercise_01_attention", "exercise_02_self_attention", "exercise_03_transformer"} <= set(exercises)
+    linked = set(links(LESSONS / "README.md"))
+    assert {f"{name}.md" for name in NAMES} | {f"exercises/{name}.py" for name in exercises} <= linked
+    assert sum(page_of(stem).count("\n> **Predict.** ") for stem in STEMS) >= 40
 
 
 # Commands, on a copy of the course

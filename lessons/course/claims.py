@@ -213,6 +213,28 @@ CLAIMS = (
             ),
         ),
     ),
+    Claim(
+        "explanation",
+        '"Attention weights show why a model answers as it does."',
+        "They show where a head reads. The word that decides may have a small weight, and a head that never "
+        "looks at the answer may be needed for it. Take something away, and measure.",
+        (
+            (
+                "16_looking_inside",
+                "At 'it', averaged over all heads and stories: how much weight is on the animal that makes the sound?",
+            ),
+            (
+                "16_looking_inside",
+                "All other words stay, and the animal is exchanged: the probability that the model still gives to "
+                "the old sound?",
+            ),
+            (
+                "16_looking_inside",
+                "The head that looks at the previous letter never looks at the right answer. What does its loss "
+                "cost, in nats?",
+            ),
+        ),
+    ),
 )
 
 HEAD = """# What is said about Transformers, tested
