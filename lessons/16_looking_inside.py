@@ -419,7 +419,10 @@ previous = table[:2, 0].argmax()
 outcome(table[previous, 2])
 
 # %% [markdown]
-# It costs as much as losing the skill. The two layers work as a team: the head below writes at each position "my
+# Compare the two heads of layer 1 as well: on this page they have nearly the same weight on the right letter, and very
+# different costs. Attention did not tell which one the model relies on.
+#
+# And the head of layer 0? It costs as much as losing the skill. The two layers work as a team: the head below writes at each position "my
 # predecessor was k"; the head above looks for a position whose predecessor is the present letter. A single layer
 # cannot do this. Whoever looked for the important head by "which one attends to the answer" would have missed the
 # first half of the mechanism.
