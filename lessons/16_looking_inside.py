@@ -422,10 +422,10 @@ outcome(table[previous, 2])
 # Compare the two heads of layer 1 as well: on this page they have nearly the same weight on the right letter, and very
 # different costs. Attention did not tell which one the model relies on.
 #
-# And the head of layer 0? It costs as much as losing the skill. The two layers work as a team: the head below writes at each position "my
-# predecessor was k"; the head above looks for a position whose predecessor is the present letter. A single layer
-# cannot do this. Whoever looked for the important head by "which one attends to the answer" would have missed the
-# first half of the mechanism.
+# And the head of layer 0? It costs as much as losing the skill. The two layers work as a team: the head below writes
+# at each position "my predecessor was k"; the head above looks for a position whose predecessor is the present
+# letter. A single layer cannot do this. Whoever looked for the important head by "which one attends to the answer"
+# would have missed the first half of the mechanism.
 #
 # An analogy: one clerk writes on each file which file came before it, another finds files by that note. It fails in one
 # point: nobody told them, and nobody gave them their posts. Other seeds give the work to other heads, and share it.
