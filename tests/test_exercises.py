@@ -232,6 +232,17 @@ def test_a_mistake_is_named_even_if_it_raises_an_error_in_other_cases(tmp_path):
     assert grading.check_part(part, grading.load(file)).state == "error"
 
 
+def test_a_mistake_is_named_even_if_a_case_of_it_is_answered_rightly(tmp_path):
+    cases = [("", ([[1.0, 3.0]], 1)), ("", ([[1.0, 2.0], [5.0, 10.0]], 1)), ("", ([[9.0, 1.0, 5.0]], 1))]
+    part = dataclasses.replace(MEAN, cases=lambda: cases)
+    file = tmp_path / "exercise.py"
+    for condition, names in (("len(x[0]) > 2", ("a sum",)), ("len(x) < 2", ()), ("len(x[0]) == 2", ())):
+        file.write_text(
+            f"import numpy as np\ndef mean(x, axis):\n    return (np.mean if {condition} else np.sum)(x, axis)"
+        )
+        assert grading.check_part(part, grading.load(file)).mistakes == names
+
+
 def test_a_value_is_not_given_away(tmp_path):
     file = tmp_path / "exercise.py"
     file.write_text("answer = 3")

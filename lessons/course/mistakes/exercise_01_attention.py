@@ -44,6 +44,7 @@ def answer_twin(*, weights="softmax", order="by row"):
         "best": np.array([1.0, 0.0, 0.0]),
         "scores": scores_twin(),
         "exponentials": weights_twin(kind="not divided"),
+        "two only": weights_twin() * [1, 1, 0],
     }[weights]
     answer = w @ VALUES
     return {"by row": answer, "exchanged": answer[::-1], "divided by S": answer / 3}[order]
@@ -82,11 +83,12 @@ def softmax_twin(scores, *, over="last", shift="largest", power="e", divide="sum
         "nothing": lambda: exponentials,
         "number": lambda: exponentials / x.shape[-1],
         "length": lambda: exponentials / np.sqrt((exponentials**2).sum(axis=axis, keepdims=True)),
+        "whole array": lambda: exponentials / exponentials.sum(),
         "plus one": lambda: exponentials / (1 + exponentials.sum(axis=axis, keepdims=True)),
         "of e^0": lambda: 1 / (1 + np.exp(-x)),
     }[divide]()
     if after == "log":
-        weights = np.log(weights)
+        return np.log(weights) if weights.min() > 0 else None  # -inf or a number, by how it is computed
     if after == "root":
         weights = weights / np.sqrt(x.shape[-1])
     if dtype == "int" and np.asarray(scores).dtype.kind in "iu":
@@ -155,13 +157,22 @@ def attention_twin(
         "after": 1.0,
         "whole root": 1 / int(H**0.5),
         "floor": 1.0,
+        "cosine": 1.0,
+        "two": 0.5,
     }[scale]
     scores = q @ k.T * factor
     if scale == "floor":
         scores = q @ k.T // H**0.5
-    closed = {"zero before": 0.0, "zero before and after": 0.0}.get(mask, -np.inf if unseen == "nan" else -1e30)
+    closed = {"zero before": 0.0, "zero before and after": 0.0, "low": -100.0}.get(
+        mask, -np.inf if unseen == "nan" else -1e30
+    )
+    if scale == "cosine":
+        lengths = np.linalg.norm(q, axis=1)[:, None] * np.linalg.norm(k, axis=1)
+        scores = q @ k.T / lengths
     if mask == "added":
         scores = scores + may
+    elif mask == "open ones lowered":
+        scores = scores - 1e9 * may
     elif mask not in ("forgotten", "after", "renormalized", "renormalized, caught"):
         scores = np.where(may, scores, closed)
     axis = {"keys": 1, "queries": 0, "all": None}[over]
@@ -177,6 +188,8 @@ def attention_twin(
         "best": lambda: (np.arange(S) == scores.argmax(axis=1)[:, None]) * 1.0,
         "undivided": lambda: exponentials,
         "mean": lambda: np.full((T, S), 1.0),
+        "twice": lambda: exponentials / total,
+        "twice, then closed": lambda: exponentials / total,
     }[weights_from]()
     if weights_from == "mean":
         weights = may / np.maximum(may.sum(axis=1, keepdims=True), 1)
@@ -184,8 +197,14 @@ def attention_twin(
         weights = np.where(may, weights, 0)
         left = weights.sum(axis=1, keepdims=True)
         weights = weights / (np.maximum(left, 1e-12) if "caught" in mask else left)
-    elif unseen == "zero" and mask not in ("forgotten", "zero before", "added"):
+    elif unseen == "zero" and mask not in ("forgotten", "zero before", "added", "open ones lowered"):
         weights = np.where(may, weights, 0)
+    if weights_from == "twice":
+        weights = np.exp(weights) / np.exp(weights).sum(axis=1, keepdims=True)
+    if weights_from == "twice, then closed":
+        weights = np.where(may, np.exp(weights) / np.exp(weights).sum(axis=1, keepdims=True), 0)
+    if unseen == "whole rows":
+        weights = np.where(may.any(axis=1, keepdims=True), weights, 0)
     if scale == "after":
         weights = weights / np.sqrt(H)
     if result == "weights":
@@ -220,8 +239,10 @@ def attention_cases():
     large = np.array([[4000.0, 0.0], [0.0, -4000.0]]), np.array([[1.0, 0.0], [2.0, 1.0], [3.0, -1.0]]), np.eye(3, 2)
     yield "large scores", (*large, np.array([[True, True, True], [True, True, False]]))
     yield "a large score that is closed", (*large, np.array([[True, True, False], [True, False, False]]))
-    apart = np.array([[2000.0, 0.0], [-2000.0, -1.0]]), np.array([[1.0, 0.0], [1.0, 1.0]]), np.array([[1.0, 2], [3, 5]])
-    yield "rows of very different size", (*apart, np.ones((2, 2), bool))
+    apart = np.array([[2000.0, 0.0, 0.0, 0.0], [-2000.0, -1.0, 0.0, 0.0]]), np.eye(4)[:2] + np.eye(4)[0]  # exact floats
+    yield "rows of very different size", (*apart, np.array([[1.0, 2, 4, 8], [3, 5, 7, 9]]), np.ones((2, 2), bool))
+    low = np.array([[-4e5, 0.0], [0.0, -4e5]]), np.array([[1.0, 0.0], [2.0, 1.0], [3.0, 1.0]]), np.eye(3, 2)
+    yield "open scores far below 0", (*low, np.array([[True, True, False], [False, True, True]]))
 
 
 EXERCISE = Exercise(
@@ -315,6 +336,11 @@ EXERCISE = Exercise(
             answer_twin,
             lambda: [("", ())],
             (
+                Mistake(
+                    "the third value is missing",
+                    "Its weight is small, but it is not 0: it belongs to both numbers.",
+                    {"weights": "two only"},
+                ),
                 Mistake("the plain mean", "All values count the same here; use your weights.", {"weights": "equal"}),
                 Mistake(
                     "the value of the best key",
@@ -430,6 +456,11 @@ EXERCISE = Exercise(
                     {"divide": "nothing"},
                 ),
                 Mistake(
+                    "divided by the sum of all rows",
+                    "Each row has its own sum: `sum` needs an axis, and `keepdims`.",
+                    {"divide": "whole array"},
+                ),
+                Mistake(
                     "divided by the number of scores",
                     "That is a mean. Divide by the sum of the exponentials.",
                     {"divide": "number"},
@@ -507,6 +538,27 @@ EXERCISE = Exercise(
                     {"scale": "after"},
                 ),
                 Mistake(
+                    "cosines",
+                    "Queries and keys were divided by their lengths. The paper divides by the root of H and by nothing "
+                    "else.",
+                    {"scale": "cosine"},
+                ),
+                Mistake(
+                    "divided by 2, whatever H is",
+                    "The root is 2 for the H of part A. Take it from the shape of q or k.",
+                    {"scale": "two"},
+                ),
+                Mistake(
+                    "softmax taken twice",
+                    "The weights went through a softmax once more, which makes them nearly equal.",
+                    {"weights_from": "twice"},
+                ),
+                Mistake(
+                    "softmax taken twice, then closed",
+                    "The weights went through a softmax once more, and closed keys took a part of the sum there.",
+                    {"weights_from": "twice, then closed"},
+                ),
+                Mistake(
                     "softmax over the queries",
                     "For each key the weights of all queries sum to 1. It is each query's own weights that should: "
                     "rows of [T, S], the last axis.",
@@ -546,6 +598,29 @@ EXERCISE = Exercise(
                     "mask forgotten",
                     "Closed keys are read like all others: may_attend has no influence.",
                     {"mask": "forgotten"},
+                ),
+                Mistake(
+                    "mask forgotten, except where nothing is open",
+                    "Queries that may attend nothing are right. All others still read every key: the mask must change "
+                    "their scores.",
+                    {"mask": "forgotten", "unseen": "whole rows"},
+                ),
+                Mistake(
+                    "scores multiplied by the mask",
+                    "A closed key has the score 0 now, and exp(0) is 1: it is read. Queries that may attend nothing "
+                    "are right.",
+                    {"mask": "zero before", "unseen": "whole rows"},
+                ),
+                Mistake(
+                    "closed scores are not low enough",
+                    "-100 or -10000 is not far below every score. Next to an open score of -280000 such a key wins. "
+                    "Take a number like -1e30, or minus infinity.",
+                    {"mask": "low"},
+                ),
+                Mistake(
+                    "open keys were lowered",
+                    "A large number was taken away from the scores where may_attend is True. Those are the open ones.",
+                    {"mask": "open ones lowered"},
                 ),
                 Mistake(
                     "mask upside down",
