@@ -44,6 +44,8 @@ def mean_pool(x, is_token, *, divide="tokens", sum_of="tokens", axis="positions"
     count = weights.sum(axis=1)
     if divide == "T":
         return total / T
+    if divide == "not_zero":
+        return total / np.maximum((x * weights != 0).sum(axis=1), 1)
     if divide == "none":
         return total
     if divide == "batch":
@@ -77,8 +79,12 @@ def max_pool(x, is_token, *, padding="hidden", empty="zeros", by="dimension"):
     else:
         largest = np.where(is_token, x, -np.inf).max(axis=1)
     is_empty = ~is_token.any(axis=1)
+    if by == "not below 0":
+        return np.maximum(largest, 0)
     if empty == "infinite":
         return largest
+    if empty == "nan":
+        return np.where(is_empty, np.nan, largest)
     if empty == "lowest":
         return np.where(is_empty, -1e9, largest)
     if empty == "float32":
@@ -106,11 +112,15 @@ def attention_pool(
         return np.where(is_token.any(axis=1)[:, None], x[np.arange(len(x)), best], 0)
     if weights_of == "equal":
         return mean_pool(x, is_token)
+    if softmax == "texts" and not is_token.any(axis=0).all():
+        return None
+    if weights_of == "root":
+        scores = scores / np.sqrt(x.shape[2])
     if mask == "none":
         seen = scores
     elif mask == "zero_before":
         seen = scores * is_token
-    elif mask == "after":
+    elif mask in ("after", "renormalized"):
         seen = scores
     elif mask == "inverted":
         seen = np.where(is_token, -np.inf, scores)
@@ -118,14 +128,22 @@ def attention_pool(
         seen = np.where(is_token, scores, -np.inf)
     axis = {"positions": 1, "texts": 0, "all": None}[softmax]
     with np.errstate(all="ignore"):
-        if overflow:
+        if overflow == "global":
+            weights = np.exp(seen - seen.max())
+        elif overflow:
             weights = np.exp(seen)
         else:
             top = seen.max(axis=axis, keepdims=True)
             weights = np.exp(seen - np.where(np.isfinite(top), top, 0))
-        weights = weights / weights.sum(axis=axis, keepdims=True)
+        total = weights.sum(axis=axis, keepdims=True)
+        weights = weights / (np.maximum(total, 1e-300) if overflow == "caught" else total)
         if mask == "after":
             weights = weights * is_token
+        if mask == "renormalized":
+            weights = weights * is_token
+            weights = weights / np.maximum(weights.sum(axis=1, keepdims=True), 1e-300)
+        if weights_of == "mean":
+            weights = weights / x.shape[1]
         is_empty = ~is_token.any(axis=1, keepdims=True)
         if mask in ("before",):
             if empty == "zeros":
@@ -172,10 +190,14 @@ def masked_lm_loss(
             weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
             log_probs = np.log(weights / weights.sum(axis=-1, keepdims=True))
         else:
-            shifted = logits - logits.max(axis=axis, keepdims=True)
+            shifted = logits - (logits.max() if overflow == "global" else logits.max(axis=axis, keepdims=True))
             log_probs = shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True))
         scores = logits if loss == "logit" else np.exp(log_probs) if loss == "probability" else log_probs
         scores = scores / np.log(2) if loss == "bits" else scores
+        if loss == "twice":
+            scores = np.exp(scores) - np.log(np.exp(np.exp(scores)).sum(axis=-1, keepdims=True))
+        if loss == "added":
+            scores = np.log(np.exp(scores) + 1e-9)
         if shift:
             scores, targets = scores[:, :-1], targets[:, 1:]
             is_chosen = is_chosen[:, 1:] if shift == 1 else is_chosen[:, :-1]
@@ -193,7 +215,7 @@ def masked_lm_loss(
         if mean == "texts":
             rows = (nats * is_chosen).sum(axis=1) / np.maximum(is_chosen.sum(axis=1), 1)
             return float(rows.mean())
-        divisor = {"sum": 1, "everything": B * T, "batch": B, "vocabulary": max(count * V, 1)}
+        divisor = {"sum": 1, "plus_one": count + 1, "everything": B * T, "batch": B, "vocabulary": max(count * V, 1)}
         if mean in divisor:
             return float(total / divisor[mean])
         return float(total / (count if empty == "nan" else max(count, 1)))
@@ -229,7 +251,9 @@ def _pool_cases():
     yield "no padding", (random.normal(size=(2, 3, 5)), np.ones((2, 3), bool))
     yield "two lengths", (random.normal(size=(2, 4, 3)), np.array([[True] * 4, [True, False, False, False]]))
     yield "a text of padding", (random.normal(size=(2, 3, 2)), np.array([[True, True, True], [False] * 3]))
-    yield "large numbers", (random.normal(size=(2, 3, 2)) * 1e3 - 1e4, np.array([[True, False, True], [True] * 3]))
+    zeros = np.array([[[0.0, 4.0], [2.0, 0.0], [6.0, 6.0]]])
+    yield "zeros in the vectors of tokens", (zeros, np.array([[True, True, False]]))
+    yield "large numbers", (random.normal(size=(2, 3, 2)) * 1e3 - 1e6, np.array([[True, False, True], [True] * 3]))
     yield "five texts", (random.normal(size=(5, 7, 11)), RAGGED)
 
 
@@ -364,6 +388,11 @@ EXERCISE = Exercise(
             _pool_cases,
             (
                 Mistake(
+                    "zeros are taken for padding",
+                    "You count the numbers that are not 0. A token may have a 0 in its vector: count with is_token.",
+                    {"divide": "not_zero"},
+                ),
+                Mistake(
                     "divided by the padded length",
                     "A short text gets a smaller vector the more padding it has. Divide by its number of tokens.",
                     {"divide": "T"},
@@ -422,6 +451,16 @@ EXERCISE = Exercise(
             _pool_cases,
             (
                 Mistake(
+                    "nothing below 0",
+                    "Where all numbers of the tokens are negative, the largest of them is negative, too.",
+                    {"by": "not below 0"},
+                ),
+                Mistake(
+                    "NaN from 0 times infinity",
+                    "A text of padding has the maximum -inf, and -inf times 0 is NaN. Choose with np.where instead.",
+                    {"empty": "nan"},
+                ),
+                Mistake(
                     "padding counts as 0",
                     "0 is larger than a negative number, so it wins. Padding must be lower than all numbers.",
                     {"padding": "zero"},
@@ -466,6 +505,33 @@ EXERCISE = Exercise(
             attention_pool,
             _attention_pool_cases,
             (
+                Mistake(
+                    "scores over the root of D",
+                    "These scores are no dot products: nothing is divided by a root here.",
+                    {"weights_of": "root"},
+                ),
+                Mistake(
+                    "the weighted tokens are averaged",
+                    "The weights already sum to 1: add the weighted tokens up, and do not divide by T.",
+                    {"weights_of": "mean"},
+                ),
+                Mistake(
+                    "one maximum for all texts",
+                    "A text whose scores are all far below the largest of the batch is left with exp(-2000) = 0. Each "
+                    "text needs its own maximum.",
+                    {"overflow": "global"},
+                ),
+                Mistake(
+                    "overflow, and 0 / 0 is caught",
+                    "exp(1000) is infinite, and exp(-1000) is 0 for all tokens of a text. Take the largest score away.",
+                    {"overflow": "caught"},
+                ),
+                Mistake(
+                    "padding leaves after exp",
+                    "Where padding has a far larger score than the tokens, nothing is left of them after its maximum "
+                    "was taken away. Hide padding before the maximum.",
+                    {"mask": "renormalized"},
+                ),
                 Mistake("padding is seen", "is_token makes no difference: padding has weight.", {"mask": "none"}),
                 Mistake(
                     "a score of 0 for padding",
@@ -526,6 +592,11 @@ EXERCISE = Exercise(
             _corrupt_cases,
             (
                 Mistake(
+                    "the random token overwrites the mask",
+                    "Below 0.8 is below 0.9 as well, so the second step replaces what the first one did.",
+                    {"kinds": "rrk"},
+                ),
+                Mistake(
                     "all tokens are corrupted",
                     "Tokens that are not chosen stay as they are: is_chosen makes no difference in yours.",
                     {"chosen": "all"},
@@ -583,6 +654,31 @@ EXERCISE = Exercise(
             masked_lm_loss,
             _loss_cases,
             (
+                Mistake(
+                    "softmax over the positions of the text",
+                    "The probabilities of a position sum to 1 over the vocabulary, which is the last axis.",
+                    {"axis": 1},
+                ),
+                Mistake(
+                    "one maximum for all logits",
+                    "A position whose logits are all far below the largest of the batch gets log 0. Each has its own.",
+                    {"overflow": "global"},
+                ),
+                Mistake(
+                    "1e-9 added to the probability",
+                    "It hides the infinity, but the loss cannot rise above 20.7 any more. Subtract log(sum(exp)).",
+                    {"loss": "added"},
+                ),
+                Mistake(
+                    "the softmax is taken twice",
+                    "What goes into the logarithm went through a softmax twice.",
+                    {"loss": "twice"},
+                ),
+                Mistake(
+                    "divided by one position too many",
+                    "Divide by the number of chosen positions; only where it is 0, the loss is 0.",
+                    {"mean": "plus_one"},
+                ),
                 Mistake(
                     "the mean over all positions",
                     "All positions count in yours. Tokens that were not chosen can be read off, so they teach nothing.",
