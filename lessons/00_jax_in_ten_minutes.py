@@ -15,6 +15,10 @@
 #
 # From time to time a box asks you to **predict** a number. Write down a guess before you unfold the outcome: that is
 # half of what these lessons have to give. `python -m lessons run 00 --ask` runs this page on your machine and asks.
+#
+# The helpers of these lessons come from the folder `course`. `picture` shows a picture, `show` prints a piece of the
+# library's source. `seed()` is 0 here; run with `--seed=1`, it is 1, and all random numbers are others. `steps(300)` is
+# 300 steps of training, or fewer in a quick run with `--steps=0.1`.
 
 # %%
 import matplotlib.pyplot as plt
@@ -65,7 +69,9 @@ outcome((jnp.array(1.0) + 0.00000001) - 1)
 # Remember it when two correct results differ in the seventh digit: it is the reason why this course compares numbers
 # with a tolerance.
 #
-# A Transformer is mostly a matter of shapes, so this project gives each length a letter, the same everywhere:
+# A Transformer reads a text as a row of *tokens*: words, pieces of words or single characters. Inside of it, each token
+# is a vector of numbers. So it is mostly a matter of shapes, and this project gives each length a letter, the same
+# everywhere:
 #
 # | letter | length | | letter | length |
 # |---|---|---|---|---|
@@ -76,6 +82,7 @@ outcome((jnp.array(1.0) + 0.00000001) - 1)
 #
 # A comment `# [B, T, D]` says the shape of a line's result, and a name such as `scores_BNTS` carries its own.
 # `einsum` computes with such letters: what both inputs have and the result has not is multiplied and added up.
+# Here a matrix, a *kernel* as JAX's libraries say, is applied to each token of each text.
 
 # %%
 B, T, D, F = 2, 5, 3, 4
@@ -220,7 +227,8 @@ print("numbers in all:", sum(leaf.size for leaf in jax.tree.leaves(params)))
 # ## A layer, with Flax linen
 #
 # A *module* says which parameters it needs and how it computes. It holds no numbers itself. `init(key, input)` makes
-# the parameters, a pytree; `apply(params, input)` computes with them. This one is $y = x W + b$:
+# the parameters, a pytree; `apply(params, input)` computes with them. This one is $y = x W + b$. `@nn.compact` allows
+# `__call__` to ask for its parameters where it uses them (larger modules list their parts in a method `setup` instead):
 
 # %%
 import flax.linen as nn
@@ -268,8 +276,8 @@ assert np.allclose(theirs, ours, atol=1e-5)
 #
 # A machine learns by following slopes. Take points near the line $y = 3x - 1$, with some noise. The layer starts with
 # small random numbers. The *loss* is the mean squared error; each step changes every parameter a little against its
-# slope. These four lines are how every model of this course is trained, with a better rule than minus a tenth of the
-# slope ([lesson 10](10_transformer_training.md)).
+# slope. `value_and_grad` gives the loss and the slopes at once. These four lines are how every model of this course
+# is trained, with a better rule than minus a tenth of the slope ([lesson 10](10_transformer_training.md)).
 
 # %%
 random = np.random.default_rng(seed())
@@ -311,6 +319,18 @@ outcome(params["params"]["kernel"][0, 0])
 # %% [markdown]
 # The loss does not reach 0: no line passes through noise. What remains is the variance of the noise, $0.3^2$. This
 # *floor* comes back in every later lesson: we train on texts whose floor is known, so we can say how good a model is.
+#
+# ## Words of JAX that come later
+#
+# You can read on without them, and look here when you meet one.
+#
+# | call | what it is |
+# |---|---|
+# | `jax.lax.scan(f, state, xs)` | a compiled loop, `state, y = f(state, x)` for each x: the last state, all y |
+# | `jax.lax.fori_loop(0, n, f, state)` | the same with a counter: `state = f(i, state)` |
+# | `jax.vjp(f, x)` | `f(x)`, and a function from slopes of the result to slopes of x: `grad` for many numbers |
+# | `jax.eval_shape(f, x)` | only the shapes of what `f(x)` would give; nothing is computed |
+# | `nn.vmap(Module, ...)` | `vmap` for a module: several copies with parameters of their own |
 #
 # ## Change it
 #

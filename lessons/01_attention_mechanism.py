@@ -19,7 +19,8 @@
 # %% [markdown]
 # How to read a lesson: from time to time a box asks you to **predict** a number. Write your guess down before you
 # unfold the outcome. A guess that turns out wrong is what you will remember tomorrow. `python -m lessons run 01 --ask`
-# runs the lesson on your machine and asks you there.
+# runs the lesson on your machine and asks you there. (`seed()` is 0 on this page; run with `--seed=1`, it is 1, and
+# all random numbers are others.)
 
 # %%
 import matplotlib.pyplot as plt

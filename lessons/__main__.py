@@ -3,6 +3,7 @@
 import argparse
 import concurrent.futures
 import importlib
+import importlib.util
 import runpy
 import subprocess
 import sys
@@ -23,13 +24,14 @@ def wrong(message: str) -> NoReturn:
 
 
 def find(folder: Path, number: str) -> list[Path]:
-    """Files of a lesson or exercise by its number, 4 or 04, or all. An exercise is there if its solution is."""
+    """Files of a lesson or exercise by its number, 4 or 04, its file, or all. Exercises go by their solutions."""
     prefix = "exercise_" if folder == EXERCISES else ""
     files = sorted((SOLUTIONS if prefix else folder).glob(f"{prefix}[0-9][0-9]_*.py"))
     files = [folder / path.name for path in files]
     if number == "all":
         return files
-    chosen = [path for path in files if path.stem.removeprefix(prefix)[:2] == number.zfill(2)]
+    wanted = Path(number).stem
+    chosen = [path for path in files if wanted == path.stem or wanted.zfill(2) == path.stem.removeprefix(prefix)[:2]]
     if not chosen:
         kind = prefix.strip("_") or "lesson"
         wrong(f"{kind} {number!r}: there is none; `python -m lessons list` shows all.")
@@ -239,7 +241,10 @@ def parse() -> argparse.Namespace:
 
 if __name__ == "__main__":
     arguments = parse()
+    if importlib.util.find_spec("jax") is None:
+        wrong(f"this Python, {sys.executable}, has no JAX. In the folder of the clone: . .venv/bin/activate")
     try:
         sys.exit(arguments.do(arguments))
     except KeyboardInterrupt:
+        print(file=sys.stderr)
         sys.exit(130)

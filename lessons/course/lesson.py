@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import math
 import sys
 import textwrap
 from pathlib import Path
@@ -97,9 +98,12 @@ def _band(asked: Prediction) -> str:
 def _ask(prompt: str) -> float | None:
     while answer := _read_line(prompt):
         try:
-            return float(answer)
+            guess = float(answer)
         except ValueError:
-            print(f"{answer!r} is not a number; write 0.5 or 3e-4, or press Enter.")
+            guess = math.nan
+        if math.isfinite(guess):
+            return guess
+        print(f"{answer!r} is not a number; write 0.5 or 3e-4, or press Enter.")
     return None
 
 

@@ -2,8 +2,9 @@
 
 40 minutes, easy to medium. You need lesson 01 and NumPy, nothing else.
 
-What to do: part A with pencil, paper and a calculator; parts B and C in code. Replace each `None` and each
-`raise NotImplementedError`. How to check, as often as you like, from the folder of the clone:
+What to do: part A with pencil, paper and a calculator; parts B and C in code. Replace each `None` by
+a number or, for several numbers, by a list such as [1, 2, 3]; and each `raise NotImplementedError` by your code. How
+to check, as often as you like, from the folder of the clone:
 
     python -m lessons check 01      what is right, and what the mistake may be
     python -m lessons hint 01       a nudge; `hint 01 2` and `hint 01 3` say more
