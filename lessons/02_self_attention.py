@@ -55,7 +55,8 @@ outcome(np.diagonal(weights).mean())
 #
 # ## Three matrices
 #
-# So each word gets three vectors, made by three learned matrices of the shape [D, H]:
+# So each word gets three vectors, made by three learned matrices of the shape [D, H]. Such a product with a matrix is
+# called a *projection*:
 #
 # $$ Q = X W^Q \qquad K = X W^K \qquad V = X W^V $$
 #
@@ -105,7 +106,7 @@ picture("Attention matrix of the cat sat on the mat: sat reads cat and mat alike
 #
 # Look closer: *sat* gives *cat* and *mat* **exactly** the same weight. Of course: both are nouns, and nothing else is
 # known about them. Which of them sat on which? And the two articles have equal rows and equal columns. A sentence is
-# here a bag of words. We come back to that.
+# here a bag of words, in which nothing has a place. We come back to that.
 #
 # ## Who may read whom: masks
 #
@@ -124,6 +125,7 @@ picture("The same attention matrix with the causal mask: all above the diagonal 
 # %% [markdown]
 # Each row still sums to 1. The first word has nobody but itself, whatever it looks for.
 #
+# A *GPT* is such a causal language model ([lesson 08](08_transformer_decoder.md) builds one).
 # Many tutorials show, side by side, a GPT and a picture in which *sat* reads both *cat* and *mat*. Can that be?
 
 # %%
@@ -200,8 +202,8 @@ except testing.LawBroken as broken:
 # %% [markdown]
 # ## The library's masks
 #
-# The causal mask is one comparison: the slot of the key is at most that of the query. (`first_slot` is for texts that
-# are read in pieces: then the first query is not the first key.)
+# The causal mask is one comparison: the slot of the key, its place in the text, is at most that of the
+# query. (`first_slot` is for texts that are read in pieces: then the first query is not the first key.)
 
 # %%
 from transformer_jax.nn import masks
@@ -247,7 +249,7 @@ sentences = np.array([[ids[word] for word in text.split()] for text in ("dog bit
 def difference_at_the_end(kind, num_layers):
     config = TransformerConfig(
         vocab_size=4, max_len=4, num_layers=num_layers, d_model=16, num_heads=1, positions="none", init_std=0.5
-    )
+    )  # d_model: our D; init_std: the spread of the first random numbers
     model = kind(config)
     params = jax.jit(model.init)(jax.random.key(seed()), sentences)
     out = jax.jit(model.apply)(params, sentences)  # [2, T, D or V]
@@ -310,7 +312,8 @@ outcome(num_layers)
 #
 # Our matrices were written by hand. Now let a model find its own. The text is drawn from a small *grammar*: lines of
 # arithmetic with brackets that always match. Whoever wants to predict when `)` and when `]` may come must know which
-# bracket was opened last and is still open, even if it is ten characters back.
+# bracket was opened last and is still open, even if it is ten characters back. (The piece that is printed begins in the
+# middle of a line, so its first `]` has no partner.)
 
 # %%
 from course.fit import chain_text, fit, windows
@@ -318,6 +321,10 @@ from course.fit import chain_text, fit, windows
 tokens, characters = chain_text("grammar", "train", 100_000)
 T = 24
 print("".join(characters[i] for i in tokens[:120]))
+
+# %% [markdown]
+# `windows` cuts pieces of T + 1 characters out of the text, 16 at random places for each training step, and `fit`
+# follows the slopes as lesson 00 did, with a better rule for the size of a step.
 
 # %%
 config = TransformerConfig(
@@ -331,7 +338,8 @@ plt.ylabel("loss in nats")
 picture("Loss against training steps: a steep fall in the first hundred steps, then slowly downwards")
 
 # %% [markdown]
-# (The loss is the mean of $-\log$ of the probability that the model gave to the character that came. Lesson 10 is about
+# (The loss is the mean of $-\log$ of the probability that the model gave to the character that came. With the natural
+# logarithm its unit is called *nat*: a loss of 1 nat is a probability of $1/e$, about 0.37. Lesson 10 is about
 # training; here we only want its result.)
 #
 # Nobody told the model of brackets. Now we look at its two attention layers, at all places where a term has just
@@ -353,7 +361,7 @@ run = Run(model, params["params"], tokenizer=None, config=config)
 
 
 def weights_of(texts):  # int [B, T] -> [B, L, T, T], L layers
-    found = tj.capture(run, texts, "*/attention/weights")  # by name, [B, N, T, S] each, with N = 1
+    found = tj.capture(run, texts, "*/attention/weights")  # what the layers compute, by name; [B, N, T, S], N = 1
     return np.concatenate([np.asarray(found[f"block_{i}/attention/weights"]) for i in range(2)], axis=1)
 
 

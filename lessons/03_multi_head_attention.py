@@ -477,7 +477,7 @@ predict(
 large = TransformerConfig(d_model=8192, num_heads=64, num_kv_heads=8, num_layers=80)
 per_token = {
     K: 2 * large.num_layers * K * large.head_dim * 2 for K in (large.num_heads, large.num_kv_heads)
-}  # bytes, bfloat16
+}  # bytes: keys and values, and 2 bytes a number (16 bits)
 for K, num_bytes in per_token.items():
     print(f"K = {K}: {num_bytes / 2**20:.2f} MiB for each token, {num_bytes * 4096 / 2**30:.2f} GiB for 4,096 tokens")
 outcome(per_token[64] / per_token[8])

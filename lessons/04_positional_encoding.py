@@ -280,8 +280,10 @@ assert np.allclose(sinusoid(jnp.arange(100)[None], D)[0], table, atol=1e-5)
 # An experiment. The text is random letters, 15 kinds of them. The task: at each position, name the letter
 # **three before**. It is easy if you know where you are, and a guess has a loss of log 15, about 2.7 nats.
 #
-# One small model for everything that follows: embed, add positions, one block, and a product with the
-# embeddings. Which positions it gets is part of its input, so that all variants are one and the same program:
+# One small model for everything that follows. Each token becomes its *embedding*, its row in a learned table
+# [V, D]; positions are added; then comes one *block*, attention and the feed-forward part of the next lesson;
+# and the products with all embeddings are a score for each token, the *logits*, whose softmax is the prediction.
+# Which positions it gets is part of its input, so that all variants are one and the same program:
 
 # %%
 import flax.linen as nn
@@ -428,7 +430,7 @@ print("mean size of a number of a position:  ", np.sqrt(np.mean(sines(np.arange(
 # %% [markdown]
 # Added as they are, the words are a whisper beside the positions. Let us hear what a model makes of it. Now
 # on a text in which words matter more than places: bracketed arithmetic such as `(a+b)*c`, made by a grammar,
-# where the task is the next character.
+# where the task is the next character. (The piece below begins in the middle of a line.)
 
 # %%
 text, characters = chain_text("grammar", "train", 60_000)
@@ -461,8 +463,10 @@ for name, (final, curve) in runs.items():
     halfway[name] = smooth[len(smooth) // 2]
     print(f"{name:20}  halfway {halfway[name]:.3f}   at the end, on new text {final:.3f}")
 plt.gca().set(xlabel="training step", ylabel="loss (nats)", title="words of size 0.02, positions of size 1")
-plt.legend()
-picture("Loss during training: without positions and with the root it falls at once; with plain sines it stays flat.")
+plt.legend(loc="upper right")
+picture(
+    "Loss by step: without positions it falls at once, with the root soon after; with plain sines it long stays flat."
+)
 outcome(halfway["sines"] - halfway["no positions"])
 
 # %% [markdown]

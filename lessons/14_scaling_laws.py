@@ -26,7 +26,8 @@ from course import outcome, picture, predict, seed, steps
 # %% [markdown]
 # ## 1. A power law is a line on logarithmic axes
 #
-# Let $N$ be the number of parameters. The law says: of what can still be gained, a model keeps
+# Let $N$ be the number of parameters. (In this lesson $N$, and $D$ for the tokens of training, are the letters of the
+# scaling papers, not heads and width.) The law says: of what can still be gained, a model keeps
 #
 # $$L(N) - E = \frac{A}{N^\alpha}$$
 #
@@ -219,7 +220,7 @@ plt.axhline(floor, color="black", linewidth=1, label="true floor")
 plt.axhline(law.numbers["E"], color="black", linestyle="--", linewidth=1, label="fitted E")
 plt.xlabel("training tokens D")
 plt.ylabel("loss, nats")
-plt.legend(fontsize=7, loc="upper right")
+plt.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
 picture(
     "Loss over training tokens for four sizes: larger models are lower. Below them the true floor, and the fitted"
     " E as a dashed line"
