@@ -22,6 +22,11 @@ def length_penalty(n, alpha, *, form="gnmt"):
         "whole": lambda: ((5 + n) // 6) ** alpha,
         "five": lambda: ((5 + n) / 5) ** alpha,
         "six": lambda: ((6 + n) / 6) ** alpha,
+        "below": lambda: (5 + n) / 6**alpha,
+        "added": lambda: (5 + n / 6) ** alpha,
+        "less": lambda: ((4 + n) / 6) ** alpha,
+        "exchanged": lambda: alpha ** ((5 + n) / 6) if alpha >= 0 else None,
+        "n": lambda: n,
         "log": lambda: np.log(((5 + n) / 6) ** alpha),
     }[form]()
 
@@ -57,14 +62,22 @@ def beam_search(
     if prune == "nothing" and V**max_tokens > 50_000:
         return None  # it would take minutes
     complete, beams = [], [(0.0, [])]
+
+    def score_of(found):
+        n = len(found[1]) - (not count_end and found[1][-1] == end)
+        if score == "none" or n == 0 or (score == "open only" and found[1][-1] == end):
+            return found[0]
+        penalty = length_penalty(n, alpha, form=form)
+        return found[0] * penalty if score == "multiply" else found[0] / penalty
+
     W = 1 if width == "one" else num_beams
     for _ in range(max_tokens + more_steps):
         going_on, ended_now = [], []
         for log_prob, text in beams:
-            if text and text[-1] == end:  # only where ends stay among the beams
+            if text and text[-1] == end and ends == "stay":  # only where ends stay among the beams
                 going_on.append((log_prob, text))
                 continue
-            row = transitions[text[-1]] if text else first
+            row = transitions[text[-1]] if text else transitions[0] if history == "row 0" else first
             if domain == "probability":
                 row = np.exp(row)
             if ends == "best_only" and row.argmax() != end:
@@ -79,10 +92,13 @@ def beam_search(
             going_on += own
         if ends == "stay":
             going_on, ended_now = going_on + ended_now, []
-        if ends in ("compete", "compete_free"):
+        if ends == "go on":
+            going_on = going_on + ended_now
+        if ends in ("compete", "compete_free", "compete_all"):
             likely = sorted(going_on + ended_now, key=lambda beam: -beam[0])[:W]
-            ended_now = [beam for beam in likely if beam[1][-1] == end]
-            if ends == "compete":
+            if ends != "compete_all":
+                ended_now = [beam for beam in likely if beam[1][-1] == end]
+            if ends != "compete_free":
                 going_on = [beam for beam in likely if beam[1][-1] != end]
         complete += ended_now
         if stop == "first" and complete:
@@ -91,6 +107,8 @@ def beam_search(
         beams = going_on
         if prune == "together":
             beams = sorted(going_on, key=lambda beam: sign * beam[0])[:W]
+        if stop == "better" and complete and beams and max(map(score_of, complete)) > beams[0][0]:
+            beams = []
         if stop == "enough" and len(complete) >= num_beams:
             beams = []
     if cut == "complete":
@@ -100,15 +118,9 @@ def beam_search(
     complete = [found for found in complete if found[0] > -np.inf]
     if not complete:
         return None
-
-    def score_of(found):
-        n = len(found[1]) - (not count_end and found[1][-1] == end)
-        if score == "none" or n == 0:
-            return found[0]
-        penalty = length_penalty(n, alpha, form=form)
-        return found[0] * penalty if score == "multiply" else found[0] / penalty
-
-    best = max(complete, key=(lambda found: found[0]) if choose == "unpenalized" else score_of)
+    best = (min if choose == "lowest" else max)(
+        complete, key=(lambda found: found[0]) if choose == "unpenalized" else score_of
+    )
     value = {"score": lambda: score_of(best), "log": lambda: best[0], "exp": lambda: np.exp(best[0])}[returns]()
     text = best[1][:-1] if drop_end and best[1][-1] == end else best[1]
     return text, float(value)
@@ -118,18 +130,28 @@ def ngram_precision(
     hypothesis, reference, n, *, clip=True, of="hypothesis", unique=False, windows="all", words=False, floor=0
 ):
     """Matches and total of n-grams, with its mistakes as switches."""
-    less = {"all": 1, "one_less": 0, "one_more": 2}[windows]
+    if windows == "shorter too":
+        counts = [ngram_precision(hypothesis, reference, k) for k in range(1, n + 1)]
+        return tuple(map(sum, zip(*counts, strict=True)))
+    less = {"all": 1, "one_less": 0, "one_more": 2, "all starts": n, "apart": 1}[windows]
+    step = n if windows == "apart" else 1
 
     def ngrams(sentence):
-        if words:
+        if words is True:
             return Counter(sentence)
-        return Counter(tuple(sentence[i : i + n]) for i in range(max(len(sentence) - n + less, 0)))
+        order = {"bag": sorted, "letters": "".join}.get(words, tuple)
+        starts = range(0, max(len(sentence) - n + less, 0), step)
+        if words == "lower":
+            sentence = [word.lower() for word in sentence]
+        return Counter(tuple(order(sentence[i : i + n])) for i in starts)
 
     found, wanted = ngrams(hypothesis), ngrams(reference)
     if unique:
         found, wanted = Counter(set(found)), Counter(set(wanted))
     if clip is True:
         matches = (found & wanted).total()
+    elif clip == "larger":
+        matches = sum((found | wanted)[gram] for gram in found if gram in wanted)
     elif clip == "reference":
         matches = sum(count for gram, count in wanted.items() if gram in found)
     elif clip == "position":
@@ -169,6 +191,9 @@ def brevity_penalty(hypothesis_length, reference_length, *, form="exp"):
         "difference": lambda: min(1.0, float(np.exp(c - r))),
         "inverse_ratio": lambda: 1.0 if c >= r else float(np.exp(1 - c / r)),
         "no_one": lambda: 1.0 if c >= r else float(np.exp(-r / c)),
+        "both ways": lambda: float(np.exp(-abs(1 - r / c))),
+        "complement": lambda: 1.0 if c >= r else 1 - float(np.exp(1 - r / c)),
+        "no_exp": lambda: 1.0 if c >= r else 1 - r / c,
         "whole": lambda: 1.0 if c >= r else float(np.exp(1 - r // c)),
     }[form]()
 
@@ -193,6 +218,8 @@ def bleu(
         pairs = zip(hypotheses, references, strict=True)
         options = {"mean": mean, "orders": orders, "percent": percent, "zero": zero, "clip": clip, "form": form}
         return float(np.mean([bleu([h], [r], **options) for h, r in pairs])) if len(hypotheses) else 0.0
+    if level == "one text":
+        hypotheses, references = ([list(itertools.chain(*side))] for side in (hypotheses, references))
     precisions = []
     for n in orders:
         counts = [ngram_precision(h, r, n, clip=clip, of=of) for h, r in zip(hypotheses, references, strict=True)]
@@ -200,6 +227,8 @@ def bleu(
             precisions.append(np.mean([matches / total if total else 0.0 for matches, total in counts]))
         else:
             matches, total = (sum(column) for column in zip(*counts, strict=True))
+            if zero == "plus one":
+                matches, total = matches + 1, total + 1
             precisions.append(matches / total if total else 0.0)
     precisions = np.array(precisions)
     if zero == "skipped":
@@ -219,6 +248,8 @@ def bleu(
     lengths = [(len(h), len(r)) for h, r in zip(hypotheses, references, strict=True)]
     if brevity == "corpus":
         value *= brevity_penalty(*(sum(column) for column in zip(*lengths, strict=True)), form=form)
+    elif brevity == "last":
+        value *= brevity_penalty(*lengths[-1])
     elif brevity == "sentences":
         value *= np.mean([brevity_penalty(c, r) for c, r in lengths])
     return float(value) * (100 if percent else 1)
@@ -294,6 +325,8 @@ PAIRS = [
 def _precision_cases():
     yield "the example", (_words("the the the cat"), _words("the cat sat"), 1)
     yield "pairs of words", (_words("the cat sat"), _words("the cat is"), 2)
+    yield "words that join to the same letters", (_words("ab c d"), _words("a bc d"), 2)
+    yield "small and large letters", (_words("The cat"), _words("the cat"), 1)
     yield "shorter than n", (_words("the cat"), _words("the cat sat on"), 4)
     yield "empty", ([], _words("the cat"), 1)
     yield "an empty reference", (_words("a b c"), [], 2)
@@ -350,6 +383,24 @@ EXERCISE = Exercise(
             _penalty_cases,
             (
                 Mistake(
+                    "only the 6 has the power",
+                    "Set brackets around the quotient: all of (5 + n) / 6 has the power alpha.",
+                    {"form": "below"},
+                ),
+                Mistake(
+                    "6 divides n alone", "Brackets: 5 and n are added before they are divided by 6.", {"form": "added"}
+                ),
+                Mistake(
+                    "4 in place of 5 above",
+                    "It is 5 + n, and n counts from 1: one token has the penalty 1.",
+                    {"form": "less"},
+                ),
+                Mistake(
+                    "basis and exponent are exchanged",
+                    "alpha is the exponent, the quotient is what is raised to it.",
+                    {"form": "exchanged"},
+                ),
+                Mistake(
                     "the length itself",
                     "n ** alpha is another penalty (the mean, with alpha = 1). Wu et al. add 5 and divide by 6.",
                     {"form": "mean"},
@@ -379,6 +430,41 @@ EXERCISE = Exercise(
             beam_search,
             _beam_cases,
             (
+                Mistake(
+                    "divided by the number of tokens",
+                    "The score is divided by length_penalty(n, alpha), not by n.",
+                    {"form": "n"},
+                ),
+                Mistake(
+                    "the first token comes from row 0",
+                    "The first token has probabilities of its own, `first`: no id stands before it.",
+                    {"history": "row 0"},
+                ),
+                Mistake(
+                    "a text goes on after `end`",
+                    "A continuation with `end` is complete. It is remembered, and it is continued no further.",
+                    {"ends": "go on"},
+                ),
+                Mistake(
+                    "ends push open texts out",
+                    "You remember every end, but num_beams counts them as well. Prune only those that go on.",
+                    {"ends": "compete_all"},
+                ),
+                Mistake(
+                    "only texts without `end` get a penalty",
+                    "Every complete text has its log-probability divided by the penalty, those with `end` too.",
+                    {"score": "open only"},
+                ),
+                Mistake(
+                    "stops as soon as a complete text looks best",
+                    "Log-probabilities only fall, but the penalty may lift a longer text: go on for max_tokens steps.",
+                    {"stop": "better"},
+                ),
+                Mistake(
+                    "the lowest score",
+                    "Scores are below 0, and the best is the highest, nearest to 0.",
+                    {"choose": "lowest"},
+                ),
                 Mistake(
                     "the score is multiplied by the penalty",
                     "A log-probability is negative: a factor above 1 makes long texts worse, but they are to be "
@@ -498,6 +584,39 @@ EXERCISE = Exercise(
             _precision_cases,
             (
                 Mistake(
+                    "shorter pieces at the end count",
+                    "A slice near the end has fewer than n words: there are len - n + 1 n-grams.",
+                    {"windows": "all starts"},
+                ),
+                Mistake(
+                    "n-grams that do not overlap",
+                    "Each word begins an n-gram: go on by one word, not by n.",
+                    {"windows": "apart"},
+                ),
+                Mistake(
+                    "all n-grams up to n",
+                    "Only those of n words are asked for; bleu adds the others itself.",
+                    {"windows": "shorter too"},
+                ),
+                Mistake(
+                    "the order of the words is lost", "'a b' and 'b a' are two n-grams: do not sort.", {"words": "bag"}
+                ),
+                Mistake(
+                    "words are glued together",
+                    "'ab' 'c' and 'a' 'bc' are two n-grams: keep the words apart, in a tuple.",
+                    {"words": "letters"},
+                ),
+                Mistake(
+                    "letters are made small",
+                    "'The' and 'the' are two words here: leave words as they are.",
+                    {"words": "lower"},
+                ),
+                Mistake(
+                    "the larger of both counts",
+                    "Clipped means the smaller one: min, or `&` of two counters.",
+                    {"clip": "larger"},
+                ),
+                Mistake(
                     "not clipped",
                     "'the the the' must not count three times if the reference has one 'the'.",
                     {"clip": False},
@@ -562,6 +681,17 @@ EXERCISE = Exercise(
             _brevity_cases,
             (
                 Mistake(
+                    "long hypotheses are punished as well",
+                    "The factor is 1 for all that are long enough: precision already punishes words too many.",
+                    {"form": "both ways"},
+                ),
+                Mistake("1 minus the exponential", "The factor is exp(1 - r / c) itself.", {"form": "complement"}),
+                Mistake(
+                    "the exponential is missing",
+                    "1 - r / c is the exponent, below 0 for short hypotheses.",
+                    {"form": "no_exp"},
+                ),
+                Mistake(
                     "long hypotheses are rewarded",
                     "The factor is never above 1: precision already pays for words too many.",
                     {"form": "no_limit"},
@@ -597,6 +727,21 @@ EXERCISE = Exercise(
             bleu,
             _bleu_cases,
             (
+                Mistake(
+                    "all sentences joined to one",
+                    "n-grams must not cross the end of a sentence, and each sentence has its own reference.",
+                    {"level": "one text"},
+                ),
+                Mistake(
+                    "1 added to all counts",
+                    "That is smoothing, which helps single sentences. Here nothing is added.",
+                    {"zero": "plus one"},
+                ),
+                Mistake(
+                    "the lengths of the last sentence",
+                    "The brevity penalty takes the sums of all lengths: use +=.",
+                    {"brevity": "last"},
+                ),
                 Mistake(
                     "the mean over sentences",
                     "BLEU of a corpus adds up matches and totals over all sentences first. The mean of the BLEUs of "

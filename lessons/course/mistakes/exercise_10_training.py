@@ -22,6 +22,7 @@ def next_token_loss(
     sign=-1,
     empty=0.0,
     twice=False,
+    normalizer="log",
 ):
     """Right twin; each switch makes one mistake. None where a mistake makes no sense."""
     logits, tokens, is_token = np.asarray(logits, np.float64), np.asarray(tokens), np.asarray(is_token)
@@ -45,6 +46,10 @@ def next_token_loss(
         is_target = is_target & before
     elif mask == "inverted":
         is_target = ~is_target
+    elif mask == "id 0":
+        is_target = is_target & (targets != 0)
+    elif mask == "up to count":
+        is_target = np.arange(targets.shape[1]) < is_token.sum(axis=1, keepdims=True) - 1
     elif mask == "none":
         is_target = np.ones_like(is_target)
     axis = {"tokens": -1, "time": 1, "rows": 0}[axis]
@@ -54,8 +59,9 @@ def next_token_loss(
         return e / e.sum(axis=axis, keepdims=True)
 
     if stable and log in ("nats", "bits", "ten"):
-        peak = logits.max(axis=axis, keepdims=True)
-        log_probs = logits - peak - np.log(np.exp(logits - peak).sum(axis=axis, keepdims=True))
+        peak = logits.max() if stable == "global" else logits.max(axis=axis, keepdims=True)
+        log_sum = (np.log2 if normalizer == "log2" else np.log)(np.exp(logits - peak).sum(axis=axis, keepdims=True))
+        log_probs = logits - peak - (0 if normalizer == "largest" else log_sum)
         if twice:
             log_probs = np.exp(log_probs)
             log_probs = log_probs - np.log(np.exp(log_probs).sum(axis=axis, keepdims=True))
@@ -67,7 +73,7 @@ def next_token_loss(
         log_probs = np.log(probs + epsilon if kind == "add" else np.maximum(probs, epsilon))
     log_probs = log_probs / {"bits": np.log(2), "ten": np.log(10)}.get(log, 1.0)
     nats = sign * np.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0]
-    counted = np.where(is_target, nats, 0.0)
+    counted = np.where(is_target | (mask == "none in the sum"), nats, 0.0)
     if over == "rows":
         per_row = counted.sum(axis=1) / np.maximum(is_target.sum(axis=1), 1)
         return per_row.mean()
@@ -79,7 +85,12 @@ def next_token_loss(
         return counted
     if over == "perplexity":
         return np.exp(counted.sum() / max(is_target.sum(), 1))
-    weight = {"targets": is_target.sum(), "all": is_target.size, "tokens": is_token.sum()}[divide]
+    weight = {
+        "targets": is_target.sum(),
+        "all": is_target.size,
+        "tokens": is_token.sum(),
+        "plus one": is_target.sum() + 1,
+    }[divide]
     if weight == 0:
         return empty
     return counted.sum() / weight
@@ -116,6 +127,39 @@ LOSS = Part(
     next_token_loss,
     loss_cases,
     (
+        Mistake(
+            "padding left out of the number only",
+            "The sum includes the loss at padding: multiply by the mask before you add up.",
+            {"mask": "none in the sum"},
+        ),
+        Mistake(
+            "token 0 taken for padding",
+            "An id of 0 is a token like the others. is_token says what padding is.",
+            {"mask": "id 0"},
+        ),
+        Mistake(
+            "padding taken to be on the right",
+            "Padding may be at the start as well, or in between: use is_token itself, not the number of tokens.",
+            {"mask": "up to count"},
+        ),
+        Mistake(
+            "divided by one target too many",
+            "Nothing is added to the number of targets; only where it is 0, the loss is 0.",
+            {"divide": "plus one"},
+        ),
+        Mistake(
+            "one largest logit for the whole batch",
+            "Where all logits are far below the largest of the batch, log 0 is left: take each position's own largest.",
+            {"stable": "global"},
+        ),
+        Mistake(
+            "a logarithm to base 2 of the sum", "exp and log2 do not belong together: np.log.", {"normalizer": "log2"}
+        ),
+        Mistake(
+            "the largest logit in place of the sum",
+            "The largest logit was taken away, but log(sum(exp)) of what is left is missing.",
+            {"normalizer": "largest"},
+        ),
         Mistake(
             "no shift: each token is predicted from itself",
             "The logits at t are for the token at t + 1. Compared with the token at t, a model only has to copy its "
@@ -285,6 +329,10 @@ def learning_rate(
     if rises and warmup and step < warmup:
         if whole:
             return peak * (step // warmup)
+        if rises == "at once":
+            return peak
+        if rises == "cosine":
+            return peak * 0.5 * (1 - np.cos(np.pi * step / warmup))
         if rises == "squared":
             return peak * (step / warmup) ** 2
         if rises == "early":
@@ -294,8 +342,10 @@ def learning_rate(
         if rises == "from final":
             return final + (peak - final) * step / warmup
         return peak * step / warmup
-    if zero == "nan" and warmup == 0 and step == 0:
-        return np.nan
+    if zero != "peak" and warmup == 0 and step == 0:
+        return np.nan if zero == "nan" else 0.0
+    if after == "jumps" and step >= total:
+        return final
     done = step if begin == "start" else step - warmup
     progress = (
         done
@@ -305,7 +355,7 @@ def learning_rate(
         progress = min(progress, 1.0)
     elif after == "zero" and progress > 1:
         return 0.0
-    if whole:
+    if whole is True:
         progress = progress // 1
     if shape == "constant":
         return peak
@@ -321,6 +371,8 @@ def learning_rate(
         fall = 0.5 * (1 + np.cos(np.deg2rad(np.pi * progress)))
     elif shape == "sine":
         fall = half * (1 + np.sin(np.pi * progress))
+    elif shape == "rising":
+        fall = 0.5 * (1 - np.cos(np.pi * progress))
     elif shape == "quarter":
         fall = np.cos(0.5 * np.pi * progress)
     elif shape == "bare":
@@ -355,6 +407,31 @@ RATE = Part(
     learning_rate,
     rate_cases,
     (
+        Mistake(
+            "divided by the whole run, with a jump at the end",
+            "The half wave has `total - warmup` steps. Yours is not at its end when step `total` comes, and jumps.",
+            {"span": "all", "after": "jumps"},
+        ),
+        Mistake(
+            "0 at step 0 without a warmup",
+            "With warmup 0 the first step has the peak: there is no step below 0.",
+            {"zero": "zero"},
+        ),
+        Mistake(
+            "whole numbers in the warmup", "step // warmup is 0 during all of the warmup. Take /.", {"whole": "warmup"}
+        ),
+        Mistake(
+            "the peak from the start",
+            "During the warmup your rate is the peak already. It must rise from 0.",
+            {"rises": "at once"},
+        ),
+        Mistake(
+            "a wave up as well", "The warmup is a straight line; only the way down is a wave.", {"rises": "cosine"}
+        ),
+        Mistake("cosine of 180", "np.cos takes radians: half a wave is pi, not 180.", {"wave": 180 / np.pi}),
+        Mistake(
+            "the wave goes up", "(1 - cos) / 2 goes from 0 to 1, and (1 + cos) / 2 from 1 to 0.", {"shape": "rising"}
+        ),
         Mistake(
             "counted from 1",
             "Step 0 has the learning rate 0, and step `warmup` has the peak. You are one step ahead. (Some programs "
@@ -496,6 +573,7 @@ def clip_by_global_norm(grads, max_norm, *, norm="global", factor="down", power=
         "mean": np.sqrt(total / size),
         "absolute": sum(np.sum(np.abs(grad)) for grad in grads.values()),
         "maximum": max(np.max(np.abs(grad)) for grad in grads.values()),
+        "sums": np.sqrt(sum(np.sum(grad) ** 2 for grad in grads.values())),
         "signed": abs(sum(np.sum(grad) for grad in grads.values())),
         "first": np.sqrt(np.sum(next(iter(grads.values())) ** 2)),
     }
@@ -551,6 +629,11 @@ CLIP = Part(
     clip_by_global_norm,
     clip_cases,
     (
+        Mistake(
+            "sums are squared",
+            "Square each number, then add: numbers of different signs must not cancel.",
+            {"norm": "sums"},
+        ),
         Mistake(
             "clipped tensor by tensor",
             "Each array has its own norm and its own factor, so the direction of the whole gradient changes. Take one "
@@ -653,6 +736,8 @@ def adamw_step(
     uses="new",
     keeps="plain",
     reach="old",
+    mixed="no",
+    fixed=None,
 ):
     """Right twin; each switch makes one mistake."""
     param, grad, m, v = (np.asarray(x, np.float64) for x in (param, grad, m, v))
@@ -661,13 +746,22 @@ def adamw_step(
     if decay == "in the gradient":
         grad = grad + weight_decay * param
     old_m, old_v = m, v
+    plain = b1, b2
+    if mixed == "moments":
+        b1, b2 = b2, b1
+    if mixed == "b1 for v":
+        b2 = b1
     gain_1, gain_2 = (1.0, 1.0) if gain == "one" else (1 - b1, 1 - b2)
+    if gain == "one for m":
+        gain_1 = 1.0
+    squared = grad**2 if square else np.abs(grad)
     if gain == "swapped":
         m = (1 - b1) * m + b1 * grad
         v = (1 - b2) * v + b2 * grad**2
     else:
         m = b1 * m + gain_1 * grad
-        v = b2 * v + gain_2 * (grad**2 if square else np.abs(grad))
+        v = b2 * v + (1 - b2 if gain == "one for m" else gain_2) * (grad if square is None else squared)
+    b1, b2 = plain
     if uses == "v of m":
         v = b2 * old_v + gain_2 * m**2
     step = step + counted
@@ -677,14 +771,22 @@ def adamw_step(
     by_m, by_v = 1 - power_1, 1 - power_2
     if correct == "no power":
         by_m, by_v = 1 - b1, 1 - b2
+    if correct == "times":
+        by_m, by_v = 1 - b1 * step, 1 - b2 * step
+    if correct == "b1":
+        by_v = by_m
     if correct == "crossed":
         by_m, by_v = by_v, by_m
-    m_hat = m / by_m if correct in ("both", "m", "no power", "crossed") else m
-    v_hat = v / by_v if correct in ("both", "v", "no power", "crossed") else v
+    m_hat = m / by_m if correct in ("both", "m", "no power", "crossed", "times", "b1") else m
+    v_hat = v / by_v if correct in ("both", "v", "no power", "crossed", "times", "b1") else v
     if correct == "multiplied":
         m_hat, v_hat = m * by_m, v * by_v
     if uses == "old":
         m_hat, v_hat = old_m / by_m, old_v / by_v
+    if uses == "old, as they are":
+        m_hat, v_hat = old_m, old_v
+    if fixed:
+        epsilon = fixed
     if uses == "nesterov":
         m_hat = (b1 * m + gain_1 * grad) / by_m
     if uses == "gradient":
@@ -696,7 +798,9 @@ def adamw_step(
     else:
         size = v_hat + epsilon
     with np.errstate(all="ignore"):
-        update = m_hat / size
+        update = np.sign(m_hat) if uses == "sign" else m_hat / size
+        if outside is None:
+            update = m_hat / np.sqrt(v_hat) + epsilon
     if decay == "without lr":
         new = param + sign * lr * update - weight_decay * param
     elif decay == "grows":
@@ -722,7 +826,7 @@ def adamw_step(
         m, v = m_hat, v_hat
     if keeps == "old":
         m, v = old_m, old_v
-    return new, m, v
+    return (new, v, m) if keeps == "exchanged" else (new, m, v)
 
 
 def adamw_cases():
@@ -745,6 +849,33 @@ ADAMW = Part(
     adamw_step,
     adamw_cases,
     (
+        Mistake(
+            "moments with b1 and b2 exchanged",
+            "m decays with b1 and v with b2. Your corrections are right.",
+            {"mixed": "moments"},
+        ),
+        Mistake("b1 for v", "v decays with b2: v = b2 v + (1 - b2) grad^2.", {"mixed": "b1 for v"}),
+        Mistake("b1 in the correction of v", "v_hat = v / (1 - b2^step).", {"correct": "b1"}),
+        Mistake("times in place of power", "b1 ** step, not b1 * step, which is soon above 1.", {"correct": "times"}),
+        Mistake("epsilon is added to the quotient", "Brackets: m_hat / (sqrt(v_hat) + epsilon).", {"outside": None}),
+        Mistake(
+            "gradients are not squared", "v is the mean of the squares. A negative v has no root.", {"square": None}
+        ),
+        Mistake(
+            "m adds the whole gradient",
+            "m = b1 m + (1 - b1) grad: the second factor is missing.",
+            {"gain": "one for m"},
+        ),
+        Mistake(
+            "old m and v, as they came in",
+            "The update takes the new m and v, and corrects them.",
+            {"uses": "old, as they are"},
+        ),
+        Mistake(
+            "the sign alone", "Dividing by |m_hat| leaves the sign. Divide by the root of v_hat.", {"uses": "sign"}
+        ),
+        Mistake("a fixed epsilon", "epsilon is an argument, and need not be 1e-8.", {"fixed": 1e-08}),
+        Mistake("v comes before m", "Return param, m, v in this order.", {"keeps": "exchanged"}),
         Mistake(
             "no bias correction",
             "m and v begin at 0 and are too small at first. Divide by 1 - b1^step and 1 - b2^step.",
