@@ -66,8 +66,9 @@ outcome((before != after).any(axis=1).sum())
 #
 # ## Why the bend?
 #
-# Leave out `max(0, ...)`, and two matrices in a row are one matrix: $(x W_1) W_2 = x (W_1 W_2)$. The inner
-# width would be wasted. Test it with a task that no matrix can do: the product of two numbers.
+# The bend, `max(0, ...)`, is called *ReLU*; any function in its place is an *activation*. Leave it out, and two
+# matrices in a row are one matrix: $(x W_1) W_2 = x (W_1 W_2)$. The inner width would be wasted. Test it with a
+# task that no matrix can do: the product of two numbers.
 
 # %%
 W_12 = W_1 @ W_2
@@ -113,6 +114,8 @@ outcome(error_of(relu))
 # & Gimpel 2016):
 #
 # $$ \mathrm{GELU}(x) = x\, P(X \le x) = \frac{x}{2} \left(1 + \mathrm{erf}\frac{x}{\sqrt 2}\right) $$
+#
+# (erf is a function of the standard library that gives such probabilities.)
 
 # %%
 predict("What is the smallest value of GELU?", low=-0.1701, high=-0.1699)
@@ -135,8 +138,8 @@ print("at x =", line[gelu(line).argmin()].round(2))
 outcome(gelu(line).min())
 
 # %% [markdown]
-# It is not monotone: a little below zero it dips. Its slope is exactly 0 at one point only, so a unit does
-# not stop learning for good.
+# It is not monotone: a little below zero it dips. Its slope is exactly 0 at one point only, so no unit (inner number)
+# stops learning for good.
 #
 # ## Layer norm
 #
@@ -294,8 +297,9 @@ outcome(with_residual[0])
 #
 # ## Does it matter for learning?
 #
-# A gradient that is far too large at the bottom could be rescaled: Adam divides by its size anyway. So train
-# it: 24 layers of FFN, and a target that needs products: $(x_0 x_1 + x_2 x_3) / \sqrt 2$. It has variance 1.
+# A gradient that is far too large at the bottom could be rescaled: the rule by which we train, Adam
+# ([lesson 10](10_transformer_training.md)), divides by its size anyway. So train it: 24 layers of FFN, and a
+# target that needs products: $(x_0 x_1 + x_2 x_3) / \sqrt 2$. It has variance 1.
 
 # %%
 from course.fit import fit

@@ -218,7 +218,8 @@ predict("Of the eight heads, how many cost more than 0.1 nats of the name when t
 # %%
 plt.scatter(largest, lost)
 for (layer, head), weight, nats in zip(heads, largest, lost, strict=True):
-    plt.annotate(f" {layer}.{head}", (weight, nats))
+    if nats > 0.1:  # the names of the others would lie on top of each other
+        plt.annotate(f"layer {layer}, head {head}  ", (weight, nats), ha="right", va="center")
 plt.xlabel("largest attention weight at the last word, mean")
 plt.ylabel("nats lost without the head")
 picture(
