@@ -21,12 +21,19 @@ def update(
     """Right twin; each switch makes one mistake."""
     with np.errstate(all="ignore"):
         largest, total, score = np.float64(largest), np.float64(total), np.float64(score)
+        is_odd = old in ("grows", "linear", "difference") or new in ("old", "shrinks too") or peak in ("score", "min")
+        if is_odd and -np.inf in (largest, score):
+            return None  # a matter of how it is written
+        if empty == "score" and score == -np.inf:
+            return largest, 0.0
+        if empty == "one" and largest == score == -np.inf:
+            return largest, 1.0
         m = {"max": max(largest, score), "score": score, "old": largest, "min": min(largest, score)}[peak]
         if largest == -np.inf and peak in ("old", "min"):
             m = score
         if peak == "sum":
             m = largest + score
-        if m == -np.inf and empty == "kept":
+        if m == -np.inf and empty in ("kept", "score", "one"):
             return largest, total
         exp = np.exp2 if base == "two" else np.exp
         factor = {
@@ -34,6 +41,7 @@ def update(
             "stays": 1.0,
             "grows": exp(m - largest) if largest > -np.inf else 0.0,
             "by score": exp(largest - score) if score > -np.inf else 1.0,
+            "difference": largest - m,
             "linear": m - largest if largest > -np.inf else 1.0,
             "twice": exp(2 * (largest - m)),
         }[old]
@@ -49,6 +57,12 @@ def update(
         z = total * factor + weight
         if first == "late" and score <= largest:
             z = total
+        if first == "reset" and score > largest:
+            z = 1.0
+        if keeps == "log":
+            return m, np.log(z)
+        if keeps == "exchanged":
+            return z, m
         if keeps == "old":
             m = largest
         if keeps == "mean":
@@ -77,6 +91,26 @@ UPDATE = Part(
     update,
     update_cases,
     (
+        Mistake(
+            "the total begins anew",
+            "When the largest rises, the old total is not lost: it shrinks by exp(old - new).",
+            {"first": "reset"},
+        ),
+        Mistake("the logarithm of the total", "The total itself is asked for.", {"keeps": "log"}),
+        Mistake("the total comes first", "Return (largest, total) in this order.", {"keeps": "exchanged"}),
+        Mistake(
+            "exp is missing in the factor",
+            "The old total is multiplied by exp(old - new), not by the difference.",
+            {"old": "difference"},
+        ),
+        Mistake(
+            "a closed key empties the total", "A score of -inf adds 0, and what was there stays.", {"empty": "score"}
+        ),
+        Mistake(
+            "a total of 1 from nothing",
+            "Nothing so far and a closed key: the sum has no term, so it is 0.",
+            {"empty": "one"},
+        ),
         Mistake(
             "the old total is not put right",
             "It was summed relative to the old largest score. When that rises, all old terms must shrink.",
@@ -148,7 +182,19 @@ UPDATE = Part(
 )
 
 
-def merge(left, right, *, largest="max", factors="both", total="sum", out="both", divided="no", empty="zero", base=1):
+def merge(
+    left,
+    right,
+    *,
+    largest="max",
+    factors="both",
+    total="sum",
+    out="both",
+    divided="no",
+    empty="zero",
+    base=1,
+    keeps="max",
+):
     """Right twin; each switch makes one mistake."""
     with np.errstate(all="ignore"):
         (m1, z1, o1), (m2, z2, o2) = ([np.asarray(x, np.float64) for x in side] for side in (left, right))
@@ -169,6 +215,10 @@ def merge(left, right, *, largest="max", factors="both", total="sum", out="both"
             f2 = np.ones_like(f2)
         elif factors == "right":
             f1 = np.ones_like(f1)
+        elif factors == "bare":
+            f1, f2 = np.exp(m1), np.exp(m2)
+        elif factors == "right as base":
+            f1, f2 = np.exp(m1 - m2), np.ones_like(f2)
         elif factors == "inverted":
             f1, f2 = 1 / f1, 1 / f2
         elif factors == "each other":
@@ -191,6 +241,8 @@ def merge(left, right, *, largest="max", factors="both", total="sum", out="both"
             o = o1 * (z1 * f1)[:, None] + o2 * (z2 * f2)[:, None]
         elif out == "halves":
             o = (o1 * g1 + o2 * g2) / 2
+        elif out == "left alone":
+            o = o1 * g1
         elif out == "left":
             o = o1 * g1 + o2
         else:
@@ -201,6 +253,10 @@ def merge(left, right, *, largest="max", factors="both", total="sum", out="both"
             o = o / np.where(z == 0, 1, z)[:, None]
         elif divided == "first":
             o = o1 / z1[:, None] * g1 + o2 / z2[:, None] * g2
+        if keeps == "sum":
+            m = m1 + m2
+        if keeps == "zero":
+            m = anchor
         return m, z, o
 
 
@@ -228,6 +284,27 @@ MERGE = Part(
     merge,
     merge_cases,
     (
+        Mistake(
+            "exp of the bare largest scores",
+            "exp(3000) is infinite, and the sums are relative already: exp(own - larger) puts them right.",
+            {"factors": "bare"},
+        ),
+        Mistake(
+            "put right to the right side only",
+            "If the left side has the larger score, the right one must shrink.",
+            {"factors": "right as base"},
+        ),
+        Mistake("the out of the left side only", "Both outs are added, each with its factor.", {"out": "left alone"}),
+        Mistake(
+            "the sum of the largest scores is returned",
+            "Of the two largest scores the larger one counts.",
+            {"keeps": "sum"},
+        ),
+        Mistake(
+            "0 for the largest of nothing",
+            "Where neither block has a key, the largest stays -inf; only in exp it may be replaced.",
+            {"keeps": "zero"},
+        ),
         Mistake(
             "nothing is put right",
             "Both sides are relative to largest scores of their own. Before they are added, both must be relative to "
@@ -315,7 +392,15 @@ def attention_in_blocks(
     with np.errstate(all="ignore"):
         q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
         (T, H), S = q.shape, len(k)
-        root = {"root": np.sqrt(H), "none": 1.0, "H": H, "block": np.sqrt(block), "keys": np.sqrt(S)}[scale]
+        root = {
+            "root": np.sqrt(H),
+            "none": 1.0,
+            "H": H,
+            "causal": np.sqrt(H),
+            "block": np.sqrt(block),
+            "J": np.sqrt(v.shape[1]),
+            "keys": np.sqrt(S),
+        }[scale]
         firsts = list(range(0, S, block))
         if last == "dropped":
             firsts = [first for first in firsts if first + block <= S]
@@ -325,6 +410,10 @@ def attention_in_blocks(
             firsts = firsts[:1]
         if starts == "overlap":
             firsts = list(range(0, S, max(1, block - 1)))
+        if starts == "every key":
+            firsts = list(range(S))
+        if starts == "queries":
+            firsts = list(range(0, T, block))
         if starts == "second":
             firsts = firsts[1:]
         if not firsts:
@@ -334,8 +423,11 @@ def attention_in_blocks(
             m = np.zeros(T)
         pieces = []
         for first in firsts:
-            x = q @ k[first : first + block].T / root
-            value = v[first : first + block]
+            width = block + (last == "one more")
+            x = q @ k[first : first + width].T / root
+            value = v[first : first + width]
+            if scale == "causal":
+                x = np.where(np.arange(first, first + x.shape[1]) <= np.arange(T)[:, None], x, -1e30)
             here = x.max(axis=1)
             if not stable:
                 here = np.zeros(T)
@@ -348,6 +440,8 @@ def attention_in_blocks(
                 z, o = z + w.sum(axis=1), o + w @ value
                 m = here
                 continue
+            if join == "first":
+                here = here if first == 0 else m
             if join == "one number":
                 here = np.full(T, x.max())
             new = np.maximum(m, here) if stable else here
@@ -356,7 +450,9 @@ def attention_in_blocks(
             factor = np.exp(m - new) if stable else np.ones(T)
             w = np.exp(x - new[:, None])
             z = z * (factor if shrink in ("both", "total") else 1.0) + w.sum(axis=1)
-            o = o * (factor if shrink in ("both", "out") else np.ones(T))[:, None] + w @ value
+            o = o * (factor if shrink in ("both", "out") else np.ones(T))[:, None] + w @ value / (
+                np.exp(x - here[:, None]).sum(axis=1)[:, None] if end == "in each block" else 1.0
+            )
             if end == "each":
                 o = o / z[:, None]
             m = new
@@ -368,6 +464,10 @@ def attention_in_blocks(
             return sum(piece * number for piece, number in pieces) / S
         if end == "none" or end == "each":
             return o
+        if end == "keys":
+            return o / S
+        if end == "all queries":
+            return o / z.sum()
         if end == "number":
             return o / len(firsts)
         if end == "last total":
@@ -398,6 +498,37 @@ BLOCKS = Part(
     attention_in_blocks,
     block_cases,
     (
+        Mistake("root of the width of the values", "The root is of H, the width of queries and keys.", {"scale": "J"}),
+        Mistake(
+            "a mask that nobody asked for", "Every query attends to all keys: no causal mask here.", {"scale": "causal"}
+        ),
+        Mistake(
+            "blocks that begin at every key",
+            "range(0, S, block): without the step each key counts many times.",
+            {"starts": "every key"},
+        ),
+        Mistake(
+            "as many blocks as for the queries",
+            "It is the keys that are read in blocks: range(0, len(k), block).",
+            {"starts": "queries"},
+        ),
+        Mistake(
+            "blocks overlap by a key",
+            "A slice ends before its second number: [first : first + block].",
+            {"last": "one more"},
+        ),
+        Mistake(
+            "the largest of the first block for all",
+            "A later block may have far larger scores: exp overflows. Raise the largest as you go.",
+            {"join": "first"},
+        ),
+        Mistake(
+            "the outs of the blocks are divided",
+            "The out of a block must stay undivided until the very end; it is divided twice now.",
+            {"end": "in each block"},
+        ),
+        Mistake("divided by the number of keys", "What the weights sum up to is the total, not S.", {"end": "keys"}),
+        Mistake("one total for all queries", "Each query has its own total.", {"end": "all queries"}),
         Mistake(
             "the last keys are lost",
             "If the block does not divide the number of keys, a smaller block remains at the end.",

@@ -61,6 +61,12 @@ def merge(weight, lora_in, lora_out, alpha, *, scale="alpha/r", base="kept", sig
         return change
     if base == "scaled":
         return factor(alpha, lora_in, lora_out, scale) * (weight + sign * (lora_in @ lora_out))
+    if base == "mean":
+        return 0.5 * (weight + change)
+    if product == "transposed":
+        if weight.shape[0] != weight.shape[1]:
+            return None
+        return weight + change.T
     if reach == "twice":
         return weight + 2 * change
     return weight + change
@@ -79,7 +85,7 @@ def first_lora(
     shapes="right",
 ):
     """Right twin; each switch makes one mistake."""
-    random = np.random.default_rng(seed if uses_seed else 0)
+    random = np.random.default_rng({True: seed, False: 0, "none": None}[uses_seed])
     size = {
         "root of fan_in": fan_in**-0.5,
         "fan_in": 1 / fan_in,
@@ -87,6 +93,7 @@ def first_lora(
         "root of fan_out": fan_out**-0.5,
         "rank": 1 / rank,
         "none": 1.0,
+        "root of 3": (3 / fan_in) ** 0.5,
         "he": (6 / fan_in) ** 0.5,
         "glorot": (6 / (fan_in + rank)) ** 0.5,
         "0.02": 0.02,
@@ -97,16 +104,26 @@ def first_lora(
             return random.uniform(-size, size, shape)
         if law == "positive":
             return random.uniform(0, size, shape)
+        if law == "constant":
+            return np.full(shape, size)
+        if law == "signs":
+            return random.choice([-size, size], shape)
+        if law == "column":
+            return np.repeat(random.uniform(-size, size, (shape[0], 1)), shape[1], axis=1)
+        if law == "row":
+            return np.repeat(random.uniform(-size, size, (1, shape[1])), shape[0], axis=0)
         return random.normal(0, size, shape)
 
     shape_in, shape_out = {
         "right": ((fan_in, rank), (rank, fan_out)),
         "transposed": ((rank, fan_in), (fan_out, rank)),
-        "exchanged": ((rank, fan_out), (fan_in, rank)),
+        "exchanged": ((fan_in, rank), (rank, fan_out)),
     }[shapes]
     lora_in = np.zeros(shape_in) if zero in ("lora_in", "both") else draw(shape_in)
     lora_out = np.zeros(shape_out) if zero in ("lora_out", "both") else draw(shape_out)
-    return lora_in, lora_out
+    if zero == "ones":
+        lora_out = np.ones(shape_out)
+    return (lora_out, lora_in) if shapes == "exchanged" else (lora_in, lora_out)
 
 
 def describe(answer, fan_in, fan_out, rank, seed):
@@ -120,12 +137,16 @@ def describe(answer, fan_in, fan_out, rank, seed):
         is_zero = not np.any(array)
         facts[f"shape of {name}"] = str(array.shape)
         facts[f"{name} is"] = "zero" if is_zero else "random" if np.ptp(array) > 0 else "constant"
+        if not is_zero and array.ndim == 2:
+            facts[f"columns of {name}"] = "alike" if array.shape[1] > 1 and np.ptp(array, axis=1).max() == 0 else "own"
+            facts[f"rows of {name}"] = "alike" if len(array) > 1 and np.ptp(array, axis=0).max() == 0 else "own"
         facts[f"{name} of the same seed"] = "the same" if np.array_equal(array, same) else "another"
         if is_zero or array.size < 1000:
             continue
         facts[f"{name} of another seed"] = "the same" if np.array_equal(array, changed) else "another"
         spread = array.std() * np.sqrt(3 * fan_in)  # 1 if right
         facts[f"doublings of the spread of {name}"] = float(np.round(np.log2(spread), 1)) + 0.0
+        facts[f"different numbers in {name}"] = "few" if len(np.unique(array)) < 10 else "many"
         facts[f"share of negative numbers in {name}"] = float(np.round((array < 0).mean(), 1))
         facts[f"tails of {name}"] = "none" if np.abs(array - array.mean()).max() < 1.9 * array.std() else "long"
     return facts
@@ -149,7 +170,15 @@ def num_trained(shapes, rank, *, counts="both"):
         "outer": lambda i, o: rank * i * rank * o,
         "smaller": lambda i, o: 2 * rank * min(i, o),
         "saved": lambda i, o: i * o - rank * (i + o),
+        "squared": lambda i, o: rank * rank * (i + o),
+        "double": lambda i, o: 2 * rank * (i + o),
     }
+    if counts == "once":
+        shapes = sorted(set(map(tuple, shapes)))
+        counts = "both"
+    if counts in ("largest", "mean"):
+        numbers = [rank * (i + o) for i, o in shapes]
+        return (max(numbers) if counts == "largest" else sum(numbers) / len(numbers)) if numbers else 0
     if counts == "first layer":
         return rank * sum(shapes[0]) if shapes else 0
     if counts == "last layer":
@@ -176,8 +205,11 @@ def best_lora(change, rank, alpha, *, keeps="largest", sigma="once", scale="undo
         "both": (rank / alpha) ** 2,
         "1/alpha": 1 / alpha,
         "rank": rank,
+        "floor": rank // alpha,
         "root": (rank / alpha) ** 0.5,
     }[scale]
+    if sigma == "first":
+        return u[:, chosen] * s[0] * factor_, vh[chosen]
     power = {"once": 1, "none": 0, "twice": 2, "root": 0.5}[sigma]
     return u[:, chosen] * s[chosen] ** power * factor_, vh[chosen]
 
@@ -220,6 +252,7 @@ def count_cases():
     yield "by hand", ([(4, 3), (5, 2)], 2)
     yield "one layer", ([(768, 768)], 8)
     yield "three layers", ([(11, 13), (17, 5), (7, 31)], 3)
+    yield "layers of one shape", ([(6, 6), (6, 6), (6, 24), (6, 6)], 3)
     yield "rank 1", ([(11, 13), (17, 5)], 1)
     yield "no layer", ([], 4)
 
@@ -305,6 +338,29 @@ FIRST = Part(
     lambda: [("tiny", (4, 3, 2, 0)), ("large", (FAN_IN, FAN_OUT, RANK, 5))],
     (
         Mistake(
+            "a constant",
+            "If all numbers are equal, all columns of lora_in stay equal for ever: draw them.",
+            {"law": "constant"},
+        ),
+        Mistake(
+            "signs of one size",
+            "Each number is either the bound or minus the bound. Uniform numbers lie anywhere between.",
+            {"law": "signs"},
+        ),
+        Mistake(
+            "all columns alike",
+            "With equal columns LoRA has rank 1, whatever r is: draw [D, r] numbers.",
+            {"law": "column"},
+        ),
+        Mistake("all rows alike", "Each input needs numbers of its own: draw [D, r] numbers.", {"law": "row"}),
+        Mistake("ones", "lora_out begins at 0, so that nothing is added to the base at first.", {"zero": "ones"}),
+        Mistake(
+            "bound with a root of 3",
+            "Uniform numbers between -a and a have the spread a / sqrt(3), but a itself is asked for here.",
+            {"bound": "root of 3"},
+        ),
+        Mistake("no seed", "Every call draws others: give the seed to np.random.default_rng.", {"uses_seed": "none"}),
+        Mistake(
             "both are zero",
             "Each one's gradient is a product with the other: with two zeros neither ever moves.",
             {"zero": "both"},
@@ -367,6 +423,12 @@ MERGE = Part(
     merge,
     lambda: [(name, tuple(arguments)) for name, *arguments in layers()],
     (
+        Mistake(
+            "the change transposed",
+            "x lora_in lora_out: lora_in stands on the left; its rows belong to the inputs.",
+            {"product": "transposed"},
+        ),
+        Mistake("a mean with the base", "The change is added to the kernel; nothing is halved.", {"base": "mean"}),
         *scale_mistakes(),
         Mistake("only the change", "A merged kernel is the base's with the change added.", {"base": "missing"}),
         Mistake("the kernel is scaled too", "alpha / r belongs to the change alone.", {"base": "scaled"}),
@@ -390,6 +452,19 @@ COUNT = Part(
     num_trained,
     count_cases,
     (
+        Mistake(
+            "equal shapes counted once",
+            "Two layers of one shape have parameters of their own: no set.",
+            {"counts": "once"},
+        ),
+        Mistake(
+            "the rank squared",
+            "Each of the two matrices has the rank as one side: r appears once in each product.",
+            {"counts": "squared"},
+        ),
+        Mistake("counted twice", "Add lora_in and lora_out of each layer once.", {"counts": "double"}),
+        Mistake("the largest layer only", "All layers are trained: add them up.", {"counts": "largest"}),
+        Mistake("a mean over layers", "A sum over layers is asked for, not a mean.", {"counts": "mean"}),
         Mistake("the kernels are counted", "The kernel is frozen. Count lora_in and lora_out.", {"counts": "kernel"}),
         Mistake("only lora_in", "lora_out is trained as well: r * fan_out.", {"counts": "lora_in"}),
         Mistake("only lora_out", "lora_in is trained as well: fan_in * r.", {"counts": "lora_out"}),
@@ -414,6 +489,10 @@ BEST = Part(
     lambda *arguments, **switches: product(lambda *a: best_lora(*a, **switches), *arguments),
     change_cases,
     (
+        Mistake("a whole number for the factor", "r // alpha is mostly 0. Take /.", {"scale": "floor"}),
+        Mistake(
+            "the first singular value for all", "Each direction has a singular value of its own.", {"sigma": "first"}
+        ),
         Mistake("the smallest singular values", "Keep the largest; NumPy has them first.", {"keeps": "smallest"}),
         Mistake(
             "the first one is dropped", "Indices begin at 0: the largest is sigma[0].", {"keeps": "without the first"}
