@@ -132,6 +132,9 @@ def attend_heads(
         weights = np.exp(scores - top)
     else:
         weights = np.exp(scores)
+    if mask == "caught":
+        weights = np.where(may, weights, 0.0)
+        return weights / np.maximum(weights.sum(axis=-1, keepdims=True), 1e-30) @ v
     if not divided:
         return np.where(may, weights if not safe else np.exp(scores), 0.0) @ v
     weights = weights / weights.sum(axis=axes, keepdims=True)
@@ -142,6 +145,8 @@ def attend_heads(
     if mask == "renormalized":
         weights = np.where(may, weights, 0.0)
         weights = weights / weights.sum(axis=-1, keepdims=True)
+    if unseen == "whole rows":
+        weights = np.where(may.any(axis=-1, keepdims=True), weights, 0.0)
     return weights @ v
 
 
@@ -178,6 +183,10 @@ def multi_head(
         W_q, W_k, W_v = W_q.T, W_k.T, W_v.T
     named = {"W_q": W_q, "W_k": W_k, "W_v": W_v, "none": np.eye(D)}
     projected = [x @ named[name] for name in (queries, keys, values)]
+    if split == "over heads":
+        q, k, v = (split_heads(a, N, kind="no_swap") for a in projected)
+        result = attend_heads(q, k, v, np.ones((B, N, N), bool), scale=scale).reshape(B, T, D) @ W_o
+        return given + result if residual else result
     if split in ("interleaved", "reshape"):
         q, k, v = (split_heads(a, N, kind=split) for a in projected)
     else:
@@ -198,7 +207,7 @@ def multi_head(
     return given + result if residual else result
 
 
-def grouped_heads(q, k, v, *, keys="repeat", values="repeat", scale="root H", axis="keys", result="all"):
+def grouped_heads(q, k, v, *, keys="repeat", values="repeat", scale="root H", axis="keys", result="all", safe=True):
     """Grouped heads, with its mistakes as switches."""
     q, k, v = (np.asarray(a, np.float64) for a in (q, k, v))
     B, N, T, H = q.shape
@@ -209,6 +218,7 @@ def grouped_heads(q, k, v, *, keys="repeat", values="repeat", scale="root H", ax
         "tile": np.arange(N) % K,
         "first": np.zeros(N, int),
         "last": np.full(N, K - 1),
+        "over K": np.minimum(np.arange(N) // K, K - 1),
         "clipped": np.minimum(np.arange(N), K - 1),
         "reversed": K - 1 - np.arange(N) // G,
     }
@@ -221,7 +231,8 @@ def grouped_heads(q, k, v, *, keys="repeat", values="repeat", scale="root H", ax
         keys = values = "own"
     order["own"] = np.arange(N)
     order["mean"] = order["repeat"]
-    out = attend_heads(q, k[:, order[keys]], v[:, order[values]], np.ones((B, T, S), bool), scale=scale, axis=axis)
+    may = np.ones((B, T, S), bool)
+    out = attend_heads(q, k[:, order[keys]], v[:, order[values]], may, scale=scale, axis=axis, safe=safe)
     if result == "mean":  # the query heads of a group are averaged
         return out.reshape(B, K, G, T, H).mean(axis=2)
     if result == "first":  # only K query heads
@@ -330,6 +341,11 @@ def _grouped_cases():
     yield "one key-value head for each query head", case(1, 3, 3, 2, 5, 2)
     yield "one key-value head for all", case(1, 3, 1, 2, 5, 2)
     yield "groups of three", case(2, 6, 2, 4, 5, 3)
+    large = np.eye(4)[:1] * np.array([1.0, 2.0, 3.0]).reshape(3, 1)
+    yield (
+        "scores of a million",
+        (1024 * large.reshape(1, 3, 1, 4), 512 * large.reshape(1, 1, 3, 4), np.arange(12.0).reshape(1, 1, 3, 4)),
+    )
     yield "groups of two", case(2, 6, 3, 4, 7, 5)
     yield "large", case(3, 12, 4, 5, 11, 7)
 
@@ -509,6 +525,26 @@ EXERCISE = Exercise(
             _attend_cases,
             (
                 _m(
+                    "closed keys leave after exp",
+                    "A closed key with a far larger score leaves nothing of the open ones. Close keys before the maximum.",
+                    **{"mask": "caught"},
+                ),
+                _m(
+                    "exp without the maximum, 0 / 0 caught",
+                    "exp of a million is infinite, exp of minus a million is 0. Take each row's largest score away.",
+                    **{"mask": "caught", "safe": False},
+                ),
+                _m(
+                    "closed scores not far enough below",
+                    "-1e4 is far above a score of minus a million: take -inf, or the lowest number there is.",
+                    **{"mask": "fill", "unseen": "whole rows"},
+                ),
+                _m(
+                    "closed scores set to 0, empty rows are right",
+                    "exp(0) is 1: a closed key with the score 0 is still read. Take a score whose exponential is 0.",
+                    **{"mask": "zero before", "unseen": "whole rows"},
+                ),
+                _m(
                     "not scaled",
                     "A product of two vectors adds up H numbers, so it grows with H. What is divided away?",
                     scale="none",
@@ -645,6 +681,12 @@ EXERCISE = Exercise(
             multi_head,
             _multi_head_cases,
             (
+                _m("the queries are projected by W_k", "A copied line: queries are x @ W_q.", **{"queries": "W_k"}),
+                _m(
+                    "heads attend to heads",
+                    "Your attention mixes the heads of a token with each other: exchange tokens and heads first.",
+                    **{"split": "over heads"},
+                ),
                 _m(
                     "the whole is scaled by the root of D",
                     "After the split a product adds up H = D / N numbers, no longer D.",
@@ -732,6 +774,16 @@ EXERCISE = Exercise(
             grouped_heads,
             _grouped_cases,
             (
+                _m(
+                    "head number divided by K",
+                    "Query head n uses key-value head n // G, where G is the size of a group, N / K.",
+                    **{"keys": "over K", "values": "over K"},
+                ),
+                _m(
+                    "grouped scores overflow",
+                    "exp of a million is infinite here as well: take each row's largest score away.",
+                    **{"safe": False},
+                ),
                 _m(
                     "tiled",
                     "You gave the key-value heads out in turns: 0, 1, 0, 1. Consecutive query heads share one: 0, 0, "
