@@ -562,7 +562,10 @@ for i, w in enumerate(weights):
     print(
         f"layer {i + 1}: looks {(w * distance).sum(-1).mean():.1f} words back, spread over {np.exp(entropy):.1f} words"
     )
-picture("Mean attention of each of three layers for a story of twelve words")
+picture(
+    "Mean attention of each of three layers for a story of twelve words: three triangles, darkest in the first rows; "
+    "in the last rows it is spread over nearly all words"
+)
 
 # %% [markdown]
 # After "for the" must come the thing that was given. It stands six words before the last "the". Somewhere a head has to

@@ -238,6 +238,9 @@ def test_an_exercise_on_the_command_line(copied):
     assert course(copied, "reset", "98") == (0, f"lessons/exercises/{file.name} is blank\n")
     code, printed = course(copied, "check", "98")
     assert code == 1 and "double: waits for your answer" in printed
+    assert (
+        course(copied, "check", f"lessons/exercises/{file.name}") == course(copied, "check", file.stem) == (1, printed)
+    )
     for answer, expected in {
         "return x**2": "  double: squared. Add it to itself.",
         "return x": "  double: in the case 'one': (1) gives 1, it should give 2.",
@@ -272,6 +275,11 @@ def test_lessons_on_the_command_line(copied):
     assert course(copied, "run", "98", "--steps=0.1", "--seed=2") == (0, "outcome: 3 (fewer steps: no band)\n")
     code, printed = course(copied, "run", "77")
     assert (code, printed) == (2, "lesson '77': there is none; `python -m lessons list` shows all.\n")
+    without_packages = subprocess.run(
+        [sys.executable, "-S", "-m", "lessons", "list"], cwd=copied, env=environment(), capture_output=True, text=True
+    )
+    assert without_packages.returncode == 2 and "has no JAX. In the folder of the clone" in without_packages.stderr
+    assert without_packages.stderr.count("\n") == 1, without_packages.stderr
     assert course(copied, "render", "98")[0] == 0
     assert (copied / "lessons" / "98_tiny.md").read_text() == TINY_PAGE + render.mark_of(TINY) + "\n"
 
@@ -292,7 +300,7 @@ def test_a_reader_is_asked_for_a_prediction_on_a_terminal(copied):
     command = [sys.executable, "-m", "lessons", "run", "98", "--ask"]
     process = subprocess.Popen(command, cwd=copied, env=environment(), stdin=end, stdout=end, stderr=end)
     os.close(end)
-    os.write(terminal, b"ten\n9.5\n")
+    os.write(terminal, b"ten\nnan\n9.5\n")
     printed = b""
     with contextlib.suppress(OSError):  # its end, on Linux
         while piece := os.read(terminal, 1000):
@@ -301,7 +309,7 @@ def test_a_reader_is_asked_for_a_prediction_on_a_terminal(copied):
     assert process.wait(timeout=60) == 0
     printed = printed.decode().replace("\r\n", "\n")
     assert "Predict: How many steps?\n" in printed
-    assert "'ten' is not a number" in printed
+    assert "'ten' is not a number" in printed and "'nan' is not a number" in printed
     assert printed.endswith("your guess: 9.5\noutcome: 10 (expected: 9 to 11)\n")
 
 
