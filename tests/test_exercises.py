@@ -5,6 +5,7 @@
 
 import dataclasses
 import functools
+import subprocess
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -46,14 +47,18 @@ def mapped(change, result):
 @each_exercise
 def test_the_blank_is_made_from_the_solution(stem):
     solution = (SOLUTIONS / f"{stem}.py").read_text(encoding="utf-8")
-    blank = (EXERCISES / f"{stem}.py").read_text(encoding="utf-8")
-    assert blank == grading.blank_of(solution), f"python -m lessons reset {stem[9:11]}"
-    assert blank != solution
+    file = EXERCISES / f"{stem}.py"
+    changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", file, SOLUTIONS], cwd=EXERCISES)
+    if changed.returncode == 1 and file.read_text(encoding="utf-8") != grading.blank_of(solution):
+        pytest.skip(f"{file.name} has an answer, or python -m lessons reset {stem[9:11]} is due")
+    assert file.read_text(encoding="utf-8") == grading.blank_of(solution), f"python -m lessons reset {stem[9:11]}"
 
 
 @each_exercise
-def test_a_blank_is_not_passed(stem):
-    found = grading.check(exercise_of(stem), grading.load(EXERCISES / f"{stem}.py"))
+def test_a_blank_is_not_passed(stem, tmp_path):
+    blank = tmp_path / f"{stem}.py"
+    blank.write_text(grading.blank_of((SOLUTIONS / f"{stem}.py").read_text(encoding="utf-8")), encoding="utf-8")
+    found = grading.check(exercise_of(stem), grading.load(blank))
     assert {verdict.part: verdict.state for verdict in found if verdict.state != "blank"} == {}
 
 

@@ -10,7 +10,10 @@ nothing of a word is left in its vector; in blocks of the second kind a straight
 Letters: T words, D width, N heads, H = D / N width of a head, F = 4 D feed-forward width.
 """
 
-import numpy as np
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # for products this small, a second thread only costs time
+import numpy as np  # noqa: E402
 
 
 def norm(x):

@@ -10,7 +10,10 @@ words back); one head has learned to look there; and the stories that it invents
 Letters: B rows, T tokens, N heads, H width of a head, D width of the model, F feed-forward width, V words, L layers.
 """
 
-import numpy as np
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # for products this small, a second thread only costs time
+import numpy as np  # noqa: E402
 
 NAMES, THINGS = "anna bob carl dora emil fay gus hana".split(), "ball book coat drum egg fish".split()
 VERBS = {"gives": ("thanks", 0.6), "sells": ("pays", 0.3), "shows": ("asks", 0.1)}  # verb: its answer, and how often
