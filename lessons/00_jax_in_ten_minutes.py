@@ -320,7 +320,7 @@ outcome(params["params"]["kernel"][0, 0])
 # The loss does not reach 0: no line passes through noise. What remains is the variance of the noise, $0.3^2$. This
 # *floor* comes back in every later lesson: we train on texts whose floor is known, so we can say how good a model is.
 #
-# ## Words of JAX that come later
+# ## Words of JAX and Flax that come later
 #
 # You can read on without them, and look here when you meet one.
 #
@@ -330,6 +330,8 @@ outcome(params["params"]["kernel"][0, 0])
 # | `jax.lax.fori_loop(0, n, f, state)` | the same with a counter: `state = f(i, state)` |
 # | `jax.vjp(f, x)` | `f(x)`, and a function from slopes of the result to slopes of x: `grad` for many numbers |
 # | `jax.eval_shape(f, x)` | only the shapes of what `f(x)` would give; nothing is computed |
+# | `nn.Dense(F, name="up")(x)` | Flax's own linear layer: settings and its name among the parameters, then the input |
+# | `nn.LayerNorm()(x)`, `nn.Embed(V, D)(ids)` | likewise; `Embed` is a table of vectors [V, D], one for each token |
 # | `nn.vmap(Module, ...)` | `vmap` for a module: several copies with parameters of their own |
 #
 # ## Change it

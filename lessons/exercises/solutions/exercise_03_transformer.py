@@ -4,6 +4,7 @@ About 60 minutes; difficulty: 3 of 5. Read lessons 00 to 06 first.
 
 First put twelve parts of a GPT in order. Then write the five classes of a GPT in Flax. The grader gives each class its
 parameters, so the names of the layers must be those of the docstrings; the numbers must be those of the formulas.
+A layer is made with its settings and its name, and then called: `nn.Dense(8, use_bias=False, name="query")(x)`.
 
     python -m lessons check 03        python -m lessons hint 03        python -m lessons solution 03
 
