@@ -104,11 +104,19 @@ def attention_twin(
     may = masks_twin(is_token, causal=causal, padding=padding, join=join)
     divisor = {"root": H**0.5, "none": 1, "H": H, "D": D**0.5, "T": T**0.5, "times": H**-0.5, "after": 1}[scale]
     turned = {"last two": keys.swapaxes(-1, -2), "all": keys.T, "first two": keys.swapaxes(0, 1)}[turn]
+    if place == "turned":
+        may = may.swapaxes(1, 2)
+    if place == "inverted":
+        may = ~may
     scores = queries @ turned / divisor
+    if place == "added":
+        scores = scores + may
     closed = -np.inf if unseen == "nan" else -1e30
-    if place in ("zero before", "zero before and after"):
+    if place in ("zero before", "zero before and after", "zero, caught"):
         closed = 0.0
-    if place in ("before", "zero before", "zero before and after"):
+    if place == "low":
+        closed = -100.0
+    if place in ("before", "zero, caught", "zero before", "zero before and after", "turned", "inverted", "low"):
         scores = np.where(may, scores, closed)
     highest = {
         "row": lambda: scores.max(axis=axis, keepdims=True),
@@ -123,11 +131,16 @@ def attention_twin(
         "mean": lambda: may / np.maximum(may.sum(axis=-1, keepdims=True), 1),
         "undivided": lambda: exponentials,
     }[kind]()
+    if place in ("caught", "zero, caught"):
+        exponentials = np.where(may, exponentials, 0)
+        weights = exponentials / np.maximum(exponentials.sum(axis=-1, keepdims=True), 1e-30)
     if "renormalized" in place:
         left = np.where(may, weights, 0).sum(axis=-1, keepdims=True)
         weights = np.where(may, weights, 0) / (np.maximum(left, 1e-12) if "caught" in place else left)
-    elif unseen == "zero" and place != "zero before":
+    elif unseen == "zero" and place not in ("zero before", "added", "low"):
         weights = np.where(may, weights, 0)
+    if place == "low":
+        weights = np.where(may.any(axis=-1, keepdims=True), weights, 0)
     if scale == "after":
         weights = weights / np.sqrt(H)
     if result == "weights":
@@ -137,6 +150,8 @@ def attention_twin(
     answer = weights @ values
     if result == "with residual":
         return x + answer
+    if result == "plus values":
+        return values + answer
     if result == "last token":
         return answer[:, -1]
     if result == "no padding rows":
@@ -185,6 +200,8 @@ def attention_cases():
     large = np.array([[[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], [[0.0, -1.0], [1.0, -1.0], [0.0, 2.0]]])
     eye = np.eye(2)
     yield "large scores", (large, 64 * eye, 64 * eye, eye, np.array([[1, 1, 1], [1, 1, 0]], bool))
+    low = np.array([[[1.0, 0.0], [1.0, 0.0], [2.0, 0.0]]])
+    yield "scores far below 0", (low, 640 * eye, -640 * eye, eye + 1, np.array([[0, 1, 1]], bool))
     apart = np.array([[[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]], [[0.0, 0.0], [0.0, 1.0], [1.0, 0.0]]])
     yield "rows of very different size", (apart, 64 * eye, -64 * eye, eye, np.ones((2, 3), bool))
 
@@ -408,6 +425,42 @@ EXERCISE = Exercise(
             attention_twin,
             attention_cases,
             (
+                Mistake(
+                    "exponentials overflow, 0 / 0 caught",
+                    "exp of a large score is infinite, exp of a very low one is 0. Take each row's largest score away.",
+                    {"place": "caught", "largest": "none"},
+                ),
+                Mistake(
+                    "closed scores set to 0, then divided by what is left",
+                    "Right, until all open scores are far below 0: then 0 is the largest, and nothing is left of them. "
+                    "Take a score whose exponential is 0, before the maximum.",
+                    {"place": "zero, caught"},
+                ),
+                Mistake(
+                    "both masks transposed",
+                    "Rows of the mask are queries, columns are keys, as in the scores: no transpose.",
+                    {"place": "turned"},
+                ),
+                Mistake(
+                    "both masks upside down",
+                    "True means that a key may be attended. You close the open ones.",
+                    {"place": "inverted"},
+                ),
+                Mistake(
+                    "the mask added to the scores",
+                    "True counts as 1: open keys get a little more, and closed ones are still read.",
+                    {"place": "added"},
+                ),
+                Mistake(
+                    "closed scores not low enough",
+                    "-100 is far above an open score of minus a million. Take -1e30 or minus infinity.",
+                    {"place": "low"},
+                ),
+                Mistake(
+                    "the own value added",
+                    "The residual connection is no part of this function, and it would add x, not the values.",
+                    {"result": "plus values"},
+                ),
                 Mistake(
                     "no causal mask",
                     "Each token reads the whole text, also what comes after it.",

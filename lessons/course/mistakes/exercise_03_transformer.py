@@ -40,7 +40,20 @@ def attend(q, k, v, width, *, scale="root", mask="past", axis="keys", values="va
     T = q.shape[-2]
     if values == "swapped":
         k, v = v, k
-    divisors = {"none": 1.0, "H": H, "root D": np.sqrt(width), "times": H**-0.5, "root T": np.sqrt(T)}
+    if values == "keys":
+        v = k
+    if values == "exchanged":
+        q, k = k, q
+    if values == "queries":
+        k = q
+    divisors = {
+        "none": 1.0,
+        "H": H,
+        "root D": np.sqrt(width),
+        "times": H**-0.5,
+        "root T": np.sqrt(T),
+        "whole": int(H**0.5),
+    }
     divisors |= {"root N": np.sqrt(q.shape[-3]), "root": np.sqrt(H)}
     divisor = divisors[scale]
     scores = q @ k.swapaxes(-1, -2) / divisor
@@ -54,9 +67,9 @@ def attend(q, k, v, width, *, scale="root", mask="past", axis="keys", values="va
     masked = scores if mask in ("none", "zero after") else np.where(past, scores, fill)
     if axis == "none":
         return np.where(past, scores, 0) @ v
-    weights = softmax(masked, -2 if axis == "queries" else -1)
+    weights = softmax(masked, {"queries": -2, "heads": -3}.get(axis, -1))
     weights = np.where(past, weights, 0) if mask == "zero after" else weights
-    return weights @ v
+    return v + weights @ v if values == "added" else weights @ v
 
 
 def self_attention(params, x, **switches):
@@ -78,6 +91,9 @@ def multi_head(params, x, *, split="swap", join="swap", out="projected", heads="
 
     q, k, v = (split_heads(x @ params[name]["kernel"]) for name in ("query", "key", "value"))
     y = attend(q, k, v, D, **switches)  # [B, N, T, H]
+    if join == "interleaved":
+        y = y.transpose(0, 2, 3, 1).reshape(B, T, D)
+        return y if out == "none" else y @ params["out"]["kernel"]
     y = y.reshape(B, T, D) if join == "no swap" else y.swapaxes(1, 2).reshape(B, T, D)
     return y if out == "none" else y @ params["out"]["kernel"]
 
@@ -91,6 +107,14 @@ def gelu(x, kind="tanh"):
         return np.maximum(x, 0)
     if kind == "none":
         return x
+    if kind == "tanh alone":
+        return np.tanh(x)
+    if kind == "sigmoid":
+        return 1 / (1 + np.exp(-x))
+    if kind == "leaky":
+        return np.where(x > 0, x, 0.01 * x)
+    if kind == "quick":
+        return x / (1 + np.exp(-1.702 * x))
     if kind == "silu":
         return x / (1 + np.exp(-x))
     if kind == "exact":
@@ -162,12 +186,22 @@ def gpt(params, tokens, *, positions="from 0", final="norm", scale=1.0, stack="i
     places = params["positions"]["embedding"]
     x = table[tokens] * (np.sqrt(table.shape[1]) if scale == "root D" else 1.0)
     L = sum(name.startswith("block_") for name in params)
-    shift = {"from 0": places[:T], "from 1": places[1 : T + 1], "none": 0.0, "by token": places[tokens % len(places)]}
-    x = x + shift["from 0" if positions == "in each block" else positions]
+    shift = {
+        "backward": places[:T][::-1],
+        "from 0": places[:T],
+        "from 1": places[1 : T + 1],
+        "none": 0.0,
+        "by token": places[tokens % len(places)],
+    }
+    if positions == "multiplied":
+        x = x * places[:T]
+    elif positions != "at the end":
+        x = x + shift["from 0" if positions == "in each block" else positions]
     order = {"backwards": range(L)[::-1], "first again": [0] * L, "one": [0], "none": []}.get(stack, range(L))
     for turn, i in enumerate(order):
         x = x + places[:T] if positions == "in each block" and turn else x
         x = block(params[f"block_{i}"], x)
+    x = x + places[:T] if positions == "at the end" else x
     x = layer_norm(x, params["norm"]) if final == "norm" else x
     logits = x @ table.T
     if output == "softmax":
@@ -197,14 +231,14 @@ def attention_params(random, D, H, names):
 
 def self_attention_cases():
     random = np.random.default_rng(0)
-    for label, B, T, D, H in (("one token", 1, 1, 1, 1), ("three tokens", 1, 3, 2, 2), ("two texts", 2, 5, 7, 3)):
+    for label, B, T, D, H in (("one token", 1, 1, 1, 1), ("three tokens", 1, 3, 2, 2), ("two texts", 2, 5, 7, 5)):
         params = attention_params(random, D, H, ("query", "key", "value"))
         yield label, (params, draw(random, B, T, D, std=2.0))
 
 
 def multi_head_cases():
     random = np.random.default_rng(1)
-    for label, B, T, N, H in (("one token", 1, 1, 1, 2), ("two heads", 1, 3, 2, 2), ("two texts", 2, 5, 3, 4)):
+    for label, B, T, N, H in (("one token", 1, 1, 1, 2), ("two heads", 1, 3, 2, 2), ("two texts", 2, 5, 3, 5)):
         params = attention_params(random, N * H, N * H, ("query", "key", "value", "out"))
         yield label, (params | {"num_heads": np.int64(N)}, draw(random, B, T, N * H, std=2.0))
 
@@ -337,6 +371,7 @@ ORDER_MISTAKES = mistakes(
 SCALE = {
     "none": ("no 1 / sqrt(H)", "Scores grow with H; the paper divides by its root (section 3.2.1)."),
     "H": ("divided by H", "Products of H numbers have a standard deviation of sqrt(H), not of H."),
+    "whole": ("divided by a whole number", "The root of H must not be cut to a whole number: no int, no //."),
     "times": ("multiplied by sqrt(H)", "It is a division: larger heads need smaller factors."),
     "root T": (
         "divided by sqrt(T)",
@@ -357,14 +392,24 @@ AXIS = {
     "queries": ("softmax over the queries", "For each query the weights of its keys sum to 1: that is the last axis."),
     "none": ("no softmax", "Scores are no weights: they may be negative, and do not sum to 1."),
 }
-SWAPPED = ("swapped", "keys and values swapped", "Scores come from keys; what is averaged are the values.")
+ROLES = (
+    ("swapped", "keys and values swapped", "Scores come from keys; what is averaged are the values."),
+    ("keys", "keys averaged", 'The weights are right, and they belong to the values: the layer "value".'),
+    ("exchanged", "queries and keys exchanged", "q k^T has a row for each query. Yours has a row for each key."),
+    (
+        "queries",
+        "queries compared with queries",
+        'Scores are products of queries with keys: the layer "key" has no influence.',
+    ),
+    ("added", "values added to the result", "Nothing is added here: the residual connection belongs to the block."),
+)
 
 
 def attention_mistakes(prefix, where):
     """Mistakes of attention, for one head or several; each has a hint of its own."""
     rows = [("scale", value, *row) for value, row in SCALE.items()]
     rows += [("mask", value, *row) for value, row in MASK.items()]
-    rows += [("axis", value, *row) for value, row in AXIS.items()] + [("values", *SWAPPED)]
+    rows += [("axis", value, *row) for value, row in AXIS.items()] + [("values", *row) for row in ROLES]
     return tuple(Mistake(f"{prefix}: {name}", f"{where}{hint}", {switch: value}) for switch, value, name, hint in rows)
 
 
@@ -375,7 +420,9 @@ MULTI_HEAD_MISTAKES = (
         ("interleaved", "heads interleaved", "Head 0 has the first H numbers, not every N-th one: [B, T, N, H], not [B, T, H, N]."),
         prefix="heads",
     ),
+    *mistakes("axis", ("heads", "softmax over the heads", "The axes are [B, N, T, S]: the softmax goes over S, the last one."), prefix="heads"),
     *mistakes("scale", ("root N", "divided by sqrt(N)", "It is the width of a head that counts, not the number of heads: q.shape[-1]."), prefix="heads"),
+    *mistakes("join", ("interleaved", "joined number by number", "Join whole heads: [B, T, N, H] to [B, T, D], with H last."), prefix="heads"),
     *mistakes("join", ("no swap", "joined without a swap", "From [B, N, T, H] swap back to [B, T, N, H] before the reshape to [B, T, D]."), prefix="heads"),
     *mistakes("out", ("none", "no output projection", "The joined heads go through the layer \"out\" (the paper's W^O)."), prefix="heads"),
     *mistakes("heads", ("one", "one head of width D", "The projections must be split into num_heads parts, each with a softmax of its own."), prefix="heads"),
@@ -386,6 +433,10 @@ FEED_FORWARD_MISTAKES = (
         "activation",
         ("relu", "ReLU", "The exercise asks for GELU, as GPT-2 has; ReLU is the first paper's."),
         ("none", "no activation", "Two linear layers without an activation are one linear layer."),
+        ("tanh alone", "tanh", "GELU grows without limit on the right: nn.gelu, not a tanh."),
+        ("sigmoid", "a sigmoid", "A sigmoid lies between 0 and 1; GELU is x times something like it: nn.gelu."),
+        ("leaky", "a leaky ReLU", "nn.leaky_relu has a bend at 0; the exercise asks for nn.gelu."),
+        ("quick", "GELU by a sigmoid", "x sigmoid(1.702 x) is a rougher approximation than that of nn.gelu."),
         ("silu", "SiLU", "nn.silu (swish) looks alike, but the exercise asks for nn.gelu."),
         ("exact", "GELU with erf", "nn.gelu as it comes is the approximation with tanh; approximate=False is another function."),
         prefix="feed-forward",
@@ -439,6 +490,9 @@ GPT_MISTAKES = (
     *mistakes(
         "positions",
         ("none", "no positions", "The vectors of the positions must be added to those of the tokens."),
+        ("multiplied", "positions multiplied", "The two vectors of a token are added."),
+        ("at the end", "positions after the blocks", "Attention needs the positions: add them before the first block."),
+        ("backward", "positions backward", "The first token has position 0, the next one 1: no [::-1]."),
         ("from 1", "positions counted from 1", "The first token has position 0: jnp.arange(T)."),
         ("by token", "positions looked up by token id", "A position is the place in the text, not the id: the ids of this layer are 0 to T - 1."),
         ("in each block", "positions added before each block", "They are added once, before the first block."),
@@ -450,7 +504,7 @@ GPT_MISTAKES = (
         "stack",
         ("backwards", "blocks in reverse", "block_0 is the first one."),
         ("first again", "one block used for all", "Each block has parameters of its own: the name must change in the loop."),
-        ("one", "only one block", "num_layers says how many blocks there are."),
+        ("one", "a block is missing", "num_layers says how many blocks there are: range(num_layers) has that many."),
         ("none", "no blocks", "Between embedding and last norm there are num_layers blocks."),
         prefix="GPT",
     ),

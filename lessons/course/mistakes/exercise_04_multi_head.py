@@ -526,7 +526,7 @@ EXERCISE = Exercise(
             (
                 _m(
                     "closed keys leave after exp",
-                    "A closed key with a far larger score leaves nothing of the open ones. Close keys before the maximum.",
+                    "A closed key with a far larger score leaves nothing of the others. Close keys before the maximum.",
                     **{"mask": "caught"},
                 ),
                 _m(

@@ -20,6 +20,8 @@ def _speeds(D, base=10000.0, exponent="2i/D"):
         "2i/(D-1)": (2 * i / (D - 1), 2 * i / (D - 1)),
         "from 1": (2 * (i + 1) / D, 2 * (i + 1) / D),
         "2i": (2.0 * i, 2.0 * i),
+        "no logarithm": (2e4 * i / D / np.log(base), 2e4 * i / D / np.log(base)),
+        "decimal": (2 * i / D * np.log10(base) / np.log(base), 2 * i / D * np.log10(base) / np.log(base)),
         "inverted": (-2 * i / D, -2 * i / D),
         "floor": (2 * i // D, 2 * i // D),
         "backward": ((2 * i / D)[::-1], (2 * i / D)[::-1]),
@@ -35,6 +37,8 @@ def sinusoids(
     positions = np.asarray(positions)
     if not own:
         positions = np.arange(len(positions))
+    if own == "absolute":
+        positions = np.abs(positions)
     if first == "row":
         positions = positions - positions[0]
         first = 0
@@ -51,6 +55,8 @@ def sinusoids(
     a, b = f(p * of_sine), g(p * of_cosine)
     if layout == "halves":
         return np.concatenate([a, b], axis=-1)
+    if layout == "over the root":
+        return np.stack([a, b], axis=-1).reshape(len(a), D) / np.sqrt(D)
     if layout == "transposed":
         return np.stack([a, b], axis=-1).reshape(len(a), D).T
     return np.stack([a, b], axis=-1).reshape(len(a), D)
@@ -240,6 +246,26 @@ EXERCISE = Exercise(
             sinusoids,
             _sinusoid_cases,
             (
+                _m(
+                    "exp without a logarithm",
+                    "10000^x is exp(x log 10000): the logarithm of 10000 is what x is multiplied by.",
+                    **{"exponent": "no logarithm"},
+                ),
+                _m(
+                    "exp with a logarithm to base 10",
+                    "exp belongs to the natural logarithm, np.log.",
+                    **{"exponent": "decimal"},
+                ),
+                _m(
+                    "positions without their sign",
+                    "Position -3 has the sines of -3, which are below those of 3: no absolute value.",
+                    **{"own": "absolute"},
+                ),
+                _m(
+                    "divided by the root of D",
+                    "The root of D belongs to the embeddings; sines and cosines stay as they are.",
+                    **{"layout": "over the root"},
+                ),
                 _m(
                     "the misprint",
                     "Your cosine has the exponent (2i + 1) / D. A sine and its cosine share one angle, so both have 2i "

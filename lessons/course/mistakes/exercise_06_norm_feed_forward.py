@@ -31,6 +31,8 @@ def layer_norm(
         return None
     mean = x.mean(axis=axis, keepdims=True)
     centers = {"mean": mean, "none": 0.0, "median": np.median(x, axis=axis, keepdims=True)}
+    if scaled == "first":
+        return layer_norm(x * scale, np.ones_like(scale), bias, epsilon)
     centered = x - centers[center]
     spreads = {
         "variance": lambda: x.var(axis=axis, keepdims=True, ddof=ddof),
@@ -45,6 +47,7 @@ def layer_norm(
     with np.errstate(all="ignore"):
         roots = {
             "inside": lambda: np.sqrt(variance + epsilon),
+            "twice": lambda: np.sqrt(variance + epsilon) + epsilon,
             "outside": lambda: np.sqrt(variance) + epsilon,
             "forgotten": lambda: np.sqrt(variance),
             "squared": lambda: np.sqrt(variance + epsilon**2),
@@ -95,6 +98,8 @@ def gelu(x, *, kind="right"):
             "no one": lambda: x / 2 * _erf(x / root),
             "no half": lambda: x * (1 + _erf(x / root)),
             "times root": lambda: x / 2 * (1 + _erf(x * root)),
+            "no brackets": lambda: x + _erf(x / root) / 2,
+            "not below 0": lambda: np.maximum(_gelu(x), 0),
             "minus": lambda: x / 2 * (1 - _erf(x / root)),
             "erf": lambda: x * _erf(x / root),
             "density": lambda: x * np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi),
@@ -150,7 +155,9 @@ def feed_forward(
         out = hidden @ W_2
         if where == "before the last bias":
             out = f(out)
-        if second_bias:
+        if second_bias is None:
+            out = hidden @ (W_2 + b_2)
+        elif second_bias:
             out = out + b_2
         if where in ("output", "both"):
             out = f(out)
@@ -176,6 +183,7 @@ def half_block(
     ddof=0,
     scaled="times",
     biased="after",
+    fixed=False,
 ):
     """The second half of a block, with its mistakes as switches."""
     x = np.asarray(x, np.float64)
@@ -193,6 +201,7 @@ def half_block(
             ddof=ddof,
             scaled=scaled,
             biased=biased,
+            fixed=fixed,
         )
 
     def f(x):
@@ -214,6 +223,8 @@ def half_block(
         "mean": lambda: (x + f(norm(x))) / 2,
         "product": lambda: x * f(norm(x)),
         "inside": lambda: f(x + norm(x)),
+        "inside and around": lambda: x + f(x + norm(x)),
+        "bent": lambda: np.maximum(x + f(norm(x)), 0),
         "applied twice": lambda: x + f(norm(x + f(norm(x)))),
         "x alone": lambda: x + norm(x),
     }[order]()
@@ -250,9 +261,20 @@ def layer_norm_gradient(
         "mean": lambda a: a.mean(axis=axis, keepdims=True),
         "sum": lambda a: a.sum(axis=axis, keepdims=True),
         "none": lambda a: 0.0,
+        "all": lambda a: a.mean(),
+        "double": lambda a: 2 * a.mean(axis=axis, keepdims=True),
+        "D - 1": lambda a: a.sum(axis=axis, keepdims=True) / max(a.shape[axis] - 1, 1),
     }
     d_x = d_out - reduce[mean_term](d_out)
-    inner = {"mean": d_out * y, "sum": d_out * y, "none": y, "apart": y}[y_term]
+    inner = {
+        "all": d_out * y,
+        "double": d_out * y,
+        "D - 1": d_out * y,
+        "mean": d_out * y,
+        "sum": d_out * y,
+        "none": y,
+        "apart": y,
+    }[y_term]
     if y_term == "apart":  # the mean of d_out times the mean of y squared
         d_x = d_x + sign * y * d_out.mean(axis=axis, keepdims=True)
     else:
@@ -265,6 +287,7 @@ def layer_norm_gradient(
         "negative": lambda: -d_x / root,
         "product": lambda: d_out * (x - x.mean(axis=axis, keepdims=True)) / root,
         "forward": lambda: (x - x.mean(axis=axis, keepdims=True)) / root,
+        "as of tanh": lambda: d_out * (1 - (centered / root) ** 2) / root,
         "d_out": lambda: d_out * 1.0,
     }[factor]()
 
@@ -287,6 +310,8 @@ def _norm_cases():
     yield "equal numbers", (np.full((1, 2, 4), 7.0), n(size=4), n(size=4), 1e-5)
     yield "tiny numbers", (1e-3 * n(size=(2, 3, 8)), n(size=8), n(size=8), 1e-5)
     yield "whole numbers", (random.integers(-5, 9, (2, 3, 4)), np.array([1, 2, 3, 4]), np.array([0, 1, 0, 1]), 1e-3)
+    far = 3000 + random.integers(0, 5, (2, 3, 8))
+    yield "numbers far from 0", (far.astype(float), np.linspace(0.5, 2, 8), np.arange(8.0), 1e-5)
     yield "large", (3 * n(size=(5, 7, 31)) + 2, n(size=31), n(size=31), 1e-5)
 
 
@@ -380,6 +405,12 @@ EXERCISE = Exercise(
             _norm_cases,
             (
                 _m(
+                    "the scale comes first",
+                    "The scale is multiplied at the end; what comes first is changed by the norm.",
+                    **{"scaled": "first"},
+                ),
+                _m("epsilon added twice", "epsilon stands in the root once, and nowhere else.", **{"where": "twice"}),
+                _m(
                     "normalized over the tokens",
                     "Each token is normalized alone, over its own D numbers: the last axis.",
                     axis="tokens",
@@ -469,6 +500,16 @@ EXERCISE = Exercise(
             _gelu_cases,
             (
                 _m(
+                    "brackets are missing",
+                    "(1 + erf(...)) / 2 is one number, and x is multiplied by all of it.",
+                    **{"kind": "no brackets"},
+                ),
+                _m(
+                    "GELU cut off at 0",
+                    "GELU goes a little below 0 for small negative numbers: no maximum with 0.",
+                    **{"kind": "not below 0"},
+                ),
+                _m(
                     "the approximation with tanh",
                     "GPT-2 computes it so, and it is off by up to 0.0005. Use math.erf, for each number.",
                     kind="tanh",
@@ -522,6 +563,11 @@ EXERCISE = Exercise(
             feed_forward,
             _feed_forward_cases,
             (
+                _m(
+                    "b_2 added to the matrix",
+                    "b_2 is added to the result, after the product with W_2.",
+                    **{"second_bias": None},
+                ),
                 _m("no bend", "Without max(0, ...) two matrices are only one.", activation="none"),
                 _m("GELU", "Here the bend is the paper's: max(0, ...).", activation="gelu"),
                 _m("GELU by tanh", "ReLU was asked for, and this is an approximation of GELU.", activation="gelu tanh"),
@@ -570,6 +616,26 @@ EXERCISE = Exercise(
             half_block,
             _half_block_cases,
             (
+                _m(
+                    "a fixed epsilon in the half-block",
+                    "epsilon is an argument: hand it on to layer_norm.",
+                    **{"fixed": True},
+                ),
+                _m(
+                    "scale and bias of the norm exchanged",
+                    "layer_norm(x, scale, bias, epsilon): in this order.",
+                    **{"scaled": "exchanged"},
+                ),
+                _m(
+                    "x inside and outside",
+                    "The layer reads the norm of x alone; x itself is added afterwards.",
+                    **{"order": "inside and around"},
+                ),
+                _m(
+                    "a bend after the sum",
+                    "The stream may be negative: there is no max after the sum.",
+                    **{"order": "bent"},
+                ),
                 _m(
                     "post-norm",
                     "You normalized the sum, as in the first paper. Here the norm is on the way into the layer only.",
@@ -623,6 +689,26 @@ EXERCISE = Exercise(
             layer_norm_gradient,
             _gradient_cases,
             (
+                _m(
+                    "means over everything",
+                    "Each vector has its own two means: axis -1, keepdims.",
+                    **{"mean_term": "all", "y_term": "all"},
+                ),
+                _m(
+                    "a factor of 2 in the variance's part",
+                    "The 2 of the square and the half of the root cancel.",
+                    **{"y_term": "double"},
+                ),
+                _m(
+                    "D - 1 in the mean of the products",
+                    "The variance is divided by D, and so is its gradient.",
+                    **{"y_term": "D - 1"},
+                ),
+                _m(
+                    "the derivative of each number alone",
+                    "1 - y^2 belongs to tanh. Here all numbers of a vector depend on each other.",
+                    **{"factor": "as of tanh"},
+                ),
                 _m(
                     "as if the mean were fixed",
                     "Moving one number moves the mean as well. If all of d_out is equal, your result is not 0.",
