@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 LESSONS = Path(__file__).parent
-sys.path.insert(0, str(LESSONS))
+sys.path[:0] = [str(LESSONS), str(LESSONS.parent)]
 EXERCISES = LESSONS / "exercises"
 SOLUTIONS = EXERCISES / "solutions"
 
@@ -156,9 +156,13 @@ def check(args: argparse.Namespace) -> int:
             print(f"  the file does not run: {grading.place_of_error(error, str(path))}")
             is_passed = False
             continue
-        for verdict in grading.check(exercise, answers):
+        verdicts = grading.check(exercise, answers)
+        for verdict in verdicts:
             print(f"  {verdict.part}: {verdict.message}")
-            is_passed &= verdict.state == "passed"
+        if all(verdict.state == "passed" for verdict in verdicts):
+            print(f"  Exercise {path.stem[9:11]} is solved.")
+        else:
+            is_passed = False
     return int(not is_passed)
 
 
@@ -209,7 +213,7 @@ def share(text: str) -> float:
     return value
 
 
-def parse() -> argparse.Namespace:
+def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m lessons", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     commands.add_parser("list", help="all lessons and exercises").set_defaults(do=list_all)
@@ -236,15 +240,18 @@ def parse() -> argparse.Namespace:
     command = commands.add_parser("notebooks", help="write a notebook of each lesson")
     command.add_argument("folder", nargs="?", default="build/notebooks")
     command.set_defaults(do=notebooks)
-    return parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> None:
+    args = parse(argv)
+    if code := args.do(args):
+        sys.exit(code)
 
 
 if __name__ == "__main__":
-    arguments = parse()
     if importlib.util.find_spec("jax") is None:
         wrong(f"this Python, {sys.executable}, has no JAX. In the folder of the clone: . .venv/bin/activate")
-    try:
-        sys.exit(arguments.do(arguments))
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        sys.exit(130)
+    from transformer_jax.commands.cli import report_errors
+
+    sys.exit(report_errors(main, sys.argv[1:]))

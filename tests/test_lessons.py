@@ -260,7 +260,10 @@ def test_an_exercise_on_the_command_line(copied):
     code, printed = course(copied, "solution", "98")
     assert code == 0 and "return 2 * x" in printed and "# answer" not in printed
     file.write_text(printed)
-    assert course(copied, "check", "98") == (0, f"lessons/exercises/{file.name}\n  double: passed\n")
+    assert course(copied, "check", "98") == (
+        0,
+        f"lessons/exercises/{file.name}\n  double: passed\n  Exercise 98 is solved.\n",
+    )
     assert course(copied, "hint", "98") == (0, "first hint\nMore: python -m lessons hint 98 2\n")
     assert course(copied, "hint", "98", "3") == (0, "third hint\n")
 
