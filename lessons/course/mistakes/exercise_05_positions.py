@@ -66,7 +66,7 @@ def shift_rotation(
     k, D, *, base=10000.0, exponent="2i/D", layout="pairs", direction=1, signs="rotation", step="k", unit=1.0
 ):
     """The matrix of a shift, with its mistakes as switches."""
-    k = {"k": k, "1": 1, "k+1": k + 1, "k-1": k - 1}[step]
+    k = {"k": k, "1": 1, "k+1": k + 1, "k-1": k - 1, "absolute": abs(k)}[step]
     of_sine, of_cosine = _speeds(D, base, exponent)
     angle, angle_2 = k * of_sine * direction * unit, k * of_cosine * direction * unit
     up, down = {"rotation": (-1, 1), "both plus": (1, 1), "both minus": (-1, -1), "none": (0, 0)}[signs]
@@ -74,9 +74,23 @@ def shift_rotation(
     blocks[:, 0, 0], blocks[:, 1, 1] = np.cos(angle), np.cos(angle_2)
     blocks[:, 0, 1], blocks[:, 1, 0] = up * np.sin(angle_2), down * np.sin(angle)
     matrix = np.zeros((D, D))
-    index = np.arange(D).reshape(D // 2, 2) if layout == "pairs" else np.arange(D).reshape(2, D // 2).T
+    index = np.arange(D).reshape(2, D // 2).T if layout == "halves" else np.arange(D).reshape(D // 2, 2)
     for pair, block in zip(index, blocks, strict=True):
         matrix[np.ix_(pair, pair)] = block
+    if layout == "first pair alone":
+        matrix[2:] = 0
+    elif layout == "last pair missing":
+        matrix[-2:] = 0
+    elif layout == "ones outside":
+        pair = np.arange(D) // 2
+        matrix = np.where(pair[:, None] == pair, matrix, 1.0)
+    elif layout == "mirror":
+        matrix[index[:, 1]] *= -1
+    elif layout == "exchanged":
+        matrix = np.zeros((D, D))
+        for (i, j), a in zip(index, angle, strict=True):
+            matrix[i, i] = matrix[j, j] = np.sin(a)
+            matrix[i, j], matrix[j, i] = -np.cos(a), np.cos(a)
     if layout == "blocks alone":
         return blocks
     return matrix
@@ -97,6 +111,9 @@ def similarity(distances, D, *, base=10000.0, exponent="2i/D", function="cos", c
             "both": lambda: np.sin(d * of_sine) + np.cos(d * of_sine),
             "product": lambda: np.sin(d * of_sine) * np.cos(d * of_sine),
             "square": lambda: np.cos(d * of_sine) ** 2,
+            "absolute": lambda: np.abs(np.cos(d * of_sine)),
+            "distance squared": lambda: np.cos(d**2 * of_sine),
+            "none": lambda: np.ones_like(d * of_sine),
         }[function]()
     collects = {
         "sum": lambda: values.sum(axis=1),
@@ -105,6 +122,8 @@ def similarity(distances, D, *, base=10000.0, exponent="2i/D", function="cos", c
         "double": lambda: 2 * values.sum(axis=1),
         "root": lambda: values.sum(axis=1) / np.sqrt(D),
         "first": lambda: values[:, 0],
+        "product": lambda: values.prod(axis=1),
+        "angles first": lambda: np.cos((d * of_sine).sum(axis=1)),
         "all": lambda: values.sum(),
         "apart": lambda: values,
         "length": lambda: np.sqrt(np.maximum(D - 2 * values.sum(axis=1), 0)),
@@ -159,6 +178,7 @@ def embed(ids, embeddings, positions, *, scale="words", index="token", how="add"
         "words": lambda: words * root + places,
         "none": lambda: words + places,
         "D": lambda: words * D + places,
+        "whole": lambda: words * int(root) + places,
         "divided": lambda: words / root + places,
         "both": lambda: (words + places) * root,
         "positions": lambda: words + places * root,
@@ -364,6 +384,36 @@ EXERCISE = Exercise(
             _shift_cases,
             (
                 _m(
+                    "a shift without direction",
+                    "k = -2 shifts backward: the sign of k decides on the sign of the sines.",
+                    **{"step": "absolute"},
+                ),
+                _m(
+                    "the first pair alone",
+                    "Each of the D / 2 pairs has its block on the diagonal.",
+                    **{"layout": "first pair alone"},
+                ),
+                _m(
+                    "the last pair is missing",
+                    "There are D // 2 pairs, so range(D // 2).",
+                    **{"layout": "last pair missing"},
+                ),
+                _m(
+                    "outside of the blocks it is not 0",
+                    "Pairs do not mix: begin with np.zeros.",
+                    **{"layout": "ones outside"},
+                ),
+                _m(
+                    "the second row has the wrong sign",
+                    "The rows are [cos, -sin] and [sin, cos]: yours is a reflection.",
+                    **{"layout": "mirror"},
+                ),
+                _m(
+                    "sines on the diagonal",
+                    "For k = 0 nothing moves, so the diagonal has the cosines.",
+                    **{"layout": "exchanged"},
+                ),
+                _m(
                     "turned backward",
                     "Your matrix goes k positions back (or it is made for a column vector on its right: transpose it).",
                     direction=-1,
@@ -422,6 +472,31 @@ EXERCISE = Exercise(
             _similarity_cases,
             (
                 _m(
+                    "cosines without their sign",
+                    "A cosine may be negative: far positions may point away from each other.",
+                    **{"function": "absolute"},
+                ),
+                _m(
+                    "the distance is squared",
+                    "Each pair turns by its speed times the distance itself.",
+                    **{"function": "distance squared"},
+                ),
+                _m(
+                    "a vector times itself",
+                    "The two positions differ by the distance: only for 0 are the vectors equal.",
+                    **{"function": "none"},
+                ),
+                _m(
+                    "cosines are multiplied",
+                    "Each pair adds its cosine: a sum, not a product.",
+                    **{"collect": "product"},
+                ),
+                _m(
+                    "angles added before the cosine",
+                    "Each pair has a cosine of its own; add these up.",
+                    **{"collect": "angles first"},
+                ),
+                _m(
                     "sines in place of cosines",
                     "At distance 0 a vector meets itself, and the product is its squared length, not 0. sin a sin b + "
                     "cos a cos b is which function of a - b?",
@@ -475,6 +550,7 @@ EXERCISE = Exercise(
             embed,
             _embed_cases,
             (
+                _m("the root cut to a whole number", "The root of 6 is 2.449, not 2: no int.", **{"scale": "whole"}),
                 _m(
                     "the root is forgotten",
                     "Small embeddings drown in positions of size 1. What does section 3.4 multiply them by?",

@@ -24,6 +24,8 @@ def with_temperature(
         return None
     factors = {"divide": lambda: 1 / temperature, "multiply": lambda: temperature, "forgotten": lambda: 1.0}
     factors |= {"root": lambda: 1 / np.sqrt(temperature), "square": lambda: 1 / temperature**2}
+    if factor == "floor":
+        return _softmax(logits // temperature, axis, overflow) if temperature else None
     with np.errstate(all="ignore"):
         scale = np.float64(np.inf) if temperature == 0 and factor in ("divide", "root", "square") else factors[factor]()
         if where == "after":
@@ -61,7 +63,7 @@ def top_k(
     """Top-k, with its mistakes as switches."""
     probabilities = np.asarray(probabilities, np.float64)
     B, V = probabilities.shape
-    k = max(k + more, 0)
+    k = max(k + more, pool == "at least one")
     if pool == "all":
         rank = np.argsort(np.argsort(-probabilities.reshape(-1), kind="stable"), kind="stable").reshape(B, V)
         is_kept = rank < k
@@ -71,7 +73,7 @@ def top_k(
         kth = -np.sort(-probabilities, axis=1)[:, min(k, V) - 1, None]
         is_kept = probabilities >= kth if ties == "all" else probabilities > kth
     else:
-        order = _ranked(probabilities, ties, direction)
+        order = np.tile(np.arange(V), (B, 1)) if pool == "ids" else _ranked(probabilities, ties, direction)
         is_kept = np.zeros((B, V), bool)
         np.put_along_axis(is_kept, order[:, :k], True, axis=1)
     kept = np.where(is_kept, probabilities, 0)
@@ -119,6 +121,13 @@ def top_p(
         order = np.tile(np.arange(V), (B, 1))
     in_order = np.take_along_axis(probabilities, order, axis=1)
     total = np.cumsum(in_order, axis=1)
+    if order_of == "one less p":
+        is_kept = (probabilities >= 1 - p) | (np.arange(V) == probabilities.argmax(axis=1)[:, None])
+        return _normalized(np.where(is_kept, probabilities, 0), renormalize, is_kept=is_kept)
+    if order_of == "texts":
+        total = np.cumsum(in_order, axis=0)
+    elif order_of == "flat":
+        total = np.cumsum(in_order).reshape(B, V)
     if crossing == "dropped":
         is_first = total <= p
     elif crossing == "dropped_below":
@@ -135,7 +144,9 @@ def top_p(
         is_first = np.concatenate([np.ones((B, 1), bool), (total - in_order < p)[:, :-1]], axis=1)
     else:
         is_first = total - in_order < p
-    if not back:
+    if back == "ranks":
+        is_kept = np.take_along_axis(is_first, order, axis=1)
+    elif not back:
         is_kept = is_first
     else:
         is_kept = np.zeros((B, V), bool)
@@ -161,6 +172,10 @@ def draw(probabilities, u, *, rule="below", first=0, sums="row", from_left=True)
         return np.floor(u[:, 0] * V).astype(int) + first
     if not from_left:
         probabilities = probabilities[:, ::-1]
+    if sums == "texts":
+        return (np.cumsum(probabilities, axis=0) > u).argmax(axis=1) + first
+    if rule == "above":
+        return (np.cumsum(probabilities, axis=1) > u).sum(axis=1) + first
     if sums == "batch":
         total = np.cumsum(probabilities).reshape(probabilities.shape)
     elif sums == "first_u":
@@ -182,7 +197,7 @@ def next_token(logits, temperature, k, p, u, *, order="tkp", largest=False):
     """All together, with its mistakes as switches."""
     if order == "none":
         probabilities = with_temperature(logits, temperature)
-    elif order == "tkp":
+    elif order in ("tkp", "1 - u"):
         probabilities = top_p(top_k(with_temperature(logits, temperature), k), p)
     elif order == "tpk":
         probabilities = top_k(top_p(with_temperature(logits, temperature), p), k)
@@ -196,6 +211,8 @@ def next_token(logits, temperature, k, p, u, *, order="tkp", largest=False):
         kept = top_p(top_k(with_temperature(logits, 1.0), k), p)
         with np.errstate(divide="ignore"):
             probabilities = with_temperature(np.log(kept), temperature)
+    if order == "1 - u":
+        u = 1 - np.asarray(u)
     return draw(probabilities, u, rule="largest" if largest else "below")
 
 
@@ -326,6 +343,9 @@ EXERCISE = Exercise(
             _temperature_cases,
             (
                 Mistake(
+                    "a division in whole numbers", "// cuts off what follows the point. Take /.", {"factor": "floor"}
+                ),
+                Mistake(
                     "the temperature is a factor",
                     "Hot means flat: as the temperature grows, the logits must come nearer to each other. Do yours?",
                     {"factor": "multiply"},
@@ -399,6 +419,16 @@ EXERCISE = Exercise(
             _top_k_cases,
             (
                 Mistake(
+                    "one token less, at least one",
+                    "k tokens stay: a slice [:k] has k of them.",
+                    {"more": -1, "pool": "at least one"},
+                ),
+                Mistake(
+                    "the first ids stay",
+                    "Sort by probability first: the most likely ones stay, whatever their ids.",
+                    {"pool": "ids"},
+                ),
+                Mistake(
                     "ties at the border all stay",
                     "Where the k-th and the next token are equally likely, a threshold keeps both. Keep k by their "
                     "rank, not by their size.",
@@ -457,6 +487,26 @@ EXERCISE = Exercise(
             top_p,
             _top_p_cases,
             (
+                Mistake(
+                    "each token compared with 1 - p",
+                    "It is the sum of the most likely tokens that must reach p.",
+                    {"order_of": "one less p"},
+                ),
+                Mistake(
+                    "sums go down the batch",
+                    "Each row is summed by itself: cumsum along axis 1.",
+                    {"order_of": "texts"},
+                ),
+                Mistake(
+                    "sums run on through the batch",
+                    "cumsum without an axis flattens: each row begins at 0 again.",
+                    {"order_of": "flat"},
+                ),
+                Mistake(
+                    "the order is applied twice",
+                    "To go back from ranks to ids, put values at order (put_along_axis), or take argsort(order).",
+                    {"back": "ranks"},
+                ),
                 Mistake(
                     "the token that reaches p is dropped, sometimes all are",
                     "The set must have probability p or more, so the token that crosses p belongs to it. With a first "
@@ -543,6 +593,16 @@ EXERCISE = Exercise(
             _draw_cases,
             (
                 Mistake(
+                    "sums over the batch",
+                    "The pieces of a row lie side by side: cumsum along axis 1.",
+                    {"sums": "texts"},
+                ),
+                Mistake(
+                    "borders above u are counted",
+                    "The id is the number of borders at or below u: those that lie before it.",
+                    {"rule": "above"},
+                ),
+                Mistake(
                     "the most likely token",
                     "That is greedy: u makes no difference. A draw must give each token its share.",
                     {"rule": "largest"},
@@ -598,6 +658,9 @@ EXERCISE = Exercise(
             next_token,
             _next_token_cases,
             (
+                Mistake(
+                    "1 - u in place of u", "Hand u on as it is: another number draws another token.", {"order": "1 - u"}
+                ),
                 Mistake(
                     "top-p does not see what top-k left",
                     "Top-p must see what top-k left, divided by its sum: then p is reached earlier. You have the order "

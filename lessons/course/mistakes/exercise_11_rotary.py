@@ -21,6 +21,12 @@ def frequencies(head_dim, base, *, first=0, two=2.0, sign=-1.0, over="all", coun
         exponent = two * i / head_dim
     if kind == "linear":
         return 1 - exponent
+    if kind == "no base":
+        return np.exp(sign * exponent)
+    if kind == "loose":
+        return float(base) ** -two * i / head_dim
+    if kind == "floor":
+        return float(base) ** np.floor(sign * exponent)
     if kind == "inverse":
         return 1 / (base * np.maximum(exponent, 1e-30))
     if kind == "exp":
@@ -49,6 +55,22 @@ FREQUENCIES = Part(
     frequencies,
     frequency_cases,
     (
+        Mistake(
+            "the base is forgotten",
+            "exp(-2i / H) has the base e. base^x is base ** x, or exp(x log(base)).",
+            {"kind": "no base"},
+        ),
+        Mistake(
+            "brackets of the exponent are missing",
+            "** binds before * and /: put the whole exponent, -2i / H, in brackets.",
+            {"kind": "loose"},
+        ),
+        Mistake("exponent in whole numbers", "// cuts -2i / H to a whole number. Take /.", {"kind": "floor"}),
+        Mistake(
+            "odd numbers in the exponent",
+            "The exponents are 0, 2, 4, ... over H: the first pair has the frequency 1.",
+            {"first": 0.5},
+        ),
         Mistake(
             "pairs counted from 1",
             "The first pair is number 0, so it turns by base^0 = 1 radian: it is the fastest.",
@@ -432,6 +454,12 @@ def score_at_distance(q, k, distance, base, *, sign=1.0, which="q", scale="root"
     """Right twin; each switch makes one mistake."""
     q, k = np.asarray(q, np.float64), np.asarray(k, np.float64)
     how = how or {}
+    if which == "twice":
+        distance = 2 * distance
+    elif which == "next":
+        distance = distance + 1
+    elif which == "past only":
+        distance = max(distance, 0)
     if which == "both":
         q, k = rotate(q[None], [distance], base, **how)[0], rotate(k[None], [distance], base, **how)[0]
     elif which == "absolute":
@@ -464,6 +492,17 @@ DISTANCE = Part(
     score_at_distance,
     distance_cases,
     (
+        Mistake(
+            "turned by twice the distance",
+            "Either the query turns forward, or the key backward: not both.",
+            {"which": "twice"},
+        ),
+        Mistake("one step too far", "distance is m - n itself: 0 turns nothing.", {"which": "next"}),
+        Mistake(
+            "keys ahead counted as distance 0",
+            "distance may be below 0: then the turn goes the other way.",
+            {"which": "past only"},
+        ),
         Mistake(
             "the distance has the wrong sign",
             "The distance is that of the query minus that of the key. Turn the query forwards by it, or the key "
