@@ -146,6 +146,8 @@ def attention_twin(
         may = may.T
     if mask == "inverted":
         may = ~may
+    if mask == "causal":
+        may = may & np.tri(T, S, dtype=bool)
     factor = {
         "root": H**-0.5,
         "none": 1.0,
@@ -493,6 +495,11 @@ EXERCISE = Exercise(
             attention_twin,
             attention_cases,
             (
+                Mistake(
+                    "a causal mask as well",
+                    "may_attend says all that is to be hidden; keys after the query may be open.",
+                    {"mask": "causal"},
+                ),
                 Mistake(
                     "not divided by the root of H",
                     "The dot products go into the softmax as they are. Which factor keeps them near 1 for wide "

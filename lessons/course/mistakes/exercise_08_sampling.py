@@ -16,6 +16,8 @@ def with_temperature(
     if temperature == 0 and zero == "shared":
         is_largest = logits == logits.max(axis=1, keepdims=True)
         return is_largest / is_largest.sum(axis=1, keepdims=True)
+    if temperature == 0 and zero == "equal":
+        return np.full(logits.shape, 1 / logits.shape[1])
     if temperature == 0 and zero == "last":
         return np.eye(logits.shape[1])[logits.shape[1] - 1 - logits[:, ::-1].argmax(axis=1)]
     if temperature == 0 and zero == "off":
@@ -342,6 +344,11 @@ EXERCISE = Exercise(
             with_temperature,
             _temperature_cases,
             (
+                Mistake(
+                    "temperature 0 makes all equal",
+                    "That is the limit of a very high temperature. Towards 0 the largest logit takes all.",
+                    {"zero": "equal"},
+                ),
                 Mistake(
                     "a division in whole numbers", "// cuts off what follows the point. Take /.", {"factor": "floor"}
                 ),

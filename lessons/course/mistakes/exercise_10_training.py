@@ -801,7 +801,9 @@ def adamw_step(
         update = np.sign(m_hat) if uses == "sign" else m_hat / size
         if outside is None:
             update = m_hat / np.sqrt(v_hat) + epsilon
-    if decay == "without lr":
+    if decay == "lr for the decay only":
+        new = param + sign * (update + lr * weight_decay * param)
+    elif decay == "without lr":
         new = param + sign * lr * update - weight_decay * param
     elif decay == "grows":
         new = param + sign * lr * (update - weight_decay * param)
@@ -849,6 +851,11 @@ ADAMW = Part(
     adamw_step,
     adamw_cases,
     (
+        Mistake(
+            "the update lacks the learning rate",
+            "lr stands before the bracket: it multiplies the quotient and the decay.",
+            {"decay": "lr for the decay only"},
+        ),
         Mistake(
             "moments with b1 and b2 exchanged",
             "m decays with b1 and v with b2. Your corrections are right.",
