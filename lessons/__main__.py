@@ -49,7 +49,7 @@ def title_of(path: Path) -> str:
 
 
 def list_all(_: argparse.Namespace) -> int:
-    from course import grading
+    from course import blanks
 
     print("Lessons (read lessons/NN_name.md; python -m lessons run NN)")
     for path in find(LESSONS, "all"):
@@ -57,7 +57,7 @@ def list_all(_: argparse.Namespace) -> int:
     print("Exercises (edit lessons/exercises/exercise_NN_name.py; python -m lessons check NN)")
     for path in find(EXERCISES, "all"):
         solution = SOLUTIONS / path.name
-        is_begun = path.exists() and path.read_text() != grading.blank_of(solution.read_text())
+        is_begun = path.exists() and path.read_text() != blanks.blank_of(solution.read_text())
         print(f"  {path.stem[9:11]}  {title_of(solution)}{'  (begun)' if is_begun else ''}")
     return 0
 
@@ -185,10 +185,10 @@ def solution(args: argparse.Namespace) -> int:
 
 def reset(args: argparse.Namespace) -> int:
     """Make the blank anew; an answer that was begun is kept beside it."""
-    from course import grading
+    from course import blanks
 
     path = only(args.number)
-    blank = grading.blank_of((SOLUTIONS / path.name).read_text())
+    blank = blanks.blank_of((SOLUTIONS / path.name).read_text())
     if path.exists() and path.read_text() != blank:
         number = next(n for n in range(1, 10_000) if not path.with_suffix(f".{n}.txt").exists())
         kept = path.with_suffix(f".{number}.txt")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from helpers.course import EXERCISES, LESSONS, SOLUTIONS, exercise_of, solution_of
 
-from course import grading  # isort: skip  (helpers.course puts it on the path)
+from course import blanks, grading  # isort: skip  (helpers.course puts it on the path)
 
 STEMS = sorted(path.stem for path in (LESSONS / "course" / "mistakes").glob("exercise_*.py"))
 each_exercise = pytest.mark.parametrize("stem", STEMS)
@@ -49,15 +49,15 @@ def test_the_blank_is_made_from_the_solution(stem):
     solution = (SOLUTIONS / f"{stem}.py").read_text(encoding="utf-8")
     file = EXERCISES / f"{stem}.py"
     changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", file, SOLUTIONS], cwd=EXERCISES)
-    if changed.returncode == 1 and file.read_text(encoding="utf-8") != grading.blank_of(solution):
+    if changed.returncode == 1 and file.read_text(encoding="utf-8") != blanks.blank_of(solution):
         pytest.skip(f"{file.name} has an answer, or python -m lessons reset {stem[9:11]} is due")
-    assert file.read_text(encoding="utf-8") == grading.blank_of(solution), f"python -m lessons reset {stem[9:11]}"
+    assert file.read_text(encoding="utf-8") == blanks.blank_of(solution), f"python -m lessons reset {stem[9:11]}"
 
 
 @each_exercise
 def test_a_blank_is_not_passed(stem, tmp_path):
     blank = tmp_path / f"{stem}.py"
-    blank.write_text(grading.blank_of((SOLUTIONS / f"{stem}.py").read_text(encoding="utf-8")), encoding="utf-8")
+    blank.write_text(blanks.blank_of((SOLUTIONS / f"{stem}.py").read_text(encoding="utf-8")), encoding="utf-8")
     found = grading.check(exercise_of(stem), grading.load(blank))
     assert {verdict.part: verdict.state for verdict in found if verdict.state != "blank"} == {}
 
@@ -264,10 +264,10 @@ def test_a_loop_that_never_ends_is_stopped(tmp_path, monkeypatch):
 def test_marks_of_a_solution_become_open_questions():
     solution = "def f(x):\n    # answer\n    y = x\n    return y\n    # end\n\n\n# answer: N = None\nN = 3\n# end\n"
     blank = "def f(x):\n    raise NotImplementedError  # your answer\n\n\nN = None\n"
-    assert grading.blank_of(solution) == blank
+    assert blanks.blank_of(solution) == blank
     for text in ("# end\n", "# answer\n", "# answer\n# answer\n# end\n"):
         with pytest.raises(AssertionError):
-            grading.blank_of(text)
+            blanks.blank_of(text)
 
 
 def test_an_answer_may_not_change_its_arguments_even_when_it_is_right(tmp_path):
