@@ -2,7 +2,6 @@
 
 import argparse
 import concurrent.futures
-import importlib
 import importlib.util
 import runpy
 import subprocess
@@ -31,16 +30,21 @@ def find(folder: Path, number: str) -> list[Path]:
     if number == "all":
         return files
     wanted = Path(number).stem
-    chosen = [path for path in files if wanted == path.stem or wanted.zfill(2) == path.stem.removeprefix(prefix)[:2]]
+    chosen = [path for path in files if wanted == path.stem or wanted.zfill(2) == number_of(path)]
     if not chosen:
         kind = prefix.strip("_") or "lesson"
         wrong(f"{kind} {number!r}: there is none; `python -m lessons list` shows all.")
     return chosen
 
 
+def number_of(path: Path) -> str:
+    """Number of a lesson or exercise, two digits, by the name of its file."""
+    return path.stem.removeprefix("exercise_")[:2]
+
+
 def title_of(path: Path) -> str:
     """First heading or first line of the docstring of a lesson or exercise, without its number."""
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("# # "):
             return line[7:]
         if line.startswith('"""'):
@@ -53,12 +57,14 @@ def list_all(_: argparse.Namespace) -> int:
 
     print("Lessons (read lessons/NN_name.md; python -m lessons run NN)")
     for path in find(LESSONS, "all"):
-        print(f"  {path.stem[:2]}  {title_of(path)}")
+        print(f"  {number_of(path)}  {title_of(path)}")
     print("Exercises (edit lessons/exercises/exercise_NN_name.py; python -m lessons check NN)")
     for path in find(EXERCISES, "all"):
         solution = SOLUTIONS / path.name
-        is_begun = path.exists() and path.read_text() != blanks.blank_of(solution.read_text())
-        print(f"  {path.stem[9:11]}  {title_of(solution)}{'  (begun)' if is_begun else ''}")
+        is_begun = path.exists() and path.read_text(encoding="utf-8") != blanks.blank_of(
+            solution.read_text(encoding="utf-8")
+        )
+        print(f"  {number_of(path)}  {title_of(solution)}{'  (begun)' if is_begun else ''}")
     return 0
 
 
@@ -81,7 +87,7 @@ def run_each(paths: list[Path], args: argparse.Namespace) -> int:
 
     def run_one(path: Path) -> tuple[float, subprocess.CompletedProcess]:
         start = time.perf_counter()
-        options = [path.stem[:2], f"--steps={args.steps}", f"--seed={args.seed}"]
+        options = [number_of(path), f"--steps={args.steps}", f"--seed={args.seed}"]
         command = [sys.executable, "-m", "lessons", "run", *options]
         done = subprocess.run(command, capture_output=True, text=True, cwd=LESSONS.parent, stdin=subprocess.DEVNULL)
         return time.perf_counter() - start, done
@@ -146,10 +152,10 @@ def check(args: argparse.Namespace) -> int:
     for path in find(EXERCISES, args.number):
         print(path.relative_to(LESSONS.parent))
         if not path.exists():
-            print(f"  the file is missing: python -m lessons reset {path.stem[9:11]}")
+            print(f"  the file is missing: python -m lessons reset {number_of(path)}")
             is_passed = False
             continue
-        exercise = importlib.import_module(f"course.mistakes.{path.stem}").EXERCISE
+        exercise = grading.exercise_of(path.stem)
         try:
             answers = grading.load(path)
         except grading.LEARNERS_ERRORS as error:
@@ -160,7 +166,7 @@ def check(args: argparse.Namespace) -> int:
         for verdict in verdicts:
             print(f"  {verdict.part}: {verdict.message}")
         if all(verdict.state == "passed" for verdict in verdicts):
-            print(f"  Exercise {path.stem[9:11]} is solved.")
+            print(f"  Exercise {number_of(path)} is solved.")
         else:
             is_passed = False
     return int(not is_passed)
@@ -168,8 +174,10 @@ def check(args: argparse.Namespace) -> int:
 
 def hint(args: argparse.Namespace) -> int:
     """Print one of the three hints of an exercise."""
+    from course import grading
+
     path = only(args.number)
-    exercise = importlib.import_module(f"course.mistakes.{path.stem}").EXERCISE
+    exercise = grading.exercise_of(path.stem)
     print(exercise.hints[args.level - 1])
     if args.level < 3:
         print(f"More: python -m lessons hint {args.number} {args.level + 1}")
@@ -178,7 +186,7 @@ def hint(args: argparse.Namespace) -> int:
 
 def solution(args: argparse.Namespace) -> int:
     """Print the solution of an exercise, without its marks."""
-    lines = (SOLUTIONS / only(args.number).name).read_text().splitlines()
+    lines = (SOLUTIONS / only(args.number).name).read_text(encoding="utf-8").splitlines()
     print("\n".join(line for line in lines if not line.strip().startswith(("# answer", "# end"))))
     return 0
 
@@ -188,13 +196,13 @@ def reset(args: argparse.Namespace) -> int:
     from course import blanks
 
     path = only(args.number)
-    blank = blanks.blank_of((SOLUTIONS / path.name).read_text())
-    if path.exists() and path.read_text() != blank:
+    blank = blanks.blank_of((SOLUTIONS / path.name).read_text(encoding="utf-8"))
+    if path.exists() and path.read_text(encoding="utf-8") != blank:
         number = next(n for n in range(1, 10_000) if not path.with_suffix(f".{n}.txt").exists())
         kept = path.with_suffix(f".{number}.txt")
         path.rename(kept)
         print(f"your answer is kept in {kept.relative_to(LESSONS.parent)}")
-    path.write_text(blank)
+    path.write_text(blank, encoding="utf-8")
     print(f"{path.relative_to(LESSONS.parent)} is blank")
     return 0
 

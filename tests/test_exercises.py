@@ -11,7 +11,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.course import EXERCISES, LESSONS, SOLUTIONS, exercise_of, solution_of
+from helpers.course import EXERCISES, LESSONS, SOLUTIONS, solution_of
 
 from course import blanks, grading  # isort: skip  (helpers.course puts it on the path)
 
@@ -27,7 +27,7 @@ def answered(part, answer):
 
 def verdicts(stem, make_answer):
     """(part, verdict) of each part whose answer is make_answer(part); None: there is nothing to try."""
-    for part in exercise_of(stem).parts:
+    for part in grading.exercise_of(stem).parts:
         answer = make_answer(part)
         if answer is not None:
             yield part, grading.check_part(answered(part, answer), solved(stem))
@@ -58,15 +58,15 @@ def test_the_blank_is_made_from_the_solution(stem):
 def test_a_blank_is_not_passed(stem, tmp_path):
     blank = tmp_path / f"{stem}.py"
     blank.write_text(blanks.blank_of((SOLUTIONS / f"{stem}.py").read_text(encoding="utf-8")), encoding="utf-8")
-    found = grading.check(exercise_of(stem), grading.load(blank))
+    found = grading.check(grading.exercise_of(stem), grading.load(blank))
     assert {verdict.part: verdict.state for verdict in found if verdict.state != "blank"} == {}
 
 
 @each_exercise
 def test_its_solution_passes(stem):
-    found = grading.check(exercise_of(stem), solved(stem))
+    found = grading.check(grading.exercise_of(stem), solved(stem))
     assert {verdict.part: verdict.message for verdict in found if verdict.state != "passed"} == {}
-    assert [part.name for part in exercise_of(stem).parts] == [verdict.part for verdict in found] != []
+    assert [part.name for part in grading.exercise_of(stem).parts] == [verdict.part for verdict in found] != []
 
 
 @each_exercise
@@ -127,7 +127,7 @@ def test_a_right_answer_in_another_type_is_passed(stem, change):
 @each_exercise
 def test_each_mistake_gets_its_own_name(stem):
     wrong = {}
-    for part in exercise_of(stem).parts:
+    for part in grading.exercise_of(stem).parts:
         for mistake in part.mistakes:
 
             def answer(*arguments, part=part, mistake=mistake):
@@ -143,7 +143,7 @@ def test_each_mistake_gets_its_own_name(stem):
 
 @each_exercise
 def test_it_has_three_hints_and_its_mistakes_have_names_and_hints(stem):
-    exercise = exercise_of(stem)
+    exercise = grading.exercise_of(stem)
     names = [(part.name, mistake.name) for part in exercise.parts for mistake in part.mistakes]
     hints = [mistake.hint for part in exercise.parts for mistake in part.mistakes]
     assert len(set(names)) == len(names)
@@ -156,7 +156,7 @@ def test_it_has_three_hints_and_its_mistakes_have_names_and_hints(stem):
 def test_hints_are_many_and_each_belongs_to_one_mistake():
     names = {}
     for stem in STEMS:
-        for part in exercise_of(stem).parts:
+        for part in grading.exercise_of(stem).parts:
             hints = [mistake.hint for mistake in part.mistakes]
             assert len(set(hints)) == len(hints), (stem, part.name)
             for mistake in part.mistakes:

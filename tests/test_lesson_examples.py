@@ -7,19 +7,19 @@ import ast
 import runpy
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers.course import LESSONS, SOLUTIONS
 
 from transformer_jax import testing
 from transformer_jax.config import TransformerConfig
 from transformer_jax.models import GPT
 
-EXAMPLES = Path(__file__).parents[1] / "lessons" / "examples"
+EXAMPLES = LESSONS / "examples"
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("example_*.py")), ids=lambda path: path.stem)
@@ -104,7 +104,7 @@ def test_the_stories_have_the_entropy_that_is_said():
     assert not example["is_right"](stories[0].replace(" for ", " the "))
 
 
-BUGS = Path(__file__).parents[1] / "lessons" / "exercises" / "solutions" / "exercise_14_find_the_bug.py"
+BUGS = SOLUTIONS / "exercise_14_find_the_bug.py"
 REPAIRED = {
     "attention_1": (3, "scores = scores / jnp.sqrt(q.shape[-1])"),
     "attention_2": (5, "weights = jax.nn.softmax(scores, axis=-1)"),

@@ -6,6 +6,7 @@ mistake; two switches at once are tried as well.
 
 import copy
 import dataclasses
+import importlib
 import itertools
 import signal
 import traceback
@@ -20,6 +21,7 @@ SECONDS = 20  # that one part of an answer may take
 LEARNERS_ERRORS = (Exception, SystemExit)  # whatever an answer raises becomes a line
 
 Case = tuple[str, tuple]  # a name, and the arguments
+Result = tuple[Case, Any, Any]  # what the answer gave, and what is right
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +31,11 @@ class Mistake:
     name: str
     hint: str
     switches: dict[str, Any]
+
+
+def mistake(name: str, hint: str, **switches: Any) -> Mistake:
+    """Create a Mistake whose switches are keyword arguments."""
+    return Mistake(name, hint, switches)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +77,11 @@ class Verdict:
     mistakes: tuple[str, ...] = ()
 
 
+def exercise_of(stem: str) -> Exercise:
+    """Import the Exercise of a file in course/mistakes, by its name without .py."""
+    return importlib.import_module(f"course.mistakes.{stem}").EXERCISE
+
+
 def check(exercise: Exercise, answers: ModuleType) -> list[Verdict]:
     """Grade all parts of an exercise."""
     return [check_part(part, answers) for part in exercise.parts]
@@ -80,12 +92,11 @@ def check_part(part: Part, answers: ModuleType) -> Verdict:
     if not hasattr(answers, part.name):
         return Verdict(part.name, "blank", "missing from the file; `reset` brings it back.")
     answer = getattr(answers, part.name)
-    results: list[tuple[Case, Any]] = []
+    results: list[Result] = []
     failed: list[tuple[Case, str]] = []
     with _time_limit(), np.errstate(all="ignore"):
         for case in part.cases():
-            label, arguments = case
-            given = copy.deepcopy(arguments)
+            given = copy.deepcopy(case[1])
             try:
                 result = part.call(answer, *given)
             except NotImplementedError:
@@ -98,10 +109,10 @@ def check_part(part: Part, answers: ModuleType) -> Verdict:
             if result is None or result is ...:
                 problem = "it returns nothing: is a return missing?" if callable(answer) else "waits for your answer."
                 return Verdict(part.name, "blank", problem)
-            if not same(given, arguments, 0.0):
+            if not same(given, case[1], 0.0):
                 return Verdict(part.name, "wrong", f"{_named(case)}it changes its arguments.")
-            results.append((case, result))
-        wrong = [(case, result) for case, result in results if not same(result, part.twin(*case[1]), part.tolerance)]
+            results.append((case, result, part.twin(*copy.deepcopy(case[1]))))
+        wrong = [found for found in results if not same(found[1], found[2], part.tolerance)]
         if not wrong and not failed:
             return _check_laws(part, answer)
         found = diagnose(part, results, [case for case, _ in failed]) if wrong else ()
@@ -111,11 +122,10 @@ def check_part(part: Part, answers: ModuleType) -> Verdict:
     if failed:
         case, place = failed[0]
         return Verdict(part.name, "error", f"{_named(case)}{place}.")
-    case, result = wrong[0]
-    return Verdict(part.name, "wrong", difference(case, result, part.twin(*case[1])))
+    return Verdict(part.name, "wrong", difference(*wrong[0]))
 
 
-def diagnose(part: Part, results: list[tuple[Case, Any]], failed: list[Case]) -> tuple[Mistake, ...]:
+def diagnose(part: Part, results: list[Result], failed: list[Case]) -> tuple[Mistake, ...]:
     """Find the mistake, or the two mistakes, whose wrong twin gives the same results; empty if there is none.
 
     Last, a mistake is tried that an answer makes in most of its cases only: such as a mean over padding, with a line of
@@ -134,11 +144,10 @@ def diagnose(part: Part, results: list[tuple[Case, Any]], failed: list[Case]) ->
         switches = {name: value for mistake in mistakes for name, value in mistake.switches.items()}
         if _fits(part, switches, results) and all(_fails(part, switches, case) for case in failed):
             return mistakes
-    rights = [part.twin(*copy.deepcopy(arguments)) for (_, arguments), _ in results]
-    for mistake in part.mistakes:
-        if _fits_mostly(part, mistake.switches, results, rights):
-            if all(_fails(part, mistake.switches, case) for case in failed):
-                return (mistake,)
+    for known in part.mistakes:
+        if _fits_mostly(part, known.switches, results):
+            if all(_fails(part, known.switches, case) for case in failed):
+                return (known,)
     return ()
 
 
@@ -154,23 +163,23 @@ def _fails(part: Part, switches: dict[str, Any], case: Case) -> bool:
     return twin is None or isinstance(twin, Exception)
 
 
-def _fits(part: Part, switches: dict[str, Any], results: list[tuple[Case, Any]]) -> bool:
+def _fits(part: Part, switches: dict[str, Any], results: list[Result]) -> bool:
     differs = False
-    for (label, arguments), result in results:
-        twin = _twin(part, switches, (label, arguments))
+    for case, result, right in results:
+        twin = _twin(part, switches, case)
         if isinstance(twin, Exception):
             return False
         if twin is None:
             continue
         if not same(result, twin, part.tolerance):
             return False
-        differs = differs or not same(twin, part.twin(*arguments), part.tolerance)
+        differs = differs or not same(twin, right, part.tolerance)
     return differs
 
 
-def _fits_mostly(part: Part, switches: dict[str, Any], results: list[tuple[Case, Any]], rights: list[Any]) -> bool:
+def _fits_mostly(part: Part, switches: dict[str, Any], results: list[Result]) -> bool:
     hits = spared = 0
-    for (case, result), right in zip(results, rights, strict=True):
+    for case, result, right in results:
         twin = _twin(part, switches, case)
         if twin is None or isinstance(twin, Exception) or not same(result, twin, part.tolerance):
             if not same(result, right, part.tolerance):

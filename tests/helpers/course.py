@@ -1,6 +1,5 @@
 """Files of the course, and its tools, which are imported as lessons import them."""
 
-import importlib
 import sys
 from pathlib import Path
 
@@ -13,11 +12,6 @@ if str(LESSONS) not in sys.path:
     sys.path.append(str(LESSONS))
 
 from course import grading  # noqa: E402  needs the line above
-
-
-def exercise_of(stem):
-    """The Exercise of a file in lessons/course/mistakes."""
-    return importlib.import_module(f"course.mistakes.{stem}").EXERCISE
 
 
 def solution_of(stem):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from course.grading import Exercise, Mistake, Part
+from course.grading import Exercise, Part, mistake
 
 
 def split_heads(x, N, *, kind="right", order="forward"):
@@ -374,10 +374,6 @@ def _check_heads(answer):
     assert np.allclose(swapped, out[:, order], atol=1e-5), "heads in another order give the same answers in that order."
 
 
-def _m(name, hint, **switches):
-    return Mistake(name, hint, switches)
-
-
 EXERCISE = Exercise(
     "Multi-head attention",
     (
@@ -386,70 +382,72 @@ EXERCISE = Exercise(
             split_heads,
             _split_cases,
             (
-                _m(
+                mistake(
                     "reshaped without a swap",
                     "The shape is right, but head 0 has the first tokens, whole, where it needs a piece of every "
                     "token. "
                     "Cut each vector first, [B, T, N, H], and then exchange two axes.",
                     kind="reshape",
                 ),
-                _m(
+                mistake(
                     "the swap is missing",
                     "You have [B, T, N, H]: cut correctly, but tokens come before heads. Which two axes change places?",
                     kind="no_swap",
                 ),
-                _m(
+                mistake(
                     "every N-th number",
                     "Your head 0 takes the numbers 0, N, 2N, ... It needs the first H numbers in a row: in the "
                     "reshape, "
                     "which of N and H comes last?",
                     kind="interleaved",
                 ),
-                _m(
+                mistake(
                     "N is taken for the width of a head",
                     "You made heads of width N. N is how many there are; their width is D / N.",
                     kind="width_N",
                 ),
-                _m(
+                mistake(
                     "tokens and numbers exchanged",
                     "You have [B, N, H, T]. Each head needs a row for each token, so T comes before H.",
                     kind="transposed",
                 ),
-                _m("heads before texts", "You have [N, B, T, H]. The batch stays the first axis.", kind="first_axis"),
-                _m(
+                mistake(
+                    "heads before texts", "You have [N, B, T, H]. The batch stays the first axis.", kind="first_axis"
+                ),
+                mistake(
                     "texts and heads in one axis",
                     "You have [B * N, T, H]. Some programs do that on purpose, but here the four axes stay apart.",
                     kind="batch_joined",
                 ),
-                _m(
+                mistake(
                     "every head gets the whole vector",
                     "You copied the vectors N times. Heads share the numbers out: each gets D / N of them.",
                     kind="copies",
                 ),
-                _m(
+                mistake(
                     "every head gets the first piece",
                     "All your heads are equal to head 0. Head n begins at the number n * H.",
                     kind="first_head",
                 ),
-                _m(
+                mistake(
                     "the tokens are shared out",
                     "You cut the text, and each head got a part of the tokens. Cut the vectors; each head sees all "
                     "tokens.",
                     kind="tokens",
                 ),
-                _m(
+                mistake(
                     "swapped, then reshaped",
                     "You exchanged tokens and numbers of the whole vectors, and then cut. First cut the last axis into "
                     "N and H, then swap.",
                     kind="swap_then_reshape",
                 ),
-                _m(
+                mistake(
                     "texts mixed",
                     "Numbers of one text are in another. Exchange tokens and heads; leave the first axis, the batch, "
                     "alone.",
                     kind="batch_swapped",
                 ),
-                _m("heads in backward order", "Head 0 takes the first numbers of a vector.", order="backward"),
+                mistake("heads in backward order", "Head 0 takes the first numbers of a vector.", order="backward"),
             ),
             (_check_split,),
         ),
@@ -458,65 +456,65 @@ EXERCISE = Exercise(
             join_heads,
             _join_cases,
             (
-                _m(
+                mistake(
                     "joined without a swap",
                     "The shape is right, but the pieces of a vector now belong to different tokens. Bring the heads "
                     "next to the numbers first: [B, T, N, H].",
                     kind="reshape",
                 ),
-                _m(
+                mistake(
                     "the heads are interleaved",
                     "Your vectors have the first number of every head, then the second of every head. The heads stand "
                     "one after the other: before the reshape, N has to come before H.",
                     kind="interleaved",
                 ),
-                _m("the mean of the heads", "Joining keeps every number: N * H of them for a token.", kind="mean"),
-                _m(
+                mistake("the mean of the heads", "Joining keeps every number: N * H of them for a token.", kind="mean"),
+                mistake(
                     "the sum of the heads",
                     "Heads are put side by side here. They are added up only later, when W_O multiplies.",
                     kind="sum",
                 ),
-                _m(
+                mistake(
                     "not yet reshaped",
                     "You have [B, T, N, H]. One step is missing: the last two axes become one.",
                     kind="swap_alone",
                 ),
-                _m(
+                mistake(
                     "heads joined as tokens",
                     "You have [B, N * T, H]: the heads of a token stand below each other. They belong into one vector.",
                     kind="tokens",
                 ),
-                _m(
+                mistake(
                     "texts and tokens in one axis",
                     "You have [B * T, N * H]. The batch stays an axis of its own.",
                     kind="batch_joined",
                 ),
-                _m(
+                mistake(
                     "the last two axes swapped",
                     "You exchanged tokens and numbers. Exchange heads and tokens: axes 1 and 2.",
                     kind="last_axes",
                 ),
-                _m(
+                mistake(
                     "the first two axes swapped",
                     "You exchanged texts and heads. Count the axes from 0: heads are axis 1, tokens are axis 2.",
                     kind="first_axes",
                 ),
-                _m(
+                mistake(
                     "only the first head",
                     "The other N - 1 heads are gone. All of them have an answer.",
                     kind="first_head",
                 ),
-                _m(
+                mistake(
                     "all axes reversed",
                     "`.T` and a reversed transpose move the numbers in front of the heads. Move only the token axis.",
                     kind="all_reversed",
                 ),
-                _m(
+                mistake(
                     "tokens last",
                     "You have [B, N * H, T]. A token is a row here: [B, T, N * H].",
                     kind="channels_first",
                 ),
-                _m("heads joined backward", "The numbers of head 0 come first.", order="backward"),
+                mistake("heads joined backward", "The numbers of head 0 come first.", order="backward"),
             ),
         ),
         Part(
@@ -524,149 +522,151 @@ EXERCISE = Exercise(
             attend_heads,
             _attend_cases,
             (
-                _m(
+                mistake(
                     "closed keys leave after exp",
                     "A closed key with a far larger score leaves nothing of the others. Close keys before the maximum.",
                     **{"mask": "caught"},
                 ),
-                _m(
+                mistake(
                     "exp without the maximum, 0 / 0 caught",
                     "exp of a million is infinite, exp of minus a million is 0. Take each row's largest score away.",
                     **{"mask": "caught", "safe": False},
                 ),
-                _m(
+                mistake(
                     "closed scores not far enough below",
                     "-1e4 is far above a score of minus a million: take -inf, or the lowest number there is.",
                     **{"mask": "fill", "unseen": "whole rows"},
                 ),
-                _m(
+                mistake(
                     "closed scores set to 0, empty rows are right",
                     "exp(0) is 1: a closed key with the score 0 is still read. Take a score whose exponential is 0.",
                     **{"mask": "zero before", "unseen": "whole rows"},
                 ),
-                _m(
+                mistake(
                     "not scaled",
                     "A product of two vectors adds up H numbers, so it grows with H. What is divided away?",
                     scale="none",
                 ),
-                _m("divided by H", "That is too much: typical products grow like the root of H.", scale="H"),
-                _m(
+                mistake("divided by H", "That is too much: typical products grow like the root of H.", scale="H"),
+                mistake(
                     "scaled by the width of the model",
                     "You divide by the root of N * H, the whole vector. A head adds up only its own numbers.",
                     scale="root D",
                 ),
-                _m(
+                mistake(
                     "scaled by the number of keys",
                     "The axis that the product adds up is the width of a head, not the keys. Which shape did you read?",
                     scale="root S",
                 ),
-                _m(
+                mistake(
                     "scaled by the number of queries",
                     "You divide by the root of T. Look at which axis of q is the width: it is the last one.",
                     scale="root T",
                 ),
-                _m(
+                mistake(
                     "scaled by the number of heads",
                     "How many heads there are does not change the size of a product.",
                     scale="root N",
                 ),
-                _m("multiplied by the root", "The root makes the scores smaller, so it divides.", scale="times"),
-                _m(
+                mistake("multiplied by the root", "The root makes the scores smaller, so it divides.", scale="times"),
+                mistake(
                     "scaled after the softmax",
                     "Your weights no longer sum to 1. Scale the scores, then apply the softmax.",
                     scale="after",
                 ),
-                _m(
+                mistake(
                     "softmax over the queries",
                     "Each query has a budget of 1 for its keys. In [B, N, T, S], which axis are the keys?",
                     axis="queries",
                 ),
-                _m(
+                mistake(
                     "softmax over the heads",
                     "Your weights sum to 1 over the heads, as if heads voted. Heads do not share a budget.",
                     axis="heads",
                 ),
-                _m("softmax over queries and keys", "Your whole matrix sums to 1. Every single row must.", axis="all"),
-                _m("the mask is forgotten", "Your answer does not depend on may_attend.", mask="none"),
-                _m("the mask is inverted", "True means that the query may attend to the key.", mask="inverted"),
-                _m(
+                mistake(
+                    "softmax over queries and keys", "Your whole matrix sums to 1. Every single row must.", axis="all"
+                ),
+                mistake("the mask is forgotten", "Your answer does not depend on may_attend.", mask="none"),
+                mistake("the mask is inverted", "True means that the query may attend to the key.", mask="inverted"),
+                mistake(
                     "the mask is transposed",
                     "In may_attend queries are rows and keys are columns, as in the scores.",
                     mask="transposed",
                 ),
-                _m(
+                mistake(
                     "zeroed after the softmax",
                     "The weights that remain do not sum to 1: hidden keys had taken their share. Hide them before.",
                     mask="zero after",
                 ),
-                _m(
+                mistake(
                     "hidden scores set to 0",
                     "exp(0) is 1, so a score of 0 (or of -1e-9) still has a weight. Which score has the weight 0?",
                     mask="zero before",
                 ),
-                _m(
+                mistake(
                     "hidden after the softmax, then divided again",
                     "That works until all weights of the keys that are allowed are rounded to 0, or there is no such "
                     "key: "
                     "then you divide 0 by 0. Hide the scores before the softmax.",
                     mask="renormalized",
                 ),
-                _m(
+                mistake(
                     "no softmax",
                     "You average the values with raw scores. Weights are positive and sum to 1.",
                     axis="none",
                 ),
-                _m(
+                mistake(
                     "hidden scores not low enough",
                     "The scores that are allowed can be lower than your number for hidden ones. Take the lowest number "
                     "that there is.",
                     mask="fill",
                 ),
-                _m(
+                mistake(
                     "nothing to attend to: uniform",
                     "Where all keys are hidden, all scores are equal, and the softmax spreads over all of them. Such a "
                     "query gets zeros.",
                     unseen="uniform",
                 ),
-                _m(
+                mistake(
                     "nothing to attend to: NaN",
                     "A row of -inf has no maximum to subtract, and no sum to divide by. Such a query gets zeros.",
                     unseen="nan",
                 ),
-                _m(
+                mistake(
                     "overflow",
                     "exp of a large score is infinite. Subtract the largest score of each row first: the softmax stays "
                     "the same.",
                     safe=False,
                 ),
-                _m(
+                mistake(
                     "not divided by the sum",
                     "The exponentials are positive, but their sum over the keys is not 1 yet.",
                     divided=False,
                 ),
-                _m("keys and values exchanged", "Queries meet keys. Values are what is averaged.", roles="qvk"),
-                _m("queries and keys exchanged", "Your scores are transposed: rows are queries.", roles="kqv"),
-                _m(
+                mistake("keys and values exchanged", "Queries meet keys. Values are what is averaged.", roles="qvk"),
+                mistake("queries and keys exchanged", "Your scores are transposed: rows are queries.", roles="kqv"),
+                mistake(
                     "the keys are averaged", "The weights come from the keys, but they average the values.", roles="qkk"
                 ),
-                _m(
+                mistake(
                     "one matrix for all heads",
                     "You added up the scores of all heads. Then all heads look at the same keys, and there is no point "
                     "in having several.",
                     heads="summed",
                 ),
-                _m("all heads use the first keys", "Each head has keys of its own, k[:, n].", heads="first keys"),
-                _m(
+                mistake("all heads use the first keys", "Each head has keys of its own, k[:, n].", heads="first keys"),
+                mistake(
                     "all heads average the first values",
                     "Each head has values of its own, v[:, n].",
                     heads="first values",
                 ),
-                _m(
+                mistake(
                     "the mask of the first text for all",
                     "may_attend[0] belongs to text 0. Give the mask an axis for the heads, and keep its batch axis.",
                     texts="first",
                 ),
-                _m(
+                mistake(
                     "the mask of a text for a head",
                     "[B, T, S] was broadcast against [B, N, T, S] from the right, so text b's mask went to head b. "
                     "Where "
@@ -681,92 +681,100 @@ EXERCISE = Exercise(
             multi_head,
             _multi_head_cases,
             (
-                _m("the queries are projected by W_k", "A copied line: queries are x @ W_q.", **{"queries": "W_k"}),
-                _m(
+                mistake(
+                    "the queries are projected by W_k", "A copied line: queries are x @ W_q.", **{"queries": "W_k"}
+                ),
+                mistake(
                     "heads attend to heads",
                     "Your attention mixes the heads of a token with each other: exchange tokens and heads first.",
                     **{"split": "over heads"},
                 ),
-                _m(
+                mistake(
                     "the whole is scaled by the root of D",
                     "After the split a product adds up H = D / N numbers, no longer D.",
                     scale="root D",
                 ),
-                _m("the scale is missing", "The scores of each head are divided by the root of H.", scale="none"),
-                _m("the whole is scaled by H", "Of the width of a head, take the root.", scale="H"),
-                _m(
+                mistake("the scale is missing", "The scores of each head are divided by the root of H.", scale="none"),
+                mistake("the whole is scaled by H", "Of the width of a head, take the root.", scale="H"),
+                mistake(
                     "split by reshape alone",
                     "Your split (and your join) mix tokens. Test split_heads on the example in its docstring.",
                     split="reshape",
                     join="undo",
                 ),
-                _m(
+                mistake(
                     "only the split lacks its swap",
                     "The join is right, but the heads that come into it are pieces of the text. Test split_heads "
                     "alone.",
                     split="reshape",
                 ),
-                _m(
+                mistake(
                     "the heads take every N-th number",
                     "Split and join undo each other, but head n has to own the columns n * H to (n + 1) * H of W_q.",
                     split="interleaved",
                     join="undo",
                 ),
-                _m(
+                mistake(
                     "the join lacks its swap",
                     "The heads attend correctly, but their answers are put together by a reshape alone.",
                     join="reshape",
                 ),
-                _m(
+                mistake(
                     "the joined heads are interleaved",
                     "After the heads have attended, the numbers of one head must stand together again.",
                     join="interleaved",
                 ),
-                _m(
+                mistake(
                     "heads averaged and repeated",
                     "The heads are not a vote. Their answers stand side by side, each H numbers wide.",
                     join="mean",
                 ),
-                _m("W_o is missing", "One matrix still has to mix the answers of the heads.", out="none"),
-                _m("W_o is transposed", "W_o is used as joined @ W_o.", out="transposed"),
-                _m(
+                mistake("W_o is missing", "One matrix still has to mix the answers of the heads.", out="none"),
+                mistake("W_o is transposed", "W_o is used as joined @ W_o.", out="transposed"),
+                mistake(
                     "W_o comes too early",
                     "You multiplied the values by W_o before the split. It mixes heads, so it must come after the "
                     "join.",
                     out="before",
                 ),
-                _m(
+                mistake(
                     "the projections are transposed",
                     "W_q, W_k and W_v are used as x @ W. In PyTorch, a layer stores W transposed; here it is not.",
                     kernels="transposed",
                 ),
-                _m("the values are not projected", "Where is W_v used?", values="none"),
-                _m("the keys are not projected", "Where is W_k used?", keys="none"),
-                _m("the queries are not projected", "Where is W_q used?", queries="none"),
-                _m("the keys are projected by W_q", "Keys have a matrix of their own, W_k.", keys="W_q"),
-                _m("the keys are projected by W_v", "W_v makes values. Which matrix makes keys?", keys="W_v"),
-                _m("the values are projected by W_k", "Check the order of your three matrices.", values="W_k"),
-                _m("the values are projected by W_q", "W_q makes queries. Values have W_v.", values="W_q"),
-                _m(
+                mistake("the values are not projected", "Where is W_v used?", values="none"),
+                mistake("the keys are not projected", "Where is W_k used?", keys="none"),
+                mistake("the queries are not projected", "Where is W_q used?", queries="none"),
+                mistake("the keys are projected by W_q", "Keys have a matrix of their own, W_k.", keys="W_q"),
+                mistake("the keys are projected by W_v", "W_v makes values. Which matrix makes keys?", keys="W_v"),
+                mistake("the values are projected by W_k", "Check the order of your three matrices.", values="W_k"),
+                mistake("the values are projected by W_q", "W_q makes queries. Values have W_v.", values="W_q"),
+                mistake(
                     "W_q and W_k exchanged",
                     "Your scores are transposed: the word that asks and the word that is asked have changed places.",
                     queries="W_k",
                     keys="W_q",
                 ),
-                _m("softmax over the wrong tokens", "Each query's weights sum to 1 over the keys.", axis="queries"),
-                _m(
+                mistake(
+                    "softmax over the wrong tokens", "Each query's weights sum to 1 over the keys.", axis="queries"
+                ),
+                mistake(
                     "softmax across heads",
                     "Heads do not share one budget; each query has one in every head.",
                     axis="heads",
                 ),
-                _m("one head", "Your result does not depend on N. It is attention with one wide head.", heads="one"),
-                _m("heads of width N", "You made D / N heads of width N. It is the other way round.", heads="width N"),
-                _m(
+                mistake(
+                    "one head", "Your result does not depend on N. It is attention with one wide head.", heads="one"
+                ),
+                mistake(
+                    "heads of width N", "You made D / N heads of width N. It is the other way round.", heads="width N"
+                ),
+                mistake(
                     "x is added",
                     "The residual connection comes later, in the block. Return only what attention adds.",
                     residual=True,
                 ),
-                _m("causal", "Here every token may look at all tokens: no mask was asked for.", causal=True),
+                mistake("causal", "Here every token may look at all tokens: no mask was asked for.", causal=True),
             ),
         ),
         Part(
@@ -774,17 +782,17 @@ EXERCISE = Exercise(
             grouped_heads,
             _grouped_cases,
             (
-                _m(
+                mistake(
                     "head number divided by K",
                     "Query head n uses key-value head n // G, where G is the size of a group, N / K.",
                     **{"keys": "over K", "values": "over K"},
                 ),
-                _m(
+                mistake(
                     "grouped scores overflow",
                     "exp of a million is infinite here as well: take each row's largest score away.",
                     **{"safe": False},
                 ),
-                _m(
+                mistake(
                     "tiled",
                     "You gave the key-value heads out in turns: 0, 1, 0, 1. Consecutive query heads share one: 0, 0, "
                     "1, "
@@ -792,70 +800,74 @@ EXERCISE = Exercise(
                     keys="tile",
                     values="tile",
                 ),
-                _m("keys tiled, values repeated", "Keys and values of a query head have the same index.", keys="tile"),
-                _m(
+                mistake(
+                    "keys tiled, values repeated", "Keys and values of a query head have the same index.", keys="tile"
+                ),
+                mistake(
                     "values tiled, keys repeated",
                     "The weights are right, but they average the values of another head.",
                     values="tile",
                 ),
-                _m(
+                mistake(
                     "one key-value head for everything",
                     "You use key-value head 0 alone. There are K of them.",
                     keys="first",
                     values="first",
                 ),
-                _m(
+                mistake(
                     "the last key-value head for the rest",
                     "Your first K query heads have one key-value head each, and all others share the last.",
                     keys="clipped",
                     values="clipped",
                 ),
-                _m(
+                mistake(
                     "groups in backward order",
                     "Query head 0 uses key-value head 0.",
                     keys="reversed",
                     values="reversed",
                 ),
-                _m(
+                mistake(
                     "averaged keys and values",
                     "You averaged the key-value heads into one. They stay different; query heads choose by their "
                     "index.",
                     keys="mean",
                     values="mean",
                 ),
-                _m(
+                mistake(
                     "repeated along the tokens",
                     "You repeated keys along the axis of tokens and cut again. Repeat whole heads: axis 1.",
                     keys="row-major",
                     values="row-major",
                 ),
-                _m(
+                mistake(
                     "query heads of a group averaged at the end",
                     "The result has N heads. Sharing keys does not mean that the queries share an answer.",
                     result="mean",
                 ),
-                _m(
+                mistake(
                     "query heads left out",
                     "You used only the first K query heads. All N have an answer.",
                     result="first",
                 ),
-                _m(
+                mistake(
                     "queries of a group averaged before",
                     "Each query head keeps its own queries, and so its own weights.",
                     result="queries averaged",
                 ),
-                _m(
+                mistake(
                     "a group shares its softmax",
                     "Each query head has a budget of 1, not each group. Normalize over the keys alone.",
                     result="one softmax",
                 ),
-                _m("grouped heads not scaled", "The scores are divided by the root of H here as well.", scale="none"),
-                _m(
+                mistake(
+                    "grouped heads not scaled", "The scores are divided by the root of H here as well.", scale="none"
+                ),
+                mistake(
                     "grouped scores divided by H itself",
                     "The scale is the root of H, in grouped heads, too.",
                     scale="H",
                 ),
-                _m(
+                mistake(
                     "grouped softmax over the queries",
                     "In grouped heads, too, the weights of a query sum to 1 over its keys.",
                     axis="queries",

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from course.grading import Exercise, Mistake, Part
+from course.grading import Exercise, Part, mistake
 
 
 def _speeds(D, base=10000.0, exponent="2i/D"):
@@ -254,10 +254,6 @@ def _check_rotation(answer):
     assert np.allclose(one @ back, np.eye(12), atol=1e-5), "forward and back is not where it began."
 
 
-def _m(name, hint, **switches):
-    return Mistake(name, hint, switches)
-
-
 EXERCISE = Exercise(
     "Positions",
     (
@@ -266,111 +262,115 @@ EXERCISE = Exercise(
             sinusoids,
             _sinusoid_cases,
             (
-                _m(
+                mistake(
                     "exp without a logarithm",
                     "10000^x is exp(x log 10000): the logarithm of 10000 is what x is multiplied by.",
                     **{"exponent": "no logarithm"},
                 ),
-                _m(
+                mistake(
                     "exp with a logarithm to base 10",
                     "exp belongs to the natural logarithm, np.log.",
                     **{"exponent": "decimal"},
                 ),
-                _m(
+                mistake(
                     "positions without their sign",
                     "Position -3 has the sines of -3, which are below those of 3: no absolute value.",
                     **{"own": "absolute"},
                 ),
-                _m(
+                mistake(
                     "divided by the root of D",
                     "The root of D belongs to the embeddings; sines and cosines stay as they are.",
                     **{"layout": "over the root"},
                 ),
-                _m(
+                mistake(
                     "the misprint",
                     "Your cosine has the exponent (2i + 1) / D. A sine and its cosine share one angle, so both have 2i "
                     "/ D; else a shift is no rotation.",
                     exponent="misprint",
                 ),
-                _m(
+                mistake(
                     "the cosine of another angle",
                     "You put the index of each number, even or odd, into 2i. In the formula, i counts pairs: the "
                     "numbers 2i and 2i + 1 have the same i.",
                     exponent="each",
                 ),
-                _m(
+                mistake(
                     "the cosine is twice a step ahead",
                     "The exponent of your cosines has an odd number in it where its sine has an even one. Compute the "
                     "angle once, and use it for both.",
                     exponent="misprint 2",
                 ),
-                _m(
+                mistake(
                     "exponents from 1 / D on",
                     "Your first pair does not turn by 1 for each position. Its exponent is 0.",
                     exponent="sines too",
                 ),
-                _m(
+                mistake(
                     "the exponent is half as large",
                     "Your waves reach only the wavelength of the root of 10000. The exponent is 2i / D, where i counts "
                     "pairs.",
                     exponent="i/D",
                 ),
-                _m(
+                mistake(
                     "the exponent is twice as large",
                     "You multiplied by 2 twice. np.arange(0, D, 2) is 2i already.",
                     exponent="4i/D",
                 ),
-                _m(
+                mistake(
                     "divided by D - 2",
                     "Some programs spread the waves so that the last one has exactly the base. The paper divides by D.",
                     exponent="2i/(D-2)",
                 ),
-                _m("divided by D - 1", "The exponent of the paper is 2i / D.", exponent="2i/(D-1)"),
-                _m(
+                mistake("divided by D - 1", "The exponent of the paper is 2i / D.", exponent="2i/(D-1)"),
+                mistake(
                     "pairs counted from 1",
                     "The first pair has i = 0, so it turns by one radian for each position.",
                     exponent="from 1",
                 ),
-                _m(
+                mistake(
                     "D is forgotten",
                     "The exponent is 2i / D. Yours grows so fast that all waves but the first stand still.",
                     exponent="2i",
                 ),
-                _m(
+                mistake(
                     "multiplied in place of divided",
                     "Your waves get faster from pair to pair. p is divided by 10000^(2i / D).",
                     exponent="inverted",
                 ),
-                _m("a whole exponent", "`//` cuts the exponent to a whole number, here always 0.", exponent="floor"),
-                _m("slow waves first", "The first pair is the fastest one.", exponent="backward"),
-                _m("another base: 1000", "Count the zeros of the base: 10000 has four.", base=1000.0),
-                _m("another base: 100000", "Your base has one zero too many: it is 10000.", base=100000.0),
-                _m("another base: e", "np.exp needs a logarithm: 10000^a is exp(a log 10000).", base=np.e),
-                _m("positions counted from 1", "Position p is p, not p + 1: at position 0 all sines are 0.", first=1),
-                _m(
+                mistake(
+                    "a whole exponent", "`//` cuts the exponent to a whole number, here always 0.", exponent="floor"
+                ),
+                mistake("slow waves first", "The first pair is the fastest one.", exponent="backward"),
+                mistake("another base: 1000", "Count the zeros of the base: 10000 has four.", base=1000.0),
+                mistake("another base: 100000", "Your base has one zero too many: it is 10000.", base=100000.0),
+                mistake("another base: e", "np.exp needs a logarithm: 10000^a is exp(a log 10000).", base=np.e),
+                mistake(
+                    "positions counted from 1", "Position p is p, not p + 1: at position 0 all sines are 0.", first=1
+                ),
+                mistake(
                     "the positions are not used",
                     "You counted 0, 1, 2, ... The positions are an argument: they may begin anywhere.",
                     own=False,
                 ),
-                _m(
+                mistake(
                     "positions relative to the first",
                     "You subtracted the first position. A vector says where a token is, not how far from the start of "
                     "the list.",
                     first="row",
                 ),
-                _m(
+                mistake(
                     "all sines first",
                     "You put all sines before all cosines. Here they alternate: sine, cosine, sine, cosine.",
                     layout="halves",
                 ),
-                _m("the table is transposed", "One row a position: [T, D].", layout="transposed"),
-                _m("cosines first", "Even numbers are sines, odd numbers are cosines.", functions="cos sin"),
-                _m("no cosines", "All your numbers are sines. The odd ones are cosines.", functions="sin sin"),
-                _m("no sines", "All your numbers are cosines. The even ones are sines.", functions="cos cos"),
-                _m(
+                mistake("the table is transposed", "One row a position: [T, D].", layout="transposed"),
+                mistake("cosines first", "Even numbers are sines, odd numbers are cosines.", functions="cos sin"),
+                mistake("no cosines", "All your numbers are sines. The odd ones are cosines.", functions="sin sin"),
+                mistake("no sines", "All your numbers are cosines. The even ones are sines.", functions="cos cos"),
+                mistake(
                     "degrees", "np.sin takes radians, and so does the paper: no conversion is needed.", unit=np.pi / 180
                 ),
-                _m(
+                mistake(
                     "whole turns",
                     "There is no 2 pi in this formula: the first wave turns by one radian.",
                     unit=2 * np.pi,
@@ -383,86 +383,90 @@ EXERCISE = Exercise(
             shift_rotation,
             _shift_cases,
             (
-                _m(
+                mistake(
                     "a shift without direction",
                     "k = -2 shifts backward: the sign of k decides on the sign of the sines.",
                     **{"step": "absolute"},
                 ),
-                _m(
+                mistake(
                     "the first pair alone",
                     "Each of the D / 2 pairs has its block on the diagonal.",
                     **{"layout": "first pair alone"},
                 ),
-                _m(
+                mistake(
                     "the last pair is missing",
                     "There are D // 2 pairs, so range(D // 2).",
                     **{"layout": "last pair missing"},
                 ),
-                _m(
+                mistake(
                     "outside of the blocks it is not 0",
                     "Pairs do not mix: begin with np.zeros.",
                     **{"layout": "ones outside"},
                 ),
-                _m(
+                mistake(
                     "the second row has the wrong sign",
                     "The rows are [cos, -sin] and [sin, cos]: yours is a reflection.",
                     **{"layout": "mirror"},
                 ),
-                _m(
+                mistake(
                     "sines on the diagonal",
                     "For k = 0 nothing moves, so the diagonal has the cosines.",
                     **{"layout": "exchanged"},
                 ),
-                _m(
+                mistake(
                     "turned backward",
                     "Your matrix goes k positions back (or it is made for a column vector on its right: transpose it).",
                     direction=-1,
                 ),
-                _m(
+                mistake(
                     "a mirror in place of a turn",
                     "Both sines have a plus. Of the two, cos(a + b) has the minus: cos a cos b - sin a sin b.",
                     signs="both plus",
                 ),
-                _m(
+                mistake(
                     "two minus signs",
                     "Only one of the two sines is negative: sin(a + b) = sin a cos b + cos a sin b has none.",
                     signs="both minus",
                 ),
-                _m(
+                mistake(
                     "no sines in the matrix",
                     "Your matrix is diagonal. Sines and cosines of a pair mix when it turns.",
                     signs="none",
                 ),
-                _m(
+                mistake(
                     "halves",
                     "Your matrix turns number i with number i + D / 2. Here the pairs are neighbours: 0 and 1, 2 and "
                     "3.",
                     layout="halves",
                 ),
-                _m(
+                mistake(
                     "one angle for all pairs",
                     "Every pair has a speed of its own; only the first turns by k.",
                     exponent="none",
                 ),
-                _m(
+                mistake(
                     "the misprint in the matrix",
                     "The two columns of a block have different angles. A pair turns as a whole, by one angle.",
                     exponent="misprint",
                 ),
-                _m("the matrix with half the exponent", "The angle of pair i is k / 10000^(2i / D).", exponent="i/D"),
-                _m(
+                mistake(
+                    "the matrix with half the exponent", "The angle of pair i is k / 10000^(2i / D).", exponent="i/D"
+                ),
+                mistake(
                     "the matrix with twice the exponent",
                     "The angles shrink too fast from pair to pair: is there a 2 too many?",
                     exponent="4i/D",
                 ),
-                _m("fast pairs last", "The first block turns by k, and the later ones by less.", exponent="backward"),
-                _m("angles that grow", "Later pairs turn more slowly: divide k.", exponent="inverted"),
-                _m("pairs from 1 on", "The first block turns by exactly k: its exponent is 0.", exponent="from 1"),
-                _m("always by 1", "Your matrix does not depend on k.", step="1"),
-                _m("by k + 1", "With k = 0 the matrix is the identity.", step="k+1"),
-                _m("by k - 1", "You turn by one position too few: k = 0 must give the identity.", step="k-1"),
-                _m("base 1000 in the matrix", "The base has four zeros, as in sinusoids.", base=1000.0),
-                _m("degrees in the matrix", "Angles are in radians.", unit=np.pi / 180),
+                mistake(
+                    "fast pairs last", "The first block turns by k, and the later ones by less.", exponent="backward"
+                ),
+                mistake("angles that grow", "Later pairs turn more slowly: divide k.", exponent="inverted"),
+                mistake("pairs from 1 on", "The first block turns by exactly k: its exponent is 0.", exponent="from 1"),
+                mistake("always by 1", "Your matrix does not depend on k.", step="1"),
+                mistake("by k + 1", "With k = 0 the matrix is the identity.", step="k+1"),
+                mistake("by k - 1", "You turn by one position too few: k = 0 must give the identity.", step="k-1"),
+                mistake("base 1000 in the matrix", "The base has four zeros, as in sinusoids.", base=1000.0),
+                mistake("degrees in the matrix", "Angles are in radians.", unit=np.pi / 180),
             ),
             (_check_rotation,),
         ),
@@ -471,78 +475,86 @@ EXERCISE = Exercise(
             similarity,
             _similarity_cases,
             (
-                _m(
+                mistake(
                     "cosines without their sign",
                     "A cosine may be negative: far positions may point away from each other.",
                     **{"function": "absolute"},
                 ),
-                _m(
+                mistake(
                     "the distance is squared",
                     "Each pair turns by its speed times the distance itself.",
                     **{"function": "distance squared"},
                 ),
-                _m(
+                mistake(
                     "a vector times itself",
                     "The two positions differ by the distance: only for 0 are the vectors equal.",
                     **{"function": "none"},
                 ),
-                _m(
+                mistake(
                     "cosines are multiplied",
                     "Each pair adds its cosine: a sum, not a product.",
                     **{"collect": "product"},
                 ),
-                _m(
+                mistake(
                     "angles added before the cosine",
                     "Each pair has a cosine of its own; add these up.",
                     **{"collect": "angles first"},
                 ),
-                _m(
+                mistake(
                     "sines in place of cosines",
                     "At distance 0 a vector meets itself, and the product is its squared length, not 0. sin a sin b + "
                     "cos a cos b is which function of a - b?",
                     function="sin",
                 ),
-                _m(
+                mistake(
                     "sines and cosines of the distance",
                     "Do not multiply with position 0's vector of ones only: sin a sin b + cos a cos b is one cosine.",
                     function="both",
                 ),
-                _m("sine times cosine", "The sines meet sines, and the cosines meet cosines.", function="product"),
-                _m("squared cosines", "One factor comes from each position: there is no square.", function="square"),
-                _m("the mean of the pairs", "A product of vectors adds up; it does not average.", collect="mean"),
-                _m("divided by D", "Nothing is divided: at distance 0 the result is D / 2.", collect="half"),
-                _m(
+                mistake("sine times cosine", "The sines meet sines, and the cosines meet cosines.", function="product"),
+                mistake(
+                    "squared cosines", "One factor comes from each position: there is no square.", function="square"
+                ),
+                mistake("the mean of the pairs", "A product of vectors adds up; it does not average.", collect="mean"),
+                mistake("divided by D", "Nothing is divided: at distance 0 the result is D / 2.", collect="half"),
+                mistake(
                     "every pair counted twice",
                     "At distance 0 you have D, but sin^2 + cos^2 = 1 for each of the D / 2 pairs.",
                     collect="double",
                 ),
-                _m("scaled as in attention", "No root here: it is the plain product.", collect="root"),
-                _m("the first pair alone", "All D / 2 pairs count.", collect="first"),
-                _m(
+                mistake("scaled as in attention", "No root here: it is the plain product.", collect="root"),
+                mistake("the first pair alone", "All D / 2 pairs count.", collect="first"),
+                mistake(
                     "one number for all distances",
                     "Each distance has a result of its own: sum over pairs only.",
                     collect="all",
                 ),
-                _m("not added up", "You have a row of D / 2 cosines for each distance. Add them up.", collect="apart"),
-                _m(
+                mistake(
+                    "not added up", "You have a row of D / 2 cosines for each distance. Add them up.", collect="apart"
+                ),
+                mistake(
                     "the distance of the vectors",
                     "That is how far apart the two vectors lie. The product was asked for.",
                     collect="length",
                 ),
-                _m("similarity with half the exponent", "The speed of pair i is 1 / 10000^(2i / D).", exponent="i/D"),
-                _m("similarity with twice the exponent", "Is there a 2 too many in your exponent?", exponent="4i/D"),
-                _m(
+                mistake(
+                    "similarity with half the exponent", "The speed of pair i is 1 / 10000^(2i / D).", exponent="i/D"
+                ),
+                mistake(
+                    "similarity with twice the exponent", "Is there a 2 too many in your exponent?", exponent="4i/D"
+                ),
+                mistake(
                     "similarity with the misprint",
                     "With one angle for each pair, the product is a sum of D / 2 cosines, not of D halves.",
                     exponent="misprint",
                 ),
-                _m(
+                mistake(
                     "similarity with pairs from 1",
                     "i begins at 0: the first cosine is that of the distance itself.",
                     exponent="from 1",
                 ),
-                _m("similarity with base 1000", "The base is the same as in sinusoids.", base=1000.0),
-                _m("the distance plus 1", "Distance 0 means the same position.", absolute=True),
+                mistake("similarity with base 1000", "The base is the same as in sinusoids.", base=1000.0),
+                mistake("the distance plus 1", "Distance 0 means the same position.", absolute=True),
             ),
         ),
         Part(
@@ -550,69 +562,73 @@ EXERCISE = Exercise(
             embed,
             _embed_cases,
             (
-                _m("the root cut to a whole number", "The root of 6 is 2.449, not 2: no int.", **{"scale": "whole"}),
-                _m(
+                mistake(
+                    "the root cut to a whole number", "The root of 6 is 2.449, not 2: no int.", **{"scale": "whole"}
+                ),
+                mistake(
                     "the root is forgotten",
                     "Small embeddings drown in positions of size 1. What does section 3.4 multiply them by?",
                     scale="none",
                 ),
-                _m("multiplied by D", "The factor is the root of D.", scale="D"),
-                _m(
+                mistake("multiplied by D", "The factor is the root of D.", scale="D"),
+                mistake(
                     "divided by the root",
                     "The root makes embeddings larger here. It divides in attention.",
                     scale="divided",
                 ),
-                _m(
+                mistake(
                     "positions are scaled, too",
                     "You multiplied the sum. Scale the embeddings first, then add the positions as they are.",
                     scale="both",
                 ),
-                _m(
+                mistake(
                     "positions are scaled in place of words",
                     "It is the embeddings that are multiplied.",
                     scale="positions",
                 ),
-                _m(
+                mistake(
                     "the root of the vocabulary",
                     "embeddings.shape[0] is V. The width is the other axis.",
                     scale="root V",
                 ),
-                _m("the root of the length", "The factor does not depend on how long the text is.", scale="root T"),
-                _m("the mean of both", "Positions are added, nothing is halved.", scale="half"),
-                _m(
+                mistake(
+                    "the root of the length", "The factor does not depend on how long the text is.", scale="root T"
+                ),
+                mistake("the mean of both", "Positions are added, nothing is halved.", scale="half"),
+                mistake(
                     "positions looked up by token id",
                     "The position of a token is its index in the text, not its id in the vocabulary.",
                     index="ids",
                 ),
-                _m(
+                mistake(
                     "positions looked up by text",
                     "All tokens of a text got the same position, that of the text in the batch. Which axis of ids is "
                     "T?",
                     index="text",
                 ),
-                _m(
+                mistake(
                     "the last rows of the table",
                     "Token 0 has row 0. The rows that are too many are at the end.",
                     index="last",
                 ),
-                _m("positions counted backward", "The first token has position 0.", index="backward"),
-                _m("all tokens at position 0", "Every token got the first row of the table.", index="same"),
-                _m(
+                mistake("positions counted backward", "The first token has position 0.", index="backward"),
+                mistake("all tokens at position 0", "Every token got the first row of the table.", index="same"),
+                mistake(
                     "positions counted on through the batch",
                     "The second text begins at position 0 again.",
                     index="batch",
                 ),
-                _m("token positions counted from 1", "Row 0 of the table is for the first token.", first=1),
-                _m("multiplied by positions", "The position is added.", how="multiply"),
-                _m("positions appended", "The vectors stay D wide: add, do not concatenate.", how="concatenate"),
-                _m("positions subtracted", "The sign: positions are added.", how="subtract"),
-                _m("no positions", "Your result is the embeddings alone.", how="words alone"),
-                _m(
+                mistake("token positions counted from 1", "Row 0 of the table is for the first token.", first=1),
+                mistake("multiplied by positions", "The position is added.", how="multiply"),
+                mistake("positions appended", "The vectors stay D wide: add, do not concatenate.", how="concatenate"),
+                mistake("positions subtracted", "The sign: positions are added.", how="subtract"),
+                mistake("no positions", "Your result is the embeddings alone.", how="words alone"),
+                mistake(
                     "no words",
                     "Your result has the positions, but not the embeddings of the tokens.",
                     how="positions alone",
                 ),
-                _m("positions for the first text only", "All B texts get positions.", batch="first"),
+                mistake("positions for the first text only", "All B texts get positions.", batch="first"),
             ),
         ),
     ),

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from course.grading import Exercise, Mistake, Part
+from course.grading import Exercise, Part, mistake
 
 
 def layer_norm(
@@ -392,10 +392,6 @@ def _check_gradient(answer):
         assert abs(given[t, d] - slope) < 1e-4, f"at ({t}, {d}) the slope is {slope:.5f}, not {given[t, d]:.5f}."
 
 
-def _m(name, hint, **switches):
-    return Mistake(name, hint, switches)
-
-
 EXERCISE = Exercise(
     "Layer norm, feed-forward layer, residual connection",
     (
@@ -404,93 +400,99 @@ EXERCISE = Exercise(
             layer_norm,
             _norm_cases,
             (
-                _m(
+                mistake(
                     "the scale comes first",
                     "The scale is multiplied at the end; what comes first is changed by the norm.",
                     **{"scaled": "first"},
                 ),
-                _m("epsilon added twice", "epsilon stands in the root once, and nowhere else.", **{"where": "twice"}),
-                _m(
+                mistake(
+                    "epsilon added twice", "epsilon stands in the root once, and nowhere else.", **{"where": "twice"}
+                ),
+                mistake(
                     "normalized over the tokens",
                     "Each token is normalized alone, over its own D numbers: the last axis.",
                     axis="tokens",
                 ),
-                _m(
+                mistake(
                     "normalized over the texts",
                     "You averaged over the batch: that is batch norm. A text must not depend on its neighbours.",
                     axis="texts",
                 ),
-                _m(
+                mistake(
                     "normalized over a whole text",
                     "All tokens of a text share your mean. Take the last axis alone.",
                     axis="vectors",
                 ),
-                _m(
+                mistake(
                     "normalized over all tokens of the batch",
                     "Each of the D numbers got the mean of all tokens. It is the other way: each token, over its "
                     "numbers.",
                     axis="batch",
                 ),
-                _m(
+                mistake(
                     "normalized over everything",
                     "One mean for the whole array. Give mean and variance an axis, and keep the dimension.",
                     axis="all",
                 ),
-                _m(
+                mistake(
                     "the mean is not subtracted",
                     "You divided x itself. First subtract the mean, then divide.",
                     center="none",
                 ),
-                _m(
+                mistake(
                     "RMS norm",
                     "No mean is subtracted, and the squares are those of x: that is RMSNorm, of newer models.",
                     center="none",
                     spread="squares",
                 ),
-                _m(
+                mistake(
                     "the mean of the squares",
                     "The variance is the mean of the squared deviations from the mean, not of the squared numbers.",
                     spread="squares",
                 ),
-                _m(
+                mistake(
                     "divided by the length",
                     "You made vectors of length 1. The norm makes numbers of mean 0 and variance 1.",
                     center="none",
                     spread="length",
                 ),
-                _m("the median is subtracted", "The center is the mean.", center="median"),
-                _m(
+                mistake("the median is subtracted", "The center is the mean.", center="median"),
+                mistake(
                     "divided by D - 1",
                     "That is the estimate of statisticians (ddof=1, and PyTorch's default for var). Here it is D.",
                     ddof=1,
                 ),
-                _m("the sum of squares", "The variance is a mean: divide the sum of squares by D.", spread="sum"),
-                _m("the mean absolute deviation", "Squares, their mean, and a root.", spread="absolute"),
-                _m("divided by the largest", "The norm divides by the standard deviation.", spread="largest"),
-                _m("not divided", "Your vectors are centered, but their variance is not 1.", spread="none"),
-                _m("divided by the variance", "The root is missing.", where="no root"),
-                _m(
+                mistake("the sum of squares", "The variance is a mean: divide the sum of squares by D.", spread="sum"),
+                mistake("the mean absolute deviation", "Squares, their mean, and a root.", spread="absolute"),
+                mistake("divided by the largest", "The norm divides by the standard deviation.", spread="largest"),
+                mistake("not divided", "Your vectors are centered, but their variance is not 1.", spread="none"),
+                mistake("divided by the variance", "The root is missing.", where="no root"),
+                mistake(
                     "epsilon outside of the root",
                     "sqrt(variance) + epsilon is another number than sqrt(variance + epsilon).",
                     where="outside",
                 ),
-                _m("epsilon is forgotten", "Where all numbers are equal, you divide 0 by 0.", where="forgotten"),
-                _m("epsilon squared", "epsilon is added to the variance as it is.", where="squared"),
-                _m(
+                mistake("epsilon is forgotten", "Where all numbers are equal, you divide 0 by 0.", where="forgotten"),
+                mistake("epsilon squared", "epsilon is added to the variance as it is.", where="squared"),
+                mistake(
                     "epsilon as a lower bound",
                     "epsilon is added always, not only where the variance is small.",
                     where="largest",
                 ),
-                _m("epsilon subtracted", "The sign: variance + epsilon.", where="subtracted"),
-                _m("multiplied by the root", "You multiply by the standard deviation. Divide.", where="multiplied"),
-                _m("a fixed epsilon", "epsilon is an argument; do not write 1e-5 yourself.", fixed=True),
-                _m("the scale is forgotten", "Where is scale used?", scaled="none"),
-                _m("1 + scale", "Some models store scale - 1. Here scale is the factor itself.", scaled="plus one"),
-                _m("divided by the scale", "The result is multiplied by scale.", scaled="divided"),
-                _m("scale and bias exchanged", "scale multiplies, bias is added.", scaled="exchanged"),
-                _m("the bias is forgotten", "Where is bias used?", biased="none"),
-                _m("the bias comes before the scale", "Multiply by scale first, then add bias.", biased="before"),
-                _m("the bias is subtracted", "The last sign is a plus.", biased="minus"),
+                mistake("epsilon subtracted", "The sign: variance + epsilon.", where="subtracted"),
+                mistake(
+                    "multiplied by the root", "You multiply by the standard deviation. Divide.", where="multiplied"
+                ),
+                mistake("a fixed epsilon", "epsilon is an argument; do not write 1e-5 yourself.", fixed=True),
+                mistake("the scale is forgotten", "Where is scale used?", scaled="none"),
+                mistake(
+                    "1 + scale", "Some models store scale - 1. Here scale is the factor itself.", scaled="plus one"
+                ),
+                mistake("divided by the scale", "The result is multiplied by scale.", scaled="divided"),
+                mistake("scale and bias exchanged", "scale multiplies, bias is added.", scaled="exchanged"),
+                mistake("the bias is forgotten", "Where is bias used?", biased="none"),
+                mistake("the bias comes before the scale", "Multiply by scale first, then add bias.", biased="before"),
+                mistake("the bias is subtracted", "The last sign is a plus.", biased="minus"),
             ),
             (_check_norm,),
         ),
@@ -499,59 +501,59 @@ EXERCISE = Exercise(
             gelu,
             _gelu_cases,
             (
-                _m(
+                mistake(
                     "brackets are missing",
                     "(1 + erf(...)) / 2 is one number, and x is multiplied by all of it.",
                     **{"kind": "no brackets"},
                 ),
-                _m(
+                mistake(
                     "GELU cut off at 0",
                     "GELU goes a little below 0 for small negative numbers: no maximum with 0.",
                     **{"kind": "not below 0"},
                 ),
-                _m(
+                mistake(
                     "the approximation with tanh",
                     "GPT-2 computes it so, and it is off by up to 0.0005. Use math.erf, for each number.",
                     kind="tanh",
                 ),
-                _m(
+                mistake(
                     "the approximation with a sigmoid",
                     "x sigmoid(1.702 x) is a rough approximation. The exact one has erf.",
                     kind="sigmoid",
                 ),
-                _m("SiLU", "x sigmoid(x) is SiLU, also called swish.", kind="silu"),
-                _m("ReLU", "That has a corner. GELU at -1 is not 0.", kind="relu"),
-                _m("the probability alone", "You have P(X <= x). Multiply it by x.", kind="P alone"),
-                _m(
+                mistake("SiLU", "x sigmoid(x) is SiLU, also called swish.", kind="silu"),
+                mistake("ReLU", "That has a corner. GELU at -1 is not 0.", kind="relu"),
+                mistake("the probability alone", "You have P(X <= x). Multiply it by x.", kind="P alone"),
+                mistake(
                     "the root of 2 is forgotten",
                     "erf is made for a variance of 1/2. What must x be divided by?",
                     kind="no root",
                 ),
-                _m("divided by 2 inside erf", "Inside erf, x is divided by the root of 2.", kind="halved"),
-                _m("the 1 is forgotten", "erf goes from -1 to 1, a probability from 0 to 1.", kind="no one"),
-                _m("the half is forgotten", "For large x, GELU is x, not 2 x.", kind="no half"),
-                _m(
+                mistake("divided by 2 inside erf", "Inside erf, x is divided by the root of 2.", kind="halved"),
+                mistake("the 1 is forgotten", "erf goes from -1 to 1, a probability from 0 to 1.", kind="no one"),
+                mistake("the half is forgotten", "For large x, GELU is x, not 2 x.", kind="no half"),
+                mistake(
                     "multiplied by the root of 2",
                     "Divide by the root of 2 inside erf; you multiplied.",
                     kind="times root",
                 ),
-                _m("the probability above x", "For large x the probability is 1, not 0: a sign.", kind="minus"),
-                _m("x times erf", "erf(x / sqrt 2) is not yet a probability: it is negative below 0.", kind="erf"),
-                _m(
+                mistake("the probability above x", "For large x the probability is 1, not 0: a sign.", kind="minus"),
+                mistake("x times erf", "erf(x / sqrt 2) is not yet a probability: it is negative below 0.", kind="erf"),
+                mistake(
                     "x times the density",
                     "You took the bell curve. GELU has the area below it, up to x.",
                     kind="density",
                 ),
-                _m("ELU", "exp(x) - 1 below 0 is ELU.", kind="elu"),
-                _m("leaky ReLU", "A line with a small slope below 0 is leaky ReLU.", kind="leaky"),
-                _m("softplus", "log(1 + exp(x)) is softplus.", kind="softplus"),
-                _m("tanh", "tanh is bounded; GELU grows like x.", kind="tanh alone"),
-                _m(
+                mistake("ELU", "exp(x) - 1 below 0 is ELU.", kind="elu"),
+                mistake("leaky ReLU", "A line with a small slope below 0 is leaky ReLU.", kind="leaky"),
+                mistake("softplus", "log(1 + exp(x)) is softplus.", kind="softplus"),
+                mistake("tanh", "tanh is bounded; GELU grows like x.", kind="tanh alone"),
+                mistake(
                     "a sigmoid",
                     "A sigmoid is bounded, and it is only near the probability. GELU is x times it.",
                     kind="sigmoid alone",
                 ),
-                _m(
+                mistake(
                     "tanh without its root",
                     "The approximation has the root of 2 / pi, and the exact GELU has no tanh at all.",
                     kind="tanh without root",
@@ -563,48 +565,52 @@ EXERCISE = Exercise(
             feed_forward,
             _feed_forward_cases,
             (
-                _m(
+                mistake(
                     "b_2 added to the matrix",
                     "b_2 is added to the result, after the product with W_2.",
                     **{"second_bias": None},
                 ),
-                _m("no bend", "Without max(0, ...) two matrices are only one.", activation="none"),
-                _m("GELU", "Here the bend is the paper's: max(0, ...).", activation="gelu"),
-                _m("GELU by tanh", "ReLU was asked for, and this is an approximation of GELU.", activation="gelu tanh"),
-                _m("SiLU inside", "x sigmoid(x) is used in newer models. Here it is max(0, x).", activation="silu"),
-                _m("a leak", "Below 0, ReLU is exactly 0.", activation="leaky"),
-                _m("absolute values", "Negative numbers become 0; they do not turn positive.", activation="abs"),
-                _m(
+                mistake("no bend", "Without max(0, ...) two matrices are only one.", activation="none"),
+                mistake("GELU", "Here the bend is the paper's: max(0, ...).", activation="gelu"),
+                mistake(
+                    "GELU by tanh", "ReLU was asked for, and this is an approximation of GELU.", activation="gelu tanh"
+                ),
+                mistake(
+                    "SiLU inside", "x sigmoid(x) is used in newer models. Here it is max(0, x).", activation="silu"
+                ),
+                mistake("a leak", "Below 0, ReLU is exactly 0.", activation="leaky"),
+                mistake("absolute values", "Negative numbers become 0; they do not turn positive.", activation="abs"),
+                mistake(
                     "min in place of max",
                     "You kept the negative numbers. It is the larger of 0 and x.",
                     activation="min",
                 ),
-                _m("a step", "`x > 0` is 0 or 1. Above 0, ReLU is x.", activation="step"),
-                _m("squared", "ReLU is not squared here.", activation="square"),
-                _m("not below 1", "The bend is at 0: max(0, x).", activation="below 1"),
-                _m("clipped at 6", "ReLU has no upper bound.", activation="six"),
-                _m("clipped at 1", "You clipped to the range from 0 to 1; above, ReLU goes on.", activation="one"),
-                _m("a sigmoid inside", "The inner activation is max(0, x), not a sigmoid.", activation="sigmoid"),
-                _m("tanh inside", "The inner activation is max(0, x), not tanh.", activation="tanh"),
-                _m("softmax inside", "Softmax belongs to attention.", activation="softmax"),
-                _m("bent by the mean", "max(0, x) compares with 0, not with the mean.", activation="row"),
-                _m("the bend at the end", "ReLU stands between the two matrices, not after them.", where="output"),
-                _m(
+                mistake("a step", "`x > 0` is 0 or 1. Above 0, ReLU is x.", activation="step"),
+                mistake("squared", "ReLU is not squared here.", activation="square"),
+                mistake("not below 1", "The bend is at 0: max(0, x).", activation="below 1"),
+                mistake("clipped at 6", "ReLU has no upper bound.", activation="six"),
+                mistake("clipped at 1", "You clipped to the range from 0 to 1; above, ReLU goes on.", activation="one"),
+                mistake("a sigmoid inside", "The inner activation is max(0, x), not a sigmoid.", activation="sigmoid"),
+                mistake("tanh inside", "The inner activation is max(0, x), not tanh.", activation="tanh"),
+                mistake("softmax inside", "Softmax belongs to attention.", activation="softmax"),
+                mistake("bent by the mean", "max(0, x) compares with 0, not with the mean.", activation="row"),
+                mistake("the bend at the end", "ReLU stands between the two matrices, not after them.", where="output"),
+                mistake(
                     "the bend before the last bias",
                     "ReLU comes before W_2, not after it.",
                     where="before the last bias",
                 ),
-                _m("the bend at the start", "First W_1 and b_1, then ReLU.", where="input"),
-                _m("two bends", "The output is not bent: it may be negative.", where="both"),
-                _m("b_1 is forgotten", "Where is b_1 used?", first_bias="none"),
-                _m(
+                mistake("the bend at the start", "First W_1 and b_1, then ReLU.", where="input"),
+                mistake("two bends", "The output is not bent: it may be negative.", where="both"),
+                mistake("b_1 is forgotten", "Where is b_1 used?", first_bias="none"),
+                mistake(
                     "b_1 comes after the bend",
                     "b_1 decides where the bend is, so it is added before.",
                     first_bias="late",
                 ),
-                _m("b_1 is subtracted", "It is x W_1 + b_1.", first_bias="minus"),
-                _m("b_2 is forgotten", "Where is b_2 used?", second_bias=False),
-                _m(
+                mistake("b_1 is subtracted", "It is x W_1 + b_1.", first_bias="minus"),
+                mistake("b_2 is forgotten", "Where is b_2 used?", second_bias=False),
+                mistake(
                     "x added to the layer",
                     "The residual connection is not a part of this layer; half_block has it.",
                     residual=True,
@@ -616,67 +622,77 @@ EXERCISE = Exercise(
             half_block,
             _half_block_cases,
             (
-                _m(
+                mistake(
                     "a fixed epsilon in the half-block",
                     "epsilon is an argument: hand it on to layer_norm.",
                     **{"fixed": True},
                 ),
-                _m(
+                mistake(
                     "scale and bias of the norm exchanged",
                     "layer_norm(x, scale, bias, epsilon): in this order.",
                     **{"scaled": "exchanged"},
                 ),
-                _m(
+                mistake(
                     "x inside and outside",
                     "The layer reads the norm of x alone; x itself is added afterwards.",
                     **{"order": "inside and around"},
                 ),
-                _m(
+                mistake(
                     "a bend after the sum",
                     "The stream may be negative: there is no max after the sum.",
                     **{"order": "bent"},
                 ),
-                _m(
+                mistake(
                     "post-norm",
                     "You normalized the sum, as in the first paper. Here the norm is on the way into the layer only.",
                     order="post",
                 ),
-                _m("no residual connection", "The layer adds to x. Where is x in your result?", order="no residual"),
-                _m("no norm", "The layer reads LN(x), not x.", order="no norm"),
-                _m(
+                mistake(
+                    "no residual connection", "The layer adds to x. Where is x in your result?", order="no residual"
+                ),
+                mistake("no norm", "The layer reads LN(x), not x.", order="no norm"),
+                mistake(
                     "the norm is in the stream",
                     "You added to LN(x). The stream itself, x, stays as it is.",
                     order="normed residual",
                 ),
-                _m(
+                mistake(
                     "the norm is on the wrong x",
                     "You normalized the x that is added, and the layer read the raw one. Exchange the two.",
                     order="beside",
                 ),
-                _m("the norm is on the output", "The norm comes before the layer, not after it.", order="output"),
-                _m("norms on both sides", "One norm is too many: nothing follows the layer but the sum.", order="both"),
-                _m("a norm after the sum, too", "After x + FFN(LN(x)) there is nothing more.", order="pre and post"),
-                _m("x added twice", "Does your feed_forward, or you, add x one more time?", order="twice"),
-                _m("the layer is subtracted", "The output of the layer is added, with a plus.", order="minus"),
-                _m("x is subtracted", "The layer's output and x are added.", order="f minus"),
-                _m("the mean with x", "Nothing is halved.", order="mean"),
-                _m("multiplied by x", "The output of the layer is added to x.", order="product"),
-                _m("the sum is inside", "x is added outside of the layer, at the very end.", order="inside"),
-                _m("the layer is applied twice", "Once is enough.", order="applied twice"),
-                _m("no feed-forward layer", "You added the norm itself. The layer reads it.", order="x alone"),
-                _m("GELU in the half-block", "feed_forward has ReLU.", activation="gelu"),
-                _m("no bend in the half-block", "The ReLU between the two matrices is missing.", activation="none"),
-                _m(
+                mistake("the norm is on the output", "The norm comes before the layer, not after it.", order="output"),
+                mistake(
+                    "norms on both sides", "One norm is too many: nothing follows the layer but the sum.", order="both"
+                ),
+                mistake(
+                    "a norm after the sum, too", "After x + FFN(LN(x)) there is nothing more.", order="pre and post"
+                ),
+                mistake("x added twice", "Does your feed_forward, or you, add x one more time?", order="twice"),
+                mistake("the layer is subtracted", "The output of the layer is added, with a plus.", order="minus"),
+                mistake("x is subtracted", "The layer's output and x are added.", order="f minus"),
+                mistake("the mean with x", "Nothing is halved.", order="mean"),
+                mistake("multiplied by x", "The output of the layer is added to x.", order="product"),
+                mistake("the sum is inside", "x is added outside of the layer, at the very end.", order="inside"),
+                mistake("the layer is applied twice", "Once is enough.", order="applied twice"),
+                mistake("no feed-forward layer", "You added the norm itself. The layer reads it.", order="x alone"),
+                mistake("GELU in the half-block", "feed_forward has ReLU.", activation="gelu"),
+                mistake(
+                    "no bend in the half-block", "The ReLU between the two matrices is missing.", activation="none"
+                ),
+                mistake(
                     "the half-block's norm over tokens",
                     "In LN(x), each token is normalized over its own numbers.",
                     axis="tokens",
                 ),
-                _m("the half-block's norm over everything", "In LN(x), each token has a mean of its own.", axis="all"),
-                _m("the half-block's norm divides by D - 1", "The variance divides by D.", ddof=1),
-                _m("the half-block's epsilon outside", "epsilon belongs inside of the root.", where="outside"),
-                _m("the half-block's norm has no scale", "scale is an argument; multiply by it.", scaled="none"),
-                _m("the half-block's norm has no bias", "bias is an argument; add it in the norm.", biased="none"),
-                _m(
+                mistake(
+                    "the half-block's norm over everything", "In LN(x), each token has a mean of its own.", axis="all"
+                ),
+                mistake("the half-block's norm divides by D - 1", "The variance divides by D.", ddof=1),
+                mistake("the half-block's epsilon outside", "epsilon belongs inside of the root.", where="outside"),
+                mistake("the half-block's norm has no scale", "scale is an argument; multiply by it.", scaled="none"),
+                mistake("the half-block's norm has no bias", "bias is an argument; add it in the norm.", biased="none"),
+                mistake(
                     "RMS norm in the half-block",
                     "Your norm does not subtract the mean.",
                     center="none",
@@ -689,110 +705,116 @@ EXERCISE = Exercise(
             layer_norm_gradient,
             _gradient_cases,
             (
-                _m(
+                mistake(
                     "means over everything",
                     "Each vector has its own two means: axis -1, keepdims.",
                     **{"mean_term": "all", "y_term": "all"},
                 ),
-                _m(
+                mistake(
                     "a factor of 2 in the variance's part",
                     "The 2 of the square and the half of the root cancel.",
                     **{"y_term": "double"},
                 ),
-                _m(
+                mistake(
                     "D - 1 in the mean of the products",
                     "The variance is divided by D, and so is its gradient.",
                     **{"y_term": "D - 1"},
                 ),
-                _m(
+                mistake(
                     "the derivative of each number alone",
                     "1 - y^2 belongs to tanh. Here all numbers of a vector depend on each other.",
                     **{"factor": "as of tanh"},
                 ),
-                _m(
+                mistake(
                     "as if the mean were fixed",
                     "Moving one number moves the mean as well. If all of d_out is equal, your result is not 0.",
                     mean_term="none",
                 ),
-                _m(
+                mistake(
                     "as if the variance were fixed",
                     "Moving one number changes the variance, too. Along y itself, y hardly changes: that part of d_out "
                     "must go.",
                     y_term="none",
                 ),
-                _m(
+                mistake(
                     "as if mean and variance were fixed",
                     "d_out / root is only the first of three parts: x also acts through the mean and the variance.",
                     mean_term="none",
                     y_term="none",
                 ),
-                _m(
+                mistake(
                     "a sum in place of the mean of d_out",
                     "The mean of x has a factor 1 / D. Yours is missing it.",
                     mean_term="sum",
                 ),
-                _m(
+                mistake(
                     "a sum in place of the mean of d_out y",
                     "The variance is a mean as well, so there is a 1 / D in its part.",
                     y_term="sum",
                 ),
-                _m(
+                mistake(
                     "two sums",
                     "Both parts, that of the mean and that of the variance, need a factor 1 / D.",
                     mean_term="sum",
                     y_term="sum",
                 ),
-                _m(
+                mistake(
                     "the mean of d_out times y",
                     "The mean is of the products d_out * y, not of d_out alone.",
                     y_term="apart",
                 ),
-                _m("not divided by the root", "If x is ten times as large, the gradient is a tenth.", factor="none"),
-                _m(
+                mistake(
+                    "not divided by the root", "If x is ten times as large, the gradient is a tenth.", factor="none"
+                ),
+                mistake(
                     "multiplied by the root of the variance",
                     "The gradient is divided by the root, as y was.",
                     factor="times",
                 ),
-                _m("divided by the variance itself", "In the end there is one root, not two.", factor="variance"),
-                _m(
+                mistake("divided by the variance itself", "In the end there is one root, not two.", factor="variance"),
+                mistake(
                     "centered numbers in place of y",
                     "The part of the variance has y, the normalized numbers, twice.",
                     of="centered",
                 ),
-                _m("x in place of y", "You used x where the normalized y belongs.", of="x"),
-                _m(
+                mistake("x in place of y", "You used x where the normalized y belongs.", of="x"),
+                mistake(
                     "the root is divided away twice",
                     "Your y is divided by the variance. It is divided by the root.",
                     of="variance",
                 ),
-                _m(
+                mistake(
                     "the sign of the variance's part",
                     "All of d_out that lies along y is taken away, not added.",
                     sign=1,
                 ),
-                _m("the gradient over the tokens", "Means run over the last axis, as in the norm.", axis=0),
-                _m("epsilon outside, in the gradient", "The root is sqrt(variance + epsilon).", where="outside"),
-                _m(
+                mistake("the gradient over the tokens", "Means run over the last axis, as in the norm.", axis=0),
+                mistake("epsilon outside, in the gradient", "The root is sqrt(variance + epsilon).", where="outside"),
+                mistake(
                     "no epsilon in the gradient",
                     "Where all numbers are equal, only epsilon is left in the root.",
                     where="forgotten",
                 ),
-                _m("D - 1 in the gradient", "The variance divides by D here as well.", ddof=1),
-                _m("the gradient of RMS norm", "x has to be centered, for y and for the root.", center=False),
-                _m(
+                mistake("D - 1 in the gradient", "The variance divides by D here as well.", ddof=1),
+                mistake("the gradient of RMS norm", "x has to be centered, for y and for the root.", center=False),
+                mistake(
                     "the gradient of RMS norm, complete",
                     "You neither center x nor take the mean of d_out away: that is RMSNorm's gradient.",
                     center=False,
                     mean_term="none",
                 ),
-                _m("the sign of everything", "Your result is the gradient times -1.", factor="negative"),
-                _m(
+                mistake("the sign of everything", "Your result is the gradient times -1.", factor="negative"),
+                mistake(
                     "d_out times the norm",
                     "A gradient is d_out times the *slopes* of y, not times y.",
                     factor="product",
                 ),
-                _m("the norm, not its gradient", "You returned y. The gradient depends on d_out.", factor="forward"),
-                _m("d_out itself", "The norm is not the identity: d_out has to go back through it.", factor="d_out"),
+                mistake(
+                    "the norm, not its gradient", "You returned y. The gradient depends on d_out.", factor="forward"
+                ),
+                mistake(
+                    "d_out itself", "The norm is not the identity: d_out has to go back through it.", factor="d_out"
+                ),
             ),
             (_check_gradient,),
         ),
